@@ -1,0 +1,36 @@
+# Only Python, pip and make are needed. Every target creates .venv and installs into it once; a second call installs nothing.
+PYTHON ?= python3
+# real weights and pictures to measure with (see "Figures" in README.md); tests that need them skip without
+SHARED ?= ../shared/data
+BIN := .venv/bin
+export SDLORA_EDGE_DATA := $(SHARED)
+
+.PHONY: demo test lint bench bench-loop figures clean
+
+demo: .venv/installed
+	$(BIN)/sdlora-edge demo --out demo
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: bench-loop
+
+bench-loop: .venv/installed
+	$(BIN)/python tests/bench/loop.py
+	$(MAKE) figures
+
+figures: .venv/installed
+	$(BIN)/python tests/bench/figures.py
+
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[host,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv demo build dist *.egg-info

@@ -1,0 +1,23 @@
+"""`sdlora-edge demo`: the whole loop on the built-in digits, offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .output import Json, emit
+from .train import accuracy_row
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for run, keys, bundle, packets and store; made anew.")] = Path("demo"),
+    json: Json = False,
+) -> None:
+    """Train four tasks on digits, export after the first, ship the others as packets, and compare host and device."""
+    from ..export.demo import run_demo
+
+    value = run_demo(out, lambda run: None if json else typer.echo(accuracy_row(run)))
+    line = "demo: host accuracy {host_accuracy:.3f}, device accuracy {device_accuracy:.3f}, {packets} packets, {packet_bytes} bytes shipped, model {model_bytes} bytes"
+    emit(value, json, lambda: line.format(**value))

@@ -1,0 +1,41 @@
+"""What the commands share: options, and how a result reaches stdout as text or as stable JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Store = Annotated[Path, typer.Option("--store", help="The device's directory.")]
+
+
+def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
+    """The result, on stdout: JSON, or what `text` makes of it."""
+    typer.echo(json.dumps(value, ensure_ascii=False) if as_json else text())
+
+
+def facts(value: dict[str, Any], *names: str) -> str:
+    """Some entries of a result, a line each."""
+    width = max(len(name) for name in names)
+    return "\n".join(f"{name.replace('_', ' '):{width}}  {_short(value[name])}" for name in names)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        shown = ", ".join(str(v) for v in value[:12])
+        return f"{len(value)}: {shown}" + (", ..." if len(value) > 12 else "")
+    return str(value)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns, aligned to the right but for the first."""
+    lines = [head, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in lines
+    )

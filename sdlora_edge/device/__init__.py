@@ -1,0 +1,18 @@
+"""The device side: numpy, Pillow and one engine; never torch. Names resolve lazily, so this imports no engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .runtime import Device, Prediction
+
+__all__ = ["Device", "Prediction"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from . import runtime
+
+        return getattr(runtime, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

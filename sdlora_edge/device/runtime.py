@@ -1,0 +1,198 @@
+"""The device: opens a store, predicts, applies packets, rolls back. One reference is swapped; nothing else is shared."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import files
+from ..bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle, open_bundle
+from ..errors import HealthError, NotForThisDevice, NothingToDo, TrustError
+from ..packet import LIMITS, Packet
+from ..packet import read as read_packet
+from ..state import Factors, TaskState, advance, merge
+from . import canary
+from .engines import open_engine
+from .preprocessing import Picture, Preprocessing
+from .store import Store
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best classes of one picture, best first, as (class name, probability); `generation` says which model answered."""
+
+    top: tuple[tuple[str, float], ...]
+    generation: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Live:
+    """Everything one generation needs to answer. Never changed: an update makes another one and swaps the reference."""
+
+    counter: int
+    packets: tuple[str, ...]
+    state: TaskState
+    factors: tuple[dict[str, Factors], ...]
+    canary_seed: int
+    canary_logits: np.ndarray
+    loaded: Any
+
+
+class Device:
+    """A device's model. `predict` may be called from any number of threads while one thread calls `apply`."""
+
+    def __init__(self, store: Store, bundle: Bundle, threads: int = 0) -> None:
+        self.bundle = bundle
+        self._store = store
+        self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
+        self._engine = open_engine(bundle, threads)
+        generation = store.current()
+        packets = [read_packet(store.packet(d), bundle.trust) for d in generation.packets]
+        self._live = self._build(packets, generation.packets, generation.counter)
+
+    @classmethod
+    def init(cls, bundle: Path | str, store: Path | str) -> Device:
+        """Make a store from a bundle. Raises InputError for a damaged bundle, UsageError where the store exists."""
+        Store.create(Path(store), open_bundle(Path(bundle)))
+        return cls.open(store)
+
+    @classmethod
+    def open(cls, store: Path | str, threads: int = 0) -> Device:
+        """Open a store in the generation in force, every file verified. Raises InputError or TrustError.
+
+        threads: of the engine; 0 leaves it to the engine.
+        """
+        opened = Store(Path(store))
+        return cls(opened, open_bundle(opened.path / "bundle"), threads)
+
+    def predict(self, pictures: Iterable[Picture], top: int = 1, batch_size: int = 32) -> list[Prediction]:
+        """The `top` best classes of each picture. Raises InputError naming a picture that cannot be read."""
+        live = self._live
+        prepare = self._prepare
+        pixels = [prepare.pixels(picture) for picture in pictures]
+        found: list[Prediction] = []
+        for start in range(0, len(pixels), batch_size):
+            logits = self._engine.run(live.loaded, prepare.normalise(np.stack(pixels[start : start + batch_size])))
+            scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+            scores /= scores.sum(axis=1, keepdims=True)
+            for row in scores:
+                best = np.argsort(-row, kind="stable")[:top]
+                found.append(Prediction(tuple((live.state.classes[i], float(row[i])) for i in best), live.counter))
+        return found
+
+    def logits(self, inputs: np.ndarray) -> np.ndarray:
+        """float32 (N, 3, size, size), preprocessed, to logits float32 (N, classes)."""
+        return self._engine.run(self._live.loaded, inputs)
+
+    def apply(self, packet: Path | str, allow_older: bool = False) -> dict[str, Any]:
+        """Verify a packet, build the new weights beside the old, run the canary, commit, swap.
+
+        Until this returns the old generation answers; where it raises, the old one stays in force: InputError or LimitError
+        (unreadable), TrustError (signature, replay), NotForThisDevice (lineage, order), HealthError (canary),
+        NothingToDo (applied already). After a rollback, packets older than the newest ever confirmed are refused unless
+        `allow_older`. Returns what `status` does, with the canary's largest difference and the milliseconds it took.
+        """
+        begin = time.perf_counter()
+        data = files.read(Path(packet), LIMITS.packet)
+        verified = read_packet(data, self.bundle.trust)
+        with self._store.lock():
+            self._refresh()
+            live, manifest = self._live, self.bundle.manifest
+            verified.check(live.state, manifest.lineage, manifest.projections)
+            highest = self._store.current().highest
+            if verified.sequence < highest and not allow_older:
+                raise TrustError(
+                    f"packet {verified.sequence} is older than packet {highest}, the newest this device has confirmed: it was "
+                    "rolled back; to take the older one again on purpose, use --allow-older"
+                )
+            packets = (*live.packets, self._store.add_packet(data))
+            with self._store.replacing(packets, verified.sequence) as generation:
+                new = self._follow(live, [verified], packets, generation.counter)
+                difference = self._check_canary(new)
+            self._live = new
+        elapsed = (time.perf_counter() - begin) * 1000
+        return {**self.status(), "canary_difference": difference, "apply_ms": round(elapsed, 1)}
+
+    def rollback(self) -> dict[str, Any]:
+        """Go back by one packet, for good. Raises NothingToDo in the bundle's own state, HealthError (canary)."""
+        with self._store.lock():
+            self._refresh()
+            if not self._live.packets:
+                raise NothingToDo("nothing to roll back: this device is in the state it was flashed with")
+            packets = self._live.packets[:-1]
+            verified = [read_packet(self._store.packet(d), self.bundle.trust) for d in packets]
+            with self._store.replacing(packets, 0) as generation:
+                new = self._build(verified, packets, generation.counter)
+                self._check_canary(new)
+            self._live = new
+        return self.status()
+
+    def status(self) -> dict[str, Any]:
+        """Where this device stands, as plain values."""
+        live, manifest = self._live, self.bundle.manifest
+        return {
+            "generation": live.counter,
+            "task": live.state.task,
+            "task_name": live.state.name,
+            "highest_task": self._store.current().highest,
+            "state": live.state.digest,
+            "lineage": manifest.lineage,
+            "bundle": self.bundle.id,
+            "model": manifest.model,
+            "target": manifest.target,
+            "precision": manifest.precision,
+            "classes": list(live.state.classes),
+            "packets": len(live.packets),
+            "store_bytes": self._store.size(),
+        }
+
+    def _refresh(self) -> None:
+        """Follow what another process has committed since this one opened the store."""
+        generation = self._store.current()
+        if generation.counter != self._live.counter:
+            packets = [read_packet(self._store.packet(d), self.bundle.trust) for d in generation.packets]
+            self._live = self._build(packets, generation.packets, generation.counter)
+
+    def _build(self, packets: Sequence[Packet], digests: tuple[str, ...], counter: int) -> _Live:
+        """The generation made of the bundle and these packets."""
+        seed, logits = self.bundle.manifest.canary["seed"], np.array(self.bundle.manifest.canary["logits"], np.float32)
+        flashed = _Live(counter, (), self.bundle.state, (), seed, logits, None)
+        return self._follow(flashed, packets, digests, counter)
+
+    def _follow(self, live: _Live, packets: Sequence[Packet], digests: tuple[str, ...], counter: int) -> _Live:
+        manifest, state, factors = self.bundle.manifest, live.state, list(live.factors)
+        seed, logits = live.canary_seed, live.canary_logits
+        for packet in packets:
+            packet.check(state, manifest.lineage, manifest.projections)
+            state = advance(state, packet.update)
+            factors.append(dict(packet.update.factors))
+            seed, logits = packet.canary_seed, packet.canary_logits
+        base = self.bundle.state.magnitudes
+        coefficients = state.magnitudes - np.pad(base, (0, len(state.magnitudes) - len(base)))
+        weights = merge(self.bundle.weights, manifest.projections, [*self.bundle.factors, *factors], coefficients)
+        weights |= {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
+        return _Live(counter, digests, state, tuple(factors), seed, logits, self._engine.load(weights))
+
+    def _check_canary(self, live: _Live) -> float:
+        manifest = self.bundle.manifest
+        inputs = canary.inputs(live.canary_seed, self._prepare, len(live.canary_logits))
+        difference = canary.largest_difference(self._engine.run(live.loaded, inputs), live.canary_logits)
+        if not difference <= manifest.tolerance:
+            raise HealthError(
+                f"canary of task {live.state.task} failed: logits differ by {difference:.2g}, more than {manifest.tolerance:g}; "
+                "the generation before it stays in force"
+            )
+        return difference
+
+
+def open_packet(path: Path, bundle: Bundle) -> Packet:
+    """Read and verify a packet file against a bundle's keys, and that it belongs to the bundle's lineage."""
+    packet = read_packet(files.read(path, LIMITS.packet), bundle.trust)
+    if packet.manifest["lineage"] != bundle.manifest.lineage:
+        raise NotForThisDevice(f"{path} belongs to another lineage than {bundle.path}")
+    return packet

@@ -1,0 +1,49 @@
+"""Every error this package raises on purpose, in one tree. The number is the exit code of the command line.
+
+    SdloraError                   1   never raised itself; what is not in this tree is our bug
+    ├── UsageError                2   the call makes no sense: unknown option value, missing argument
+    ├── InputError                3   a file or folder is missing, unreadable or corrupt
+    │   └── LimitError            3   larger than the reader is willing to look at
+    ├── TrustError                4   signature, threshold or replay: somebody else's packet
+    ├── NotForThisDevice          5   a genuine packet, but of another lineage, or out of order
+    ├── HealthError               6   the canary or the parity check failed; the state before it is in force
+    └── NothingToDo               7   the call is right, and there is no work
+
+A message names the offending thing first and ends with what to do.
+"""
+
+from __future__ import annotations
+
+
+class SdloraError(Exception):
+    """Root of the tree; `exit_code` is what the process ends with."""
+
+    exit_code = 1
+
+
+class UsageError(SdloraError):
+    exit_code = 2
+
+
+class InputError(SdloraError):
+    exit_code = 3
+
+
+class LimitError(InputError):
+    pass
+
+
+class TrustError(SdloraError):
+    exit_code = 4
+
+
+class NotForThisDevice(SdloraError):
+    exit_code = 5
+
+
+class HealthError(SdloraError):
+    exit_code = 6
+
+
+class NothingToDo(SdloraError):
+    exit_code = 7

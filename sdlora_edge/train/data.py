@@ -1,0 +1,206 @@
+"""Where pictures come from (class folders, a ZIP of them, or scikit-learn's digits), and how they are cut into tasks."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from ..device.preprocessing import Preprocessing
+from ..errors import InputError, UsageError
+from ..packet import name_problem
+from .config import DIGITS
+
+log = logging.getLogger("sdlora_edge")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+SPLITS = {"train": "train", "training": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a source: its name for messages, its class, and how to open it."""
+
+    name: str
+    label: str
+    open: Callable[[], Image.Image]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Training and test pictures by class; the keys of both are `classes`, sorted. name: "digits" or the resolved path."""
+
+    name: str
+    train: Mapping[str, Sequence[Picture]]
+    test: Mapping[str, Sequence[Picture]]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.train)
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """pixels: uint8 (N, size, size, 3); targets: int64 (N,), indices into the classes it was decoded for."""
+
+    pixels: np.ndarray
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+def load(data: str, test_fraction: float, seed: int) -> Source:
+    """Open a source: "digits", or a folder or ZIP with a folder per class (and train/ and test/ around them, if present).
+
+    A class is a folder that holds pictures; deeper folders are joined with dots. Without train/ and test/, each class is
+    split by the seed. Raises InputError where there is no such thing, or no class in it.
+    """
+    if data == DIGITS:
+        pictures = _digits()
+        return Source(DIGITS, *_split(pictures, test_fraction, seed))
+    path = Path(data)
+    if path.is_dir():
+        found = _folder(path)
+    elif zipfile.is_zipfile(path):
+        found = _zip(path)
+    elif path.exists():
+        raise InputError(f"{data} is neither a folder nor a ZIP file of pictures")
+    else:
+        raise InputError(f"{data}: no such folder or ZIP file")
+    by_split = _labelled(data, found)
+    if set(by_split) == {""}:
+        return Source(str(path.resolve()), *_split(by_split[""], test_fraction, seed))
+    if "" in by_split or "train" not in by_split:
+        raise InputError(f"{data}: train/ and test/ must stand beside each other, with a folder per class in each")
+    train, test = _by_label(by_split["train"]), _by_label(by_split.get("test", []))
+    if extra := set(test) - set(train):
+        raise InputError(f"{data}: test/ has classes that train/ has not: {', '.join(sorted(extra)[:5])}")
+    return Source(str(path.resolve()), train, {label: test.get(label, []) for label in train})
+
+
+def task_classes(classes: Sequence[str], base: int, tasks: int, seed: int) -> list[list[str]]:
+    """The classes of the base session (if any) and of each task, in an order shuffled by the seed.
+
+    numpy's RandomState, so that seed 1993 gives the order customary in the literature. Raises UsageError where a task
+    would get fewer than two classes: the loss is a cross-entropy over the task's own classes.
+    """
+    if len(classes) < 2:
+        raise UsageError(f"there is one class only ({', '.join(classes)}): at least two are needed to learn a difference")
+    order = [classes[i] for i in np.random.RandomState(seed).permutation(len(classes))]
+    rest = order[base:]
+    if base == 1 or len(rest) < 2 * tasks:
+        raise UsageError(
+            f"{len(classes)} classes are too few for {tasks} tasks of at least two" + f" after a base of {base}" * (base > 0)
+        )
+    cuts = np.array_split(np.arange(len(rest)), tasks)
+    return ([order[:base]] if base else []) + [[rest[i] for i in cut] for cut in cuts]
+
+
+def decode(pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str], prepare: Preprocessing, need: bool) -> Decoded:
+    """Decode the pictures of `classes` once. Unreadable ones are named, counted and skipped with a warning.
+
+    Raises InputError where `need` and a class has no readable picture.
+    """
+    pixels, targets, skipped = [], [], 0
+    for index, label in enumerate(classes):
+        readable = 0
+        for picture in pictures[label]:
+            try:
+                with picture.open() as image:
+                    pixels.append(prepare.pixels(image))
+            except (OSError, zipfile.BadZipFile, InputError) as error:
+                skipped += 1
+                log.warning("%s is skipped: %s", picture.name, error)
+                continue
+            targets.append(index)
+            readable += 1
+        if need and not readable:
+            raise InputError(f"class {label!r} has no readable training picture: mend its files or remove its folder")
+    if skipped:
+        log.warning("%d unreadable picture(s) skipped, %d read", skipped, len(pixels))
+    empty = np.zeros((0, prepare.size, prepare.size, 3), np.uint8)
+    return Decoded(np.stack(pixels) if pixels else empty, np.array(targets, np.int64))
+
+
+def _digits() -> list[Picture]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    return [
+        Picture(f"digit {i}", str(target), partial(Image.fromarray, np.uint8(np.minimum(pixels * 16, 255))))
+        for i, (pixels, target) in enumerate(zip(digits.images, digits.target, strict=True))
+    ]
+
+
+def _folder(path: Path) -> dict[PurePosixPath, Callable[[], Image.Image]]:
+    names = (os.path.join(folder, name) for folder, _, files in os.walk(path, followlinks=True) for name in files)
+    return {PurePosixPath(Path(name).relative_to(path).as_posix()): partial(Image.open, name) for name in sorted(names)}
+
+
+def _zip(path: Path) -> dict[PurePosixPath, Callable[[], Image.Image]]:
+    archive = zipfile.ZipFile(path)
+
+    def opener(member: str) -> Image.Image:
+        return Image.open(io.BytesIO(archive.read(member)))
+
+    return {PurePosixPath(name): partial(opener, name) for name in sorted(archive.namelist()) if not name.endswith("/")}
+
+
+def _labelled(data: str, found: Mapping[PurePosixPath, Callable[[], Image.Image]]) -> dict[str, list[Picture]]:
+    """Pictures by split ("" where there is none), each labelled by its folders below what all have in common."""
+    pictures = {
+        path: open_
+        for path, open_ in found.items()
+        if path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
+    }
+    if loose := [path for path in pictures if len(path.parts) == 1]:
+        log.warning("%s: %d picture(s) outside any class folder are not used", data, len(loose))
+    paths = [path for path in pictures if len(path.parts) > 1]
+    if not paths:
+        raise InputError(f"{data} has no class folders with pictures: put each class's pictures into a folder of its name")
+    strip, depth = 0, min(len(path.parts) for path in paths) - 2
+    while strip < depth and len({path.parts[strip] for path in paths}) == 1 and paths[0].parts[strip] not in SPLITS:
+        strip += 1
+    split = all(path.parts[strip] in SPLITS and len(path.parts) > strip + 2 for path in paths)
+    by_split: dict[str, list[Picture]] = {}
+    folders: dict[str, tuple[str, ...]] = {}
+    for path in paths:
+        parts = path.parts[strip + split : -1]
+        label = unicodedata.normalize("NFC", ".".join(parts))
+        if problem := name_problem(label):
+            raise InputError(f"{data}: class folder {'/'.join(parts)!r} {problem}: rename it")
+        if folders.setdefault(label, parts) != parts:
+            raise InputError(f"{data}: the folders {'/'.join(parts)} and {'/'.join(folders[label])} make one class name")
+        picture = Picture(f"{data}/{path}", label, pictures[path])
+        by_split.setdefault(SPLITS[path.parts[strip]] if split else "", []).append(picture)
+    return by_split
+
+
+def _by_label(pictures: Iterable[Picture]) -> dict[str, list[Picture]]:
+    found: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        found.setdefault(picture.label, []).append(picture)
+    return dict(sorted(found.items()))
+
+
+def _split(
+    pictures: Iterable[Picture], test_fraction: float, seed: int
+) -> tuple[dict[str, list[Picture]], dict[str, list[Picture]]]:
+    """Each class cut by the seed; at least one picture on each side where there are two."""
+    train, test = {}, {}
+    random = np.random.RandomState(seed)
+    for label, items in _by_label(pictures).items():
+        order = random.permutation(len(items))
+        count = min(max(1, round(len(items) * test_fraction)), len(items) - 1)
+        test[label] = [items[i] for i in sorted(order[:count])]
+        train[label] = [items[i] for i in sorted(order[count:])]
+    return train, test

@@ -1,0 +1,37 @@
+"""The metrics of continual learning, from the accuracy matrix R[i][j]: task j after training task i."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def summary(correct: Sequence[Sequence[int]], totals: Sequence[int]) -> dict[str, float | list[float]]:
+    """correct[i][j], j <= i: test pictures of task j answered rightly after task i, out of all classes seen; totals[j]: how
+    many there are. Returns, as fractions in [0, 1] (forgetting and backward transfer as differences of them):
+
+    accuracy             A_i, over all pictures of the tasks 0..i, after each task i
+    last                 A_{T-1}
+    average_anytime      mean over i of A_i
+    forgetting           mean over j < T-1 of ( max_{j <= i < T-1} R[i][j] - R[T-1][j] ); 0 with one task
+    backward_transfer    mean over j < T-1 of ( R[T-1][j] - R[j][j] ); 0 with one task
+    """
+    count = len(correct)
+    sizes = np.array(totals[:count], np.float64)
+    if (sizes <= 0).any():
+        raise ValueError("a task without test pictures cannot be scored")
+    R = np.full((count, count), np.nan)
+    for i, row in enumerate(correct):
+        R[i, : i + 1] = np.array(row[: i + 1]) / sizes[: i + 1]
+    seen = [float((R[i, : i + 1] * sizes[: i + 1]).sum() / sizes[: i + 1].sum()) for i in range(count)]
+    old = range(count - 1)
+    forgetting = [R[j:-1, j].max() - R[-1, j] for j in old]
+    transfer = [R[-1, j] - R[j, j] for j in old]
+    return {
+        "accuracy": seen,
+        "last": seen[-1],
+        "average_anytime": float(np.mean(seen)),
+        "forgetting": float(np.mean(forgetting)) if count > 1 else 0.0,
+        "backward_transfer": float(np.mean(transfer)) if count > 1 else 0.0,
+    }

@@ -1,0 +1,90 @@
+"""Figures never drift: a benchmark writes docs/figures/NAME.json, and this rewrites the README's marked tables from them.
+
+`python tests/bench/figures.py` rewrites; `python tests/bench/figures.py --check` only says whether they differ.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+README, FIGURES = ROOT / "README.md", ROOT / "docs" / "figures"
+PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "numpy", "securesystemslib")
+
+
+def write(name: str, command: str, values: dict[str, Any]) -> Path:
+    """Write docs/figures/NAME.json: the command, the day, the machine class, versions, and what was measured."""
+    facts = {
+        "command": command,
+        "date": date.today().isoformat(),
+        "machine": f"{os.cpu_count()} cores, CPU",
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p).split("+")[0] for p in PACKAGES},
+    }
+    path = FIGURES / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(facts | values, indent=1) + "\n")
+    return path
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def loop(figure: dict[str, Any]) -> str:
+    head = ["task", "host accuracy", "device accuracy", "same class", "largest logit difference", "packet", "applied in"]
+    rows = []
+    for row in figure["tasks"]:
+        shipped = f"{row['packet_bytes']:,} B" if row["packet_bytes"] else "(the bundle)"
+        rows.append(
+            [
+                str(row["task"]),
+                f"{100 * row['host_accuracy']:.1f} %",
+                f"{100 * row['device_accuracy']:.1f} %",
+                f"{row['same_top']} of {row['pictures']}",
+                f"{row['max_logit_difference']:.1e}",
+                shipped,
+                f"{row['apply_ms']:.0f} ms" if row["packet_bytes"] else "",
+            ]
+        )
+    return table(head, rows) + f"\n\nThe whole model: {figure['model_bytes']:,} bytes."
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"loop": loop}
+
+
+def rendered(text: str) -> str:
+    """The README with every marked table made anew."""
+    for name, render in TABLES.items():
+        figure = json.loads((FIGURES / f"{name}.json").read_text())
+        body = render(figure)
+        versions = ", ".join(f"{p} {v}" for p, v in figure["versions"].items())
+        note = f"Made by `{figure['command']}` on {figure['date']} ({figure['machine']}; Python {figure['python']}, {versions})."
+        marked = re.compile(rf"(<!-- figures:{name} -->\n).*?(<!-- /figures:{name} -->)", re.S)
+        text, count = marked.subn(lambda m, new=f"{body}\n\n{note}\n": m[1] + new + m[2], text)  # type: ignore[misc]
+        if count != 1:
+            raise SystemExit(f"README.md has {count} places marked figures:{name}; there must be one")
+    return text
+
+
+def main() -> None:
+    text = README.read_text()
+    new = rendered(text)
+    if "--check" in sys.argv:
+        raise SystemExit(0 if new == text else "README.md's tables differ from docs/figures: run make figures")
+    README.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""A small real run, its bundle and its packets, made once; every test gets its own copy of what it changes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sdlora_edge.export.onnx import export_onnx
+from sdlora_edge.export.packets import build_packets
+
+from sdlora_edge import signing
+from sdlora_edge.cli import main
+from sdlora_edge.train.config import resolve
+from sdlora_edge.train.run import Run
+from sdlora_edge.train.trainer import train
+
+SMALL = {"base_epochs": 3, "epochs": 2, "lr": 0.05, "head": "paper"}
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A run of three tasks on digits, the bundle of its base session, its packets, and the key they are signed with."""
+
+    run: Path
+    bundle: Path
+    packets: list[Path]
+    key: Path
+    trust: signing.Trust
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    return make_fleet(tmp_path_factory.mktemp("fleet"), SMALL)
+
+
+def make_fleet(folder: Path, settings: dict[str, object]) -> Fleet:
+    run = train(resolve(None, settings), folder / "runs" / "small")
+    key, public = signing.new_key("factory", folder / "keys")
+    export_onnx(Run.open(run.path), folder / "bundle", 0, [str(public)])
+    packets = [Path(p["file"]) for p in build_packets(run.path, folder / "bundle", key, out=folder / "packets")]
+    return Fleet(run.path, folder / "bundle", packets, key, signing.Trust((signing.load_public(public),), 1))
+
+
+@pytest.fixture
+def store(fleet: Fleet, tmp_path: Path) -> Path:
+    """A fresh store of the fleet's bundle."""
+    from sdlora_edge.device import Device
+
+    Device.init(fleet.bundle, tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def run_copy(fleet: Fleet, tmp_path: Path) -> Path:
+    shutil.copytree(fleet.run, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Run a command as the console script does."""
+
+    def call(*arguments: object) -> Result:
+        capsys.readouterr()
+        code = main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, but for the lock."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "lock"}
+
+
+def make_pictures(folder: Path, classes: list[str], count: int, size: int = 20, seed: int = 0) -> Path:
+    """Class folders of pictures, each class with its own colour and stripes."""
+    random = np.random.default_rng(seed)
+    for index, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = random.integers(0, 60, (size, size, 3))
+            pixels[:, :: index + 2] += np.array([180, 40 * index % 180, 90])
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{i:02d}.png")
+    return folder
+
+
+def shared(name: str) -> Path:
+    """A file of the real data; the test is skipped where it is not there."""
+    path = Path(os.environ.get("SDLORA_EDGE_DATA", "../shared/data")) / name
+    if not path.is_file():
+        pytest.skip(f"{path} is not here: real pictures and weights lie beside the project")
+    return path

@@ -1,0 +1,211 @@
+"""A device applies, predicts, rolls back, and is never left without a working model."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Fleet, snapshot
+from sdlora_edge.export.parity import host_logits
+
+from sdlora_edge import files, packet, signing
+from sdlora_edge.device import Device
+from sdlora_edge.device.store import CONFIRMED, FAILED, PENDING, Generation, Store
+from sdlora_edge.errors import HealthError, InputError, NothingToDo, UsageError
+from sdlora_edge.train.run import Run
+
+
+def pictures(count: int = 6) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3)).astype(np.uint8))
+
+
+def inputs(device: Device) -> np.ndarray:
+    from sdlora_edge.device.preprocessing import Preprocessing
+
+    prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
+    return prepare.normalise(np.stack([prepare.pixels(p) for p in pictures()]))
+
+
+def test_after_every_packet_the_device_computes_what_the_host_does(fleet: Fleet, store: Path) -> None:
+    run, device = Run.open(fleet.run), Device.open(store)
+    for task, path in enumerate([None, *fleet.packets]):
+        if path:
+            status = device.apply(path)
+            assert status["task"] == task
+            assert status["canary_difference"] <= 1e-4
+        reference = host_logits(run, task, inputs(device))
+        np.testing.assert_allclose(device.logits(inputs(device)), reference, atol=1e-4)
+        answers = device.predict(pictures(), top=2)
+        assert [a.top[0][0] for a in answers] == [run.states[task].classes[i] for i in reference.argmax(axis=1)]
+        assert all(a.top[0][1] >= a.top[1][1] for a in answers)
+
+
+def test_a_rollback_is_exact_and_a_store_opens_as_it_was_left(fleet: Fleet, store: Path) -> None:
+    device = Device.open(store)
+    seen = [device.logits(inputs(device))]
+    for path in fleet.packets:
+        device.apply(path)
+        seen.append(device.logits(inputs(device)))
+    np.testing.assert_array_equal(Device.open(store).logits(inputs(device)), seen[-1])
+    for task in (2, 1, 0):
+        assert device.rollback()["task"] == task
+        np.testing.assert_array_equal(device.logits(inputs(device)), seen[task])
+        np.testing.assert_array_equal(Device.open(store).logits(inputs(device)), seen[task])
+    with pytest.raises(NothingToDo):
+        device.rollback()
+
+
+def test_a_bundle_of_any_task_takes_the_same_packets(fleet: Fleet, store: Path, tmp_path: Path) -> None:
+    from sdlora_edge.export.onnx import export_onnx
+
+    public = str(fleet.key.with_suffix(".pub"))
+    export_onnx(Run.open(fleet.run), tmp_path / "bundle1", 1, [public])
+    later, first = Device.init(tmp_path / "bundle1", tmp_path / "later"), Device.open(store)
+    first.apply(fleet.packets[0])
+    for path in fleet.packets[1:]:
+        assert first.apply(path)["state"] == later.apply(path)["state"]
+        np.testing.assert_allclose(first.logits(inputs(first)), later.logits(inputs(first)), atol=1e-4)
+
+
+def wrong_canary(fleet: Fleet, tmp_path: Path) -> Path:
+    """A genuine packet whose canary the device cannot meet."""
+    run = Run.open(fleet.run)
+    logits = np.full((2, len(run.states[1].classes)), 3.0, np.float32)
+    signers = [signing.load_signer(fleet.key)]
+    data = packet.build(run.updates[0], run.states[0], run.lineage, 1, logits, lambda p: signing.sign(p, signers))
+    (tmp_path / "wrong.sdlora").write_bytes(data)
+    return tmp_path / "wrong.sdlora"
+
+
+def test_a_failing_canary_leaves_the_old_generation_in_force(fleet: Fleet, store: Path, tmp_path: Path) -> None:
+    device = Device.open(store)
+    before, status = device.logits(inputs(device)), device.status()
+    with pytest.raises(HealthError, match="stays in force"):
+        device.apply(wrong_canary(fleet, tmp_path))
+    for opened in (device, Device.open(store)):
+        np.testing.assert_array_equal(opened.logits(inputs(device)), before)
+        assert opened.status()["state"] == status["state"]
+        assert opened.status()["highest_task"] == 0
+    assert device.apply(fleet.packets[0])["task"] == 1
+
+
+@pytest.mark.parametrize("fatal", range(1, 12))
+def test_a_power_cut_at_any_write_leaves_old_or_new(fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch, fatal: int) -> None:
+    """The process dies instead of its n-th file operation of an apply; the store opens, in one of the two generations."""
+
+    class PowerCut(BaseException):
+        pass
+
+    count, dead = 0, False
+    replace, write = files.os.replace, files.write
+
+    def step() -> None:
+        nonlocal count, dead
+        count += 1
+        dead = dead or count >= fatal
+        if dead:
+            raise PowerCut
+
+    def cut_replace(source: object, target: object) -> None:
+        step()
+        replace(source, target)  # type: ignore[arg-type]
+        step()
+
+    def cut_write(path: Path, data: bytes, mode: int = 0o644) -> None:
+        step()
+        write(path, data, mode)
+
+    device = Device.open(store)
+    with monkeypatch.context() as power:
+        power.setattr(files.os, "replace", cut_replace)
+        power.setattr(files, "write", cut_write)
+        with contextlib.suppress(PowerCut):
+            device.apply(fleet.packets[0])
+    again = Device.open(store)
+    task = again.status()["task"]
+    assert task in (0, 1)
+    assert len(again.predict(pictures())) == 6
+    if task == 0:
+        assert again.apply(fleet.packets[0])["task"] == 1
+    assert again.apply(fleet.packets[1])["task"] == 2
+
+
+def test_a_pending_or_damaged_record_is_never_in_force(fleet: Fleet, store: Path) -> None:
+    opened = Store(store)
+    old = opened.current()
+    (store / "generation.0.json").write_bytes(Generation(9, PENDING, ("ab" * 32,), 9).to_json())
+    assert opened.current() == old
+    (store / "generation.0.json").write_bytes(Generation(9, FAILED, ("ab" * 32,), 9).to_json())
+    assert opened.current() == old
+    record = Generation(9, CONFIRMED, (), 9).to_json()
+    (store / "generation.0.json").write_bytes(record.replace(b'"counter":9', b'"counter":8'))
+    assert opened.current() == old
+    (store / "generation.1.json").unlink()
+    with pytest.raises(InputError, match="no confirmed generation"):
+        Device.open(store)
+
+
+def test_a_damaged_file_is_found_on_open(fleet: Fleet, store: Path, tmp_path: Path) -> None:
+    Device.open(store).apply(fleet.packets[0])
+    for path in sorted((store / "packets").iterdir()) + sorted((store / "bundle").iterdir()):
+        copy = tmp_path / "copy"
+        shutil.copytree(store, copy)
+        broken = copy / path.relative_to(store)
+        data = bytearray(broken.read_bytes())
+        data[len(data) // 2] ^= 1
+        broken.write_bytes(data)
+        with pytest.raises(InputError):
+            Device.open(copy)
+        shutil.rmtree(copy)
+
+
+def test_predictions_go_on_while_packets_are_applied(fleet: Fleet, store: Path) -> None:
+    """Each answer is wholly of one generation, and none fails."""
+    device = Device.open(store)
+    stop, seen, errors = threading.Event(), set(), []
+
+    def serve() -> None:
+        while not stop.is_set():
+            try:
+                answer = device.predict(pictures(1), top=20)[0]
+                seen.add((answer.generation, len(answer.top)))
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=serve) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        for path in fleet.packets:
+            device.apply(path, allow_older=True)
+        for _ in fleet.packets:
+            device.rollback()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    classes = {generation: 4 + 2 * min((generation - 1) % 6, 6 - (generation - 1) % 6) for generation, _ in seen}
+    assert all(classes[generation] == count for generation, count in seen)
+    assert len(seen) > 3
+
+
+def test_two_writers_do_not_meet_and_a_second_process_is_followed(fleet: Fleet, store: Path) -> None:
+    one, two = Device.open(store), Device.open(store)
+    with Store(store).lock(), pytest.raises(UsageError, match="another process"):
+        one.apply(fleet.packets[0])
+    one.apply(fleet.packets[0])
+    assert two.apply(fleet.packets[1])["task"] == 2
+
+
+def test_init_refuses_what_exists_and_a_failed_apply_writes_no_packet(fleet: Fleet, store: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="exists already"):
+        Device.init(fleet.bundle, store)
+    before = snapshot(store)
+    (tmp_path / "bad.sdlora").write_bytes(fleet.packets[0].read_bytes()[:-1])
+    with pytest.raises(InputError):
+        Device.open(store).apply(tmp_path / "bad.sdlora")
+    assert snapshot(store) == before

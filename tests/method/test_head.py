@@ -1,0 +1,64 @@
+"""The aligned head: the discriminant of its equation, and statistics that follow a moving backbone."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.covariance import ledoit_wolf_shrinkage
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+from sdlora_edge.method.head import FeatureStatistics
+
+
+def gaussians(classes: int = 5, width: int = 6, each: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    mix = random.standard_normal((width, width))
+    targets = np.repeat(np.arange(classes), each)
+    return (random.standard_normal((classes, width)) * 2)[targets] + random.standard_normal((len(targets), width)) @ mix, targets
+
+
+def test_the_discriminant_is_that_of_scikit_learn() -> None:
+    features, targets = gaussians()
+    shrinkage = ledoit_wolf_shrinkage(features)
+    weight, bias = FeatureStatistics.empty(6).with_classes(features, targets, 5).discriminant(shrinkage)
+    ours = features @ weight.T + bias
+    # scikit-learn's covariance divides by n, ours by n - C; the shrunk matrix is the same up to that factor
+    theirs = (
+        LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage, priors=[0.2] * 5)
+        .fit(features, targets)
+        .decision_function(features)
+    )
+    ours, theirs = (x - x.mean(axis=1, keepdims=True) for x in (ours, theirs))
+    np.testing.assert_allclose(ours / ours.std(), theirs / theirs.std(), atol=0.02)
+
+
+def test_classes_added_in_two_sessions_are_those_added_in_one() -> None:
+    features, targets = gaussians()
+    whole = FeatureStatistics.empty(6).with_classes(features, targets, 5)
+    first = targets < 2
+    parts = (
+        FeatureStatistics.empty(6)
+        .with_classes(features[first], targets[first], 2)
+        .with_classes(features[~first], targets[~first] - 2, 3)
+    )
+    np.testing.assert_allclose(parts.means, whole.means)
+    np.testing.assert_allclose(parts.scatter, whole.scatter)
+    assert parts.count == whole.count
+
+
+def test_old_statistics_follow_a_backbone_that_moves_linearly() -> None:
+    """Where the features move by an affine map, old means and scatter must be those of the moved old features."""
+    random = np.random.default_rng(3)
+    old, old_targets = gaussians(seed=1)
+    new = random.standard_normal((4000, 6)) * 2 + 1
+    turn, shift = np.eye(6) + 0.2 * random.standard_normal((6, 6)), random.standard_normal(6)
+    before = FeatureStatistics.empty(6).with_classes(old, old_targets, 5)
+    followed = before.drifted(new, new @ turn + shift)
+    truth = FeatureStatistics.empty(6).with_classes(old @ turn + shift, old_targets, 5)
+    left, moved = np.abs(followed.means - truth.means).max(), np.abs(before.means - truth.means).max()
+    assert left < 0.15 * moved
+    assert np.abs(followed.scatter - truth.scatter).max() < 0.3 * np.abs(before.scatter - truth.scatter).max()
+
+
+def test_without_old_classes_there_is_nothing_to_follow() -> None:
+    empty = FeatureStatistics.empty(6)
+    assert empty.drifted(np.ones((3, 6)), np.ones((3, 6))) is empty

@@ -1,0 +1,253 @@
+"""Bad input gives one clear line and its exit code, and changes nothing; good input is what the README says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, Fleet, Result, make_fleet, make_pictures, snapshot
+from PIL import Image
+
+from sdlora_edge.device import Device
+
+Cli = Callable[..., Result]
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def refused(result: Result, code: int, *words: str) -> None:
+    """One line on stderr (warnings apart), the right code, nothing on stdout, no traceback."""
+    lines = [line for line in result.err.splitlines() if line and not line.startswith("WARNING")]
+    assert result.code == code, result
+    assert len(lines) == 1, result
+    assert result.out == ""
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in lines[0]
+
+
+def test_bad_pictures(cli: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+
+    def train(data: Path, *more: object) -> Result:
+        base = ("--backbone", "micro_vit", "--base-classes", 2, "--tasks", 1, "--epochs", 1, "--image-size", 16)
+        return cli("train", "--data", data, *base, "--out", out, *more)
+
+    refused(train(tmp_path / "none"), 3, "no such folder")
+    (tmp_path / "file.txt").write_text("hello")
+    refused(train(tmp_path / "file.txt"), 3, "neither a folder nor a ZIP")
+    (tmp_path / "empty").mkdir()
+    refused(train(tmp_path / "empty"), 3, "no class folders")
+    refused(train(make_pictures(tmp_path / "one", ["only"], 4)), 2, "one class only", "only")
+    refused(train(make_pictures(tmp_path / "few", ["a", "b", "c"], 4)), 2, "too few")
+    bad = make_pictures(tmp_path / "bad", ["a", "b", "c", "d"], 4)
+    for picture in (bad / "c").iterdir():
+        picture.write_bytes(b"no picture")
+    result = train(bad)
+    refused(result, 3, "'c'", "no readable")
+    assert result.err.count("is skipped") >= 3
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"\x10\0\0\0\0\0\0\0no weights here.")
+    good = make_pictures(tmp_path / "good", ["a", "b", "c", "d"], 4)
+    refused(train(good, "--backbone", "vit_tiny_patch16_224", "--base-classes", 0, "--weights", weights), 3, "does not fit")
+    refused(train(good, "--backbone", "vit_nonsense"), 2, "not known to timm")
+    refused(train(good, "--backbone", "resnet18", "--base-classes", 2), 2)
+    refused(train(good, "--magnitudes", "sideways"), 2, "carry, reset")
+    refused(train(good, "--mean", "a,b"), 2, "three numbers")
+    (tmp_path / "bad.toml").write_text("learning_rate = 1")
+    refused(train(good, "--config", tmp_path / "bad.toml"), 2, "learning_rate", "known are")
+    assert not out.exists()
+
+
+def test_an_unreadable_picture_is_named_counted_and_skipped(cli: Cli, tmp_path: Path) -> None:
+    data = make_pictures(tmp_path / "data", ["a", "b", "c", "d"], 6)
+    (data / "b" / "00.png").write_bytes(b"broken")
+    base = ("--backbone", "micro_vit", "--base-classes", 2, "--tasks", 1, "--epochs", 1, "--image-size", 16)
+    result = cli("train", "--data", data, *base, "--out", tmp_path / "run", "--json")
+    assert result.code == 0
+    assert "00.png is skipped" in result.err
+    assert "1 unreadable picture" in result.err
+    assert json.loads(result.out)["classes"]
+
+
+def test_without_weights_and_network_there_is_one_line(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    data = make_pictures(tmp_path / "data", ["a", "b"], 4)
+    program = "import sys; from sdlora_edge.cli import main; sys.exit(main(sys.argv[1:]))"
+    arguments = ["train", "--data", str(data), "--tasks", "1", "--out", str(tmp_path / "run")]
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "--weights FILE" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    """Another lineage: the same classes, another seed."""
+    return make_fleet(tmp_path_factory.mktemp("foreign"), {**SMALL, "seed": 7, "tasks": 1})
+
+
+def test_bad_packets_leave_the_store_as_it_was(cli: Cli, fleet: Fleet, foreign: Fleet, store: Path, tmp_path: Path) -> None:
+    first, second, third = fleet.packets
+    before = snapshot(store)
+
+    def apply(path: Path) -> Result:
+        return cli("device", "apply", path, "--store", store)
+
+    data = first.read_bytes()
+    (tmp_path / "cut.sdlora").write_bytes(data[: len(data) // 2])
+    flipped = bytearray(data)
+    flipped[-100] ^= 4
+    (tmp_path / "flipped.sdlora").write_bytes(flipped)
+    foreign_signed = [p for p in foreign.packets]
+    refused(apply(tmp_path / "none.sdlora"), 3, "none.sdlora")
+    refused(apply(tmp_path / "cut.sdlora"), 3)
+    refused(apply(tmp_path / "flipped.sdlora"), 3, "damaged")
+    refused(apply(foreign_signed[0]), 4, "signature refused")
+    refused(apply(second), 5, "out of order", "apply 1 first")
+    refused(apply(third), 5, "apply 1 and 2 first")
+    assert snapshot(store) == before
+    lineage = tmp_path / "lineage"
+    result = cli("packet", "build", foreign.run, "--bundle", fleet.bundle, "--key", fleet.key, "--out", lineage)
+    refused(result, 5, "name the bundle of this run")
+    assert not lineage.exists()
+    # the same key, another lineage
+    bundle = tmp_path / "bundle"
+    public = fleet.key.with_suffix(".pub")
+    assert cli("export", "--run", foreign.run, "--task", 0, "--trust", public, "--out", bundle).code == 0
+    built = cli("packet", "build", foreign.run, "--bundle", bundle, "--key", fleet.key, "--out", lineage, "--json")
+    refused(apply(Path(json.loads(built.out)["packets"][0]["file"])), 5, "another lineage")
+    assert snapshot(store) == before
+
+
+def test_replays_and_repeats(cli: Cli, fleet: Fleet, store: Path) -> None:
+    assert cli("device", "apply", *fleet.packets[:2], "--store", store).code == 0
+    before = snapshot(store)
+    refused(cli("device", "apply", fleet.packets[1], "--store", store), 7, "applied already")
+    refused(cli("device", "apply", fleet.packets[0], "--store", store), 4, "replay")
+    assert snapshot(store) == before
+    assert cli("device", "rollback", "--store", store).code == 0
+    assert cli("device", "rollback", "--store", store).code == 0
+    refused(cli("device", "rollback", "--store", store), 7, "nothing to roll back")
+    refused(cli("device", "apply", fleet.packets[0], "--store", store), 4, "older than packet 2")
+    assert cli("device", "apply", fleet.packets[0], "--store", store, "--allow-older").code == 0
+    assert cli("device", "apply", fleet.packets[1], "--store", store).code == 0
+
+
+def test_bad_runs_bundles_stores_and_keys(
+    cli: Cli, fleet: Fleet, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused(cli("export"), 3, "runs/latest")
+    refused(cli("export", "--run", tmp_path), 3, "not a run")
+    refused(cli("export", "--run", fleet.run, "--task", 9), 2, "tasks 0 to 3")
+    refused(cli("export", "--run", fleet.run, "--target", "tpu"), 2, "tpu")
+    refused(cli("export", "--run", fleet.run, "--trust", "nobody"), 3, "no key 'nobody'")
+    refused(cli("export", "--run", fleet.run, "--out", fleet.bundle), 2, "exists already")
+    refused(cli("packet", "build", fleet.run, "--bundle", fleet.bundle), 2, "keys new")
+    refused(cli("packet", "build", fleet.run, "--bundle", tmp_path, "--key", fleet.key), 3, "manifest.json")
+    refused(cli("packet", "build", fleet.run, "--bundle", fleet.bundle, "--key", fleet.key, "--task", 7), 2, "--task 7")
+    refused(cli("device", "status", "--store", tmp_path), 3, "not a store")
+    refused(cli("device", "init", tmp_path / "none", "--store", tmp_path / "s"), 3, "not a bundle")
+    damaged = tmp_path / "damaged"
+    shutil.copytree(fleet.bundle, damaged)
+    data = bytearray((damaged / "weights.safetensors").read_bytes())
+    data[-1] ^= 1
+    (damaged / "weights.safetensors").write_bytes(data)
+    refused(cli("device", "init", damaged, "--store", tmp_path / "s"), 3, "weights.safetensors", "not the file")
+    state = run_copy / "tasks" / "002" / "state.safetensors"
+    data = bytearray(state.read_bytes())
+    data[-1] ^= 1
+    state.write_bytes(data)
+    refused(cli("export", "--run", run_copy), 3, "does not follow")
+    assert {p.name for p in tmp_path.iterdir()} == {"damaged", "run"}
+    for arguments in (["device"], ["device", "apply"], ["nonsense"], ["train", "--epochs", "many"]):
+        assert cli(*arguments).code == 2
+    refused(cli("train", "--run", fleet.run, "--lr", "0.1"), 2, "--lr")
+    refused(cli("train", "--run", fleet.run, "--data", "digits"), 2, "already")
+
+
+def test_a_bug_of_ours_is_one_line_and_shows_its_place_only_with_debug(
+    cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Device, "status", lambda self: 1 / 0)
+    refused(cli("device", "status", "--store", store), 1, "internal error", "ZeroDivisionError")
+    assert "Traceback" in cli("--debug", "device", "status", "--store", store).err
+
+
+def test_json_is_all_there_is_on_stdout(cli: Cli, fleet: Fleet, store: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "p.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture)
+    for arguments in (
+        ("device", "apply", *fleet.packets, "--store", store),
+        ("device", "status", "--store", store),
+        ("device", "predict", picture, picture, "--store", store, "--top", 3),
+        ("device", "rollback", "--store", store),
+        ("packet", "inspect", fleet.packets[0]),
+        ("packet", "verify", fleet.packets[0], "--bundle", fleet.bundle),
+        ("packet", "build", fleet.run, "--bundle", fleet.bundle, "--key", fleet.key, "--out", tmp_path / "p", "--task", 2),
+        ("keys", "new", "other", "--out", tmp_path / "keys"),
+        ("train", "--run", fleet.run),
+    ):
+        result = cli(*arguments, "--json")
+        assert result.code == 0, result
+        assert isinstance(json.loads(result.out), dict)
+    assert [p.name[:3] for p in (tmp_path / "p").iterdir()] == ["002"]
+
+
+def test_every_command_has_help(cli: Cli) -> None:
+    groups = {
+        "keys": ["new"],
+        "packet": ["build", "inspect", "verify"],
+        "device": ["init", "apply", "predict", "status", "rollback"],
+    }
+    words = [[], ["train"], ["export"], ["demo"], *([g, c] for g, commands in groups.items() for c in ["", *commands])]
+    for line in words:
+        result = cli(*filter(None, line), "--help")
+        assert result.code == 0
+        assert "Usage" in result.out
+
+
+def test_verify_says_what_inspect_does_not(cli: Cli, fleet: Fleet, foreign: Fleet) -> None:
+    shown = cli("packet", "inspect", foreign.packets[0])
+    assert shown.code == 0
+    assert "not verified" in shown.out
+    refused(cli("packet", "verify", foreign.packets[0], "--bundle", fleet.bundle), 4, "signature refused")
+    assert "good, task 1" in cli("packet", "verify", fleet.packets[0], "--bundle", fleet.bundle).out
+
+
+def commands(name: str) -> list[list[str]]:
+    """The commands in one marked block of the README."""
+    block = re.search(rf"<!-- commands:{name} -->\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert block is not None
+    return [shlex.split(line) for line in block[1].splitlines()]
+
+
+def test_the_readme_takes_a_newcomer_from_pictures_to_an_answer(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands, word for word, but for the backbone (the README's would be downloaded)."""
+    monkeypatch.chdir(tmp_path)
+    make_pictures(tmp_path / "pictures", ["apple", "bolt", "cup", "disc", "egg", "fork"], 10)
+    make_pictures(tmp_path / "new_pictures", ["gear", "hook"], 10, seed=1)
+    shutil.copy(tmp_path / "pictures" / "cup" / "00.png", tmp_path / "photo.png")
+    assert len(commands("first")) == 5
+    for words in commands("first") + commands("weekly"):
+        assert words[0] == "sdlora-edge"
+        more = [str(p) for w in words[1:] if "*" in w for p in sorted(tmp_path.glob(w))]
+        arguments = [w for w in words[1:] if "*" not in w]
+        if more:
+            arguments = [*arguments[:2], *more, *arguments[2:]]
+        if "--tasks" in arguments:
+            arguments += ["--backbone", "micro_vit", "--base-classes", "2", "--image-size", "16", "--head", "aligned"]
+        result = cli(*arguments)
+        assert result.code == 0, (arguments, result)
+    status = json.loads(cli("device", "status", "--store", "store", "--json").out)
+    assert status["task"] == 2
+    assert status["highest_task"] == 3

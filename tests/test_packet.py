@@ -1,0 +1,154 @@
+"""The packet format: what is written is what is read, any tool opens it, and no changed byte gets through."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import Fleet
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sdlora_edge import packet, signing
+from sdlora_edge.canonical import dump_json
+from sdlora_edge.errors import InputError, LimitError, SdloraError
+from sdlora_edge.train.run import Run
+
+
+def test_a_packet_brings_back_its_update(fleet: Fleet) -> None:
+    run = Run.open(fleet.run)
+    for path, update, state in zip(fleet.packets, run.updates, run.states[1:], strict=True):
+        opened = packet.read(path.read_bytes(), fleet.trust)
+        assert opened.manifest["to"] == state.digest
+        assert (opened.update.task, opened.update.name, opened.update.classes) == (update.task, update.name, update.classes)
+        assert opened.update.deltas.tobytes() == update.deltas.tobytes()
+        assert opened.update.digest() == update.digest()
+        assert opened.canary_logits.shape[1] == len(state.classes)
+
+
+def test_any_safetensors_tool_opens_it_and_factors_are_float16(fleet: Fleet) -> None:
+    tensors = safetensors.numpy.load(fleet.packets[0].read_bytes())
+    assert {name.rsplit(".", 1)[1] for name in tensors} == {"A", "B", "index", "weight", "bias", "logits"}
+    assert all(t.dtype == np.float16 for name, t in tensors.items() if name.endswith((".A", ".B")))
+
+
+def test_every_flipped_bit_of_the_header_and_many_of_the_data_are_refused(fleet: Fleet) -> None:
+    good = fleet.packets[0].read_bytes()
+    (length,) = struct.unpack("<Q", good[:8])
+    random = np.random.default_rng(0)
+    places = [*range(0, 8 + length, 7), *random.integers(8 + length, len(good), 200)]
+    for place in places:
+        bad = bytearray(good)
+        bad[place] ^= 1 << int(random.integers(8))
+        with pytest.raises(SdloraError):
+            packet.read(bytes(bad), fleet.trust)
+    assert packet.read(good, fleet.trust).sequence == 1
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_mutated_packets_end_in_a_typed_error(fleet: Fleet, data: st.DataObject) -> None:
+    good = fleet.packets[0].read_bytes()
+    start = data.draw(st.integers(0, len(good) - 1))
+    stop = data.draw(st.integers(start, min(len(good), start + 64)))
+    bad = good[:start] + data.draw(st.binary(max_size=64)) + good[stop:]
+    if bad != good:
+        with pytest.raises(SdloraError):
+            packet.read(bad, fleet.trust)
+
+
+def test_truncated_and_endless_files_are_refused(fleet: Fleet) -> None:
+    good = fleet.packets[0].read_bytes()
+    for size in (0, 1, 7, 8, 9, 100, len(good) // 2, len(good) - 1):
+        with pytest.raises(InputError):
+            packet.read(good[:size], fleet.trust)
+    with pytest.raises(InputError, match="damaged"):
+        packet.read(good + b"\0", fleet.trust)
+    with pytest.raises(LimitError):
+        packet.read(struct.pack("<Q", 2**63) + good[8:], fleet.trust)
+    with pytest.raises(LimitError):
+        packet.read(good, fleet.trust, packet.Limits(packet=len(good) - 1))
+
+
+def resign(fleet: Fleet, path: Path, **changes: object) -> bytes:
+    """A packet whose manifest says something else, signed by the good key: what a careless or hostile host would make."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    table = json.loads(data[8 : 8 + length])
+    metadata = table.pop("__metadata__")
+    manifest = json.loads(signing.unverified_payload(metadata["envelope"].encode()))
+    envelope = signing.sign(dump_json({**manifest, **changes}), [signing.load_signer(fleet.key)]).decode()
+    text = dump_json({"__metadata__": {**metadata, "envelope": envelope}, **table})
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": "sdlora-edge/packet/2"},
+        {"encoding": "int3"},
+        {"sequence": 0},
+        {"sequence": True},
+        {"deltas": []},
+        {"deltas": ["1.0"]},
+        {"deltas": [1e300]},
+        {"lineage": "zz"},
+        {"task": {"name": "x", "classes": ["a/b"]}},
+        {"task": {"name": "x", "classes": [""]}},
+        {"task": {"name": "x", "classes": ["a\u0000"]}},
+        {"task": {"name": "x", "classes": ["e\u0301"]}},
+        {"canary": {"seed": -1}},
+        {"content": "00" * 32},
+    ],
+)
+def test_a_signed_but_senseless_manifest_is_refused(fleet: Fleet, changes: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        packet.read(resign(fleet, fleet.packets[0], **changes), fleet.trust)
+
+
+def test_resigning_itself_gives_a_good_packet(fleet: Fleet) -> None:
+    assert packet.read(resign(fleet, fleet.packets[0]), fleet.trust).sequence == 1
+
+
+def test_shapes_dtypes_and_finiteness_are_checked_against_the_state(fleet: Fleet) -> None:
+    run = Run.open(fleet.run)
+    before, update = run.states[0], run.updates[0]
+    logits = np.zeros((1, len(before.classes) + len(update.classes)), np.float32)
+    signers = [signing.load_signer(fleet.key)]
+    name = next(iter(update.factors))
+    factors = update.factors[name]
+
+    def check(**changes: object) -> None:
+        changed = type(update)(**{f: changes.get(f, getattr(update, f)) for f in update.__dataclass_fields__})
+        canary = changes.get("canary", logits)
+        data = packet.build(changed, before, run.lineage, 1, canary, lambda p: signing.sign(p, signers))  # type: ignore[arg-type]
+        packet.read(data, fleet.trust).check(before, run.lineage, run.projections)
+
+    check()
+    infinite = factors.A.copy()
+    infinite[0, 0] = np.inf
+    bad: list[dict[str, object]] = [
+        {"factors": {**update.factors, name: type(factors)(infinite, factors.B)}},
+        {"factors": {**update.factors, name: type(factors)(factors.A[:, 1:], factors.B)}},
+        {"factors": {**update.factors, name: type(factors)(factors.A[1:], factors.B)}},
+        {"factors": {**update.factors, name: type(factors)(factors.A.astype(np.float32), factors.B)}},
+        {"factors": {**update.factors, "blocks.9.attn.q": factors}},
+        {"head_weight": update.head_weight[:, 1:]},
+        {"head_weight": update.head_weight * np.float16(np.nan)},
+        {"head_bias": update.head_bias + np.float32(1e30)},
+        {"head_index": update.head_index[::-1].copy()},
+        {"head_index": update.head_index - 1},
+        {"head_index": update.head_index + 1},
+        {"classes": (update.classes[0], update.classes[0])},
+        {"classes": (before.classes[0], update.classes[1])},
+        {"canary": logits[:, 1:]},
+        {"canary": logits * np.float32(np.nan)},
+    ]
+    for changes in bad:
+        with pytest.raises((InputError, ValueError, IndexError)):
+            check(**changes)

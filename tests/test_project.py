@@ -1,0 +1,59 @@
+"""The project as a whole: its wheel, its README, its rules on imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ORDER = ["errors", "canonical", "files", "signing", "state", "packet", "bundle", "device", "method", "train", "export", "cli"]
+"""a module may import from those before it; cli is last"""
+
+
+def test_the_wheel_carries_export_and_works_without_the_source(tmp_path: Path) -> None:
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(wheel, check=True)
+    (built,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(built)], check=True)
+    program = "import sdlora_edge.export.onnx as e, sdlora_edge.cli; print(e.__file__); raise SystemExit(sdlora_edge.cli.main(['--version']))"
+    environment = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
+    assert str(site / "sdlora_edge" / "export" / "onnx.py") in done.stdout
+    assert (site / "sdlora_edge" / "py.typed").is_file()
+    assert (site / "bin" / "sdlora-edge").is_file()
+
+
+def test_the_editable_install_takes_export_from_the_top_level() -> None:
+    import sdlora_edge.export
+
+    assert Path(sdlora_edge.export.__file__ or "").parent == ROOT / "export"
+
+
+def test_imports_point_downwards_only() -> None:
+    for path in [*(ROOT / "sdlora_edge").rglob("*.py"), *(ROOT / "export").rglob("*.py")]:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = parts[1:] if parts[0] == "sdlora_edge" else parts
+        if parts[0] in ("__init__", "__main__"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.ImportFrom) or node.level == 0:
+                continue
+            reached = [*parts[: len(parts) - node.level], *(node.module.split(".") if node.module else [])]
+            tops = [reached[0]] if reached else [alias.name for alias in node.names]
+            for top in tops:
+                if top in ORDER:
+                    assert ORDER.index(top) <= ORDER.index(parts[0]), f"{path.name} imports {top}"
+
+
+def test_the_readmes_tables_are_those_of_the_figures() -> None:
+    subprocess.run([sys.executable, str(ROOT / "tests" / "bench" / "figures.py"), "--check"], check=True)
+
+
+def test_files_are_short_enough_to_read() -> None:
+    for path in [*(ROOT / "sdlora_edge").rglob("*.py"), *(ROOT / "export").rglob("*.py")]:
+        assert len(path.read_text().splitlines()) <= 400, path

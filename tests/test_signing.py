@@ -1,0 +1,121 @@
+"""Keys, thresholds, envelopes."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sdlora_edge import signing
+from sdlora_edge.canonical import dump_json
+from sdlora_edge.errors import InputError, TrustError, UsageError
+
+
+def make(folder: Path, *names: str) -> tuple[list[Path], tuple[signing.Key, ...]]:
+    pairs = [signing.new_key(name, folder) for name in names]
+    return [private for private, _ in pairs], tuple(signing.load_public(public) for _, public in pairs)
+
+
+def envelope(*keys: Path, payload: bytes = b'{"a":1}') -> bytes:
+    return signing.sign(payload, [signing.load_signer(key) for key in keys])
+
+
+def test_a_signed_payload_comes_back_and_the_key_is_private(tmp_path: Path) -> None:
+    private, public = make(tmp_path, "factory")
+    assert signing.verify(envelope(*private), signing.Trust(public, 1)) == b'{"a":1}'
+    assert stat.S_IMODE(private[0].stat().st_mode) == 0o600
+    with pytest.raises(UsageError, match="never overwritten"):
+        signing.new_key("factory", tmp_path)
+
+
+def test_unknown_key_and_too_few_signatures_are_refused(tmp_path: Path) -> None:
+    private, public = make(tmp_path, "a", "b", "c")
+    with pytest.raises(TrustError, match="signature refused"):
+        signing.verify(envelope(private[2]), signing.Trust(public[:2], 1))
+    with pytest.raises(TrustError, match="2 good"):
+        signing.verify(envelope(private[0], private[2]), signing.Trust(public[:2], 2))
+    assert signing.verify(envelope(*private[:2]), signing.Trust(public, 2))
+    with pytest.raises(TrustError, match="trusts no key"):
+        signing.verify(envelope(private[0]), signing.Trust((), 1))
+
+
+def test_one_key_never_counts_twice(tmp_path: Path) -> None:
+    private, public = make(tmp_path, "a")
+    twice = json.loads(envelope(private[0]))
+    twice["signatures"] *= 2
+    with pytest.raises(InputError, match="malformed"):
+        signing.verify(dump_json(twice), signing.Trust(public, 1))
+    entry = public[0].to_dict()
+    with pytest.raises(InputError, match="digest of the key"):
+        signing.Trust.from_dict({"threshold": 2, "keys": {public[0].keyid: entry, "ab" * 32: entry}})
+    with pytest.raises(InputError, match="cannot be met"):
+        signing.Trust(public, 2)
+    with pytest.raises(InputError, match="cannot be met"):
+        signing.Trust(public, 0)
+
+
+def test_a_payload_for_another_purpose_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    private, public = make(tmp_path, "a")
+    with monkeypatch.context() as other:
+        other.setattr(signing, "PAYLOAD_TYPE", "application/other")
+        foreign = envelope(private[0])
+    with pytest.raises(TrustError, match="another purpose"):
+        signing.verify(foreign, signing.Trust(public, 1))
+
+
+def test_verification_needs_no_cryptography(tmp_path: Path) -> None:
+    """On a device securesystemslib verifies in pure Python: good ones pass, bad ones do not."""
+    private, public = make(tmp_path, "a")
+    (tmp_path / "good").write_bytes(envelope(private[0]))
+    forged = json.loads(envelope(private[0]))
+    forged["payload"] = "eyJhIjoyfQ=="
+    (tmp_path / "forged").write_bytes(dump_json(forged))
+    (tmp_path / "other").write_bytes(envelope(*make(tmp_path / "other keys", "b")[0]))
+    (tmp_path / "trust.json").write_bytes(dump_json(signing.Trust(public, 1).to_dict()))
+    program = """
+import sys; sys.modules["cryptography"] = None
+import json, pathlib
+from sdlora_edge import signing
+from sdlora_edge.errors import SdloraError
+folder = pathlib.Path(sys.argv[1])
+trust = signing.Trust.from_dict(json.loads((folder / "trust.json").read_text()))
+print(signing.verify((folder / "good").read_bytes(), trust))
+for name in ("other", "forged"):
+    try:
+        signing.verify((folder / name).read_bytes(), trust)
+    except SdloraError as error:
+        print(type(error).__name__)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["b'{\"a\":1}'", "TrustError", "TrustError"]
+
+
+def test_only_ed25519_keys_are_taken(tmp_path: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric import rsa
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = rsa.generate_private_key(65537, 2048)
+    (tmp_path / "rsa.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    with pytest.raises(InputError, match="Ed25519"):
+        signing.load_signer(tmp_path / "rsa.key")
+    (tmp_path / "text.key").write_text("hello")
+    with pytest.raises(InputError, match="PEM"):
+        signing.load_signer(tmp_path / "text.key")
+    (tmp_path / "text.pub").write_text("{}")
+    with pytest.raises(InputError, match="public key"):
+        signing.load_public(tmp_path / "text.pub")
+
+
+def test_find_key_takes_names_files_and_the_only_one(tmp_path: Path) -> None:
+    assert signing.find_key(None, ".pub", tmp_path) is None
+    make(tmp_path, "a")
+    assert signing.find_key(None, ".pub", tmp_path) == tmp_path / "a.pub" == signing.find_key("a", ".pub", tmp_path)
+    make(tmp_path, "b")
+    with pytest.raises(UsageError, match="several"):
+        signing.find_key(None, ".key", tmp_path)
+    with pytest.raises(InputError, match="no key 'c'"):
+        signing.find_key("c", ".key", tmp_path)

@@ -1,0 +1,115 @@
+"""Runs: resumed, repeated, gone on with; and what is kept of the pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SMALL, Fleet, make_pictures
+
+from sdlora_edge.errors import UsageError
+from sdlora_edge.train import config, trainer
+from sdlora_edge.train.config import TrainConfig, resolve
+from sdlora_edge.train.run import Run, newest
+
+
+def same(a: Path, b: Path) -> None:
+    """Every task of two runs is equal to the bit, and so are the scores."""
+    one, two = Run.open(a), Run.open(b)
+    assert [s.digest for s in one.states] == [s.digest for s in two.states]
+    timeless = [[{k: v for k, v in m.items() if k != "seconds"} for m in run.metrics] for run in (one, two)]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_killed_run_goes_on_at_its_task_and_ends_like_an_uninterrupted_one(fleet: Fleet, run_copy: Path) -> None:
+    shutil.rmtree(run_copy / "tasks" / "003")
+    shutil.rmtree(run_copy / "tasks" / "002")
+    (run_copy / "tasks" / ".002.tmp").mkdir()  # what a kill in the middle of writing leaves
+    trainer.resume(run_copy)
+    same(run_copy, fleet.run)
+
+
+def test_a_seed_gives_the_same_run_twice(fleet: Fleet, tmp_path: Path) -> None:
+    trainer.train(resolve(None, SMALL), tmp_path / "again")
+    same(tmp_path / "again", fleet.run)
+
+
+def test_the_default_learns_digits_and_the_aligned_head_keeps_them(tmp_path: Path) -> None:
+    """The embedded default, as a newcomer runs it: well above what the plain head reaches (45 %)."""
+    run = trainer.train(resolve(None, {}), tmp_path / "runs" / "default")
+    last = run.metrics[-1]
+    assert len(last["correct"]) == 4
+    assert last["accuracy"][0] > 0.97
+    assert last["last"] > 0.80
+    assert newest(tmp_path / "runs") == (tmp_path / "runs" / "default").resolve()
+
+
+def test_old_directions_and_old_head_rows_never_change(fleet: Fleet) -> None:
+    run = Run.open(fleet.run)
+    for before, after in zip(run.states, run.states[1:], strict=False):
+        old = len(before.classes)
+        np.testing.assert_array_equal(after.head_weight[:old], before.head_weight)
+        assert len(after.factors) == len(run.projections)
+    deltas = run.updates[-1].deltas
+    assert deltas.shape == (3,)
+    assert (deltas != 0).all()  # all magnitudes are learned again
+
+
+def test_one_more_task_from_nothing_but_a_new_folder(run_copy: Path, tmp_path: Path) -> None:
+    folder = make_pictures(tmp_path / "week 32", ["bolt", "nut", "washer"], 8)
+    run = trainer.add_task(run_copy, str(folder))
+    assert run.states[-1].classes[-3:] == ("bolt", "nut", "washer")
+    entry = run.metrics[-1]
+    assert (entry["name"], entry["training_pictures"], entry["source"]) == ("week 32", 18, str(folder.resolve()))
+    assert len(entry["correct"][-1]) == 5
+    assert entry["accuracy"][-1] == pytest.approx(sum(entry["correct"][-1]) / sum(entry["totals"]))
+    same(run_copy, run.path)
+    # the folder is gone: the next task is learned all the same, and that task is left out of the score
+    shutil.rmtree(folder)
+    later = trainer.add_task(run_copy, str(make_pictures(tmp_path / "week 33", ["gear", "hook"], 8)))
+    assert later.metrics[-1]["correct"][-1][4] is None
+    assert later.metrics[-1]["correct"][-1][0] is not None
+    assert "last" not in later.metrics[-1]
+
+
+def test_a_known_class_or_an_unfinished_run_is_refused(run_copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="knows the class"):
+        trainer.add_task(run_copy, str(make_pictures(tmp_path / "p", ["3", "new"], 4)))
+    with pytest.raises(UsageError, match="one class only"):
+        trainer.add_task(run_copy, str(make_pictures(tmp_path / "q", ["new"], 4)))
+    shutil.rmtree(run_copy / "tasks" / "003")
+    with pytest.raises(UsageError, match="resume it first"):
+        trainer.add_task(run_copy, str(make_pictures(tmp_path / "r", ["x", "y"], 4)))
+
+
+def test_a_run_keeps_no_picture(fleet: Fleet) -> None:
+    """All that depends on the pictures is small: weights, head rows, factors, scores."""
+    kept = {p.name for p in fleet.run.rglob("*") if p.is_file()}
+    assert kept == {"config.toml", "backbone.safetensors", "state.safetensors", "metrics.json"}
+    size = sum(p.stat().st_size for p in (fleet.run / "tasks").rglob("state.safetensors"))
+    assert size < 60_000
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('data = "x"\nrank = 3\nlr = 1\nmean = [0, 0.5, 1]\n')
+    found = config.resolve(tmp_path / "c.toml", {"rank": 7, "lr": None})
+    assert (found.data, found.rank, found.lr, found.mean, found.epochs) == ("x", 7, 1.0, (0.0, 0.5, 1.0), TrainConfig().epochs)
+    (tmp_path / "again.toml").write_text(found.to_toml())
+    assert config.load(tmp_path / "again.toml") == found
+
+
+@pytest.mark.parametrize(
+    "values", [{"rank": 1.5}, {"rank": "3"}, {"lr": 0}, {"epochs": 0}, {"mean": [1]}, {"data": 3}, {"seed": True}]
+)
+def test_settings_out_of_range_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        config.from_values(values)
+
+
+def test_metrics_are_plain_json(fleet: Fleet) -> None:
+    stored = json.loads((fleet.run / "tasks" / "003" / "metrics.json").read_text())
+    assert {"task", "correct", "totals", "last", "average_anytime", "forgetting", "backward_transfer"} <= set(stored)
+    assert [len(row) for row in stored["correct"]] == [1, 2, 3, 4]
