@@ -20,7 +20,7 @@ import numpy as np
 import safetensors.numpy
 
 from . import files
-from .canonical import dump_json, parse_json, sha256
+from .canonical import dump_json, is_sha256, parse_json, sha256
 from .errors import InputError
 from .packet import name_problem
 from .signing import Trust
@@ -28,6 +28,8 @@ from .state import Factors, Projection, TaskState, factors_from
 
 FORMAT = "sdlora-edge/bundle/1"
 MANIFEST, TRUST, WEIGHTS, FACTORS = "manifest.json", "trust.json", "weights.safetensors", "factors.safetensors"
+MODELS = {"onnx": ("model.onnx",)}
+"""the model files of each target"""
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 MANIFEST_LIMIT = 64 * 1024 * 1024
 """bytes"""
@@ -71,9 +73,10 @@ class Manifest:
             raise InputError(f"bundle format {found!r} is not {FORMAT!r}: export it again with this version")
         try:
             manifest = cls(**value)
+            _check_types(manifest)
             if any(name_problem(name) for name in manifest.classes) or len(set(manifest.classes)) != len(manifest.classes):
                 raise ValueError("a class name is empty, malformed or stands twice")
-            if len(manifest.magnitudes) != manifest.task or not manifest.tolerance > 0:
+            if len(manifest.magnitudes) != manifest.task or not 0 < manifest.tolerance < 1:
                 raise ValueError(f"{len(manifest.magnitudes)} magnitudes for task {manifest.task}")
             return replace(
                 manifest,
@@ -81,7 +84,7 @@ class Manifest:
                 magnitudes=tuple(float(m) for m in manifest.magnitudes),
                 projections=tuple(Projection.from_dict(p) for p in value["projections"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{MANIFEST} is not a bundle's manifest: {error!r}") from error
 
 
@@ -117,7 +120,7 @@ def open_bundle(path: Path) -> Bundle:
             raise InputError(f"{path / MANIFEST} names a file outside the bundle: {name!r}")
         if files.sha256_of(path / name) != (entry["sha256"], entry["size"]):
             raise InputError(f"{path / name} is not the file the manifest names: get the bundle again")
-    if missing := {TRUST, WEIGHTS, FACTORS} - set(manifest.files):
+    if missing := {TRUST, WEIGHTS, FACTORS, *MODELS.get(manifest.target, ())} - set(manifest.files):
         raise InputError(f"{path / MANIFEST} does not list {', '.join(sorted(missing))}")
     trust = Trust.from_dict(parse_json(files.read(path / TRUST), TRUST))
     weights = load_tensors(path / WEIGHTS)
@@ -136,6 +139,23 @@ def open_bundle(path: Path) -> Bundle:
     magnitudes = np.array(manifest.magnitudes, np.float64)
     state = TaskState(manifest.task, manifest.task_name, manifest.state, manifest.classes, magnitudes, head_weight, head_bias, {})
     return Bundle(path, sha256(data), manifest, trust, weights, state, factors)
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Raises ValueError, TypeError, KeyError or AttributeError unless every field is of its kind."""
+    for name in ("task_name", "model", "target", "precision", "encoding"):
+        if not isinstance(getattr(manifest, name), str):
+            raise ValueError(f"{name} is not a text")
+    if not (is_sha256(manifest.lineage) and is_sha256(manifest.state)):
+        raise ValueError("lineage or state is no SHA-256")
+    if type(manifest.task) is not int or manifest.task < 0:
+        raise ValueError(f"task {manifest.task!r}")
+    for name, entry in manifest.files.items():
+        if not is_sha256(entry["sha256"]) or type(entry["size"]) is not int or "\0" in name:
+            raise ValueError(f"file {name!r} has no digest and size")
+    logits = np.array(manifest.canary["logits"], np.float32)
+    if type(manifest.canary["seed"]) is not int or logits.ndim != 2 or logits.shape[1] != len(manifest.classes):
+        raise ValueError("the canary has no seed, or no logits for each class")
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +25,9 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
     Raises InputError, naming `what`, for anything else.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        value = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -38,6 +42,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is out of range")
+    return value
+
+
 def _no_constants(name: str) -> float:
     raise ValueError(f"{name} is not a number")
 
@@ -48,6 +58,11 @@ def sha256(*chunks: bytes) -> str:
     for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def is_sha256(value: Any) -> bool:
+    """64 hexadecimal digits, lower case."""
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def tensors_digest(tensors: Mapping[str, np.ndarray]) -> str:

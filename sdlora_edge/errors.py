@@ -3,7 +3,8 @@
     SdloraError                   1   never raised itself; what is not in this tree is our bug
     ├── UsageError                2   the call makes no sense: unknown option value, missing argument
     ├── InputError                3   a file or folder is missing, unreadable or corrupt
-    │   └── LimitError            3   larger than the reader is willing to look at
+    │   ├── LimitError            3   larger than the reader is willing to look at
+    │   └── StorageError          3   a file cannot be written: disk full, read-only, failing
     ├── TrustError                4   signature, threshold or replay: somebody else's packet
     ├── NotForThisDevice          5   a genuine packet, but of another lineage, or out of order
     ├── HealthError               6   the canary or the parity check failed; the state before it is in force
@@ -30,6 +31,10 @@ class InputError(SdloraError):
 
 
 class LimitError(InputError):
+    pass
+
+
+class StorageError(InputError):
     pass
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import InputError, LimitError, UsageError
+from .errors import InputError, LimitError, StorageError, UsageError
+
+TEMPORARY = ".tmp-"
+"""how the name of a file begins that is not whole yet"""
 
 
 def read(path: Path, limit: int | None = None) -> bytes:
@@ -17,8 +20,8 @@ def read(path: Path, limit: int | None = None) -> bytes:
     try:
         with open(path, "rb") as file:
             data = file.read() if limit is None else file.read(limit + 1)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if limit is not None and len(data) > limit:
         raise LimitError(f"{path} is larger than the {limit} bytes allowed here")
     return data
@@ -32,21 +35,28 @@ def sha256_of(path: Path) -> tuple[str, int]:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
                 size += len(chunk)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     return digest.hexdigest(), size
 
 
 def write(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a whole file: temporary name, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_folder(path.parent)
+    """Write a whole file: temporary name, fsync, rename, fsync of the folder. Raises StorageError."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)
+        # a fresh file of ours: never through a link, or with the permissions of, something that lay there
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def sync_folder(path: Path) -> None:
@@ -58,7 +68,7 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Fill a folder under a temporary name and rename it once it is whole. Raises UsageError where `path` exists.
 
@@ -67,7 +77,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path} exists already: choose another name, or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:

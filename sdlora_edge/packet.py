@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from . import signing
-from .canonical import dump_json, parse_json, sha256
+from .canonical import dump_json, is_sha256, parse_json, sha256
 from .errors import InputError, LimitError, NotForThisDevice, NothingToDo, TrustError
 from .state import Projection, TaskState, TaskUpdate, advance, factors_from
 
@@ -152,9 +152,14 @@ def read(data: bytes, trust: signing.Trust, limits: Limits = LIMITS) -> Packet:
 
 def unverified_manifest(data: bytes, limits: Limits = LIMITS) -> dict[str, Any]:
     """What the manifest claims, for showing to a person: NOTHING of it is proved. Raises InputError."""
-    envelope, table, _ = _open(data, limits)
+    envelope, table, content = _open(data, limits)
     manifest = parse_json(signing.unverified_payload(envelope.encode("ascii")), "the manifest")
-    return manifest | {"tensors": {name: [entry["dtype"], entry["shape"]] for name, entry in table.items()}}
+    try:
+        tensors = {name: [str(t.dtype), list(t.shape)] for name, t in _tensors(table, content).items()}
+        named = {"name": str(manifest["task"]["name"]), "classes": [str(c) for c in manifest["task"]["classes"]]}
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"the packet does not describe itself: {error!r}") from error
+    return manifest | {"task": named, "tensors": tensors}
 
 
 def name_problem(name: str, limits: Limits = LIMITS) -> str | None:
@@ -223,6 +228,8 @@ def _tensors(table: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
     for name, entry in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):
         start, stop = entry["data_offsets"]
         dtype, shape = _DTYPES[entry["dtype"]], tuple(_natural(n) for n in entry["shape"])
+        if len(shape) > 2:
+            raise ValueError(f"{name} has {len(shape)} dimensions")
         if start != end or stop - start != dtype.itemsize * int(np.prod(shape, dtype=object)):
             raise ValueError(f"{name}: offsets {start}..{stop} do not fit shape {shape}")
         tensors[name] = np.frombuffer(data[start:stop], dtype).reshape(shape)
@@ -249,7 +256,7 @@ def _parse(manifest: Mapping[str, Any], tensors: Mapping[str, np.ndarray], diges
     if encoding != ENCODING:
         raise ValueError(f"encoding {encoding!r} is unknown")
     for field in ("lineage", "from", "to"):
-        if len(bytes.fromhex(manifest[field])) != 32:
+        if not is_sha256(manifest[field]):
             raise ValueError(f"{field} is no SHA-256")
     names = [task["name"], *task["classes"]]
     for name in names:
@@ -261,6 +268,8 @@ def _parse(manifest: Mapping[str, Any], tensors: Mapping[str, np.ndarray], diges
     logits = tensors["canary.logits"]
     if not (logits.ndim == 2 and 1 <= len(logits) <= limits.canary_inputs and np.isfinite(logits).all()):
         raise ValueError(f"canary of shape {logits.shape}")
+    if tensors["head.index"].ndim != 1:
+        raise ValueError("head.index is not a list of rows")
     names_of_factors = {name[:-2] for name in tensors if name.endswith((".A", ".B"))}
     known = {"head.index", "head.weight", "head.bias", "canary.logits"}
     known |= {f"{name}.{part}" for name in names_of_factors for part in "AB"}
@@ -302,8 +311,8 @@ def _check_shapes(packet: Packet, state: TaskState, projections: Mapping[str, Pr
             raise InputError(f"packet {update.task}: {name} is {array.dtype}{array.shape}, not {np.dtype(dtype)}{shape}")
         if name != "head.index" and not (np.abs(array.astype(np.float32)) <= bound).all():
             raise InputError(f"packet {update.task}: {name} holds NaN, infinity or a value beyond {bound:g}")
-    index = update.head_index
-    if (np.diff(index) <= 0).any() or (n and not 0 <= index[0] <= index[-1] < total):
+    index = update.head_index.astype(np.int64)
+    if (np.diff(index) <= 0).any() or (index < 0).any() or (index >= total).any():
         raise InputError(f"packet {update.task}: head.index is not ascending within {total} classes")
     if not set(range(len(state.classes), total)) <= set(index.tolist()):
         raise InputError(f"packet {update.task}: a new class comes without its head row")

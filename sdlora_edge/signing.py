@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,15 @@ from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import Key, SSlibKey
 
 from . import files
-from .canonical import dump_json, parse_json, sha256
+from .canonical import dump_json, is_sha256, parse_json, sha256
 from .errors import InputError, TrustError, UsageError
 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner
 
+MAX_SIGNATURES = 16
+_ORDER = 2**252 + 27742317777372353535851937790883648493
+"""of Ed25519's group: RFC 8032 wants S below it, and not every verifier looks"""
 PAYLOAD_TYPE = "application/vnd.sdlora-edge.packet+json"
 KEY_FILE_LIMIT = 64 * 1024
 
@@ -40,7 +44,9 @@ class Trust:
         """Raises InputError unless every key is Ed25519 and named by its own digest (so no key counts twice)."""
         try:
             keys = tuple(_public(keyid, entry) for keyid, entry in value["keys"].items())
-            return cls(keys, int(value["threshold"]))
+            if type(threshold := value["threshold"]) is not int:
+                raise ValueError(f"threshold {threshold!r}")
+            return cls(keys, threshold)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"trust.json does not hold keys and a threshold: {error!r}") from error
 
@@ -49,15 +55,15 @@ def _public(keyid: str, entry: dict[str, Any]) -> Key:
     key = SSlibKey.from_dict(keyid, dict(entry))
     if (key.keytype, key.scheme) != ("ed25519", "ed25519"):
         raise InputError(f"key {keyid[:12]}: {key.keytype}/{key.scheme} is not Ed25519")
-    if len(bytes.fromhex(key.keyval["public"])) != 32:
-        raise InputError(f"key {keyid[:12]}: an Ed25519 public key has 32 bytes")
+    if not is_sha256(key.keyval["public"]):
+        raise InputError(f"key {keyid[:12]}: an Ed25519 public key is 64 hexadecimal digits, lower case")
     if keyid != _keyid(key):
         raise InputError(f"key {keyid[:12]}: its name is not the digest of the key")
     return key
 
 
 def _keyid(key: Key) -> str:
-    return sha256(dump_json({"keytype": key.keytype, "scheme": key.scheme, "public": key.keyval["public"].lower()}))
+    return sha256(dump_json({"keytype": key.keytype, "scheme": key.scheme, "public": key.keyval["public"]}))
 
 
 def new_key(name: str, folder: Path) -> tuple[Path, Path]:
@@ -139,6 +145,12 @@ def verify(envelope_json: bytes, trust: Trust) -> bytes:
     """
     value = parse_json(envelope_json, "the envelope")
     try:
+        for signature in value["signatures"]:
+            scalar = int.from_bytes(base64.b64decode(signature["sig"])[32:], "little")
+            if set(signature) != {"keyid", "sig"} or not is_sha256(signature["keyid"]) or scalar >= _ORDER:
+                raise ValueError("a signature is not one of Ed25519, or carries more than itself")
+        if not 1 <= len(value["signatures"]) <= MAX_SIGNATURES:
+            raise ValueError(f"{len(value['signatures'])} signatures")
         envelope = Envelope.from_dict(value)
         canonical = dump_json(envelope.to_dict())
     except Exception as error:  # securesystemslib raises many kinds on malformed input

@@ -41,6 +41,8 @@ class Projection:
     def from_dict(cls, value: Mapping[str, Any]) -> Projection:
         start, stop = value["rows"]
         rows, columns = value["shape"]
+        if not all(type(n) is int for n in (start, stop, rows, columns)):
+            raise TypeError(f"projection {value['name']}: rows and shape must be whole numbers")
         if not (0 <= start < stop and stop - start == rows and columns > 0):
             raise ValueError(f"projection {value['name']}: rows {value['rows']} do not fit shape {value['shape']}")
         return cls(str(value["name"]), str(value["tensor"]), start, stop, columns)

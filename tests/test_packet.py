@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sdlora_edge import packet, signing
-from sdlora_edge.canonical import dump_json
+from sdlora_edge.canonical import dump_json, sha256
 from sdlora_edge.errors import InputError, LimitError, SdloraError
 from sdlora_edge.train.run import Run
 
@@ -152,3 +153,33 @@ def test_shapes_dtypes_and_finiteness_are_checked_against_the_state(fleet: Fleet
     for changes in bad:
         with pytest.raises((InputError, ValueError, IndexError)):
             check(**changes)
+
+
+@pytest.mark.parametrize("index", [np.int32(3), [0, 2**31 - 1, -2, 1, 2, 3, 4, 5], [-1, 4, 5], [4, 5, 6], [4, 4, 5], [5, 4], [4]])
+def test_head_rows_that_do_not_exist_are_refused(fleet: Fleet, index: object) -> None:
+    run = Run.open(fleet.run)
+    before, rows = run.states[0], np.array(index, np.int32)
+    count = max(1, rows.size)
+    changed = replace(
+        run.updates[0],
+        head_index=rows,
+        head_weight=np.zeros((count, 64), np.float16),
+        head_bias=np.zeros(count, np.float32),
+    )
+    table, data = packet._table(changed.tensors() | {"canary.logits": np.zeros((1, 6), np.float32)})
+    manifest = {
+        "format": packet.FORMAT, "lineage": run.lineage, "sequence": 1, "from": before.digest, "to": before.digest[::-1],
+        "task": {"name": "t", "classes": list(changed.classes)}, "encoding": "fp16", "deltas": [1.0],
+        "canary": {"seed": 1, "count": 1}, "content": sha256(dump_json(table), data),
+    }  # fmt: skip
+    envelope = signing.sign(dump_json(manifest), [signing.load_signer(fleet.key)]).decode()
+    with pytest.raises(InputError):
+        packet.read(packet._header(envelope, table) + data, fleet.trust).check(before, run.lineage, run.projections)
+
+
+@pytest.mark.parametrize("entry", [5, [], {}, "x", None, {"dtype": 1}, {"dtype": "F32", "shape": [1] * 9, "data_offsets": [0, 4]}])
+def test_inspecting_rubbish_is_a_typed_error(fleet: Fleet, entry: object) -> None:
+    good = fleet.packets[0].read_bytes()
+    envelope, table, content = packet._open(good, packet.LIMITS)
+    with pytest.raises(InputError):
+        packet.unverified_manifest(packet._header(envelope, {**table, "x": entry}) + content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import stat
 import subprocess
@@ -119,3 +120,50 @@ def test_find_key_takes_names_files_and_the_only_one(tmp_path: Path) -> None:
         signing.find_key(None, ".key", tmp_path)
     with pytest.raises(InputError, match="no key 'c'"):
         signing.find_key("c", ".key", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"keyid": 5}, {"keyid": None}, {"keyid": "\x1b[31m"}, {"sig": "AAAA"}, {"sig": 7}, {"evil": {}}]
+)
+def test_a_signature_carries_nothing_but_itself(tmp_path: Path, change: dict[str, object]) -> None:
+    private, public = make(tmp_path, "a")
+    value = json.loads(envelope(private[0]))
+    value["signatures"][0] |= change
+    with pytest.raises((InputError, TrustError)) as caught:
+        signing.verify(dump_json(value), signing.Trust(public, 1))
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_signature_cannot_be_written_another_way(tmp_path: Path) -> None:
+    """Ed25519 without the check S < L has a second valid form of every signature."""
+    private, public = make(tmp_path, "a")
+    value = json.loads(envelope(private[0]))
+    good = base64.b64decode(value["signatures"][0]["sig"])
+    scalar = int.from_bytes(good[32:], "little") + 2**252 + 27742317777372353535851937790883648493
+    value["signatures"][0]["sig"] = base64.b64encode(good[:32] + scalar.to_bytes(32, "little")).decode()
+    with pytest.raises(InputError, match="Ed25519"):
+        signing.verify(dump_json(value), signing.Trust(public, 1))
+
+
+def test_many_signatures_and_a_key_written_another_way_are_refused(tmp_path: Path) -> None:
+    private, public = make(tmp_path, "a")
+    value = json.loads(envelope(private[0]))
+    junk = [{"keyid": f"{i:064x}", "sig": value["signatures"][0]["sig"]} for i in range(16)]
+    with pytest.raises(InputError, match="17 signatures"):
+        signing.verify(dump_json({**value, "signatures": value["signatures"] + junk}), signing.Trust(public, 1))
+    entry = public[0].to_dict()
+    entry["keyval"] = {"public": entry["keyval"]["public"].upper()}
+    with pytest.raises(InputError):
+        signing.Trust.from_dict({"threshold": 1, "keys": {public[0].keyid: entry}})
+    for threshold in ("1", 1.5, True, None):
+        with pytest.raises(InputError):
+            signing.Trust.from_dict({"threshold": threshold, "keys": {public[0].keyid: public[0].to_dict()}})
+
+
+def test_a_private_key_is_never_written_through_what_lay_there(tmp_path: Path) -> None:
+    (tmp_path / "stolen").touch(mode=0o666)
+    (tmp_path / ".tmp-k.key").symlink_to(tmp_path / "stolen")
+    private, _ = signing.new_key("k", tmp_path)
+    assert (tmp_path / "stolen").read_bytes() == b""
+    assert not private.is_symlink()
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600

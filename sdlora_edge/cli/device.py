@@ -66,8 +66,8 @@ def status(store: Store, json: Json = False) -> None:
 
 @app.command()
 def rollback(store: Store, json: Json = False) -> None:
-    """Go back by one packet."""
-    _show(Device.open(store).rollback(), json)
+    """Go back by one packet, even from one whose file is damaged."""
+    _show(Device.open(store, without_newest=True).rollback(), json)
 
 
 def _show(value: dict[str, Any], json: bool) -> None:

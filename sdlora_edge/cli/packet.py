@@ -46,7 +46,7 @@ def inspect(file: Path, json: Json = False) -> None:
     value: dict[str, Any] = {"verified": False, "bytes": len(data), **claims}
 
     def text() -> str:
-        shown = value | {"task": claims.get("task", {}).get("name"), "classes": claims.get("task", {}).get("classes", [])}
+        shown = value | {"task": claims["task"]["name"], "classes": claims["task"]["classes"]}
         shown |= {"tensors": [f"{name} {dtype}{shape}" for name, (dtype, shape) in claims["tensors"].items()]}
         names = ("format", "lineage", "sequence", "from", "to", "task", "classes", "encoding", "deltas", "bytes", "tensors")
         return (

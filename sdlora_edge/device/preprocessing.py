@@ -15,6 +15,8 @@ from ..errors import InputError
 Picture = Union[str, Path, Image.Image, np.ndarray]
 """A file, a Pillow image, or a uint8 array (H, W) or (H, W, 3)."""
 
+MAX_ASPECT = 50
+"""a thread of pixels would be blown up to gigabytes"""
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -63,8 +65,10 @@ class Preprocessing:
     def _pixels(self, image: Image.Image) -> np.ndarray:
         image = ImageOps.exif_transpose(image).convert("RGB")
         width, height = image.size
-        scale = self.resize / min(width, height)
-        shape = (self.resize, int(height * scale)) if width <= height else (int(width * scale), self.resize)
+        if not 0 < max(image.size) <= MAX_ASPECT * min(image.size):
+            raise ValueError(f"its shape is {width} x {height}; one side may be up to {MAX_ASPECT} times the other")
+        short = min(width, height)
+        shape = width * self.resize // short, height * self.resize // short
         if image.size != shape:
             image = image.resize(shape, _FILTERS[self.interpolation])
         left, top = (round((side - self.size) / 2.0) for side in shape)

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import files
 from ..bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle, open_bundle
-from ..errors import HealthError, NotForThisDevice, NothingToDo, TrustError
+from ..errors import HealthError, InputError, NotForThisDevice, NothingToDo, TrustError
 from ..packet import LIMITS, Packet
 from ..packet import read as read_packet
 from ..state import Factors, TaskState, advance, merge
@@ -46,29 +46,33 @@ class _Live:
 class Device:
     """A device's model. `predict` may be called from any number of threads while one thread calls `apply`."""
 
-    def __init__(self, store: Store, bundle: Bundle, threads: int = 0) -> None:
+    def __init__(self, store: Store, bundle: Bundle, threads: int = 0, without_newest: bool = False) -> None:
         self.bundle = bundle
         self._store = store
         self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
         self._engine = open_engine(bundle, threads)
         generation = store.current()
-        packets = [read_packet(store.packet(d), bundle.trust) for d in generation.packets]
-        self._live = self._build(packets, generation.packets, generation.counter)
+        self._live = self._build(generation.packets[: -1 if without_newest else None], generation.counter)
+        self._check_canary(self._live)
 
     @classmethod
     def init(cls, bundle: Path | str, store: Path | str) -> Device:
-        """Make a store from a bundle. Raises InputError for a damaged bundle, UsageError where the store exists."""
-        Store.create(Path(store), open_bundle(Path(bundle)))
+        """Make a store from a bundle, once this device has proved that it computes what the host computed.
+
+        Raises InputError for a damaged bundle, UsageError where the store exists, HealthError where the canary fails.
+        """
+        Store.create(Path(store), open_bundle(Path(bundle)), cls.open)
         return cls.open(store)
 
     @classmethod
-    def open(cls, store: Path | str, threads: int = 0) -> Device:
-        """Open a store in the generation in force, every file verified. Raises InputError or TrustError.
+    def open(cls, store: Path | str, threads: int = 0, without_newest: bool = False) -> Device:
+        """Open a store in the generation in force: every file verified, the canary run. Raises InputError, TrustError, HealthError.
 
-        threads: of the engine; 0 leaves it to the engine.
+        threads: of the engine; 0 leaves it to the engine. without_newest: do not read the newest packet, which may be
+        damaged; for `rollback`.
         """
         opened = Store(Path(store))
-        return cls(opened, open_bundle(opened.path / "bundle"), threads)
+        return cls(opened, open_bundle(opened.path / "bundle"), threads, without_newest)
 
     def predict(self, pictures: Iterable[Picture], top: int = 1, batch_size: int = 32) -> list[Prediction]:
         """The `top` best classes of each picture. Raises InputError naming a picture that cannot be read."""
@@ -94,8 +98,8 @@ class Device:
 
         Until this returns the old generation answers; where it raises, the old one stays in force: InputError or LimitError
         (unreadable), TrustError (signature, replay), NotForThisDevice (lineage, order), HealthError (canary),
-        NothingToDo (applied already). After a rollback, packets older than the newest ever confirmed are refused unless
-        `allow_older`. Returns what `status` does, with the canary's largest difference and the milliseconds it took.
+        NothingToDo (applied already). After a rollback, packets not newer than the newest ever confirmed are refused
+        unless `allow_older`. Returns what `status` does, with the canary's largest difference and the milliseconds it took.
         """
         begin = time.perf_counter()
         data = files.read(Path(packet), LIMITS.packet)
@@ -105,11 +109,12 @@ class Device:
             live, manifest = self._live, self.bundle.manifest
             verified.check(live.state, manifest.lineage, manifest.projections)
             highest = self._store.current().highest
-            if verified.sequence < highest and not allow_older:
+            if verified.sequence <= highest and not allow_older:
                 raise TrustError(
-                    f"packet {verified.sequence} is older than packet {highest}, the newest this device has confirmed: it was "
-                    "rolled back; to take the older one again on purpose, use --allow-older"
+                    f"packet {verified.sequence} is not newer than packet {highest}, which this device has confirmed and then "
+                    "rolled back; to take it again on purpose, use --allow-older"
                 )
+            self._store.sweep()
             packets = (*live.packets, self._store.add_packet(data))
             with self._store.replacing(packets, verified.sequence) as generation:
                 new = self._follow(live, [verified], packets, generation.counter)
@@ -121,13 +126,11 @@ class Device:
     def rollback(self) -> dict[str, Any]:
         """Go back by one packet, for good. Raises NothingToDo in the bundle's own state, HealthError (canary)."""
         with self._store.lock():
-            self._refresh()
-            if not self._live.packets:
+            packets = self._store.current().packets
+            if not packets:
                 raise NothingToDo("nothing to roll back: this device is in the state it was flashed with")
-            packets = self._live.packets[:-1]
-            verified = [read_packet(self._store.packet(d), self.bundle.trust) for d in packets]
-            with self._store.replacing(packets, 0) as generation:
-                new = self._build(verified, packets, generation.counter)
+            with self._store.replacing(packets[:-1], 0) as generation:
+                new = self._build(packets[:-1], generation.counter)
                 self._check_canary(new)
             self._live = new
         return self.status()
@@ -154,12 +157,14 @@ class Device:
     def _refresh(self) -> None:
         """Follow what another process has committed since this one opened the store."""
         generation = self._store.current()
-        if generation.counter != self._live.counter:
-            packets = [read_packet(self._store.packet(d), self.bundle.trust) for d in generation.packets]
-            self._live = self._build(packets, generation.packets, generation.counter)
+        if generation.counter < self._live.counter:
+            raise InputError("the store has lost its newest generation record: open it again to go on from the one before it")
+        if generation.counter > self._live.counter:
+            self._live = self._build(generation.packets, generation.counter)
 
-    def _build(self, packets: Sequence[Packet], digests: tuple[str, ...], counter: int) -> _Live:
+    def _build(self, digests: tuple[str, ...], counter: int) -> _Live:
         """The generation made of the bundle and these packets."""
+        packets = [read_packet(self._store.packet(d), self.bundle.trust) for d in digests]
         seed, logits = self.bundle.manifest.canary["seed"], np.array(self.bundle.manifest.canary["logits"], np.float32)
         flashed = _Live(counter, (), self.bundle.state, (), seed, logits, None)
         return self._follow(flashed, packets, digests, counter)

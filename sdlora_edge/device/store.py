@@ -11,18 +11,18 @@ never the one that is being replaced. Weights are never stored: they are compute
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..bundle import MANIFEST, Bundle, open_bundle
-from ..canonical import dump_json, parse_json, sha256
-from ..errors import InputError, UsageError
+from ..bundle import MANIFEST, Bundle
+from ..canonical import dump_json, is_sha256, parse_json, sha256
+from ..errors import InputError, StorageError, UsageError
 from ..packet import LIMITS
 
 PENDING, CONFIRMED, FAILED = "pending", "confirmed", "failed"
@@ -49,7 +49,14 @@ class Generation:
         checksum = body.pop("checksum", None)
         if checksum != sha256(dump_json(body)):
             raise InputError("a generation record's checksum does not fit")
-        return cls(**{**body, "packets": tuple(body["packets"])})
+        try:
+            record = cls(**{**body, "packets": tuple(body["packets"])})
+        except (KeyError, TypeError) as error:
+            raise InputError(f"a generation record is malformed: {error!r}") from error
+        numbers = type(record.counter) is int and type(record.highest) is int
+        if not numbers or record.status not in (PENDING, CONFIRMED, FAILED) or not all(map(is_sha256, record.packets)):
+            raise InputError("a generation record is malformed")
+        return record
 
 
 class Store:
@@ -61,22 +68,32 @@ class Store:
             raise InputError(f"{path} is not a store: make one with sdlora-edge device init BUNDLE --store {path}")
 
     @classmethod
-    def create(cls, path: Path, bundle: Bundle) -> Store:
-        """A store holding a copy of the bundle, in the bundle's own state. Raises UsageError where `path` exists."""
+    def create(cls, path: Path, bundle: Bundle, prove: Callable[[Path], object]) -> Store:
+        """A store holding a copy of the bundle, in the bundle's own state; it gets its name once `prove` has looked at it.
+
+        Raises UsageError where `path` exists, and what `prove` raises.
+        """
         with files.new_folder(path) as folder:
             (folder / "bundle").mkdir()
             for name in [MANIFEST, *bundle.manifest.files]:
                 shutil.copyfile(bundle.path / name, folder / "bundle" / name)
-            open_bundle(folder / "bundle")
             (folder / "packets").mkdir()
             first = Generation(1, CONFIRMED, (), bundle.manifest.task)
             files.write(folder / "generation.1.json", first.to_json())
+            prove(folder)
         return cls(path)
 
-    @contextmanager
+    @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """One writer at a time; the operating system frees the lock of a process that dies. Raises UsageError."""
-        with open(self.path / "lock", "w") as file:
+        """One writer at a time; the operating system frees the lock of a process that dies.
+
+        Raises UsageError where another one writes, StorageError where the store cannot be written.
+        """
+        try:
+            file = open(self.path / "lock", "w")  # noqa: SIM115
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be written: {error.strerror or error}") from error
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -84,17 +101,30 @@ class Store:
             yield
 
     def current(self) -> Generation:
-        """The generation in force. Raises InputError where neither record is whole and confirmed."""
-        found = []
-        for slot in (0, 1):
-            try:
-                found.append(Generation.from_json(files.read(self._record(slot), RECORD_LIMIT)))
-            except (InputError, KeyError, TypeError):
-                continue
-        confirmed = [g for g in found if g.status == CONFIRMED]
-        if not confirmed:
-            raise InputError(f"{self.path} holds no confirmed generation: flash the device again with device init")
-        return max(confirmed, key=lambda g: g.counter)
+        """The generation in force. Raises InputError where a record cannot be read, or neither is whole and confirmed."""
+        for _ in range(2):  # between reading one record and the other, a writer may have changed both
+            confirmed = [g for g in map(self._read, (0, 1)) if g is not None and g.status == CONFIRMED]
+            if confirmed:
+                return max(confirmed, key=lambda g: g.counter)
+        raise InputError(f"{self.path} holds no confirmed generation: flash the device again with device init")
+
+    def _read(self, slot: int) -> Generation | None:
+        """A record, or None where it is missing or damaged; a disk that does not answer is an error, not a missing record."""
+        if not self._record(slot).exists():
+            return None
+        data = files.read(self._record(slot), RECORD_LIMIT)
+        try:
+            return Generation.from_json(data)
+        except (InputError, ValueError):
+            return None
+
+    def sweep(self) -> None:
+        """Remove what no record names: packets of failed or replaced generations, and files that a cut left half written."""
+        kept = {digest for g in map(self._read, (0, 1)) if g is not None for digest in g.packets}
+        with contextlib.suppress(OSError):
+            for path in [*(self.path / "packets").iterdir(), *self.path.glob(f"{files.TEMPORARY}*")]:
+                if path.name not in kept:
+                    path.unlink()
 
     def add_packet(self, data: bytes) -> str:
         """Keep a verified packet under its digest, and read it back."""
@@ -111,7 +141,7 @@ class Store:
             raise InputError(f"{path} is damaged: roll back, or flash the device again")
         return data
 
-    @contextmanager
+    @contextlib.contextmanager
     def replacing(self, packets: tuple[str, ...], sequence: int) -> Iterator[Generation]:
         """The commit point. The new generation is pending while the block runs, confirmed where it ends without an error,
         and failed otherwise; in force is the old one until the record says confirmed."""
@@ -121,9 +151,14 @@ class Store:
         try:
             yield pending
         except BaseException:
-            self._write(replace(pending, status=FAILED))
+            with contextlib.suppress(StorageError):  # a record that stays pending is not in force either
+                self._write(replace(pending, status=FAILED))
             raise
-        self._write(replace(pending, status=CONFIRMED, highest=max(old.highest, sequence)))
+        try:
+            self._write(replace(pending, status=CONFIRMED, highest=max(old.highest, sequence)))
+        except StorageError:
+            if self.current().counter != pending.counter:  # the rename may have been done, and what failed came after it
+                raise
 
     def _write(self, record: Generation) -> None:
         files.write(self._record(record.counter % 2), record.to_json())

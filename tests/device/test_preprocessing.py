@@ -63,3 +63,16 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
         ours.pixels(np.zeros((3, 4, 5), np.float32))
     with pytest.raises(InputError, match="malformed"):
         Preprocessing.from_manifest({"size": 0})
+
+
+def test_a_thread_of_pixels_or_nothing_at_all_is_refused() -> None:
+    ours = Preprocessing(224, 224, "bilinear", MEAN, STD)
+    for picture in (np.zeros((5000, 1), np.uint8), np.zeros((0, 4, 3), np.uint8), Image.new("RGB", (1, 60))):
+        with pytest.raises(InputError):
+            ours.pixels(picture)
+
+
+@pytest.mark.parametrize("side", [55, 71, 83, 95, 97, 107])
+def test_no_rounding_cuts_a_row_off(side: int) -> None:
+    ours = Preprocessing(224, 224, "bilinear", MEAN, STD)
+    assert (ours.pixels(np.full((side, side, 3), 255, np.uint8)) == 255).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -13,9 +14,11 @@ from conftest import Fleet, snapshot
 from sdlora_edge.export.parity import host_logits
 
 from sdlora_edge import files, packet, signing
+from sdlora_edge.canonical import dump_json, sha256
+from sdlora_edge.cli import main
 from sdlora_edge.device import Device
 from sdlora_edge.device.store import CONFIRMED, FAILED, PENDING, Generation, Store
-from sdlora_edge.errors import HealthError, InputError, NothingToDo, UsageError
+from sdlora_edge.errors import HealthError, InputError, NothingToDo, StorageError, UsageError
 from sdlora_edge.train.run import Run
 
 
@@ -209,3 +212,115 @@ def test_init_refuses_what_exists_and_a_failed_apply_writes_no_packet(fleet: Fle
     with pytest.raises(InputError):
         Device.open(store).apply(tmp_path / "bad.sdlora")
     assert snapshot(store) == before
+
+
+def test_a_damaged_newest_packet_is_rolled_back_from(fleet: Fleet, store: Path) -> None:
+    device = Device.open(store)
+    seen = device.apply(fleet.packets[0]) and device.logits(inputs(device))
+    device.apply(fleet.packets[1])
+    newest = store / "packets" / Store(store).current().packets[-1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(InputError, match="roll back"):
+        Device.open(store)
+    assert main(["device", "rollback", "--store", str(store)]) == 0
+    again = Device.open(store)
+    np.testing.assert_array_equal(again.logits(inputs(again)), seen)
+    assert again.apply(fleet.packets[1], allow_older=True)["task"] == 2
+
+
+def test_a_disk_that_does_not_answer_is_no_older_generation(fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Device.open(store)
+    device.apply(fleet.packets[0])
+    read = files.read
+
+    def failing(path: Path, limit: int | None = None) -> bytes:
+        if path.name == "generation.0.json":
+            raise InputError(f"{path}: Input/output error")
+        return read(path, limit)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(files, "read", failing)
+        with pytest.raises(InputError, match="output error"):
+            Device.open(store)
+    (store / "generation.0.json").unlink()
+    with pytest.raises(InputError, match="lost its newest"):
+        device.apply(fleet.packets[0])
+    assert len(device.predict(pictures())) == 6
+
+
+@pytest.mark.parametrize("fatal", range(1, 4))
+def test_a_full_disk_is_a_clear_error_and_leaves_no_rubbish(
+    fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch, fatal: int
+) -> None:
+    device = Device.open(store)
+    before, count, replace = device.logits(inputs(device)), 0, files.os.replace
+
+    def full(source: object, target: object) -> None:
+        nonlocal count
+        count += 1
+        if count >= fatal:
+            raise OSError(28, "No space left on device")
+        replace(source, target)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as disk:
+        disk.setattr(files.os, "replace", full)
+        with pytest.raises(StorageError, match="No space left"):
+            device.apply(fleet.packets[0])
+    np.testing.assert_array_equal(device.logits(inputs(device)), before)
+    assert not list(store.rglob(".tmp-*"))
+    assert Device.open(store).status()["task"] == 0
+    assert device.apply(fleet.packets[0])["task"] == 1
+
+
+def test_packets_no_record_names_are_swept(fleet: Fleet, store: Path, tmp_path: Path) -> None:
+    device = Device.open(store)
+    with pytest.raises(HealthError):
+        device.apply(wrong_canary(fleet, tmp_path))
+    (store / "packets" / ".tmp-left").touch()
+    for path in fleet.packets:
+        device.apply(path)
+    assert {p.name for p in (store / "packets").iterdir()} == set(Store(store).current().packets)
+
+
+def edited(bundle: Path, folder: Path, **changes: object) -> Path:
+    shutil.copytree(bundle, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_bytes(dump_json({**manifest, **changes}))
+    return folder
+
+
+def test_a_device_that_computes_something_else_is_not_flashed(fleet: Fleet, tmp_path: Path) -> None:
+    canary = json.loads((fleet.bundle / "manifest.json").read_text())["canary"]
+    wrong = {**canary, "logits": [[x + 1 for x in row] for row in canary["logits"]]}
+    with pytest.raises(HealthError):
+        Device.init(edited(fleet.bundle, tmp_path / "b", canary=wrong), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": "sdlora-edge/bundle/2"}, {"lineage": 5}, {"state": "zz"}, {"task": "1"}, {"task": -1}, {"tolerance": 5}, {"target": []},
+        {"target": "tpu"}, {"files": []}, {"files": {"model.onnx": 5}}, {"files": {}}, {"files": {"../x": {"sha256": "0" * 64, "size": 1}}},
+        {"canary": {}}, {"canary": {"seed": 0, "logits": [[1], [2, 3]]}}, {"classes": ["a", "a", "b", "c"]}, {"classes": 4},
+        {"projections": [{}]}, {"projections": [{"name": "x", "tensor": "y", "rows": [0, 1.0], "shape": [1, 1]}]}, {"magnitudes": [1]},
+        {"preprocessing": {"size": 16}}, {"preprocessing": 3}, {"nonsense": 1},
+    ],
+)  # fmt: skip
+def test_a_senseless_manifest_is_a_typed_error(fleet: Fleet, tmp_path: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        Device.init(edited(fleet.bundle, tmp_path / "b", **changes), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"counter": "x"}, {"counter": [9]}, {"packets": [5]}, {"packets": "abc"}, {"highest": "x"}, {"status": "fine"}, {"more": 1}],
+)
+def test_a_senseless_record_is_a_missing_record(store: Path, changes: dict[str, object]) -> None:
+    old = Store(store).current()
+    body = {"counter": 2, "status": CONFIRMED, "packets": [], "highest": 0, **changes}
+    (store / "generation.0.json").write_bytes(dump_json({**body, "checksum": sha256(dump_json(body))}))
+    assert Store(store).current() == old
+    (store / "generation.0.json").write_bytes(b'{"checksum":"x","counter":1e999}')
+    assert Store(store).current() == old

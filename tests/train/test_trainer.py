@@ -27,7 +27,7 @@ def same(a: Path, b: Path) -> None:
 def test_a_killed_run_goes_on_at_its_task_and_ends_like_an_uninterrupted_one(fleet: Fleet, run_copy: Path) -> None:
     shutil.rmtree(run_copy / "tasks" / "003")
     shutil.rmtree(run_copy / "tasks" / "002")
-    (run_copy / "tasks" / ".002.tmp").mkdir()  # what a kill in the middle of writing leaves
+    (run_copy / "tasks" / ".tmp-002").mkdir()  # what a kill in the middle of writing leaves
     trainer.resume(run_copy)
     same(run_copy, fleet.run)
 

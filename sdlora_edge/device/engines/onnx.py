@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import onnxruntime as ort
 
-from ...bundle import Bundle
+from ...bundle import MODELS, Bundle
 from ...errors import InputError
 
-MODEL = "model.onnx"
+(MODEL,) = MODELS["onnx"]
 ERROR_LEVEL = 3  # below it ONNX Runtime warns once per overridable initializer
 
 
