@@ -70,17 +70,19 @@ def sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder under a temporary name and rename it once it is whole. Raises UsageError where `path` exists.
+    """Fill a folder under a temporary name and rename it once it is whole.
+
+    Raises UsageError where `path` exists, StorageError where it cannot be written.
 
     What a killed process left under the temporary name is removed by the next call.
     """
     if path.exists() or path.is_symlink():
         raise UsageError(f"{path} exists already: choose another name, or remove it first")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
         yield temporary
         for folder, _, names in os.walk(temporary):
             for name in names:
@@ -89,5 +91,7 @@ def new_folder(path: Path) -> Iterator[Path]:
             sync_folder(Path(folder))
         os.rename(temporary, path)
         sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

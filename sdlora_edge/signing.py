@@ -146,8 +146,9 @@ def verify(envelope_json: bytes, trust: Trust) -> bytes:
     value = parse_json(envelope_json, "the envelope")
     try:
         for signature in value["signatures"]:
-            scalar = int.from_bytes(base64.b64decode(signature["sig"])[32:], "little")
-            if set(signature) != {"keyid", "sig"} or not is_sha256(signature["keyid"]) or scalar >= _ORDER:
+            sig = base64.b64decode(signature["sig"])
+            whole = len(sig) == 64 and int.from_bytes(sig[32:], "little") < _ORDER
+            if set(signature) != {"keyid", "sig"} or not is_sha256(signature["keyid"]) or not whole:
                 raise ValueError("a signature is not one of Ed25519, or carries more than itself")
         if not 1 <= len(value["signatures"]) <= MAX_SIGNATURES:
             raise ValueError(f"{len(value['signatures'])} signatures")

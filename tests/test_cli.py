@@ -155,6 +155,10 @@ def test_bad_runs_bundles_stores_and_keys(
     refused(cli("packet", "build", fleet.run, "--bundle", fleet.bundle), 2, "keys new")
     refused(cli("packet", "build", fleet.run, "--bundle", tmp_path, "--key", fleet.key), 3, "manifest.json")
     refused(cli("packet", "build", fleet.run, "--bundle", fleet.bundle, "--key", fleet.key, "--task", 7), 2, "--task 7")
+    (tmp_path / "file").touch()
+    for command in (("export", "--run", fleet.run, "--out"), ("device", "init", fleet.bundle, "--store")):
+        refused(cli(*command, tmp_path / "file" / "out"), 3, "cannot be written")
+    (tmp_path / "file").unlink()
     refused(cli("device", "status", "--store", tmp_path), 3, "not a store")
     refused(cli("device", "init", tmp_path / "none", "--store", tmp_path / "s"), 3, "not a bundle")
     damaged = tmp_path / "damaged"

@@ -1,8 +1,8 @@
 """The base session: a backbone without pre-trained weights learns from its first classes, and is frozen for ever after.
 
 Features must serve classes nobody has seen yet, so the four quarter turns of each class count as classes of their own (as in
-PASS, Zhu et al., CVPR 2021) and pictures are shifted a little: on the built-in digits this takes a discriminant on the frozen
-features from 56 % to over 90 % of all ten classes, six of them unseen in the base session.
+PASS, Zhu et al., CVPR 2021) and pictures are shifted a little. On the built-in digits, with as many steps, that takes the aligned
+head on the frozen features from 61 % to 87 % of all ten classes, six of them unseen in the base session (seed 1993).
 """
 
 from __future__ import annotations
