@@ -35,7 +35,7 @@ def train(
     image_size: Annotated[Optional[int], typer.Option(help="Side of the model's input, in pixels.")] = None,
     mean: Annotated[Optional[str], typer.Option(help="Override the backbone's normalisation: R,G,B in 0..1.")] = None,
     std: Annotated[Optional[str], typer.Option(help="Override the backbone's normalisation: R,G,B in 0..1.")] = None,
-    rank: Annotated[Optional[int], typer.Option(help="Rank of each task's direction.")] = None,
+    rank: Annotated[Optional[str], typer.Option(help="Rank of each task's direction, or a schedule (RR): 10,8@4,6@8 is 8 from task 4, 6 from task 8.")] = None,
     epochs: Annotated[Optional[int], typer.Option(help="Epochs for each task.")] = None,
     lr: Annotated[Optional[float], typer.Option(help="Learning rate.")] = None,
     head_lr_factor: Annotated[Optional[float], typer.Option(help="The head learns at this share of the rate.")] = None,

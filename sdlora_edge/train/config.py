@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -21,69 +22,128 @@ else:
 DIGITS = "digits"
 
 
+CHOICES = {
+    "protocol": ("class", "domain"),
+    "augment": ("none", "flip", "crop", "flip-crop"),
+    "method": ("sdlora", "lora", "frozen"),
+    "directions": ("free", "shared", "span"),
+    "magnitudes": ("carry", "reset", "fixed"),
+    "magnitude_scope": ("shared", "projection"),
+    "magnitude_norm": ("direction", "factors"),
+    "head": ("paper", "aligned"),
+    "optimizer": ("sgd", "adam", "adamw"),
+    "schedule": ("constant", "cosine"),
+    "precision": ("fp32", "bf16", "fp16"),
+    "device": ("auto", "cpu", "cuda"),
+}
+"""settings that are one of a few words"""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of `sdlora-edge train`; the keys of its TOML file.
 
-    data: "digits" (built in), or a folder or ZIP of pictures, one folder per class. tasks: cut the classes into so many.
-    base_classes: that many of them are learned first, by plain training of the whole backbone, which is then frozen (for a
-    backbone without pre-trained weights). weights: a safetensors file; empty means timm's own download. image_size 0: the
-    backbone's own. mean, std: empty means the backbone's own. head_lr_factor: the head's share of lr (features are long
-    vectors: at the full rate a head overshoots). magnitudes: "carry" or "reset". head: "paper" (a row is trained with its
-    task) or "aligned" (all rows are fitted again after each task, `method.head`). device: auto, cpu, cuda.
+    Data
+        data: "digits" (built in), a set's name (`train.datasets`), or a folder or ZIP of pictures, one folder per class.
+        data_root: where named sets lie. protocol: "class" (each task brings new classes) or "domain" (each task brings a new
+        domain of the same classes). tasks: cut classes or domains into so many. base_classes: that many are learned first, by
+        plain training of the whole backbone, which is then frozen (for a backbone without pre-trained weights).
+        test_fraction: of each class, where the data has no split of its own. validate: score on this share of the TRAINING
+        pictures instead of the test pictures, to choose settings by. train_limit: at most so many training pictures of a
+        class (0: all). augment: "none", "flip", "crop" (random resized crop) or "flip-crop".
+    Model
+        weights: a safetensors file; empty means timm's own download. targets: patterns of the modules to adapt, with commas
+        between; empty means the family's default. image_size 0: the backbone's own. mean, std: empty means the backbone's own.
+    Method (equations in `method.sdlora`, `method.absorb`, `method.head`)
+        method: "sdlora", "lora" (one direction trained on and on) or "frozen" (head only). rank: a number, or a schedule such
+        as "10,8@4,6@8" (RR). directions: "free" (A_t random), "shared" (A_t = A_1, frozen) or "span" (A_t starts in the span of
+        old rows). absorb: tau of KD, 0 is off. magnitudes: "carry", "reset" or "fixed" (old ones are not trained).
+        magnitude_scope: "shared" or "projection". magnitude_norm: "direction", or "factors" (the authors' code). head: "paper"
+        (a row is trained with its task) or "aligned" (all rows are fitted again after each task).
+        consistency: weight of a loss that holds the current pictures' features to those before the task.
+    Training
+        lr and its shares: head_lr_factor of the head (features are long vectors: at the full rate a head overshoots),
+        magnitude_lr_factor of the magnitudes, later_lr_factor of everything from task 2 on. schedule: "constant" or
+        "cosine". accumulate: pictures of a step are computed in so many parts. precision: "fp32", "bf16" or "fp16" (autocast).
+        cache_gb: pictures are decoded once and kept in memory up to so much; beyond, `workers` decode them in every epoch.
+        tensorboard: write event files into the run. device: auto, cpu, cuda.
     """
 
     data: str = DIGITS
+    data_root: str = ""
+    protocol: str = "class"
     tasks: int = 5
     base_classes: int = 0
     base_epochs: int = 40
     test_fraction: float = 0.2
+    validate: float = 0.0
+    train_limit: int = 0
+    augment: str = "none"
     backbone: str = "vit_tiny_patch16_224"
     weights: str = ""
+    targets: str = ""
     image_size: int = 0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
-    rank: int = 10
+    method: str = "sdlora"
+    rank: str = "10"
+    directions: str = "free"
+    absorb: float = 0.0
+    magnitudes: str = "carry"
+    magnitude_scope: str = "shared"
+    magnitude_norm: str = "direction"
+    magnitude_init: float = 1.0
+    head: str = "paper"
+    consistency: float = 0.0
     epochs: int = 10
     lr: float = 0.02
     head_lr_factor: float = 0.1
+    magnitude_lr_factor: float = 1.0
+    later_lr_factor: float = 1.0
     optimizer: str = "sgd"
+    weight_decay: float = 0.0
+    schedule: str = "constant"
     batch_size: int = 64
-    magnitudes: str = "carry"
-    magnitude_init: float = 1.0
-    head: str = "paper"
+    accumulate: int = 1
+    precision: str = "fp32"
+    compile: bool = False
+    workers: int = 2
+    cache_gb: float = 4.0
+    tensorboard: bool = False
     device: str = "auto"
     seed: int = 1993
 
     def __post_init__(self) -> None:
-        for name, low in {
-            "tasks": 1,
-            "rank": 1,
-            "epochs": 1,
-            "batch_size": 1,
-            "base_classes": 0,
-            "image_size": 0,
-            "seed": 0,
-        }.items():
-            if getattr(self, name) < low:
+        lows = {"tasks": 1, "epochs": 1, "batch_size": 1, "accumulate": 1} | dict.fromkeys(
+            ("base_classes", "image_size", "seed", "train_limit", "workers", "absorb", "consistency", "weight_decay", "cache_gb"), 0
+        )
+        for name, low in lows.items():
+            if not getattr(self, name) >= low:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be at least {low}")
         if not 0 < self.test_fraction < 1:
             raise UsageError(f"test_fraction is {self.test_fraction}: it must lie between 0 and 1")
-        for name in ("lr", "head_lr_factor"):
+        if not 0 <= self.validate < 1:
+            raise UsageError(f"validate is {self.validate}: it must be 0 (off) or a share below 1")
+        for name in ("lr", "head_lr_factor", "magnitude_lr_factor", "later_lr_factor"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be above 0")
-        choices = {
-            "magnitudes": ("carry", "reset"),
-            "head": ("paper", "aligned"),
-            "device": ("auto", "cpu", "cuda"),
-            "optimizer": ("sgd", "adam", "adamw"),
-        }
-        for name, allowed in choices.items():
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} is {getattr(self, name)!r}: it must be one of {', '.join(allowed)}")
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
                 raise UsageError(f"{name} must be three numbers, such as 0.5,0.5,0.5")
+        self.rank_of(1)
+
+    def rank_of(self, task: int) -> int:
+        """RR: the rank of a task's direction, tasks counted from 1. "10,8@4,6@8" is 10, 8 from task 4, 6 from task 8."""
+        found = re.fullmatch(r"([1-9]\d*)((?:,[1-9]\d*@[1-9]\d*)*)", self.rank.replace(" ", ""))
+        if not found:
+            raise UsageError(f"rank is {self.rank!r}: give a number, or a schedule such as 10,8@4,6@8")
+        steps = [(1, int(found[1]))] + [(int(s[1]), int(s[0])) for s in (p.split("@") for p in found[2].split(",") if p)]
+        if [at for at, _ in steps] != sorted({at for at, _ in steps}):
+            raise UsageError(f"rank is {self.rank!r}: its tasks must ascend")
+        return [rank for at, rank in steps if at <= task][-1]
 
     def to_toml(self) -> str:
         return tomli_w.dumps({name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()})
@@ -95,7 +155,7 @@ DIGITS_DEFAULTS: dict[str, Any] = {
     "backbone": "micro_vit",
     "image_size": 16,
     "test_fraction": 0.3,
-    "rank": 4,
+    "rank": "4",
     "lr": 0.01,
     "head": "aligned",
 }
@@ -123,6 +183,8 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
     kinds = {f.name: type(f.default) for f in fields(TrainConfig)}
     if unknown := set(values) - set(kinds):
         raise UsageError(f"unknown setting {', '.join(sorted(unknown))}: known are {', '.join(kinds)}")
+    if type(values.get("rank")) is int:
+        values = {**values, "rank": str(values["rank"])}
     try:
         return TrainConfig(**{name: _cast(kinds[name], value) for name, value in values.items()})
     except (TypeError, ValueError) as error:
@@ -132,6 +194,8 @@ def from_values(values: Mapping[str, Any]) -> TrainConfig:
 def _cast(kind: type, value: Any) -> Any:
     if kind is tuple:
         return tuple(float(v) for v in value)
+    if kind is bool and isinstance(value, bool):
+        return value
     if isinstance(value, bool) or (kind is int and int(value) != value) or isinstance(value, str) != (kind is str):
         raise ValueError(f"{value!r} is not of kind {kind.__name__}")
     return kind(value)

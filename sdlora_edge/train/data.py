@@ -27,20 +27,25 @@ SPLITS = {"train": "train", "training": "train", "test": "test", "val": "test", 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of a source: its name for messages, its class, and how to open it."""
+    """One picture of a source: its name for messages, its class, how to open it, and its domain where the set has domains."""
 
     name: str
     label: str
     open: Callable[[], Image.Image]
+    domain: str = ""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Training and test pictures by class; the keys of both are `classes`, sorted. name: "digits" or the resolved path."""
+    """Training and test pictures by class; the keys of both are `classes`, sorted.
+
+    name: "digits", a set's name, or the resolved path. domains: in the order they are learned; empty where the set has none.
+    """
 
     name: str
     train: Mapping[str, Sequence[Picture]]
     test: Mapping[str, Sequence[Picture]]
+    domains: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:

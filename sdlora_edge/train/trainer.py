@@ -121,7 +121,7 @@ def _train_task(run: Run, source: Source, name: str, classes: Sequence[str]) -> 
         run.projections,
         run.states,
         len(classes),
-        settings.rank,
+        settings.rank_of(number),
         settings.magnitudes,
         settings.magnitude_init,
     ).to(device)
