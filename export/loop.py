@@ -11,7 +11,7 @@ from .. import signing
 from ..device.runtime import Device
 from ..train import data
 from ..train.run import Run
-from ..train.trainer import test_pictures
+from ..train.score import test_pictures_by_class
 from .onnx import export_onnx
 from .packets import build_packets
 from .parity import BATCH, compare, host_logits
@@ -36,7 +36,7 @@ def ship(run: Run, out: Path, task: int) -> dict[str, Any]:
 
 
 def _compare(run: Run, device: Device, task: int) -> dict[str, Any]:
-    by_class = {c: p for found in test_pictures(run, task).values() if found for c, p in found.items()}
+    by_class = test_pictures_by_class(run, task)
     classes = run.states[task].classes
     decoded = data.decode(by_class, [c for c in classes if c in by_class], run.preprocessing, need=False)
     inputs = run.preprocessing.normalise(decoded.pixels)

@@ -35,7 +35,7 @@ from ..packet import ENCODING
 from ..state import factor_tensors
 from ..train import data
 from ..train.run import Run
-from ..train.trainer import test_pictures
+from ..train.score import test_pictures_by_class
 from .parity import Parity, compare, host_logits
 
 log = logging.getLogger("sdlora_edge")
@@ -134,7 +134,7 @@ def prove(run: Run, folder: Path, task: int) -> Parity:
 
 def _some_pixels(run: Run, task: int) -> np.ndarray:
     """Up to PARITY_PICTURES test pictures, spread over the classes."""
-    by_class = {c: p for pictures in test_pictures(run, task).values() if pictures for c, p in pictures.items()}
+    by_class = test_pictures_by_class(run, task)
     each = -(-PARITY_PICTURES // max(1, len(by_class)))
     few = {c: pictures[:each] for c, pictures in by_class.items()}
     return data.decode(few, list(few), run.preprocessing, need=False).pixels[:PARITY_PICTURES]

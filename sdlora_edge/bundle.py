@@ -22,7 +22,7 @@ import safetensors.numpy
 from . import files
 from .canonical import dump_json, is_sha256, parse_json, sha256
 from .errors import InputError
-from .packet import name_problem
+from .packet import magnitudes_from, name_problem
 from .signing import Trust
 from .state import Factors, Projection, TaskState, factors_from
 
@@ -37,7 +37,8 @@ MANIFEST_LIMIT = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Manifest:
-    """The facts about an exported model. `state` is S_e, `task` is e, `magnitudes` alpha_k(e) for k = 1..e.
+    """The facts about an exported model. `state` is S_e, `task` is e, `magnitudes` alpha_k(e) for k = 1..e, each a number or,
+    where projections have their own, a list of one for each.
 
     preprocessing: the fields of `device.preprocessing.Preprocessing`.
     canary: {"seed": int, "logits": [[float]]}, what the host got for the canary inputs. tolerance: the largest logit
@@ -54,7 +55,7 @@ class Manifest:
     tolerance: float
     encoding: str
     classes: tuple[str, ...]
-    magnitudes: tuple[float, ...]
+    magnitudes: tuple[Any, ...]
     preprocessing: Mapping[str, Any]
     projections: tuple[Projection, ...]
     canary: Mapping[str, Any]
@@ -76,12 +77,13 @@ class Manifest:
             _check_types(manifest)
             if any(name_problem(name) for name in manifest.classes) or len(set(manifest.classes)) != len(manifest.classes):
                 raise ValueError("a class name is empty, malformed or stands twice")
-            if len(manifest.magnitudes) != manifest.task or not 0 < manifest.tolerance < 1:
-                raise ValueError(f"{len(manifest.magnitudes)} magnitudes for task {manifest.task}")
+            magnitudes = magnitudes_from(manifest.magnitudes, manifest.task, len(manifest.projections))
+            if not 0 < manifest.tolerance < 1:
+                raise ValueError(f"tolerance {manifest.tolerance}")
             return replace(
                 manifest,
                 classes=tuple(manifest.classes),
-                magnitudes=tuple(float(m) for m in manifest.magnitudes),
+                magnitudes=tuple(magnitudes.tolist()),
                 projections=tuple(Projection.from_dict(p) for p in value["projections"]),
             )
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:

@@ -251,6 +251,15 @@ def _number(value: Any) -> float:
     return float(value)
 
 
+def magnitudes_from(value: Sequence[Any], tasks: int, projections: int, limits: Limits = LIMITS) -> np.ndarray:
+    """Magnitudes or their deltas, float64 (tasks,) or (tasks, projections). Raises ValueError, TypeError for anything else."""
+    shared = not any(isinstance(row, (list, tuple)) for row in value)
+    found = np.array([_number(x) if shared else [_number(y) for y in x] for x in value], np.float64)
+    if found.shape not in ((tasks,), (tasks, projections)) or not (np.abs(found) <= limits.magnitude).all():
+        raise ValueError(f"magnitudes of shape {found.shape} for task {tasks} and {projections} projections, or one out of bounds")
+    return found
+
+
 def _parse(manifest: Mapping[str, Any], tensors: Mapping[str, np.ndarray], digest: str, limits: Limits) -> Packet:
     sequence, encoding, task = _natural(manifest["sequence"]), manifest["encoding"], manifest["task"]
     if encoding != ENCODING:
@@ -262,9 +271,10 @@ def _parse(manifest: Mapping[str, Any], tensors: Mapping[str, np.ndarray], diges
     for name in names:
         if problem := name_problem(name, limits):
             raise ValueError(f"name {name!r} {problem}")
-    deltas = np.array([_number(d) for d in manifest["deltas"]], np.float64)
-    if sequence < 1 or deltas.shape != (sequence,) or not (np.abs(deltas) <= limits.magnitude).all():
-        raise ValueError(f"{len(deltas)} magnitude deltas for task {sequence}, or one out of bounds")
+    rows = manifest["deltas"]
+    deltas = magnitudes_from(rows, sequence, len(rows[0]) if rows and isinstance(rows[0], list) else 0, limits)
+    if sequence < 1:
+        raise ValueError(f"sequence {sequence}")
     logits = tensors["canary.logits"]
     if not (logits.ndim == 2 and 1 <= len(logits) <= limits.canary_inputs and np.isfinite(logits).all()):
         raise ValueError(f"canary of shape {logits.shape}")
@@ -294,6 +304,9 @@ def _check_shapes(packet: Packet, state: TaskState, projections: Mapping[str, Pr
     if len(set(state.classes + update.classes)) != total:
         raise InputError(f"packet {update.task} names a class twice, or one that is known already")
     n, features = len(update.head_index), state.head_weight.shape[1]
+    magnitudes = (len(projections),) if update.deltas.ndim == 2 else ()
+    if update.deltas.shape[1:] != magnitudes or (state.task and state.magnitudes.ndim != update.deltas.ndim):
+        raise InputError(f"packet {update.task}: magnitude deltas of shape {update.deltas.shape} do not follow this state's")
     expected = [
         ("head.index", update.head_index, np.int32, (n,)),
         ("head.weight", update.head_weight, np.float16, (n, features)),

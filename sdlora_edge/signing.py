@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
-from securesystemslib.signer import Key, SSlibKey
+from securesystemslib.signer import Key, Signature, SSlibKey
 
 from . import files
 from .canonical import dump_json, is_sha256, parse_json, sha256
@@ -136,6 +136,12 @@ def sign(payload: bytes, signers: list[CryptoSigner]) -> bytes:
     for signer in signers:
         envelope.sign(signer)
     return dump_json(envelope.to_dict())
+
+
+def unsigned(payload: bytes) -> bytes:
+    """An envelope as large as one with a signature, for measuring: its signature is of zeros, and no device takes it."""
+    empty = Signature("0" * 64, "0" * 128)
+    return dump_json(Envelope(payload, PAYLOAD_TYPE, {empty.keyid: empty}).to_dict())
 
 
 def verify(envelope_json: bytes, trust: Trust) -> bytes:

@@ -60,7 +60,8 @@ class Factors:
 class TaskState:
     """What task t left behind. Task 0 is the state before the first task: the backbone, and the base head if it has one.
 
-    factors: of this task alone, by projection name. magnitudes: float64 (t,), all of them, multiples of MAGNITUDE_STEP.
+    factors: of this task alone, by projection name. magnitudes: float64 (t,), all of them, multiples of MAGNITUDE_STEP; or
+    (t, projections) where each projection has its own.
     classes: every class known by now, in the order of the head's rows. head_weight: float32 (C, features), float16
     values; head_bias: float32 (C,). digest: the state digest S_t.
     """
@@ -79,7 +80,7 @@ class TaskState:
 class TaskUpdate:
     """What takes a device from the state of task t-1 to that of task t: the payload of a packet.
 
-    deltas: float64 (t,), alpha_k(t) - alpha_k(t-1), the last one being alpha_t itself. head_index: int32 (n,), rows of the
+    deltas: float64 (t,) or (t, projections), alpha_k(t) - alpha_k(t-1), the last one being alpha_t itself. head_index: int32 (n,), rows of the
     head that are new or changed; head_weight: float16 (n, features); head_bias: float32 (n,).
     """
 
@@ -132,6 +133,14 @@ def round_magnitudes(magnitudes: np.ndarray) -> np.ndarray:
     return np.round(np.asarray(magnitudes, np.float64) / MAGNITUDE_STEP) * MAGNITUDE_STEP + 0.0  # no negative zero
 
 
+def extended(magnitudes: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Magnitudes of fewer tasks, (s,) or (s, projections), with zeros for the tasks after them: in the shape of `like`."""
+    found = np.zeros(like.shape)
+    if len(magnitudes):
+        found[: len(magnitudes)] = magnitudes
+    return found
+
+
 def lineage_id(
     backbone_digest: str,
     projections: Sequence[Projection],
@@ -157,7 +166,7 @@ def advance(state: TaskState, update: TaskUpdate) -> TaskState:
     bias = np.zeros(len(classes), np.float32)
     weight[: len(state.classes)], bias[: len(state.classes)] = state.head_weight, state.head_bias
     weight[update.head_index], bias[update.head_index] = update.head_weight, update.head_bias
-    magnitudes = np.append(state.magnitudes, 0.0) + update.deltas
+    magnitudes = extended(state.magnitudes, update.deltas) + update.deltas
     digest = next_digest(state.digest, update.digest())
     return TaskState(update.task, update.name, digest, classes, magnitudes, weight, bias, update.factors)
 
@@ -171,14 +180,15 @@ def merge(
     """W + sum_k c_k B_k A_k for every adapted weight; the one place where updates become weights.
 
     weights: {tensor: float32 (rows, columns)}, left as they are. factors: one mapping per task, in task order.
-    coefficients: float64 (tasks,), alpha_k(t) - alpha_k(e). Returns new float32 arrays. A task without factors for a
+    coefficients: float64 (tasks,) or (tasks, projections), alpha_k(t) - alpha_k(e). Returns new float32 arrays. A task without factors for a
     projection (an absorbed task) adds nothing to it. Fixed order: tasks first to last, one product per projection.
     """
     if len(factors) != len(coefficients):
         raise ValueError(f"{len(factors)} tasks of factors but {len(coefficients)} coefficients")
     merged = {name: np.array(weight, np.float32) for name, weight in weights.items()}
-    for p in projections:
-        parts = [(f[p.name], np.float32(c)) for f, c in zip(factors, coefficients, strict=True) if p.name in f and c != 0.0]
+    for i, p in enumerate(projections):
+        own = coefficients if coefficients.ndim == 1 else coefficients[:, i]
+        parts = [(f[p.name], np.float32(c)) for f, c in zip(factors, own, strict=True) if p.name in f and c != 0.0]
         if parts:
             A = np.concatenate([f.A.astype(np.float32) for f, _ in parts])  # (sum of ranks, columns)
             B = np.concatenate([f.B.astype(np.float32) * c for f, c in parts], axis=1)  # (rows, sum of ranks)

@@ -15,7 +15,7 @@ from ..bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle, open_bundle
 from ..errors import HealthError, InputError, NotForThisDevice, NothingToDo, TrustError
 from ..packet import LIMITS, Packet
 from ..packet import read as read_packet
-from ..state import Factors, TaskState, advance, merge
+from ..state import Factors, TaskState, advance, extended, merge
 from . import canary
 from .engines import open_engine
 from .preprocessing import Picture, Preprocessing
@@ -177,8 +177,7 @@ class Device:
             state = advance(state, packet.update)
             factors.append(dict(packet.update.factors))
             seed, logits = packet.canary_seed, packet.canary_logits
-        base = self.bundle.state.magnitudes
-        coefficients = state.magnitudes - np.pad(base, (0, len(state.magnitudes) - len(base)))
+        coefficients = state.magnitudes - extended(self.bundle.state.magnitudes, state.magnitudes)
         weights = merge(self.bundle.weights, manifest.projections, [*self.bundle.factors, *factors], coefficients)
         weights |= {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
         return _Live(counter, digests, state, tuple(factors), seed, logits, self._engine.load(weights))

@@ -70,7 +70,7 @@ def create(name: str, image_size: int | None, weights: Path | None, pretrained: 
     return model, prepare | {"mean": tuple(config["mean"]), "std": tuple(config["std"])}
 
 
-def projections(model: nn.Module) -> tuple[Projection, ...]:
+def projections(model: nn.Module, targets: str = "") -> tuple[Projection, ...]:
     """Query and value of every block: rows [0, D) and [2D, 3D) of each fused qkv. Raises UsageError where there is none."""
     found = []
     for name, module in model.named_modules():

@@ -1,10 +1,15 @@
 """The aligned head: a shared-covariance Gaussian discriminant over all classes, from feature statistics instead of pictures.
 
 The host keeps a mean for each class and one within-class scatter, never a picture. As a new task moves the backbone, features
-of old classes drift; nobody has their pictures, but the new task's pictures show the motion: a ridge map is fitted from their
-features before the task to those after it, and the old statistics are sent through it. Then every head row is fitted again:
+of old classes drift; nobody has their pictures, but the new task's pictures show the motion. It is fitted on their features f
+before the task and f' after it (m: mean of f, c: mean of f' - f), and the old statistics follow it. Then every head row is
+fitted again:
 
-    drift         f_after = f_before + (f_before - m) R + c,     R = argmin ||(F - m) R - (F' - F - c)||^2 + lambda ||R||^2
+    motion        g(f) = f + c + (f - m) R + sum_i k(f, f_i) a_i
+                  R = argmin ||(F - m) R - (F' - F - c)||^2 + ridge ||R||^2            what moves all features alike
+                  a = (K + noise I)^-1 (F' - F - c - (F - m) R)                        and what only those nearby
+                  k(f, f_i) = exp( -||f - f_i||^2 / (2 width v) ),  v = mean ||f_i - m||^2
+    means         mu <- g(mu);  scatter <- (I + R)' scatter (I + R)
     discriminant  w_c = S^-1 (mu_c - mu),  b_c = -(mu_c - mu)' S^-1 (mu_c + mu) / 2,    mu = mean of the mu_c
                   S = (1 - s) * scatter / (n - C) + s * (tr / d) I                     (s: shrinkage)
 """
@@ -16,23 +21,26 @@ from dataclasses import dataclass
 import numpy as np
 
 SHRINKAGE = 0.3
-RIDGE = 0.1
-"""relative to the mean variance of the features, for each picture"""
+RIDGE = 1.0
+"""relative to the summed variance of a feature"""
+KERNEL_WIDTH, KERNEL_NOISE, KERNEL_POINTS = 0.5, 1.0, 2000
+"""width and noise as above; the most pictures that are points of the kernel"""
 SCALE = 10.0
 """the root mean square over classes of a class mean's own logit, which only sets how sure the softmax sounds"""
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """means: float64 (C, d). scatter: float64 (d, d), summed over all pictures, each about its class mean. count: of pictures."""
+    """means: float64 (C, d). scatter: float64 (d, d), summed over all pictures, each about its class mean. counts: int64 (C,),
+    pictures of each class."""
 
     means: np.ndarray
     scatter: np.ndarray
-    count: int
+    counts: np.ndarray
 
     @classmethod
     def empty(cls, width: int) -> FeatureStatistics:
-        return cls(np.zeros((0, width)), np.zeros((width, width)), 0)
+        return cls(np.zeros((0, width)), np.zeros((width, width)), np.zeros(0, np.int64))
 
     def drifted(self, before: np.ndarray, after: np.ndarray) -> FeatureStatistics:
         """Follow the backbone: the same new pictures' features (n, d) before and after the task."""
@@ -43,20 +51,33 @@ class FeatureStatistics:
         X, Y = before - middle, after - before - shift
         gram = X.T @ X
         R = np.linalg.solve(gram + RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)), X.T @ Y)
-        carry = np.eye(len(R)) + R
-        return FeatureStatistics(middle + shift + (self.means - middle) @ carry, carry.T @ self.scatter @ carry, self.count)
+        old, carry = self.means - middle, np.eye(len(R)) + R
+        points = slice(None, None, -(-len(X) // KERNEL_POINTS))
+        near = _kernel_ridge(X[points], (Y - X @ R)[points], old)
+        return FeatureStatistics(middle + shift + old @ carry + near, carry.T @ self.scatter @ carry, self.counts)
 
-    def with_classes(self, features: np.ndarray, targets: np.ndarray, classes: int) -> FeatureStatistics:
-        """Add new classes: features (n, d), targets (n,) in [0, classes)."""
+    def with_pictures(self, features: np.ndarray, targets: np.ndarray, classes: int) -> FeatureStatistics:
+        """Add pictures of new or known classes: features (n, d), targets (n,) in [0, classes); classes >= C.
+
+        Two groups of one class, n and m pictures, are pooled exactly (Chan et al., 1979): their scatters add up with
+        n m / (n + m) times the outer product of their means' difference.
+        """
         features = features.astype(np.float64)
-        means = np.stack([features[targets == c].mean(axis=0) for c in range(classes)])
-        within = features - means[targets]
-        return FeatureStatistics(np.concatenate([self.means, means]), self.scatter + within.T @ within, self.count + len(features))
+        means, counts, scatter = np.zeros((classes, features.shape[1])), np.zeros(classes, np.int64), self.scatter.copy()
+        means[: len(self.means)], counts[: len(self.means)] = self.means, self.counts
+        for c in np.unique(targets):
+            own = features[targets == c]
+            mean, n, m = own.mean(axis=0), len(own), counts[c]
+            gap = mean - means[c]
+            scatter += (own - mean).T @ (own - mean) + n * m / (n + m) * np.outer(gap, gap)
+            means[c] += gap * n / (n + m)
+            counts[c] = n + m
+        return FeatureStatistics(means, scatter, counts)
 
     def discriminant(self, shrinkage: float = SHRINKAGE) -> tuple[np.ndarray, np.ndarray]:
         """(weight float32 (C, d), bias float32 (C,)) of the head that the statistics imply, equal priors."""
         classes, width = self.means.shape
-        covariance = self.scatter / max(1, self.count - classes)
+        covariance = self.scatter / max(1, int(self.counts.sum()) - classes)
         S = (1 - shrinkage) * covariance + (shrinkage * np.trace(covariance) / width + 1e-12) * np.eye(width)
         middle = self.means.mean(axis=0)
         weight = np.linalg.solve(S, (self.means - middle).T).T
@@ -64,3 +85,14 @@ class FeatureStatistics:
         own = 0.5 * (weight * (self.means - middle)).sum(axis=1)
         scale = SCALE / max(1e-12, float(np.sqrt(np.mean(own**2))))
         return (weight * scale).astype(np.float32), (bias * scale).astype(np.float32)
+
+
+def _kernel_ridge(X: np.ndarray, Y: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """What a Gaussian kernel ridge regression of Y (n, d) on X (n, d), centred, says at other places (m, d)."""
+    scale = 2 * KERNEL_WIDTH * max(1e-12, float((X**2).sum(axis=1).mean()))
+
+    def kernel(A: np.ndarray) -> np.ndarray:
+        squares = (A**2).sum(axis=1)[:, None] + (X**2).sum(axis=1) - 2 * A @ X.T
+        return np.exp(-np.maximum(squares, 0) / scale)
+
+    return kernel(at) @ np.linalg.solve(kernel(X) + KERNEL_NOISE * np.eye(len(X)), Y)

@@ -4,7 +4,8 @@
 
 alpha_k is one scalar shared by all projections, so the norm is one number too: then it can move from B into alpha without
 changing any output. The current direction is trained as it is (N_t = 1, B_t starting at zero); `finish_task` sets
-alpha_t <- alpha_t N_t and B_t <- B_t / N_t. With one projection this is the paper's D = BA / ||BA||_F.
+alpha_t <- alpha_t N_t and B_t <- B_t / N_t. With one projection this is the paper's D = BA / ||BA||_F. With
+`magnitude_scope="projection"` alpha_k and N_k are numbers of each projection instead.
 
 Each step folds the sum into the weights before the forward pass, W = W_0 + B diag(s) A with the factors of all tasks side by
 side, so a step is that of the plain backbone plus one small product per projection, whatever the number of tasks; autograd
@@ -15,22 +16,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..errors import UsageError
 from ..packet import encode
-from ..state import Factors, Projection, TaskState, round_magnitudes
+from ..state import Factors, Projection, TaskState, extended, round_magnitudes
 
 
 class SDLoRA(nn.Module):
     """A frozen backbone, the frozen directions of the tasks so far, and the new task being learned.
 
     backbone: pictures (N, 3, H, W) to features (N, features); its parameters are frozen here. states: of the tasks so far,
-    first to last (task 0 included). classes: number of new classes. rank: of the new direction. magnitudes: "carry" goes on
-    from the last ones, "reset" starts every one at `magnitude_init` (the authors' code).
+    first to last (task 0 included). classes: of the new task. rank: of the new direction; 0 for none (a frozen backbone).
+    head: (weight, bias) to start from, float32 (classes, features), (classes,); zeros by default: no random logits, which at
+    14 pictures a class never quite go away.
+
+    directions     where A_t comes from. "free": random. "shared": A_t = A_1, frozen, so all tasks' sum has rank r. "span":
+                   random combinations of all old rows. (B_t starts at zero, so each starts as the model before.)
+                   "continue": D_t goes on from alpha_{t-1} D_{t-1}, which it replaces: one LoRA trained on and on.
+    magnitudes     of old tasks, when a new one begins. "carry": go on from the last ones; "reset": every one starts at
+                   magnitude_init (the authors' code); "fixed": as they are, not trained; "none": no magnitude is trained.
+    magnitude_norm "direction": N_k above. "factors": the authors' code, alpha_k B_k A_k / ( ||A_k||_F ||B_k||_F ) once a
+                   direction is old, but alpha_t B_t A_t while it is trained, so the function jumps between tasks.
     """
 
     def __init__(
@@ -42,73 +54,132 @@ class SDLoRA(nn.Module):
         rank: int,
         magnitudes: str = "carry",
         magnitude_init: float = 1.0,
+        magnitude_scope: str = "shared",
+        magnitude_norm: str = "direction",
+        directions: str = "free",
+        head: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
         self.projections = tuple(projections)
-        self._states = tuple(states)
-        old = states[-1].magnitudes if magnitudes == "carry" else np.full(len(states) - 1, magnitude_init)
-        self.magnitudes = nn.Parameter(torch.tensor([*old, magnitude_init], dtype=torch.float32))  # (t,)
+        self.rank, self.frozen_magnitudes = rank, magnitudes in ("fixed", "none")
+        self.per_projection, self.by_factors = magnitude_scope == "projection", magnitude_norm == "factors"
+        tasks, width = len(states), len(self.projections)
+        shape = (tasks, width) if self.per_projection or self.by_factors else (tasks,)
+        self._before = extended(states[-1].magnitudes, np.zeros(shape))  # as stored: (t,) or (t, projections)
         self.A, self.B = nn.ParameterList(), nn.ParameterList()  # the new direction
         self.old_A, self.old_B = nn.ParameterList(), nn.ParameterList()  # frozen: all old ones, concatenated over tasks
         self.owners: list[Tensor] = []  # for each column of B and row of A, which magnitude it goes with
+        unit = np.ones((tasks, width), np.float32)  # what a magnitude is multiplied with: 1 / N_k where the factors carry N_k
         weights = dict(backbone.named_parameters())
-        for p in self.projections:
-            like = weights[p.tensor]
-            rows = p.stop - p.start
-            A = torch.empty(rank, p.columns, dtype=like.dtype, device=like.device)
-            nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-            self.A.append(nn.Parameter(A))
-            self.B.append(nn.Parameter(torch.zeros(rows, rank, dtype=like.dtype, device=like.device)))
-            parts = [(k, s.factors[p.name]) for k, s in enumerate(states[1:]) if p.name in s.factors]
-            old_A = np.concatenate([np.zeros((0, p.columns), np.float32), *(f.A.astype(np.float32) for _, f in parts)])
-            old_B = np.concatenate([np.zeros((rows, 0), np.float32), *(f.B.astype(np.float32) for _, f in parts)], axis=1)
+        for i, p in enumerate(self.projections):
+            like, rows = weights[p.tensor], p.stop - p.start
+            old = {k: s.factors[p.name] for k, s in enumerate(states[1:]) if p.name in s.factors}
+            A, B = _new_factors(directions, rank, rows, p.columns, list(old.values()))
+            if directions == "continue" and old:
+                B = B * float(self._before[-2]) / magnitude_init
+                old = {}
+            if self.by_factors:
+                unit[list(old), i] = [1 / max(1e-12, float(np.linalg.norm(f.A) * np.linalg.norm(f.B))) for f in old.values()]
+            old_A = np.concatenate([np.zeros((0, p.columns), np.float32), *(f.A.astype(np.float32) for f in old.values())])
+            old_B = np.concatenate([np.zeros((rows, 0), np.float32), *(f.B.astype(np.float32) for f in old.values())], axis=1)
+            self.A.append(nn.Parameter(A.to(like), requires_grad=not (directions == "shared" and old)))
+            self.B.append(nn.Parameter(B.to(like)))
             self.old_A.append(nn.Parameter(torch.from_numpy(old_A).to(like), requires_grad=False))
             self.old_B.append(nn.Parameter(torch.from_numpy(old_B).to(like), requires_grad=False))
-            owner = [k for k, f in parts for _ in range(len(f.A))] + [len(states) - 1] * rank
-            self.owners.append(torch.tensor(owner, device=like.device))
-        features = states[-1].head_weight.shape[1]
-        self.head = nn.Linear(features, classes)
-        nn.init.zeros_(self.head.weight)  # no random logits: at 14 pictures a class they never quite go away
-        nn.init.zeros_(self.head.bias)
+            owner = [k for k, f in old.items() for _ in range(len(f.A))] + [tasks - 1] * rank
+            self.owners.append(torch.tensor(owner, dtype=torch.int64, device=like.device))
+        begin = self._before.copy() if self.per_projection or not self.by_factors else np.zeros(tasks)
+        begin[:-1] = magnitude_init if magnitudes == "reset" else 0.0 if directions == "continue" else begin[:-1]
+        begin[-1] = magnitude_init if rank else 0.0
+        self.magnitudes = nn.Parameter(torch.tensor(begin, dtype=torch.float32), requires_grad=magnitudes != "none" and rank > 0)
+        self.unit: Tensor
+        self.register_buffer("unit", torch.from_numpy(unit), persistent=False)
+        self.head = nn.Linear(states[-1].head_weight.shape[1], classes)
+        with torch.no_grad():
+            self.head.weight.zero_() if head is None else self.head.weight.copy_(torch.from_numpy(head[0]))
+            self.head.bias.zero_() if head is None else self.head.bias.copy_(torch.from_numpy(head[1]))
+
+    def coefficients(self) -> Tensor:
+        """What each D_k (as its factors stand) is multiplied with in each projection, (t, projections)."""
+        own = torch.cat([self.magnitudes[:-1].detach(), self.magnitudes[-1:]]) if self.frozen_magnitudes else self.magnitudes
+        return self.unit * (own if self.per_projection else own[:, None])
 
     def weights(self) -> dict[str, Tensor]:
-        """Every adapted weight, folded: W_0 + B diag(s) A, differentiable in A_t, B_t and all magnitudes."""
+        """Every adapted weight, folded: W_0 + B diag(s) A, differentiable in A_t, B_t and all magnitudes; never in half precision."""
         folded = {p.tensor: self.backbone.get_parameter(p.tensor).clone() for p in self.projections}
-        for i, p in enumerate(self.projections):
-            scale = self.magnitudes[self.owners[i]]  # (sum of ranks,)
-            B = torch.cat([self.old_B[i], self.B[i]], dim=1)  # (rows, sum of ranks)
-            A = torch.cat([self.old_A[i], self.A[i]])  # (sum of ranks, columns)
-            folded[p.tensor][p.start : p.stop] += (B * scale) @ A
+        with torch.autocast(self.magnitudes.device.type, enabled=False):
+            coefficients = self.coefficients()
+            for i, p in enumerate(self.projections):
+                scale = coefficients[self.owners[i], i]  # (sum of ranks,)
+                B = torch.cat([self.old_B[i], self.B[i]], dim=1)  # (rows, sum of ranks)
+                A = torch.cat([self.old_A[i], self.A[i]])  # (sum of ranks, columns)
+                folded[p.tensor][p.start : p.stop] += (B * scale) @ A
         return folded
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Logits of the new task's classes only, (N, classes): the loss never sees another task's row."""
-        return self.head(functional_call(self.backbone, self.weights(), (pictures,)))
+    def forward(self, pictures: Tensor, with_features: bool = False) -> Any:
+        """Logits of the new task's classes only, (N, classes): the loss never sees another task's row.
+
+        with_features: (logits, features (N, features)) instead. Neither is ever in half precision.
+        """
+        seen = functional_call(self.backbone, self.weights(), (pictures,)).to(self.head.weight.dtype)
+        with torch.autocast(seen.device.type, enabled=False):
+            return (self.head(seen), seen) if with_features else self.head(seen)
 
     @torch.no_grad()
-    def norm(self) -> float:
-        """N_t of the direction being learned; r x r products only: ||BA||_F^2 = sum( (B^T B) * (A A^T) )."""
-        squares = [((B.T @ B) * (A @ A.T)).sum().item() for A, B in zip(self.A, self.B, strict=True)]
-        return math.sqrt(max(0.0, sum(squares) / len(squares)))
+    def norm(self) -> Tensor:
+        """N_t of the direction being learned, for each projection (equal where alpha is shared), (projections,).
+
+        r x r products only: ||BA||_F^2 = sum( (B^T B) * (A A^T) ).
+        """
+        squares = torch.stack([((B.T @ B) * (A @ A.T)).sum() for A, B in zip(self.A, self.B, strict=True)]).clamp(min=0)
+        return (squares if self.per_projection else squares.mean().expand_as(squares)).sqrt()
 
     @torch.no_grad()
     def finish_task(self) -> None:
         """Normalise the new direction: its norm moves from B_t into alpha_t, and no output changes."""
-        if (norm := self.norm()) > 0:
-            self.magnitudes[-1] *= norm
-            for B in self.B:
-                B /= norm
+        if self.by_factors or not self.rank:
+            return
+        norm = self.norm()
+        norm = torch.where(norm > 0, norm, torch.ones_like(norm))
+        self.magnitudes[-1] *= norm if self.per_projection else norm[0]
+        for B, N in zip(self.B, norm, strict=True):
+            B /= N
+
+    @torch.no_grad()
+    def absorb(self, shares: np.ndarray) -> None:
+        """KD: drop the finished direction, alpha_k += alpha_t c_k. shares: c, float64 (t-1,), of `absorb.fit`."""
+        self.magnitudes[:-1] += self.magnitudes[-1] * torch.from_numpy(shares).to(self.magnitudes)
+        self.magnitudes[-1] = 0.0
+        self.rank = 0
 
     def directions(self) -> dict[str, Factors]:
-        """The finished direction as it is shipped, float16."""
+        """The finished direction as it is shipped, float16; nothing where it was absorbed."""
         parts = zip(self.projections, self.A, self.B, strict=True)
-        return {p.name: Factors(encode(_numpy(A)), encode(_numpy(B))) for p, A, B in parts}
+        return {p.name: Factors(encode(_numpy(A)), encode(_numpy(B))) for p, A, B in parts if self.rank}
 
     def deltas(self) -> np.ndarray:
-        """float64 (t,): every magnitude's exact difference to the state before, the new one's whole value last."""
-        magnitudes = round_magnitudes(_numpy(self.magnitudes).astype(np.float64))
-        return magnitudes - np.append(self._states[-1].magnitudes, 0.0)
+        """float64 (t,) or (t, projections): every magnitude's exact difference to the state before, the new one's value last."""
+        stored = self.magnitudes if self._before.ndim == 1 or self.per_projection else self.coefficients()
+        return round_magnitudes(_numpy(stored).astype(np.float64)) - self._before
+
+
+def _new_factors(directions: str, rank: int, rows: int, columns: int, old: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+    """(A (rank, columns), B (rows, rank)), float32, from which a direction starts."""
+    last = old[-1] if old else None
+    A, B = torch.zeros(rank, columns), torch.zeros(rows, rank)
+    if rank and (last is None or directions == "free"):
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+    elif rank and last is not None and directions in ("shared", "continue"):
+        if len(last.A) < rank:
+            raise UsageError(f"rank {rank} is more than the {len(last.A)} of the direction that it goes on from")
+        A = torch.from_numpy(last.A[:rank].astype(np.float32))
+        B = torch.from_numpy(last.B[:, :rank].astype(np.float32)) if directions == "continue" else B
+    elif rank:
+        span = torch.from_numpy(np.concatenate([f.A.astype(np.float32) for f in old]))  # (sum of ranks, columns)
+        A = torch.randn(rank, len(span)) @ span
+        A *= math.sqrt(rank / 3) / A.norm()  # the norm that a random start has
+    return A, B
 
 
 def adapted_weights(backbone: nn.Module, projections: Sequence[Projection]) -> dict[str, np.ndarray]:

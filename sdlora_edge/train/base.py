@@ -7,13 +7,17 @@ head on the frozen features from 61 % to 87 % of all ten classes, six of them un
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..device.preprocessing import Preprocessing
 from ..method import backbones
+from .config import TrainConfig
 from .data import Decoded
+from .fit import Checkpoint
 
 TURNS = 4
 SHIFT = 1 / 8
@@ -21,21 +25,30 @@ SHIFT = 1 / 8
 PEAK_LR = 2e-3
 
 
-def train_base(backbone: nn.Module, pictures: Decoded, inputs: np.ndarray, classes: int, epochs: int, batch_size: int) -> nn.Linear:
-    """Train the backbone in place on inputs float32 (N, 3, size, size), and freeze it. Returns the head of the upright classes."""
+def train_base(
+    backbone: nn.Module, pictures: Decoded, prepare: Preprocessing, classes: int, settings: TrainConfig, checkpoint: Checkpoint
+) -> nn.Linear:
+    """Train the backbone in place, and freeze it. Returns the head of the upright classes."""
     device = next(backbone.parameters()).device
     head = nn.Linear(backbones.features(backbone), TURNS * classes).to(device)
-    parameters = [*backbone.requires_grad_(True).parameters(), *head.parameters()]
-    upright = torch.from_numpy(inputs)
+    model = nn.ModuleList([backbone.requires_grad_(True), head])
+    upright = torch.from_numpy(prepare.normalise(pictures.pixels))
     turned = torch.cat([torch.rot90(upright, k, (2, 3)) for k in range(TURNS)])
     targets = torch.cat([torch.from_numpy(pictures.targets) + k * classes for k in range(TURNS)])
-    steps = -(-len(turned) // batch_size)
-    optimizer = torch.optim.AdamW(parameters, lr=PEAK_LR)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=epochs * steps)
-    reach = round(SHIFT * inputs.shape[-1])
+    steps = -(-len(turned) // settings.batch_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=settings.base_epochs * steps)
+    reach = round(SHIFT * upright.shape[-1])
     backbone.train()
-    for _ in tqdm(range(epochs), desc="base", unit="epoch", disable=None):
-        for batch in torch.randperm(len(turned)).split(batch_size):
+    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    found: dict[str, Any] = checkpoint.load() or {"epoch": 0, "random": torch.get_rng_state()} | {
+        n: p.state_dict() for n, p in parts.items()
+    }
+    for name, part in parts.items():
+        part.load_state_dict(found[name])
+    torch.set_rng_state(found["random"])
+    for epoch in tqdm(range(found["epoch"], settings.base_epochs), desc="base", unit="epoch", disable=None):
+        for batch in torch.randperm(len(turned)).split(settings.batch_size):
             shift = torch.randint(-reach, reach + 1, (2,)).tolist()
             moved = torch.roll(turned[batch], shift, (2, 3)).to(device)
             loss = nn.functional.cross_entropy(head(backbone(moved)), targets[batch].to(device))
@@ -43,9 +56,11 @@ def train_base(backbone: nn.Module, pictures: Decoded, inputs: np.ndarray, class
             loss.backward()
             optimizer.step()
             schedule.step()
+        states = {name: part.state_dict() for name, part in parts.items()}
+        checkpoint.save({"epoch": epoch + 1, "random": torch.get_rng_state(), **states})
     backbone.requires_grad_(False).eval()
-    found = nn.Linear(head.in_features, classes)
+    upright_head = nn.Linear(head.in_features, classes)
     with torch.no_grad():
-        found.weight.copy_(head.weight[:classes])
-        found.bias.copy_(head.bias[:classes])
-    return found
+        upright_head.weight.copy_(head.weight[:classes])
+        upright_head.bias.copy_(head.bias[:classes])
+    return upright_head

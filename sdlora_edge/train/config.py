@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
 import re
 import sys
 from collections.abc import Mapping
@@ -19,7 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-DIGITS = "digits"
+DIGITS, RECORDED = "digits", "recorded"
 
 
 CHOICES = {
@@ -176,7 +178,14 @@ def resolve(file: Path | None, flags: Mapping[str, Any]) -> TrainConfig:
 
 def load(path: Path) -> TrainConfig:
     """The resolved settings of a run."""
-    return from_values(_read(path))
+    return from_values({name: value for name, value in _read(path).items() if name != RECORDED})
+
+
+def recorded() -> dict[str, str]:
+    """What a run was made with, for the table [recorded] of its config.toml: versions of Python and of the packages that matter."""
+    packages = ("sdlora-edge", "torch", "timm", "numpy", "pillow")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found}
 
 
 def from_values(values: Mapping[str, Any]) -> TrainConfig:

@@ -7,10 +7,11 @@ import logging
 import os
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Union
 
 import numpy as np
 from PIL import Image
@@ -18,7 +19,7 @@ from PIL import Image
 from ..device.preprocessing import Preprocessing
 from ..errors import InputError, UsageError
 from ..packet import name_problem
-from .config import DIGITS
+from .config import DIGITS, TrainConfig
 
 log = logging.getLogger("sdlora_edge")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
@@ -52,15 +53,57 @@ class Source:
         return tuple(self.train)
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one task learns: its name, classes, pictures by class; `domains` names those it is cut from, if any."""
+
+    name: str
+    classes: tuple[str, ...]
+    train: Mapping[str, Sequence[Picture]]
+    test: Mapping[str, Sequence[Picture]]
+    source: str
+    domains: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Decoded:
-    """pixels: uint8 (N, size, size, 3); targets: int64 (N,), indices into the classes it was decoded for."""
+    """Pictures decoded once. pixels: uint8 (N, size, size, 3); targets: int64 (N,), indices into the classes they were read for."""
 
     pixels: np.ndarray
     targets: np.ndarray
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    def batches(self, batches: Sequence[np.ndarray], workers: int = 0) -> Iterator[np.ndarray]:
+        """uint8 (n, size, size, 3) for each array of n indices."""
+        return (self.pixels[batch] for batch in batches)
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """Pictures too many to keep: each is decoded whenever it is asked for, by worker processes."""
+
+    pictures: Sequence[Picture]
+    targets: np.ndarray
+    prepare: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        with self.pictures[index].open() as image:
+            return self.prepare.pixels(image)
+
+    def batches(self, batches: Sequence[np.ndarray], workers: int = 0) -> Iterator[np.ndarray]:
+        from torch.utils.data import DataLoader
+
+        sampler = [batch.tolist() for batch in batches]
+        loader = DataLoader(self, batch_sampler=sampler, num_workers=workers, collate_fn=np.stack)  # type: ignore[arg-type, var-annotated]
+        return iter(loader)
+
+
+Pictures = Union[Decoded, Streamed]
 
 
 def load(data: str, test_fraction: float, seed: int) -> Source:
@@ -108,6 +151,77 @@ def task_classes(classes: Sequence[str], base: int, tasks: int, seed: int) -> li
         )
     cuts = np.array_split(np.arange(len(rest)), tasks)
     return ([order[:base]] if base else []) + [[rest[i] for i in cut] for cut in cuts]
+
+
+def load_for(settings: TrainConfig, data: str | None = None) -> Source:
+    """The source of a run, or another one (`data`) read by the run's settings."""
+    return load(data or settings.data, settings.test_fraction, settings.seed)
+
+
+def parts(source: Source, settings: TrainConfig) -> list[Part]:
+    """The base session (if any) and the tasks of a stream, by the protocol. Raises UsageError where they cannot be cut."""
+    if settings.protocol == "class":
+        cut = task_classes(source.classes, settings.base_classes, settings.tasks, settings.seed)
+        first = 0 if settings.base_classes else 1
+        return [_part(source, f"task {i}", classes, (), settings) for i, classes in enumerate(cut, first)]
+    if settings.base_classes:
+        raise UsageError("protocol domain has no base session: give a backbone with pre-trained weights")
+    if len(source.domains) < settings.tasks:
+        raise UsageError(
+            f"{source.name} has {len(source.domains)} domain(s), too few for {settings.tasks} tasks: pictures lie in "
+            "<domain>/<class>/ for --protocol domain"
+        )
+    groups = [tuple(source.domains[i] for i in cut) for cut in np.array_split(np.arange(len(source.domains)), settings.tasks)]
+    return [_part(source, "+".join(group), source.classes, group, settings) for group in groups]
+
+
+def _part(source: Source, name: str, classes: Sequence[str], domains: tuple[str, ...], settings: TrainConfig) -> Part:
+    def chosen(pictures: Mapping[str, Sequence[Picture]]) -> dict[str, list[Picture]]:
+        return {c: [p for p in pictures[c] if not domains or p.domain in domains] for c in classes}
+
+    train, test = chosen(source.train), chosen(source.test)
+    if settings.validate:
+        train, test = _split((p for own in train.values() for p in own), settings.validate, settings.seed)
+    if settings.train_limit:
+        random = np.random.RandomState(settings.seed)
+        train = {c: [own[i] for i in sorted(random.permutation(len(own))[: settings.train_limit])] for c, own in train.items()}
+    return Part(name, tuple(c for c in classes if c in train), train, test, source.name, domains)
+
+
+def part(source: Source, name: str, classes: Sequence[str], domains: Sequence[str], settings: TrainConfig) -> Part | None:
+    """What a task of these classes learned from, once more; None where the source no longer has them."""
+    if not set(classes) <= set(source.classes) or not set(domains) <= set(source.domains):
+        return None
+    return _part(source, name, classes, tuple(domains), settings)
+
+
+def read(pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str], prepare: Preprocessing, cache_gb: float) -> Pictures:
+    """The training pictures of `classes`: decoded once where they fit into `cache_gb`, else decoded in every epoch.
+
+    Raises InputError where a class has no readable picture. (When streamed, a picture counts as readable if its header is;
+    one that turns out damaged later raises InputError then.)
+    """
+    count = sum(len(pictures[c]) for c in classes)
+    if count * prepare.size**2 * 3 <= cache_gb * 2**30:
+        return decode(pictures, classes, prepare, need=True)
+    found: list[Picture] = []
+    targets: list[int] = []
+    for index, label in enumerate(classes):
+        own = [p for p in pictures[label] if _opens(p)]
+        if not own:
+            raise InputError(f"class {label!r} has no readable training picture: mend its files or remove its folder")
+        found += own
+        targets += [index] * len(own)
+    return Streamed(found, np.array(targets, np.int64), prepare)
+
+
+def _opens(picture: Picture) -> bool:
+    try:
+        picture.open().close()
+    except (OSError, zipfile.BadZipFile) as error:
+        log.warning("%s is skipped: %s", picture.name, error)
+        return False
+    return True
 
 
 def decode(pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str], prepare: Preprocessing, need: bool) -> Decoded:

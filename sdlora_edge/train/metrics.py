@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,3 +37,14 @@ def summary(correct: Sequence[Sequence[int]], totals: Sequence[int]) -> dict[str
         "forgetting": float(np.mean(forgetting)) if count > 1 else 0.0,
         "backward_transfer": float(np.mean(transfer)) if count > 1 else 0.0,
     }
+
+
+def per_class(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> dict[str, list[int]]:
+    """{class: [right, total]} of the classes that have pictures. truth, predicted: int (N,), indices into `classes`."""
+    return {name: [int((predicted[truth == c] == c).sum()), n] for c, name in enumerate(classes) if (n := int((truth == c).sum()))}
+
+
+def confusions(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str], most: int = 50) -> list[list[Any]]:
+    """[truth, predicted, count] of the wrong answers, the most frequent first."""
+    wrong = Counter((int(t), int(p)) for t, p in zip(truth, predicted, strict=True) if t != p)
+    return [[classes[t], classes[p], n] for (t, p), n in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:most]]

@@ -1,9 +1,11 @@
 """A run on disk: what the host keeps of each task, and nothing it could read a picture from.
 
-    config.toml                  the resolved settings
+    config.toml                  the resolved settings; versions and the backbone's digest, recorded
     backbone.safetensors         W_0 and the rest of the frozen backbone: a run can be gone on with on any machine
     tasks/NNN/state.safetensors  task N as it is shipped (factors, head rows); names and magnitude deltas in its metadata
-    tasks/NNN/statistics.safetensors   means and scatter of the features, where the head is aligned (never shipped)
+    tasks/NNN/statistics.safetensors   the plain head; counts, means and scatter of the features under W_0, and where the head
+                                 is aligned under W_N (never shipped)
+    partial.pt                   the epoch that a task in training is in (`fit.Checkpoint`)
     tasks/NNN/metrics.json       `correct` and `totals` of every task so far, their summary, source and timing
 
 tasks/000 is the state before the first task: the base head, if there was a base session. runs/latest points to the newest.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,22 +24,30 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+import tomli_w
 import torch
 from torch import nn
 
-from .. import files
+from .. import files, packet, signing
 from ..canonical import dump_json, parse_json, tensors_digest
+from ..device import canary
 from ..device.preprocessing import Preprocessing
 from ..errors import InputError, UsageError
 from ..method import backbones
 from ..method.head import FeatureStatistics
 from ..method.sdlora import adapted_weights
 from ..packet import ENCODING
-from ..state import Factors, Projection, TaskState, TaskUpdate, advance, factors_from, lineage_id, merge
+from ..state import Factors, Projection, TaskState, TaskUpdate, advance, extended, factors_from, lineage_id, merge
 from . import config
 from .config import TrainConfig
 
-BACKBONE, STATE, STATISTICS, METRICS = "backbone.safetensors", "state.safetensors", "statistics.safetensors", "metrics.json"
+CONFIG, BACKBONE, STATE, STATISTICS, METRICS = (
+    "config.toml",
+    "backbone.safetensors",
+    "state.safetensors",
+    "statistics.safetensors",
+    "metrics.json",
+)
 
 
 @dataclass(eq=False)
@@ -53,8 +64,32 @@ class Run:
     updates: list[TaskUpdate] = field(default_factory=list)
     statistics: FeatureStatistics | None = None
     """of all classes so far, under the newest weights; None where the head is not aligned"""
+    plain: tuple[np.ndarray, np.ndarray] = (np.zeros((0, 0), np.float32), np.zeros(0, np.float32))
+    """(weight, bias) of the plain head, float32 (C, features), (C,): every row as its task trained it, whatever head is shipped"""
+    frozen: FeatureStatistics = field(default_factory=lambda: FeatureStatistics.empty(0))
+    """of all classes so far, under W_0: the frozen reference"""
+    base_weights: dict[str, np.ndarray] = field(default_factory=dict)
+    """W_0 of every adapted weight: {tensor: float32 (rows, columns)}"""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """metrics.json of every scored task: of task 0 too, where there was a base session"""
+
+    @classmethod
+    def begin(cls, path: Path, settings: TrainConfig) -> None:
+        """Make the folder of a run that has nothing yet but its settings. Raises UsageError where it exists."""
+        with files.new_folder(path) as folder:
+            files.write(folder / CONFIG, settings.to_toml().encode())
+
+    @classmethod
+    def settings(cls, path: Path) -> TrainConfig:
+        """Raises InputError where the folder is not a run."""
+        if not (path / CONFIG).is_file():
+            raise InputError(f"{path} is not a run: no {CONFIG} in it; make one with sdlora-edge train")
+        return config.load(path / CONFIG)
+
+    @classmethod
+    def is_begun(cls, path: Path) -> bool:
+        """Has the run its backbone, so that tasks can follow?"""
+        return (path / BACKBONE).is_file()
 
     @classmethod
     def create(
@@ -64,41 +99,37 @@ class Run:
         backbone: nn.Module,
         preprocessing: Preprocessing,
         base: tuple[str, tuple[str, ...], np.ndarray, np.ndarray],
-        statistics: FeatureStatistics | None = None,
-        metrics: dict[str, Any] | None = None,
+        frozen: FeatureStatistics,
+        plain: tuple[np.ndarray, np.ndarray],
     ) -> Run:
-        """Begin a run in the folder `path`. base: (name, classes, head weight float32 (C, features), head bias (C,))."""
+        """Give a run that was begun its backbone. base: (name, classes, head weight float32 (C, features), head bias (C,)).
+
+        frozen: of the base classes under W_0; plain: their plain head. The backbone is written last: with it the run is whole.
+        """
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in backbone.state_dict().items()}
         name, classes, head_weight, head_bias = base
-        with files.new_folder(path) as folder:
-            files.write(folder / "config.toml", settings.to_toml().encode())
-            facts = {"preprocessing": dump_json(preprocessing.__dict__).decode()}
-            _save(folder / BACKBONE, weights, facts)
-            update = TaskUpdate(
-                0,
-                name,
-                classes,
-                np.zeros(0),
-                np.arange(len(classes), dtype=np.int32),
-                head_weight.astype(np.float16),
-                head_bias,
-                {},
-            )
-            _write_task(folder, update, statistics, metrics)
+        index = np.arange(len(classes), dtype=np.int32)
+        update = TaskUpdate(0, name, classes, np.zeros(0), index, head_weight.astype(np.float16), head_bias, {})
+        shutil.rmtree(path / "tasks", ignore_errors=True)  # of a run killed before it was whole
+        _write_task(path, update, frozen if settings.head == "aligned" else None, frozen, plain, None)
+        recorded = {"recorded": config.recorded() | {"backbone_sha256": tensors_digest(weights)}}
+        files.write(path / CONFIG, (settings.to_toml() + "\n" + tomli_w.dumps(recorded)).encode())
+        facts = {"preprocessing": dump_json(preprocessing.__dict__).decode()}
+        _save(path / BACKBONE, weights, facts)
         return cls.open(path)
 
     @classmethod
     def open(cls, path: Path) -> Run:
         """Read a run. Raises InputError where a file is missing or does not fit the others."""
-        if not (path / "config.toml").is_file():
-            raise InputError(f"{path} is not a run: no config.toml in it; make one with sdlora-edge train")
-        settings = config.load(path / "config.toml")
+        settings = cls.settings(path)
+        if not cls.is_begun(path):
+            raise InputError(f"{path} was stopped before its first task: go on with sdlora-edge train --run {path}")
         backbone, _ = backbones.create(settings.backbone, settings.image_size or None, None, pretrained=False)
         tensors, facts = _load(path / BACKBONE)
         try:
             preprocessing = Preprocessing.from_manifest(json.loads(facts["preprocessing"]))
             backbone.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
-            projections = backbones.projections(backbone)
+            projections = backbones.projections(backbone, settings.targets)
             base, _ = _read_task(path, 0, [])
         except (KeyError, ValueError, RuntimeError) as error:
             raise InputError(f"{path / BACKBONE} does not fit {settings.backbone}: {error}") from error
@@ -106,6 +137,7 @@ class Run:
         lineage = lineage_id(tensors_digest(tensors), projections, ENCODING, head_weight, base.head_bias)
         first = TaskState(0, base.name, lineage, base.classes, np.zeros(0), head_weight, base.head_bias, {})
         run = cls(path, settings, backbone, preprocessing, projections, lineage, [first])
+        run.base_weights = adapted_weights(backbone, projections)
         run._read_rest(0)
         while (path / "tasks" / f"{len(run.states):03d}").is_dir():
             update, digest = _read_task(path, len(run.states), [p.name for p in projections])
@@ -115,15 +147,22 @@ class Run:
             run._read_rest(update.task)
         return run
 
+    def reopen(self) -> None:
+        """Take what another process has written since."""
+        self.__dict__.update(Run.open(self.path).__dict__)
+
     def follow(self, update: TaskUpdate) -> None:
         """Take a finished task as the newest, in memory."""
         self.states.append(advance(self.states[-1], update))
         self.updates.append(update)
 
     def record(self, metrics: dict[str, Any]) -> None:
-        """Write the newest task and its metrics: the folder appears whole or not at all."""
+        """Write the newest task and its metrics: the folder appears whole or not at all. (Of task 0 the metrics alone.)"""
         self.metrics.append(metrics)
-        _write_task(self.path, self.updates[-1], self.statistics, metrics, self.states[-1].digest)
+        if self.updates:
+            _write_task(self.path, self.updates[-1], self.statistics, self.frozen, self.plain, metrics, self.states[-1].digest)
+        else:
+            files.write(self.path / "tasks" / "000" / METRICS, _metrics_json(metrics))
 
     def state(self, task: int | None) -> TaskState:
         """The state after a task; None is the last. Raises UsageError where the run has no such task."""
@@ -141,18 +180,32 @@ class Run:
         """W_t of every adapted weight: {tensor: float32 (rows, columns)}, by the one rule of arithmetic."""
         return merge(self.base_weights, self.projections, self.factors(task), self.states[task].magnitudes)
 
-    @property
-    def base_weights(self) -> dict[str, np.ndarray]:
-        """W_0 of every adapted weight."""
-        return adapted_weights(self.backbone, self.projections)
+    def weights_with(self, directions: Mapping[str, Factors], deltas: np.ndarray) -> dict[str, np.ndarray]:
+        """W_t as it will be after one more task of these directions and magnitude deltas."""
+        factors = [*self.factors(len(self.updates)), directions]
+        magnitudes = extended(self.states[-1].magnitudes, deltas) + deltas
+        return merge(self.base_weights, self.projections, factors, magnitudes)
+
+    def frozen_head(self) -> tuple[np.ndarray, np.ndarray]:
+        """The aligned head of the frozen backbone, over all classes so far: what the low-rank updates must beat."""
+        return self.frozen.discriminant()
+
+    def packet_bytes(self, task: int) -> int:
+        """Size of the packet of a task, signed with one key: what `packet build` writes, but for the canary's few numbers."""
+        update, before = self.updates[task - 1], self.states[task - 1]
+        logits = np.zeros((canary.COUNT, len(self.states[task].classes)), np.float32)
+        return len(packet.build(update, before, self.lineage, task, logits, signing.unsigned))
 
     def _read_rest(self, task: int) -> None:
         folder = self.path / "tasks" / f"{task:03d}"
         if (folder / METRICS).is_file():
             self.metrics.append(parse_json(files.read(folder / METRICS), str(folder / METRICS)))
-        if (folder / STATISTICS).is_file():
-            tensors, facts = _load(folder / STATISTICS)
-            self.statistics = FeatureStatistics(tensors["means"], tensors["scatter"], int(facts["count"]))
+        tensors, _ = _load(folder / STATISTICS)
+        try:
+            self.frozen, self.plain = _statistics(tensors, "frozen."), (tensors["plain.weight"], tensors["plain.bias"])
+            self.statistics = _statistics(tensors, "") if "means" in tensors else None
+        except KeyError as error:
+            raise InputError(f"{folder / STATISTICS} lacks {error}: the run was made by another version") from error
 
 
 def newest(root: Path = Path("runs")) -> Path:
@@ -172,7 +225,13 @@ def point_latest(path: Path) -> None:
 
 
 def _write_task(
-    folder: Path, update: TaskUpdate, statistics: FeatureStatistics | None, metrics: dict[str, Any] | None, digest: str = ""
+    folder: Path,
+    update: TaskUpdate,
+    statistics: FeatureStatistics | None,
+    frozen: FeatureStatistics,
+    plain: tuple[np.ndarray, np.ndarray],
+    metrics: dict[str, Any] | None,
+    digest: str = "",
 ) -> None:
     names = {
         "task": update.task,
@@ -183,10 +242,19 @@ def _write_task(
     }
     with files.new_folder(folder / "tasks" / f"{update.task:03d}") as new:
         _save(new / STATE, update.tensors(), {"task": dump_json(names).decode()})
-        if statistics is not None:
-            _save(new / STATISTICS, {"means": statistics.means, "scatter": statistics.scatter}, {"count": str(statistics.count)})
+        kept = {f"frozen.{name}": array for name, array in frozen.__dict__.items()}
+        kept |= {"plain.weight": plain[0], "plain.bias": plain[1]}
+        _save(new / STATISTICS, kept | (statistics.__dict__ if statistics is not None else {}), {})
         if metrics is not None:
-            files.write(new / METRICS, json.dumps(metrics, indent=1, ensure_ascii=False).encode() + b"\n")
+            files.write(new / METRICS, _metrics_json(metrics))
+
+
+def _metrics_json(metrics: dict[str, Any]) -> bytes:
+    return json.dumps(metrics, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def _statistics(tensors: Mapping[str, np.ndarray], prefix: str) -> FeatureStatistics:
+    return FeatureStatistics(*(tensors[f"{prefix}{name}"] for name in ("means", "scatter", "counts")))
 
 
 def _save(path: Path, tensors: Mapping[str, np.ndarray], facts: dict[str, str]) -> None:

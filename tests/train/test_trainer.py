@@ -75,9 +75,7 @@ def test_one_more_task_from_nothing_but_a_new_folder(run_copy: Path, tmp_path: P
     assert "last" not in later.metrics[-1]
 
 
-def test_a_known_class_or_an_unfinished_run_is_refused(run_copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="knows the class"):
-        trainer.add_task(run_copy, str(make_pictures(tmp_path / "p", ["3", "new"], 4)))
+def test_one_class_alone_or_an_unfinished_run_is_refused(run_copy: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="one class only"):
         trainer.add_task(run_copy, str(make_pictures(tmp_path / "q", ["new"], 4)))
     shutil.rmtree(run_copy / "tasks" / "003")
@@ -88,7 +86,7 @@ def test_a_known_class_or_an_unfinished_run_is_refused(run_copy: Path, tmp_path:
 def test_a_run_keeps_no_picture(fleet: Fleet) -> None:
     """All that depends on the pictures is small: weights, head rows, factors, scores."""
     kept = {p.name for p in fleet.run.rglob("*") if p.is_file()}
-    assert kept == {"config.toml", "backbone.safetensors", "state.safetensors", "metrics.json"}
+    assert kept == {"config.toml", "backbone.safetensors", "state.safetensors", "statistics.safetensors", "metrics.json"}
     size = sum(p.stat().st_size for p in (fleet.run / "tasks").rglob("state.safetensors"))
     assert size < 60_000
 
@@ -101,9 +99,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
     assert config.load(tmp_path / "again.toml") == found
 
 
-@pytest.mark.parametrize(
-    "values", [{"rank": 1.5}, {"lr": 0}, {"epochs": 0}, {"mean": [1]}, {"data": 3}, {"seed": True}]
-)
+@pytest.mark.parametrize("values", [{"rank": 1.5}, {"lr": 0}, {"epochs": 0}, {"mean": [1]}, {"data": 3}, {"seed": True}])
 def test_settings_out_of_range_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         config.from_values(values)

@@ -1,0 +1,57 @@
+"""Several processes, one model: `torchrun -m sdlora_edge train ...`. Each reads the same pictures and trains on its share of every
+batch; the first alone scores and writes. Without torchrun everything here stands for one process."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import UsageError
+
+TIMEOUT = timedelta(hours=12)
+"""how long the others wait while the first one scores"""
+
+
+def begin(device: torch.device) -> torch.device:
+    """Join the processes that torchrun started, if it did. Returns the device of this one."""
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) < 2:
+        return device
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def first() -> bool:
+    return size() == 1 or dist.get_rank() == 0
+
+
+def share(count: int) -> slice:
+    """Which of a batch's pictures are this process's: every size()-th. Raises UsageError where there is none for it."""
+    if count < size():
+        raise UsageError(f"a batch of {count} picture(s) cannot be shared by {size()} processes: give a larger --batch-size")
+    return slice(0, count) if size() == 1 else slice(dist.get_rank(), count, size())
+
+
+def summed(value: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if size() > 1:
+        value = value.clone()
+        dist.all_reduce(value)
+    return value
+
+
+def wait() -> None:
+    """Until every process has come here."""
+    if size() > 1:
+        dist.barrier()

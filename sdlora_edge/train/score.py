@@ -1,0 +1,143 @@
+"""How good the model is after each task: on every task's test pictures, by class and by domain, beside the frozen backbone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ..device.preprocessing import Preprocessing
+from ..errors import InputError
+from ..method.sdlora import features
+from . import data, metrics
+from .data import Decoded, Part, Picture, Pictures, Source
+from .run import Run
+
+log = logging.getLogger("sdlora_edge")
+BATCH = 128
+
+
+def seen_features(backbone: nn.Module, weights: Mapping[str, np.ndarray], pictures: Pictures, prepare: Preprocessing) -> np.ndarray:
+    """What the head sees of all pictures under merged weights: float32 (N, features)."""
+    found = [features(backbone, dict(weights), prepare.normalise(pixels)) for pixels in pictures.batches(slices(len(pictures)))]
+    return np.concatenate([np.zeros((0, found[0].shape[1] if found else 0), np.float32), *found])
+
+
+def slices(count: int, size: int = BATCH) -> list[np.ndarray]:
+    """0..count-1 in order, `size` at a time."""
+    return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+@dataclass(eq=False)
+class Scorer:
+    """Scores a run's newest state; keeps every task's decoded test pictures (and their features under W_0) between tasks."""
+
+    run: Run
+    sources: dict[str, Source | None] = field(default_factory=dict)
+    _decoded: dict[int, Decoded | None] = field(default_factory=dict)
+    _frozen: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def entry(self, part: Part, pictures: int, seconds: float, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """metrics.json of the newest task, which learned `part`.
+
+        correct[i][j], totals[j]: as in `metrics.summary`; None where a task's pictures can no longer be read. plain_correct:
+        the same with the plain head (equal, where that is the one shipped); frozen_correct: of the frozen backbone with its own
+        aligned head. per_class, confusions: of the newest state over all tasks.
+        """
+        run, state = self.run, self.run.states[-1]
+        self.sources.setdefault(part.source, None)
+        tests = [*self._earlier(state.task), self._of(state.task, part.test, part.classes)]
+        weights = run.weights(len(run.updates))
+        heads = {"correct": (state.head_weight, state.head_bias), "plain_correct": run.plain, "frozen_correct": run.frozen_head()}
+        rows: dict[str, list[int | None]] = {name: [] for name in heads}
+        truths, guesses = [], []
+        for task, test in tests:
+            if test is None:
+                for row in rows.values():
+                    row.append(None)
+                continue
+            seen = seen_features(run.backbone, weights, test, run.preprocessing)
+            if task not in self._frozen:
+                self._frozen[task] = seen_features(run.backbone, {}, test, run.preprocessing)
+            answers = {n: _argmax(self._frozen[task] if n == "frozen_correct" else seen, *head) for n, head in heads.items()}
+            for name, answer in answers.items():
+                rows[name].append(int((answer == test.targets).sum()))
+            truths.append(test.targets)
+            guesses.append(answers["correct"])
+        matrices = {name: [*(entry[name][-1] for entry in run.metrics), row] for name, row in rows.items()}
+        correct = matrices["correct"]
+        totals = [*(entry["totals"][-1] for entry in run.metrics), len(tests[-1][1] or ())]
+        whole = all(c is not None for row in correct for c in row) and all(totals)
+        truth, guess = (np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (truths, guesses))
+        return {
+            "task": state.task,
+            "name": part.name,
+            "classes": list(part.classes),
+            "source": part.source,
+            "domains": list(part.domains),
+            "training_pictures": pictures,
+            "seconds": round(seconds, 2),
+            **facts,
+            **matrices,
+            "totals": totals,
+            **(metrics.summary(correct, totals) if whole else {}),
+            "per_class": metrics.per_class(truth, guess, state.classes),
+            "confusions": metrics.confusions(truth, guess, state.classes),
+        }
+
+    def _of(self, task: int, pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str]) -> tuple[int, Decoded | None]:
+        """The test pictures of a task; targets index the classes of the run."""
+        if task not in self._decoded:
+            test = data.decode(pictures, classes, self.run.preprocessing, need=False)
+            index = np.array([self.run.states[-1].classes.index(c) for c in classes])
+            self._decoded[task] = Decoded(test.pixels, index[test.targets])
+        return task, self._decoded[task]
+
+    def _earlier(self, task: int) -> Iterator[tuple[int, Decoded | None]]:
+        known = [entry for entry in self.run.metrics if entry["task"] < task]
+        missing = [e for e in known if e["task"] not in self._decoded]
+        found = test_pictures(self.run, task - 1, *(s for s in self.sources.values() if s)) if missing else {}
+        for entry in known:
+            pictures = found.get(entry["task"])
+            if pictures is None and entry["task"] not in self._decoded:
+                self._decoded[entry["task"]] = None
+            yield self._of(entry["task"], pictures or {}, entry["classes"])
+
+
+def test_pictures(run: Run, task: int, *sources: Source) -> dict[int, dict[str, Sequence[Picture]] | None]:
+    """By task up to `task`: the test pictures of each of its classes, or None where they can no longer be read.
+
+    sources: already open; the others are opened where the run says they lie.
+    """
+    opened: dict[str, Source | None] = {source.name: source for source in sources}
+    found: dict[int, dict[str, Sequence[Picture]] | None] = {}
+    for entry in run.metrics[: task + 1]:
+        if entry["task"] > task:
+            break
+        if (name := entry["source"]) not in opened:
+            try:
+                opened[name] = data.load_for(run.config, name)
+            except InputError as error:
+                log.warning("the pictures of task %d cannot be read: %s", entry["task"], error)
+                opened[name] = None
+        source = opened[name]
+        part = source and data.part(source, entry["name"], entry["classes"], entry.get("domains", ()), run.config)
+        found[entry["task"]] = dict(part.test) if part else None
+    return found
+
+
+def test_pictures_by_class(run: Run, task: int) -> dict[str, list[Picture]]:
+    """All test pictures up to `task` that can still be read, those of one class from several tasks together."""
+    found: dict[str, list[Picture]] = {}
+    for pictures in test_pictures(run, task).values():
+        for label, own in (pictures or {}).items():
+            found.setdefault(label, []).extend(own)
+    return found
+
+
+def _argmax(seen: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    return (seen @ weight.T + bias).argmax(axis=1) if len(seen) else np.zeros(0, np.int64)
