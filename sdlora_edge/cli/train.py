@@ -23,6 +23,7 @@ def _numbers(text: str, name: str) -> list[float]:
 
 
 def train(
+    preset: Annotated[Optional[str], typer.Option(help="Settings of a published experiment, such as imagenet-r-10 or authors-imagenet-r-10; file and flags win.")] = None,
     config: Annotated[Optional[Path], typer.Option(help="A TOML file with these same keys; flags win.")] = None,
     data: Annotated[Optional[str], typer.Option(help="Folder or ZIP, a folder per class (train/ and test/ inside, or split by the seed), or a set's name. Default: built-in digits.")] = None,
     data_root: Annotated[Optional[str], typer.Option(help="Where sets with a name lie.")] = None,
@@ -78,10 +79,10 @@ def train(
     given = {
         flag: value
         for flag, value in locals().items()
-        if value is not None and flag not in ("config", "run", "name", "out", "json")
+        if value is not None and flag not in ("preset", "config", "run", "name", "out", "json")
     }
     from ..train import config as settings
-    from ..train import trainer
+    from ..train import presets, trainer
 
     flags = given | {flag: _numbers(given[flag], flag) for flag in ("mean", "std") if flag in given}
 
@@ -92,9 +93,12 @@ def train(
     if run is None:
         if name is not None:
             raise UsageError("--name names the task that --run RUN --data FOLDER adds")
-        done = trainer.train(settings.resolve(config, flags), out, report)
+        base = presets.preset(preset) if preset else {}
+        done = trainer.train(settings.resolve(config, flags, base), out, report)
     else:
-        more = given | ({"config": config} if config else {}) | ({"out": out} if out else {})
+        more = (
+            given | ({"preset": preset} if preset else {}) | ({"config": config} if config else {}) | ({"out": out} if out else {})
+        )
         if extra := sorted(flag.replace("_", "-") for flag in more if flag != "data"):
             raise UsageError(f"--{', --'.join(extra)}: a run keeps the settings it was begun with; give only --data and --name")
         done = trainer.add_task(run, data, name, report) if data is not None else trainer.resume(run, report)

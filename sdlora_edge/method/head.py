@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 SHRINKAGE = 0.3
-RIDGE = 1.0
-"""relative to the summed variance of a feature"""
+RIDGE = 500
+"""as strong as so many pictures of mean variance"""
 KERNEL_WIDTH, KERNEL_NOISE, KERNEL_POINTS = 0.5, 1.0, 2000
 """width and noise as above; the most pictures that are points of the kernel"""
 SCALE = 10.0
@@ -50,7 +50,7 @@ class FeatureStatistics:
         middle, shift = before.mean(axis=0), (after - before).mean(axis=0)
         X, Y = before - middle, after - before - shift
         gram = X.T @ X
-        R = np.linalg.solve(gram + RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram)), X.T @ Y)
+        R = np.linalg.solve(gram + RIDGE / len(X) * np.trace(gram) / len(gram) * np.eye(len(gram)), X.T @ Y)
         old, carry = self.means - middle, np.eye(len(R)) + R
         points = slice(None, None, -(-len(X) // KERNEL_POINTS))
         near = _kernel_ridge(X[points], (Y - X @ R)[points], old)

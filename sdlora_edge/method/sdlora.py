@@ -80,7 +80,7 @@ class SDLoRA(nn.Module):
                 B = B * float(self._before[-2]) / magnitude_init
                 old = {}
             if self.by_factors:
-                unit[list(old), i] = [1 / max(1e-12, float(np.linalg.norm(f.A) * np.linalg.norm(f.B))) for f in old.values()]
+                unit[list(old), i] = [1 / max(1e-12, _length(f.A) * _length(f.B)) for f in old.values()]
             old_A = np.concatenate([np.zeros((0, p.columns), np.float32), *(f.A.astype(np.float32) for f in old.values())])
             old_B = np.concatenate([np.zeros((rows, 0), np.float32), *(f.B.astype(np.float32) for f in old.values())], axis=1)
             self.A.append(nn.Parameter(A.to(like), requires_grad=not (directions == "shared" and old)))
@@ -162,6 +162,10 @@ class SDLoRA(nn.Module):
         """float64 (t,) or (t, projections): every magnitude's exact difference to the state before, the new one's value last."""
         stored = self.magnitudes if self._before.ndim == 1 or self.per_projection else self.coefficients()
         return round_magnitudes(_numpy(stored).astype(np.float64)) - self._before
+
+
+def _length(factor: np.ndarray) -> float:
+    return float(np.linalg.norm(factor.astype(np.float64)))
 
 
 def _new_factors(directions: str, rank: int, rows: int, columns: int, old: Sequence[Factors]) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,5 @@
-"""Where pictures come from (class folders, a ZIP of them, or scikit-learn's digits), and how they are cut into tasks."""
+"""Where pictures come from (class folders, a ZIP of them, a named set, or scikit-learn's digits), and how they are cut into
+tasks or domains."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Union
+from typing import Literal, Union
 
 import numpy as np
 from PIL import Image
@@ -106,33 +107,63 @@ class Streamed:
 Pictures = Union[Decoded, Streamed]
 
 
-def load(data: str, test_fraction: float, seed: int) -> Source:
-    """Open a source: "digits", or a folder or ZIP with a folder per class (and train/ and test/ around them, if present).
+def load(data: str, test_fraction: float, seed: int, root: str = "", domains: bool = False) -> Source:
+    """Open a source: "digits", a named set below `root` (`datasets.NAMES`), or a folder or ZIP with a folder per class (and
+    train/ and test/ around them, if present).
 
-    A class is a folder that holds pictures; deeper folders are joined with dots. Without train/ and test/, each class is
-    split by the seed. Raises InputError where there is no such thing, or no class in it.
+    A class is a folder that holds pictures; deeper folders are joined with dots. With `domains`, the outermost of them is the
+    domain instead: domain/class/pictures. Named sets know their own domains. Without train/ and test/, each class of each
+    domain is split by the seed. A folder named like a set is meant by ./name. Raises InputError where there is no such thing,
+    or no class in it.
     """
+    from . import datasets  # it builds on this module
+
     if data == DIGITS:
-        pictures = _digits()
-        return Source(DIGITS, *_split(pictures, test_fraction, seed))
-    path = Path(data)
+        return source_of(DIGITS, {"": _digits()}, test_fraction, seed)
+    if data in datasets.NAMES:
+        return datasets.load(data, Path(root), test_fraction, seed)
+    return source_of(str(Path(data).resolve()), pictures_in(Path(data), domains), test_fraction, seed)
+
+
+def pictures_in(path: Path, domains: bool = False) -> dict[str, list[Picture]]:
+    """The pictures of a folder or ZIP by split ("train" and "test", or "" where they are not split). Raises InputError."""
+    return _labelled(str(path), files_in(path), domains)
+
+
+def files_in(path: Path) -> dict[PurePosixPath, Callable[[], Image.Image]]:
+    """How to open each picture file of a folder or ZIP, by its path inside, sorted. Raises InputError where it is neither."""
     if path.is_dir():
         found = _folder(path)
     elif zipfile.is_zipfile(path):
         found = _zip(path)
     elif path.exists():
-        raise InputError(f"{data} is neither a folder nor a ZIP file of pictures")
+        raise InputError(f"{path} is neither a folder nor a ZIP file of pictures")
     else:
-        raise InputError(f"{data}: no such folder or ZIP file")
-    by_split = _labelled(data, found)
+        raise InputError(f"{path}: no such folder or ZIP file, and no named set either")
+    return {
+        inside: open_
+        for inside, open_ in found.items()
+        if inside.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in inside.parts)
+    }
+
+
+def source_of(
+    name: str, by_split: Mapping[str, Sequence[Picture]], test_fraction: float, seed: int, domains: Sequence[str] = ()
+) -> Source:
+    """The source of pictures by split, cut by the seed where "" is the only one. domains: their order; default: sorted.
+
+    Raises InputError where train/ is missing, or a class has no training pictures.
+    """
+    found = {picture.domain for pictures in by_split.values() for picture in pictures} - {""}
+    domains = tuple(domains) or tuple(sorted(found))
     if set(by_split) == {""}:
-        return Source(str(path.resolve()), *_split(by_split[""], test_fraction, seed))
+        return Source(name, *_split(by_split[""], test_fraction, seed), domains)
     if "" in by_split or "train" not in by_split:
-        raise InputError(f"{data}: train/ and test/ must stand beside each other, with a folder per class in each")
-    train, test = _by_label(by_split["train"]), _by_label(by_split.get("test", []))
+        raise InputError(f"{name}: train/ and test/ must stand beside each other, with a folder per class in each")
+    train, test = _grouped(by_split["train"], "label"), _grouped(by_split.get("test", []), "label")
     if extra := set(test) - set(train):
-        raise InputError(f"{data}: test/ has classes that train/ has not: {', '.join(sorted(extra)[:5])}")
-    return Source(str(path.resolve()), train, {label: test.get(label, []) for label in train})
+        raise InputError(f"{name}: test/ has classes that train/ has not: {', '.join(sorted(extra)[:5])}")
+    return Source(name, train, {label: test.get(label, []) for label in train}, domains)
 
 
 def task_classes(classes: Sequence[str], base: int, tasks: int, seed: int) -> list[list[str]]:
@@ -155,7 +186,14 @@ def task_classes(classes: Sequence[str], base: int, tasks: int, seed: int) -> li
 
 def load_for(settings: TrainConfig, data: str | None = None) -> Source:
     """The source of a run, or another one (`data`) read by the run's settings."""
-    return load(data or settings.data, settings.test_fraction, settings.seed)
+    own = data in (None, settings.data)
+    return load(
+        settings.data if data is None else data,
+        settings.test_fraction,
+        settings.seed,
+        settings.data_root,
+        domains=own and settings.protocol == "domain",
+    )
 
 
 def parts(source: Source, settings: TrainConfig) -> list[Part]:
@@ -185,7 +223,8 @@ def _part(source: Source, name: str, classes: Sequence[str], domains: tuple[str,
     if settings.train_limit:
         random = np.random.RandomState(settings.seed)
         train = {c: [own[i] for i in sorted(random.permutation(len(own))[: settings.train_limit])] for c, own in train.items()}
-    return Part(name, tuple(c for c in classes if c in train), train, test, source.name, domains)
+    learned = tuple(c for c in classes if train.get(c))  # a domain need not have every class
+    return Part(name, learned, train, {c: test.get(c, []) for c in learned}, source.name, domains)
 
 
 def part(source: Source, name: str, classes: Sequence[str], domains: Sequence[str], settings: TrainConfig) -> Part | None:
@@ -266,60 +305,66 @@ def _folder(path: Path) -> dict[PurePosixPath, Callable[[], Image.Image]]:
 
 
 def _zip(path: Path) -> dict[PurePosixPath, Callable[[], Image.Image]]:
-    archive = zipfile.ZipFile(path)
+    archives = {os.getpid(): zipfile.ZipFile(path)}  # workers that share one would read from each other's places in it
 
     def opener(member: str) -> Image.Image:
-        return Image.open(io.BytesIO(archive.read(member)))
+        if (process := os.getpid()) not in archives:
+            archives[process] = zipfile.ZipFile(path)
+        return Image.open(io.BytesIO(archives[process].read(member)))
 
-    return {PurePosixPath(name): partial(opener, name) for name in sorted(archive.namelist()) if not name.endswith("/")}
+    names = archives[os.getpid()].namelist()
+    return {PurePosixPath(name): partial(opener, name) for name in sorted(names) if not name.endswith("/")}
 
 
-def _labelled(data: str, found: Mapping[PurePosixPath, Callable[[], Image.Image]]) -> dict[str, list[Picture]]:
-    """Pictures by split ("" where there is none), each labelled by its folders below what all have in common."""
-    pictures = {
-        path: open_
-        for path, open_ in found.items()
-        if path.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    }
+def _labelled(data: str, pictures: Mapping[PurePosixPath, Callable[[], Image.Image]], domains: bool) -> dict[str, list[Picture]]:
+    """Pictures by split ("" where there is none), each labelled by its folders below what all have in common.
+
+    With `domains`, the outermost of those folders is the picture's domain, and the rest its label.
+    """
     if loose := [path for path in pictures if len(path.parts) == 1]:
         log.warning("%s: %d picture(s) outside any class folder are not used", data, len(loose))
     paths = [path for path in pictures if len(path.parts) > 1]
     if not paths:
         raise InputError(f"{data} has no class folders with pictures: put each class's pictures into a folder of its name")
-    strip, depth = 0, min(len(path.parts) for path in paths) - 2
+    strip, depth = 0, min(len(path.parts) for path in paths) - 2 - domains
     while strip < depth and len({path.parts[strip] for path in paths}) == 1 and paths[0].parts[strip] not in SPLITS:
         strip += 1
     split = all(path.parts[strip] in SPLITS and len(path.parts) > strip + 2 for path in paths)
     by_split: dict[str, list[Picture]] = {}
-    folders: dict[str, tuple[str, ...]] = {}
+    folders: dict[tuple[str, str], tuple[str, ...]] = {}
     for path in paths:
         parts = path.parts[strip + split : -1]
-        label = unicodedata.normalize("NFC", ".".join(parts))
-        if problem := name_problem(label):
+        if domains and len(parts) < 2:
+            raise InputError(f"{data} is not laid out as domain/class/pictures: {path} has no class folder in a domain folder")
+        domain, label = (unicodedata.normalize("NFC", ".".join(p)) for p in (parts[:domains], parts[domains:]))
+        if problem := name_problem(label) or (domains and name_problem(domain)):
             raise InputError(f"{data}: class folder {'/'.join(parts)!r} {problem}: rename it")
-        if folders.setdefault(label, parts) != parts:
-            raise InputError(f"{data}: the folders {'/'.join(parts)} and {'/'.join(folders[label])} make one class name")
-        picture = Picture(f"{data}/{path}", label, pictures[path])
+        if folders.setdefault((domain, label), parts) != parts:
+            raise InputError(f"{data}: the folders {'/'.join(parts)} and {'/'.join(folders[domain, label])} make one class name")
+        picture = Picture(f"{data}/{path}", label, pictures[path], domain)
         by_split.setdefault(SPLITS[path.parts[strip]] if split else "", []).append(picture)
     return by_split
 
 
-def _by_label(pictures: Iterable[Picture]) -> dict[str, list[Picture]]:
+def _grouped(pictures: Iterable[Picture], attribute: Literal["label", "domain"]) -> dict[str, list[Picture]]:
     found: dict[str, list[Picture]] = {}
     for picture in pictures:
-        found.setdefault(picture.label, []).append(picture)
+        found.setdefault(getattr(picture, attribute), []).append(picture)
     return dict(sorted(found.items()))
 
 
 def _split(
     pictures: Iterable[Picture], test_fraction: float, seed: int
 ) -> tuple[dict[str, list[Picture]], dict[str, list[Picture]]]:
-    """Each class cut by the seed; at least one picture on each side where there are two."""
-    train, test = {}, {}
+    """Each class of each domain cut by the seed; at least one picture on each side where there are two."""
+    train: dict[str, list[Picture]] = {}
+    test: dict[str, list[Picture]] = {}
     random = np.random.RandomState(seed)
-    for label, items in _by_label(pictures).items():
-        order = random.permutation(len(items))
-        count = min(max(1, round(len(items) * test_fraction)), len(items) - 1)
-        test[label] = [items[i] for i in sorted(order[:count])]
-        train[label] = [items[i] for i in sorted(order[count:])]
+    for label, of_class in _grouped(pictures, "label").items():
+        train[label], test[label] = [], []
+        for items in _grouped(of_class, "domain").values():
+            order = random.permutation(len(items))
+            count = min(max(1, round(len(items) * test_fraction)), len(items) - 1)
+            test[label] += [items[i] for i in sorted(order[:count])]
+            train[label] += [items[i] for i in sorted(order[count:])]
     return train, test

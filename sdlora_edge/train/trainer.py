@@ -48,7 +48,8 @@ def train(settings: TrainConfig, out: Path | None = None, report: Report = lambd
     backbones.projections(backbone, settings.targets)
     prepared |= {name: value for name in ("mean", "std") if (value := getattr(settings, name))}
     prepare = Preprocessing(**prepared)
-    settings = replace(settings, data=source.name, image_size=prepare.size, mean=prepare.mean, std=prepare.std)
+    root = str(Path(settings.data_root).resolve()) if settings.data_root else ""
+    settings = replace(settings, data=source.name, data_root=root, image_size=prepare.size, mean=prepare.mean, std=prepare.std)
     out = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     if distributed.first():
         Run.begin(out, settings)

@@ -1,0 +1,273 @@
+"""Named sets: where each is to be had, how it must lie below the data root, and how it is read.
+
+Nothing is downloaded: most of these sets ask for an agreement, and all have a home of their own. A set that is split by its
+authors keeps that split; the others are split by the seed. A set of your own needs no name: give its folder or ZIP.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from .. import files
+from ..errors import InputError
+from ..packet import name_problem
+from .data import Picture, Source, files_in, pictures_in, source_of
+
+log = logging.getLogger("sdlora_edge")
+Split = dict[str, list[Picture]]
+"""pictures by "train" and "test", or all under "" where the set has no split of its own"""
+Reader = Callable[[Path], Split]
+
+LIVE, SPOOF = "live", "spoof"
+_KINDS = dict.fromkeys(("live", "real", "genuine", "bonafide"), LIVE) | dict.fromkeys(("spoof", "attack", "fake"), SPOOF)
+_LIST_LIMIT = 1 << 26
+_CIFAR_SIDE = 32
+_CIFAR_RECORD = 2 + 3 * _CIFAR_SIDE**2
+"""bytes: coarse label, fine label, then all red, all green, all blue"""
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """How a set is found and read.
+
+    site: where its authors give it away. layout: what must lie below the data root. places: names of folders or ZIP files below
+    the root (in upper or lower case), each with its reader; the first that is there is read. domains: in the order they are
+    learned. parts: the sets it is made of, instead of places. binary: live or spoof, scored by HTER.
+    """
+
+    site: str
+    layout: str
+    places: Mapping[str, Reader] = field(default_factory=dict)
+    domains: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    binary: bool = False
+
+
+def load(name: str, root: Path, test_fraction: float, seed: int) -> Source:
+    """The set `name`, one of NAMES, below `root`. Its source is named `name`, wherever it lies.
+
+    Raises InputError where it is missing (saying where to get it and how it must lie), incomplete or corrupt.
+    """
+    named = SETS[name]
+    by_split: Split = {}
+    for part in named.parts or (name,):
+        for split, pictures in _read(part, root).items():
+            by_split.setdefault(split, []).extend(pictures)
+    everything = [picture for pictures in by_split.values() for picture in pictures]
+    for label in {picture.label for picture in everything}:
+        if problem := name_problem(label):
+            raise InputError(f"{name}: the class name {label!r} {problem}: get the set again at {named.site}")
+    found = {picture.domain for picture in everything if picture.domain}
+    if named.domains and found != set(named.domains):
+        have, want = (", ".join(sorted(domains)) for domains in (found, named.domains))
+        raise InputError(f"{name} has the domains {have} instead of {want}: lay it out as {named.layout}")
+    return source_of(name, by_split, test_fraction, seed, named.domains)
+
+
+def _read(name: str, root: Path) -> Split:
+    named = SETS[name]
+    try:
+        there = {path.name.casefold(): path for path in root.iterdir()}
+    except OSError:
+        there = {}
+    for place, read in named.places.items():
+        if path := there.get(place.casefold()):
+            return read(path)
+    raise InputError(
+        f"{name} is not below the data root {root.resolve()}: get it at {named.site}, lay it out as {named.layout}, "
+        "and name the folder that holds it with --data-root"
+    )
+
+
+def _lines(path: Path, columns: int) -> Iterator[list[str]]:
+    """The fields of each line of a list, blanks between them. Raises InputError for a line with another number of them."""
+    try:
+        text = files.read(path, _LIST_LIMIT).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file: get it again") from error
+    for number, line in enumerate(text.split("\n"), 1):
+        row = line.split()
+        if row and len(row) != columns:
+            raise InputError(f"{path}: line {number} has {len(row)} fields instead of {columns}: get the list again")
+        if row:
+            yield row
+
+
+def _listed(path: Path, name: str, depth: int) -> PurePosixPath:
+    """A picture's path in a list, relative, `depth` parts long. Raises InputError for any other."""
+    found = PurePosixPath(name)
+    if len(found.parts) != depth or found.is_absolute() or ".." in found.parts:
+        raise InputError(f"{path} names {name!r}, which is no picture in {depth - 1} folder(s): get the list again")
+    return found
+
+
+def _domainnet(path: Path) -> Split:
+    """DomainNet's own lists: "domain/class/picture label" a line, in <domain>_train.txt and <domain>_test.txt."""
+    by_split: Split = {"train": [], "test": []}
+    for domain in DOMAINNET:
+        for split, pictures in by_split.items():
+            listed = path / f"{domain}_{split}.txt"
+            for name, _ in _lines(listed, 2):
+                relative = _listed(listed, name, 3)
+                file = str(path / relative)
+                pictures.append(Picture(file, relative.parts[1], partial(Image.open, file), relative.parts[0]))
+    return by_split
+
+
+def _cub(path: Path) -> Split:
+    """CUB's own split: images.txt numbers the pictures, train_test_split.txt says 1 (train) or 0 (test) of each number."""
+    side = {number: {"1": "train", "0": "test"}.get(flag) for number, flag in _lines(path / "train_test_split.txt", 2)}
+    classes = {name for _, name in _lines(path / "classes.txt", 2)}
+    by_split: Split = {"train": [], "test": []}
+    for number, name in _lines(path / "images.txt", 2):
+        label = _listed(path / "images.txt", name, 2).parts[0]
+        if not (split := side.get(number)) or label not in classes:
+            raise InputError(f"{path}: picture {number} of images.txt is not in train_test_split.txt and classes.txt: get it again")
+        file = str(path / "images" / name)
+        by_split[split].append(Picture(file, label, partial(Image.open, file)))
+    return by_split
+
+
+def _cifar(path: Path) -> Split:
+    """CIFAR-100's binary version. The one for Python is made of pickles, which can run any code: it is never read."""
+    names = [name for (name,) in _lines(path / "fine_label_names.txt", 1)]
+    return {split: list(_cifar_pictures(path / f"{split}.bin", names)) for split in ("train", "test")}
+
+
+def _cifar_pictures(path: Path, names: list[str]) -> Iterator[Picture]:
+    try:
+        records = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from error
+    if not records.size or records.size % _CIFAR_RECORD:
+        raise InputError(f"{path} is truncated: {records.size} bytes are no whole records of {_CIFAR_RECORD}: get it again")
+    for index, label in enumerate(records.reshape(-1, _CIFAR_RECORD)[:, 1].tolist()):
+        if label >= len(names):
+            raise InputError(
+                f"{path}: picture {index} is of class {label}, but fine_label_names.txt has {len(names)}: get it again"
+            )
+        yield Picture(f"{path}, picture {index}", names[label], partial(_cifar_image, path, index))
+
+
+def _cifar_image(path: Path, index: int) -> Image.Image:
+    with open(path, "rb") as file:
+        file.seek(index * _CIFAR_RECORD + 2)
+        pixels = np.frombuffer(file.read(_CIFAR_RECORD - 2), np.uint8)
+    if pixels.size != _CIFAR_RECORD - 2:
+        raise OSError("the file has become shorter")
+    return Image.fromarray(np.ascontiguousarray(pixels.reshape(3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(1, 2, 0)))
+
+
+def _caltech(path: Path) -> Split:
+    """All but the pictures of no class."""
+    return {split: [p for p in found if p.label != "BACKGROUND_Google"] for split, found in pictures_in(path).items()}
+
+
+def _frames(domain: str, path: Path) -> Split:
+    """Frames of live and spoofed faces: {train,test}/{live,spoof}/ and any folders below; real, attack, fake are synonyms."""
+    by_split: Split = {"train": [], "test": []}
+    unused = 0
+    for inside, open_ in files_in(path).items():
+        split, *folders = [part.casefold() for part in inside.parts[:-1]] or [""]
+        kind = next((_KINDS[part] for part in folders if part in _KINDS), None)
+        if kind and split in by_split:
+            by_split[split].append(Picture(f"{path}/{inside}", kind, open_, domain))
+        else:
+            unused += 1
+    if unused:
+        log.warning("%s: %d picture(s) outside {train,test}/{live,spoof} are not used", path, unused)
+    for split, pictures in by_split.items():
+        if lacking := {LIVE, SPOOF} - {picture.label for picture in pictures}:
+            lacks = f"{split}/{min(lacking)}"
+            raise InputError(f"{domain}: {path} has no pictures in {lacks}: lay its frames out as {SETS[domain].layout}")
+    return by_split
+
+
+def _antispoofing(name: str, site: str, *places: str) -> NamedSet:
+    """A set of videos, as the frames somebody took from them."""
+    layout = f"{name}/{{train,test}}/{{live,spoof}}/ with the frames of its videos in any folders below"
+    return NamedSet(site, layout, dict.fromkeys((name, *places), partial(_frames, name)), (name,), binary=True)
+
+
+_by_domain: Reader = partial(pictures_in, domains=True)
+DOMAINNET = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+FACES = {
+    "msu-mfsd": _antispoofing("msu-mfsd", "https://sites.google.com/site/huhanhomepage/download", "msu_mfsd"),
+    "casia-mfsd": _antispoofing(
+        "casia-mfsd", "http://www.cbsr.ia.ac.cn/english/FaceAntiSpoofDatabases.asp", "casia_mfsd", "casia-fasd"
+    ),
+    "replay-attack": _antispoofing(
+        "replay-attack", "https://www.idiap.ch/en/scientific-research/data/replayattack", "replay_attack", "replayattack"
+    ),
+    "oulu-npu": _antispoofing("oulu-npu", "https://sites.google.com/site/oulunpudatabase", "oulu_npu"),
+}
+SETS: dict[str, NamedSet] = {
+    "imagenet-r": NamedSet(
+        "https://github.com/hendrycks/imagenet-r",
+        "imagenet-r/<class>/ or imagenet-r/{train,test}/<class>/",
+        dict.fromkeys(("imagenet-r", "imagenetr", "imagenet-r.zip"), pictures_in),
+    ),
+    "imagenet-a": NamedSet(
+        "https://github.com/hendrycks/natural-adv-examples",
+        "imagenet-a/<class>/ or imagenet-a/{train,test}/<class>/",
+        dict.fromkeys(("imagenet-a", "imageneta", "imagenet-a.zip"), pictures_in),
+    ),
+    "domainnet": NamedSet(
+        "https://ai.bu.edu/M3SDA",
+        "domainnet/<domain>/<class>/ with domainnet/<domain>_train.txt and domainnet/<domain>_test.txt",
+        {"domainnet": _domainnet},
+        DOMAINNET,
+    ),
+    "cifar100": NamedSet(
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+        "cifar-100-binary/{train.bin,test.bin,fine_label_names.txt} (the binary version, not the one for Python)"
+        " or cifar100/{train,test}/<class>/",
+        {"cifar-100-binary": _cifar} | dict.fromkeys(("cifar100", "cifar-100", "cifar100.zip"), pictures_in),
+    ),
+    "cub200": NamedSet(
+        "https://www.vision.caltech.edu/datasets/cub_200_2011",
+        "CUB_200_2011/{images/,images.txt,train_test_split.txt,classes.txt} or cub200/{train,test}/<class>/",
+        {"CUB_200_2011": _cub} | dict.fromkeys(("cub200", "cub", "cub200.zip"), pictures_in),
+    ),
+    "caltech101": NamedSet(
+        "https://data.caltech.edu/records/mzrjq-6wc02",
+        "101_ObjectCategories/<class>/, a ZIP of it, or caltech101/<class>/",
+        dict.fromkeys(
+            ("101_ObjectCategories", "101_ObjectCategories.zip", "caltech101", "caltech101.zip", "caltech101_128px_max50.zip"),
+            _caltech,
+        ),
+    ),
+    "omniglot": NamedSet(
+        "https://github.com/brendenlake/omniglot",
+        "images_background_small1.zip or images_background_small1/<alphabet>/<character>/ (or images_background, which is whole)",
+        dict.fromkeys(
+            (
+                *("omniglot", "omniglot.zip", "images_background", "images_background.zip"),
+                *("images_background_small1", "images_background_small1.zip", "omniglot_small1.zip"),
+            ),
+            pictures_in,
+        ),
+    ),
+    "pacs": NamedSet(
+        "https://domaingeneralization.github.io",
+        "PACS/<domain>/<class>/ or a ZIP of it",
+        dict.fromkeys(("PACS", "PACS.zip", "pacs_128px.zip"), _by_domain),
+        ("photo", "art_painting", "cartoon", "sketch"),
+    ),
+    **FACES,
+    "fas": NamedSet(
+        "the sites of its four sets",
+        "{msu-mfsd,casia-mfsd,replay-attack,oulu-npu}/{train,test}/{live,spoof}/",
+        domains=tuple(FACES),
+        parts=tuple(FACES),
+        binary=True,
+    ),
+}
+NAMES: tuple[str, ...] = tuple(SETS)
