@@ -7,7 +7,7 @@ changing any output. The current direction is trained as it is (N_t = 1, B_t sta
 alpha_t <- alpha_t N_t and B_t <- B_t / N_t. With one projection this is the paper's D = BA / ||BA||_F.
 
 Each step folds the sum into the weights before the forward pass, W = W_0 + B diag(s) A with the factors of all tasks side by
-side, so a step is that of the plain backbone plus one small product per projection, whatever the number of tasks; autograd
+side, so a step is that of the plain backbone plus one small product per projection, whatever the number of tasks; `fold`
 contracts the weight's gradient G = dL/dW the same way (dB = G A^T s, dA = s B^T G, dalpha_k = <B_k^T G, A_k>).
 """
 
@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from ..packet import encode
 from ..state import Factors, Projection, TaskState, round_magnitudes
+from .fold import Part, fold
 
 
 class SDLoRA(nn.Module):
@@ -74,13 +75,11 @@ class SDLoRA(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Every adapted weight, folded: W_0 + B diag(s) A, differentiable in A_t, B_t and all magnitudes."""
-        folded = {p.tensor: self.backbone.get_parameter(p.tensor).clone() for p in self.projections}
+        parts: dict[str, list[Part]] = {}
         for i, p in enumerate(self.projections):
-            scale = self.magnitudes[self.owners[i]]  # (sum of ranks,)
-            B = torch.cat([self.old_B[i], self.B[i]], dim=1)  # (rows, sum of ranks)
-            A = torch.cat([self.old_A[i], self.A[i]])  # (sum of ranks, columns)
-            folded[p.tensor][p.start : p.stop] += (B * scale) @ A
-        return folded
+            factors = self.old_A[i], self.old_B[i], self.A[i], self.B[i]
+            parts.setdefault(p.tensor, []).append(Part(p.start, p.stop, *factors, self.magnitudes[self.owners[i]]))
+        return {name: fold(self.backbone.get_parameter(name), of_weight) for name, of_weight in parts.items()}
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits of the new task's classes only, (N, classes): the loss never sees another task's row."""
