@@ -5,7 +5,7 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test lint bench bench-loop figures clean
+.PHONY: demo test lint bench bench-loop bench-step-cost figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
@@ -18,11 +18,14 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-loop
+bench: bench-loop bench-step-cost
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
 	$(MAKE) figures
+
+bench-step-cost: .venv/installed
+	$(BIN)/python tests/bench/step_cost.py
 
 figures: .venv/installed
 	$(BIN)/python tests/bench/figures.py

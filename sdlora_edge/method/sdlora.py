@@ -8,7 +8,7 @@ alpha_t <- alpha_t N_t and B_t <- B_t / N_t. With one projection this is the pap
 `magnitude_scope="projection"` alpha_k and N_k are numbers of each projection instead.
 
 Each step folds the sum into the weights before the forward pass, W = W_0 + B diag(s) A with the factors of all tasks side by
-side, so a step is that of the plain backbone plus one small product per projection, whatever the number of tasks; autograd
+side, so a step is that of the plain backbone plus one small product per projection, whatever the number of tasks; `fold`
 contracts the weight's gradient G = dL/dW the same way (dB = G A^T s, dA = s B^T G, dalpha_k = <B_k^T G, A_k>).
 """
 
@@ -26,6 +26,7 @@ from torch.func import functional_call
 from ..errors import UsageError
 from ..packet import encode
 from ..state import Factors, Projection, TaskState, extended, round_magnitudes
+from .fold import Part, fold
 
 
 class SDLoRA(nn.Module):
@@ -107,15 +108,14 @@ class SDLoRA(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Every adapted weight, folded: W_0 + B diag(s) A, differentiable in A_t, B_t and all magnitudes; never in half precision."""
-        folded = {p.tensor: self.backbone.get_parameter(p.tensor).clone() for p in self.projections}
+        parts: dict[str, list[Part]] = {}
         with torch.autocast(self.magnitudes.device.type, enabled=False):
             coefficients = self.coefficients()
             for i, p in enumerate(self.projections):
+                factors = self.old_A[i], self.old_B[i], self.A[i], self.B[i]
                 scale = coefficients[self.owners[i], i]  # (sum of ranks,)
-                B = torch.cat([self.old_B[i], self.B[i]], dim=1)  # (rows, sum of ranks)
-                A = torch.cat([self.old_A[i], self.A[i]])  # (sum of ranks, columns)
-                folded[p.tensor][p.start : p.stop] += (B * scale) @ A
-        return folded
+                parts.setdefault(p.tensor, []).append(Part(p.start, p.stop, *factors, scale))
+            return {name: fold(self.backbone.get_parameter(name), own) for name, own in parts.items()}
 
     def forward(self, pictures: Tensor, with_features: bool = False) -> Any:
         """Logits of the new task's classes only, (N, classes): the loss never sees another task's row.

@@ -21,16 +21,16 @@ README, FIGURES = ROOT / "README.md", ROOT / "docs" / "figures"
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "numpy", "securesystemslib")
 
 
-def write(name: str, command: str, values: dict[str, Any]) -> Path:
+def write(name: str, command: str, values: dict[str, Any], folder: Path = FIGURES, packages: tuple[str, ...] = PACKAGES) -> Path:
     """Write docs/figures/NAME.json: the command, the day, the machine class, versions, and what was measured."""
     facts = {
         "command": command,
         "date": date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, CPU",
         "python": platform.python_version(),
-        "versions": {p: importlib.metadata.version(p).split("+")[0] for p in PACKAGES},
+        "versions": {p: importlib.metadata.version(p).split("+")[0] for p in packages},
     }
-    path = FIGURES / f"{name}.json"
+    path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(facts | values, indent=1) + "\n")
     return path
@@ -59,6 +59,20 @@ def loop(figure: dict[str, Any]) -> str:
             ]
         )
     return table(head, rows) + f"\n\nThe whole model: {figure['model_bytes']:,} bytes."
+
+
+def step_cost(figure: dict[str, Any]) -> str:
+    head = ["model", "task 1", "task 5 / task 1", "task 10 / task 1", "task 20 / task 1", "task 20 / plain LoRA"]
+    head += ["loop over tasks, 20 / 1", "memory, 20 / 1"]
+    names = {"vit_tiny": "ViT-Tiny", "vit_base": "ViT-B/16"}
+    keys = ["task5_over_task1", "task10_over_task1", "task20_over_task1", "task20_over_peft", "loop_task20_over_task1"]
+    rows = []
+    for key, name in names.items():
+        if row := figure.get(key):
+            title = f"{name}, {row['image_size']} px, batch {row['batch']}"
+            ratios = [f"{row[k]:.2f}" for k in (*keys, "memory_task20_over_task1")]
+            rows.append([title, f"{row['ms']['sdlora_1']:.0f} ms", *ratios])
+    return table(head, rows)
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"loop": loop}
