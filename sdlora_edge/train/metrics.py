@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,3 +37,51 @@ def summary(correct: Sequence[Sequence[int]], totals: Sequence[int]) -> dict[str
         "forgetting": float(np.mean(forgetting)) if count > 1 else 0.0,
         "backward_transfer": float(np.mean(transfer)) if count > 1 else 0.0,
     }
+
+
+def per_class(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> dict[str, list[int]]:
+    """{class: [right, total]} of the classes that have pictures. truth, predicted: int (N,), indices into `classes`."""
+    return {name: [int((predicted[truth == c] == c).sum()), n] for c, name in enumerate(classes) if (n := int((truth == c).sum()))}
+
+
+def confusions(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str], most: int = 50) -> list[list[Any]]:
+    """[truth, predicted, count] of the wrong answers, the most frequent first."""
+    wrong = Counter((int(t), int(p)) for t, p in zip(truth, predicted, strict=True) if t != p)
+    return [[classes[t], classes[p], n] for (t, p), n in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:most]]
+
+
+def hter(scores: np.ndarray, genuine: np.ndarray, threshold: float) -> dict[str, float]:
+    """Half total error rate of a binary decision that accepts a score >= threshold; lower is better.
+
+    scores: float (N,), higher is more genuine. genuine: bool (N,). Returns, as fractions in [0, 1]:
+
+    far     impostors accepted / impostors
+    frr     genuine ones refused / genuine ones
+    hter    (far + frr) / 2
+
+    and the threshold. Raises ValueError where there is no impostor or no genuine one.
+    """
+    scores, genuine = np.asarray(scores, np.float64), np.asarray(genuine, bool)
+    if genuine.all() or not genuine.any():
+        raise ValueError("HTER needs both genuine ones and impostors")
+    accepted = scores >= threshold
+    far, frr = float(accepted[~genuine].mean()), float((~accepted[genuine]).mean())
+    return {"hter": (far + frr) / 2, "far": far, "frr": frr, "threshold": float(threshold)}
+
+
+def equal_error_threshold(scores: np.ndarray, genuine: np.ndarray) -> float:
+    """The threshold at which |FAR - FRR| is smallest; scores, genuine as in `hter`.
+
+    FAR and FRR only change at scores, so a threshold lies midway between two neighbouring scores; the lowest score itself
+    (all accepted) and the next number above the highest (all refused) close the range. Of equal ones the lowest is taken.
+    Choose it on development pictures: chosen on the test pictures, it flatters the HTER. Raises ValueError as `hter` does.
+    """
+    scores, genuine = np.asarray(scores, np.float64), np.asarray(genuine, bool)
+    if genuine.all() or not genuine.any():
+        raise ValueError("an equal error rate needs both genuine ones and impostors")
+    levels = np.unique(scores)
+    candidates = np.concatenate([levels[:1], (levels[:-1] + levels[1:]) / 2, [np.nextafter(levels[-1], np.inf)]])
+    impostors, own = np.sort(scores[~genuine]), np.sort(scores[genuine])
+    far = 1 - np.searchsorted(impostors, candidates) / len(impostors)
+    frr = np.searchsorted(own, candidates) / len(own)
+    return float(candidates[np.abs(far - frr).argmin()])
