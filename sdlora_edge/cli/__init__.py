@@ -14,13 +14,15 @@ import typer
 
 from .. import __version__
 from ..errors import SdloraError
-from . import demo, device, export, keys, packet, train
+from . import demo, device, eval, export, keys, packet, report, train
 
 # click's ClickException: the root of what typer raises for wrong arguments, whichever click it carries
 _ArgumentError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 app.command("train")(train.train)
+app.command("eval")(eval.evaluate)
+app.command("report")(report.report)
 app.command("export")(export.export)
 app.add_typer(keys.app, name="keys")
 app.add_typer(packet.app, name="packet")

@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+GENUINE = ("live", "real", "genuine", "bonafide")
+"""class names that mean the positive side of a binary decision"""
+
 
 def summary(correct: Sequence[Sequence[int]], totals: Sequence[int]) -> dict[str, float | list[float]]:
     """correct[i][j], j <= i: test pictures of task j answered rightly after task i, out of all classes seen; totals[j]: how
@@ -48,3 +51,34 @@ def confusions(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str],
     """[truth, predicted, count] of the wrong answers, the most frequent first."""
     wrong = Counter((int(t), int(p)) for t, p in zip(truth, predicted, strict=True) if t != p)
     return [[classes[t], classes[p], n] for (t, p), n in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:most]]
+
+
+def hter(scores: np.ndarray, genuine: np.ndarray, threshold: float) -> dict[str, float]:
+    """Half total error rate of a binary decision that accepts a score >= threshold; lower is better.
+
+    scores: float (N,), higher is more genuine. genuine: bool (N,). Returns, as fractions in [0, 1]:
+
+    far     impostors accepted / impostors
+    frr     genuine ones refused / genuine ones
+    hter    (far + frr) / 2
+
+    and the threshold. Raises ValueError where there is no impostor or no genuine one.
+    """
+    scores, genuine = np.asarray(scores, np.float64), np.asarray(genuine, bool)
+    if genuine.all() or not genuine.any():
+        raise ValueError("HTER needs both genuine ones and impostors")
+    accepted = scores >= threshold
+    far, frr = float(accepted[~genuine].mean()), float((~accepted[genuine]).mean())
+    return {"hter": (far + frr) / 2, "far": far, "frr": frr, "threshold": float(threshold)}
+
+
+def binary(scores: np.ndarray, truth: np.ndarray, classes: Sequence[str]) -> dict[str, Any] | None:
+    """HTER at the threshold that equals argmax: 0, on the genuine class's logit minus the other's. None with one side only.
+
+    The genuine class is the one named live, real, genuine or bonafide, if any, else the first. scores: (N, 2).
+    """
+    positive = next((i for i, name in enumerate(classes) if name.lower() in GENUINE), 0)
+    genuine = truth == positive
+    if genuine.all() or not genuine.any():
+        return None
+    return {"genuine": classes[positive], **hter(scores[:, positive] - scores[:, 1 - positive], genuine, 0.0)}

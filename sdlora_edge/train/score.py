@@ -54,7 +54,7 @@ class Scorer:
         weights = run.weights(len(run.updates))
         heads = {"correct": (state.head_weight, state.head_bias), "plain_correct": run.plain, "frozen_correct": run.frozen_head()}
         rows: dict[str, list[int | None]] = {name: [] for name in heads}
-        truths, guesses = [], []
+        truths, guesses, errors = [], [], {}
         for task, test in tests:
             if test is None:
                 for row in rows.values():
@@ -63,11 +63,14 @@ class Scorer:
             seen = seen_features(run.backbone, weights, test, run.preprocessing)
             if task not in self._frozen:
                 self._frozen[task] = seen_features(run.backbone, {}, test, run.preprocessing)
-            answers = {n: _argmax(self._frozen[task] if n == "frozen_correct" else seen, *head) for n, head in heads.items()}
-            for name, answer in answers.items():
-                rows[name].append(int((answer == test.targets).sum()))
-            truths.append(test.targets)
-            guesses.append(answers["correct"])
+            for name, (weight, bias) in heads.items():
+                logits = (self._frozen[task] if name == "frozen_correct" else seen) @ weight.T + bias
+                rows[name].append(int((logits.argmax(axis=1) == test.targets).sum()) if len(test) else 0)
+                if name == "correct" and len(test):
+                    truths.append(test.targets)
+                    guesses.append(logits.argmax(axis=1))
+                    if len(state.classes) == 2 and (found := metrics.binary(logits, test.targets, state.classes)):
+                        errors[self._name(task, part)] = found
         matrices = {name: [*(entry[name][-1] for entry in run.metrics), row] for name, row in rows.items()}
         correct = matrices["correct"]
         totals = [*(entry["totals"][-1] for entry in run.metrics), len(tests[-1][1] or ())]
@@ -85,9 +88,13 @@ class Scorer:
             **matrices,
             "totals": totals,
             **(metrics.summary(correct, totals) if whole else {}),
+            **({"hter": errors} if errors else {}),
             "per_class": metrics.per_class(truth, guess, state.classes),
             "confusions": metrics.confusions(truth, guess, state.classes),
         }
+
+    def _name(self, task: int, part: Part) -> str:
+        return next((str(entry["name"]) for entry in self.run.metrics if entry["task"] == task), part.name)
 
     def _of(self, task: int, pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str]) -> tuple[int, Decoded | None]:
         """The test pictures of a task; targets index the classes of the run."""
@@ -137,7 +144,3 @@ def test_pictures_by_class(run: Run, task: int) -> dict[str, list[Picture]]:
         for label, own in (pictures or {}).items():
             found.setdefault(label, []).extend(own)
     return found
-
-
-def _argmax(seen: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    return (seen @ weight.T + bias).argmax(axis=1) if len(seen) else np.zeros(0, np.int64)

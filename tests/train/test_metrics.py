@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from sdlora_edge.train.metrics import summary
+from sdlora_edge.train.metrics import confusions, hter, per_class, summary
 
 
 def test_three_tasks_by_hand() -> None:
@@ -31,3 +32,34 @@ def test_one_task_has_nothing_to_forget() -> None:
 def test_a_task_without_test_pictures_is_an_error() -> None:
     with pytest.raises(ValueError, match="without test pictures"):
         summary([[0]], [0])
+
+
+TRUTH, GUESS, NAMES = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0, 0]), ["a", "b", "c", "unseen"]
+
+
+def test_the_classes_that_have_pictures_are_counted() -> None:
+    assert per_class(TRUTH, GUESS, NAMES) == {"a": [1, 3], "b": [1, 2], "c": [0, 1]}
+
+
+def test_confusions_are_the_wrong_answers_most_frequent_first() -> None:
+    assert confusions(TRUTH, GUESS, NAMES) == [["a", "b", 2], ["b", "a", 1], ["c", "a", 1]]
+    assert confusions(TRUTH, GUESS, NAMES, most=1) == [["a", "b", 2]]
+    assert confusions(TRUTH, TRUTH, NAMES) == []
+
+
+SCORES = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.4, 0.2, 0.1, 0.0])
+GENUINE = np.array([True] * 4 + [False] * 5)
+
+
+def test_hter_by_hand() -> None:
+    # of 5 impostors one (0.7) reaches 0.5; of 4 genuine ones one (0.3) does not
+    assert hter(SCORES, GENUINE, 0.5) == pytest.approx({"far": 0.2, "frr": 0.25, "hter": 0.225, "threshold": 0.5})
+    # a score equal to the threshold is accepted
+    assert hter(SCORES, GENUINE, 0.7) == pytest.approx({"far": 0.2, "frr": 0.5, "hter": 0.35, "threshold": 0.7})
+    assert hter(SCORES, GENUINE, -1.0)["hter"] == hter(SCORES, GENUINE, 2.0)["hter"] == 0.5
+
+
+@pytest.mark.parametrize("genuine", [[True, True], [False, False]])
+def test_one_side_alone_has_no_hter(genuine: list[bool]) -> None:
+    with pytest.raises(ValueError, match="both"):
+        hter(np.array([0.1, 0.2]), np.array(genuine), 0.0)

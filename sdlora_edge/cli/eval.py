@@ -1,0 +1,44 @@
+"""`sdlora-edge eval`: a run's state on any folder of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from .output import Json, emit, table
+
+
+def evaluate(
+    run: Annotated[Optional[Path], typer.Argument(help="The run. Default: runs/latest.")] = None,
+    data: Annotated[str, typer.Option(help="Folder or ZIP, a folder per class; of train/ and test/ only test/ counts.")] = ...,  # type: ignore[assignment]
+    task: Annotated[Optional[int], typer.Option(help="The state to score: 0 is before the first task. Default: the last.")] = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Score a folder of pictures: accuracy, by class, the worst confusions, and HTER where the run has two classes."""
+    from ..train.evaluate import evaluate as score
+    from ..train.run import Run, newest
+
+    value = score(Run.open(run or newest()), data, task)
+    emit(value, json, lambda: _text(value))
+
+
+def _text(value: dict[str, Any]) -> str:
+    by_class = sorted(value["per_class"].items(), key=lambda item: item[1][0] / item[1][1])
+    rows = [[name, f"{100 * right / total:.1f} %", str(right), str(total)] for name, (right, total) in by_class]
+    parts = [
+        f"accuracy {100 * value['accuracy']:.2f} % ({value['correct']} of {value['total']}) after task {value['task']}; "
+        f"pictures: {value['pictures']}",
+        table(["class, worst first", "accuracy", "right", "pictures"], rows),
+    ]
+    if value["confusions"]:
+        parts.append(table(["worst confusions", "taken for", "times"], [[t, p, str(n)] for t, p, n in value["confusions"][:10]]))
+    if found := value.get("hter"):
+        parts.append(
+            f"HTER {100 * found['hter']:.2f} % (lower is better): FAR {100 * found['far']:.2f} %, FRR {100 * found['frr']:.2f} %, "
+            f"genuine is {found['genuine']}, at threshold {found['threshold']:g} on its logit minus the other's, which is argmax"
+        )
+    elif "hter" in value:
+        parts.append("no HTER: it needs pictures of both classes")
+    return "\n\n".join(parts)

@@ -1,0 +1,25 @@
+"""`sdlora-edge report`: one page that shows what a run did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from .output import Json, emit
+
+
+def report(
+    run: Annotated[Optional[Path], typer.Argument(help="The run. Default: runs/latest.")] = None,
+    out: Annotated[Optional[Path], typer.Option(help="The page. Default: report.html in the run.")] = None,
+    thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Embed a few confused test pictures; else the page holds none.")] = False,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Write a self-contained HTML page: scores, matrix, curves, magnitudes, classes, packets, settings."""
+    from ..train.report import write
+    from ..train.run import Run, newest
+
+    path = run or newest()
+    value = write(Run.open(path), out or path / "report.html", thumbnails)
+    emit(value, json, lambda: f"report: {value['report']} ({value['bytes']} bytes)")

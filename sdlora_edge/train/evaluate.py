@@ -1,0 +1,97 @@
+"""A run's state on any folder of pictures: accuracy, by class, the confusions, and HTER where there are two classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError, UsageError
+from ..method.sdlora import logits
+from . import data, metrics
+from .data import SPLITS, Picture, Source
+from .run import Run
+
+BATCH = 128
+
+
+def evaluate(run: Run, folder: str, task: int | None = None) -> dict[str, Any]:
+    """Score a folder or ZIP of class folders with the state after `task` (default: the last), out of all its classes.
+
+    Which pictures: see `pictures_of`. Returns accuracy, correct, total, per_class and confusions as in metrics.json, and for
+    runs of exactly two classes `hter` (see `metrics.binary`). Raises UsageError for a class or a task that the run does not know,
+    InputError where no picture can be read.
+    """
+    state = run.state(task)
+    pictures, which = pictures_of(run, folder)
+    if unknown := [label for label in pictures if label not in state.classes]:
+        raise UsageError(
+            f"{folder}: after task {state.task} this run does not know the class {', '.join(unknown[:5])}"
+            f"{', ...' * (len(unknown) > 5)}: remove it, or name a later --task"
+        )
+    scores, truth = score(run, state.task, pictures)
+    if not len(truth):
+        raise InputError(f"{folder} has no readable test picture")
+    guess = scores.argmax(axis=1)
+    result = {
+        "run": str(run.path),
+        "data": folder,
+        "pictures": which,
+        "task": state.task,
+        "correct": int((guess == truth).sum()),
+        "total": len(truth),
+        "accuracy": float((guess == truth).mean()),
+        "per_class": metrics.per_class(truth, guess, state.classes),
+        "confusions": metrics.confusions(truth, guess, state.classes),
+    }
+    return result | ({"hter": metrics.binary(scores, truth, state.classes)} if len(state.classes) == 2 else {})
+
+
+def pictures_of(run: Run, folder: str) -> tuple[dict[str, Sequence[Picture]], str]:
+    """The test pictures of a source by class, and in words which they are: those of test/ where there is a split, else all.
+
+    Of a source the run itself was trained on, only those it has not seen in training. Classes without any are left out.
+    """
+    source = data.load_for(run.config, folder)
+    if _has_split(source, folder):
+        chosen, which = dict(source.test), "test/"
+    elif source.name in {entry["source"] for entry in run.metrics}:
+        chosen, which = dict(source.test), "the run's own test pictures"
+    else:
+        chosen, which = {c: [*source.train[c], *source.test[c]] for c in source.classes}, "all"
+    return {label: own for label, own in chosen.items() if own}, which
+
+
+def score(run: Run, task: int, pictures: Mapping[str, Sequence[Picture]]) -> tuple[np.ndarray, np.ndarray]:
+    """(logits float32 (N, classes), truth int64 (N,)) under the state after `task`; truth indexes the classes of that state.
+
+    Class by class, so that only one class's pictures are held decoded.
+    """
+    state, weights = run.states[task], run.weights(task)
+    scores, truth = [np.zeros((0, len(state.classes)), np.float32)], [np.zeros(0, np.int64)]
+    for label, own in pictures.items():
+        pixels = data.decode({label: own}, [label], run.preprocessing, need=False).pixels
+        scores.append(logits_of(run, task, weights, pixels))
+        truth.append(np.full(len(pixels), state.classes.index(label)))
+    return np.concatenate(scores), np.concatenate(truth)
+
+
+def logits_of(run: Run, task: int, weights: Mapping[str, np.ndarray], pixels: np.ndarray) -> np.ndarray:
+    """Decoded pictures, uint8 (N, size, size, 3), to logits, float32 (N, classes). weights: run.weights(task)."""
+    state = run.states[task]
+    parts = (run.preprocessing.normalise(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH))
+    found = [logits(run.backbone, weights, state, batch) for batch in parts]
+    return np.concatenate([np.zeros((0, len(state.classes)), np.float32), *found])
+
+
+def _has_split(source: Source, folder: str) -> bool:
+    """Did train/ and test/ in the source decide which picture is which? Then every picture lies below its side's folder."""
+    sides = {"train": source.train, "test": source.test}
+    pictures = [(side, picture) for side, by_class in sides.items() for own in by_class.values() for picture in own]
+    return all(side in {SPLITS.get(part) for part in PurePath(_inside(p.name, folder)).parts[:-1]} for side, p in pictures)
+
+
+def _inside(name: str, folder: str) -> str:
+    return name[len(folder) :] if name.startswith(folder) else Path(name).name
