@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from ..packet import encode
 from ..state import Factors, Projection, TaskState, round_magnitudes
+from .backbones import shaped
 
 
 class SDLoRA(nn.Module):
@@ -74,13 +75,13 @@ class SDLoRA(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Every adapted weight, folded: W_0 + B diag(s) A, differentiable in A_t, B_t and all magnitudes."""
-        folded = {p.tensor: self.backbone.get_parameter(p.tensor).clone() for p in self.projections}
+        folded = {p.tensor: self.backbone.get_parameter(p.tensor).flatten(1).clone() for p in self.projections}
         for i, p in enumerate(self.projections):
             scale = self.magnitudes[self.owners[i]]  # (sum of ranks,)
             B = torch.cat([self.old_B[i], self.B[i]], dim=1)  # (rows, sum of ranks)
             A = torch.cat([self.old_A[i], self.A[i]])  # (sum of ranks, columns)
             folded[p.tensor][p.start : p.stop] += (B * scale) @ A
-        return folded
+        return shaped(self.backbone, folded)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Logits of the new task's classes only, (N, classes): the loss never sees another task's row."""
@@ -112,8 +113,8 @@ class SDLoRA(nn.Module):
 
 
 def adapted_weights(backbone: nn.Module, projections: Sequence[Projection]) -> dict[str, np.ndarray]:
-    """W_0 of every adapted weight, float32 numpy."""
-    return {p.tensor: _numpy(backbone.get_parameter(p.tensor)).astype(np.float32) for p in projections}
+    """W_0 of every adapted weight, float32 numpy (rows, columns)."""
+    return {p.tensor: _numpy(backbone.get_parameter(p.tensor).flatten(1)).astype(np.float32) for p in projections}
 
 
 @torch.no_grad()
@@ -123,8 +124,8 @@ def features(backbone: nn.Module, weights: Mapping[str, np.ndarray], inputs: np.
     dtype = torch.float64 if exact else torch.float32
     backbone.eval()
     tensors = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())} if exact else {}
-    tensors |= {name: torch.from_numpy(weight) for name, weight in weights.items()}
-    tensors = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+    tensors |= shaped(backbone, {name: torch.from_numpy(weight) for name, weight in weights.items()})
+    tensors = {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
     return _numpy(functional_call(backbone, tensors, (torch.from_numpy(inputs).to(device, dtype),)))
 
 
