@@ -31,6 +31,7 @@ from ..device import canary
 from ..device.engines import open_engine
 from ..device.engines.onnx import MODEL
 from ..errors import InputError, UsageError
+from ..method.backbones import shaped
 from ..packet import ENCODING
 from ..state import factor_tensors
 from ..train import data
@@ -46,14 +47,14 @@ PARITY_PICTURES = 64
 
 
 class _Functional(nn.Module):
-    """The backbone with its adapted weights and head as arguments."""
+    """The backbone with its adapted weights, each (rows, columns), and head as arguments."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
 
     def forward(self, pictures: Tensor, weights: dict[str, Tensor], head_weight: Tensor, head_bias: Tensor) -> Tensor:
-        features = functional_call(self.backbone, weights, (pictures,))
+        features = functional_call(self.backbone, shaped(self.backbone, weights), (pictures,))
         return nn.functional.linear(features, head_weight, head_bias)
 
 

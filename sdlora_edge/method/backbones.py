@@ -1,28 +1,55 @@
-"""Backbones: timm's vision transformers with a fused qkv, and a micro ViT of ours that needs no download."""
+"""Backbones: timm's vision transformers and convolutional nets, which of their weights are adapted, and a micro ViT of ours.
+
+What can be adapted is a matrix: the weight of a linear layer, of a pointwise convolution (1x1, one group: (out, in, 1, 1) is
+taken as (out, in)), or the query, key or value rows of a fused qkv. Outside torch it always has two dimensions.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError, UsageError
 from ..state import Projection
 
 MICRO = "micro_vit"
 DEFAULT = "vit_tiny_patch16_224"
+PARTS = ("q", "k", "v")
+"""thirds of a fused qkv's rows, in this order"""
+
+_FAMILIES = (
+    "*.qkv:q,*.qkv:v",  # ViT, DeiT, DINOv2, BEiT, Swin, small EVA-02: query and value, as in the paper
+    "*.q_proj,*.v_proj",  # EVA-02 base and large
+    "blocks.*.conv_pw,blocks.*.conv_pwl,blocks.*.conv",  # EfficientNet, its Lite, MobileNetV2 and V3; no squeeze-excite
+    "blocks.*.pw_exp.conv,blocks.*.pw_proj.conv,blocks.*.conv",  # MobileNetV4
+    "stages.?.blocks.?.mlp.fc1,stages.?.blocks.?.mlp.fc2,stages.?.blocks.??.mlp.fc?",  # ConvNeXt: linear or pointwise
+    "layer?.*.conv3,layer?.*.conv1",  # ResNets with bottlenecks
+    "s?.*.conv3.conv,s?.*.conv1.conv",  # RegNet
+)
+"""Default targets: those of the first row whose first pattern matches. Neither stem, conv_head nor classifier."""
+
+_NOT_THIRDS = (
+    *("attention2d", "bottleneck_attn", "csatv2", "efficientformer", "efficientvit_mit"),
+    *("gcvit", "lambda_layer", "maxxvit", "shvit", "tiny_vit"),
+)
+"""timm's modules in which a `qkv` is not query, key and value one after the other (each head has its three, mostly)"""
+_LISTED = 24
 
 
 def create(name: str, image_size: int | None, weights: Path | None, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
     """A backbone without head, in eval mode, and how its pictures are prepared: image_size, resize, interpolation, mean, std.
 
     weights: a safetensors file in timm's naming (another picture size is resampled by timm); without one, `pretrained`
-    downloads timm's own. Raises UsageError for a name timm does not know, InputError where weights do not fit or cannot
-    be fetched.
+    downloads timm's own. Raises UsageError for a name timm does not know, or a picture size that the backbone cannot take;
+    InputError where weights do not fit or cannot be fetched.
     """
     if name == MICRO:
         size = image_size or 16
@@ -43,14 +70,12 @@ def create(name: str, image_size: int | None, weights: Path | None, pretrained: 
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
         raise UsageError(f"backbone {name!r} is not known to timm: did you mean one of {near}")
     options: dict[str, Any] = {"num_classes": 0}
-    if image_size:
-        options["img_size"] = image_size
     if weights:
         options["pretrained_cfg_overlay"] = {"file": str(weights)}
         if not weights.is_file():
             raise InputError(f"{weights}: no such weights file")
     try:
-        model = timm.create_model(name, pretrained=pretrained or weights is not None, **options)
+        model = _build(name, image_size, pretrained=pretrained or weights is not None, **options)
     except Exception as error:  # timm, safetensors and the hub each raise their own kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if weights:
@@ -66,27 +91,116 @@ def create(name: str, image_size: int | None, weights: Path | None, pretrained: 
     size = image_size or native
     # timm's crop fraction belongs to the size the weights were made for; at another size the whole picture is used
     resize = int(size / config["crop_pct"]) if size == native else size
+    _try(model, name, size)
     prepare = {"size": size, "resize": resize, "interpolation": config["interpolation"]}
     return model, prepare | {"mean": tuple(config["mean"]), "std": tuple(config["std"])}
 
 
+def _build(name: str, image_size: int | None, **options: Any) -> nn.Module:
+    """timm's model, told the picture size where it takes one (a convolutional net takes any, so its class has no such option)."""
+    if image_size:
+        try:
+            return timm.create_model(name, img_size=image_size, **options)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+    return timm.create_model(name, **options)
+
+
+@torch.no_grad()
+def _try(model: nn.Module, name: str, size: int) -> None:
+    """Raises UsageError unless a picture of this size becomes one vector of `features(model)` numbers."""
+    try:
+        found = model(torch.zeros(1, 3, size, size))
+    except Exception as error:  # a reshape, a window or a padding that does not fit: each raises its own kind
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UsageError(
+            f"backbone {name} cannot take pictures of {size} x {size} ({reason}): choose another --image-size or --backbone"
+        ) from error
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != (1, features(model)):
+        raise UsageError(f"backbone {name} makes {shape} of a picture, not one feature vector: choose another, such as {DEFAULT}")
+
+
 def projections(model: nn.Module, targets: str = "") -> tuple[Projection, ...]:
-    """Query and value of every block: rows [0, D) and [2D, 3D) of each fused qkv. Raises UsageError where there is none."""
-    found = []
+    """The matrices to adapt, in the model's order.
+
+    targets: patterns of module names (`fnmatch`, so * crosses dots too) with commas between; the suffix :q, :k or :v takes
+    that third of a fused qkv's rows: `blocks.*.attn.qkv:q,blocks.*.mlp.fc1`. Empty: query and value of every attention, or
+    else the pointwise convolutions (ConvNeXt: the MLPs) of the blocks. A whole matrix is named as its module, a part as
+    blocks.0.attn.q. Raises UsageError, listing what there is, where a pattern matches nothing, a matrix is taken both whole
+    and in parts, or the family has no default.
+    """
+    matrices = _matrices(model)
+    fused = _fused(model, matrices)
+    if patterns := [text.strip() for text in targets.split(",") if text.strip()]:
+        found = [_matching(pattern, matrices, fused) for pattern in patterns]
+        for pattern, matched in zip(patterns, found, strict=True):
+            if not matched:
+                raise UsageError(f"targets {pattern!r} match nothing in {type(model).__name__}: {_candidates(matrices, fused)}")
+    else:
+        families = [[_matching(pattern, matrices, fused) for pattern in family.split(",")] for family in _FAMILIES]
+        found = next((family for family in families if family[0]), [])
+        if not found:
+            raise UsageError(f"{type(model).__name__} has no default targets: {_candidates(matrices, fused)}")
+    chosen = set().union(*found)
+    if twice := [name for name, part in chosen if part and (name, "") in chosen]:
+        raise UsageError(f"targets take {min(twice)} both whole and in parts: choose one of them")
+    return tuple(_projection(name, part, *matrices[name]) for name in matrices for part in ("", *PARTS) if (name, part) in chosen)
+
+
+def shaped(model: nn.Module, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adapted weights (rows, columns) by parameter name, each in its parameter's own shape."""
+    parameters = {name: model.get_parameter(name) for name in matrices}
+    return {name: m if m.shape == parameters[name].shape else m.reshape(parameters[name].shape) for name, m in matrices.items()}
+
+
+def _matrices(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Everything that can be adapted: module name to (rows, columns) of its weight."""
+    found = {}
     for name, module in model.named_modules():
-        if name.endswith("attn.qkv") and isinstance(module, nn.Linear) and module.out_features == 3 * module.in_features:
-            width = module.in_features
-            prefix = name.removesuffix("qkv")
-            found.append(Projection(prefix + "q", name + ".weight", 0, width, width))
-            found.append(Projection(prefix + "v", name + ".weight", 2 * width, 3 * width, width))
-    if not found:
-        raise UsageError(f"{type(model).__name__} has no fused attn.qkv: choose a timm ViT, such as {DEFAULT}")
-    return tuple(found)
+        pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+        if pointwise or isinstance(module, nn.Linear):
+            found[name] = module.weight.shape[0], module.weight.shape[1]
+    return found
+
+
+def _fused(model: nn.Module, matrices: Mapping[str, tuple[int, int]]) -> frozenset[str]:
+    """The modules whose rows are query, key and value, a third each."""
+    names = [name for name, (rows, _) in matrices.items() if name.split(".")[-1] == "qkv" and rows % 3 == 0]
+    kinds = {name: type(model.get_submodule(name.rpartition(".")[0])).__module__.split(".")[-1] for name in names}
+    return frozenset(name for name, kind in kinds.items() if kind not in _NOT_THIRDS)
+
+
+def _matching(pattern: str, matrices: Mapping[str, tuple[int, int]], fused: frozenset[str]) -> set[tuple[str, str]]:
+    """What a pattern takes: {(module name, part)}, part "" being the whole. Raises UsageError for a part that is none."""
+    modules, colon, part = pattern.partition(":")
+    if colon and part not in PARTS:
+        raise UsageError(f"targets {pattern!r}: the part after the colon must be q, k or v")
+    return {(name, part) for name in matrices if fnmatchcase(name, modules) and (not part or name in fused)}
+
+
+def _candidates(matrices: Mapping[str, tuple[int, int]], fused: frozenset[str]) -> str:
+    """What --targets may be, block numbers written as *."""
+    parts = {name: f" (or its :{', :'.join(PARTS)})" if name in fused else "" for name in matrices}
+    names = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) + part for name, part in parts.items()))
+    if not names:
+        return f"it has neither linear layers nor pointwise convolutions; choose another backbone, such as {DEFAULT}"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"choose --targets among {', '.join(names[:_LISTED])}{more}"
+
+
+def _projection(name: str, part: str, rows: int, columns: int) -> Projection:
+    if not part:
+        return Projection(name, name + ".weight", 0, rows, columns)
+    third = rows // len(PARTS)
+    start = PARTS.index(part) * third
+    return Projection(name.removesuffix("qkv") + part, name + ".weight", start, start + third, columns)
 
 
 def features(model: nn.Module) -> int:
-    """Width of the features the head sees."""
-    return int(model.num_features)  # type: ignore[arg-type]
+    """Width of the features the head sees: after MobileNet's conv_head, where there is one."""
+    return int(getattr(model, "head_hidden_size", None) or model.num_features)  # type: ignore[arg-type]
 
 
 def resolve_device(name: str) -> torch.device:

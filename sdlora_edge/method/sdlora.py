@@ -26,6 +26,7 @@ from torch.func import functional_call
 from ..errors import UsageError
 from ..packet import encode
 from ..state import Factors, Projection, TaskState, extended, round_magnitudes
+from .backbones import shaped
 from .fold import Part, fold
 
 
@@ -61,7 +62,7 @@ class SDLoRA(nn.Module):
         head: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         super().__init__()
-        self.backbone = backbone.requires_grad_(False)
+        self.backbone = backbone.requires_grad_(False).eval()
         self.projections = tuple(projections)
         self.rank, self.frozen_magnitudes = rank, magnitudes in ("fixed", "none")
         self.per_projection, self.by_factors = magnitude_scope == "projection", magnitude_norm == "factors"
@@ -115,7 +116,8 @@ class SDLoRA(nn.Module):
                 factors = self.old_A[i], self.old_B[i], self.A[i], self.B[i]
                 scale = coefficients[self.owners[i], i]  # (sum of ranks,)
                 parts.setdefault(p.tensor, []).append(Part(p.start, p.stop, *factors, scale))
-            return {name: fold(self.backbone.get_parameter(name), own) for name, own in parts.items()}
+            folded = {name: fold(self.backbone.get_parameter(name).flatten(1), own) for name, own in parts.items()}
+        return shaped(self.backbone, folded)
 
     def forward(self, pictures: Tensor, with_features: bool = False) -> Any:
         """Logits of the new task's classes only, (N, classes): the loss never sees another task's row.
@@ -187,8 +189,8 @@ def _new_factors(directions: str, rank: int, rows: int, columns: int, old: Seque
 
 
 def adapted_weights(backbone: nn.Module, projections: Sequence[Projection]) -> dict[str, np.ndarray]:
-    """W_0 of every adapted weight, float32 numpy."""
-    return {p.tensor: _numpy(backbone.get_parameter(p.tensor)).astype(np.float32) for p in projections}
+    """W_0 of every adapted weight, float32 numpy (rows, columns)."""
+    return {p.tensor: _numpy(backbone.get_parameter(p.tensor).flatten(1)).astype(np.float32) for p in projections}
 
 
 @torch.no_grad()
@@ -198,8 +200,8 @@ def features(backbone: nn.Module, weights: Mapping[str, np.ndarray], inputs: np.
     dtype = torch.float64 if exact else torch.float32
     backbone.eval()
     tensors = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())} if exact else {}
-    tensors |= {name: torch.from_numpy(weight) for name, weight in weights.items()}
-    tensors = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+    tensors |= shaped(backbone, {name: torch.from_numpy(weight) for name, weight in weights.items()})
+    tensors = {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
     return _numpy(functional_call(backbone, tensors, (torch.from_numpy(inputs).to(device, dtype),)))
 
 

@@ -258,7 +258,7 @@ def _statistics(tensors: Mapping[str, np.ndarray], prefix: str) -> FeatureStatis
 
 
 def _save(path: Path, tensors: Mapping[str, np.ndarray], facts: dict[str, str]) -> None:
-    files.write(path, safetensors.numpy.save({name: np.ascontiguousarray(t) for name, t in tensors.items()}, metadata=facts))
+    files.write(path, safetensors.numpy.save({name: np.asarray(t, order="C") for name, t in tensors.items()}, metadata=facts))
 
 
 def _read_task(folder: Path, task: int, projections: list[str]) -> tuple[TaskUpdate, str]:
