@@ -202,7 +202,7 @@ def features(backbone: nn.Module, weights: Mapping[str, np.ndarray], inputs: np.
     tensors = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())} if exact else {}
     tensors |= shaped(backbone, {name: torch.from_numpy(weight) for name, weight in weights.items()})
     tensors = {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
-    return _numpy(functional_call(backbone, tensors, (torch.from_numpy(inputs).to(device, dtype),)))
+    return _numpy(functional_call(backbone, tensors, (torch.from_numpy(inputs).to(device, dtype),)).to(dtype))
 
 
 def logits(

@@ -66,7 +66,8 @@ class TrainConfig:
     Training
         lr and its shares: head_lr_factor of the head (features are long vectors: at the full rate a head overshoots),
         magnitude_lr_factor of the magnitudes, later_lr_factor of everything from task 2 on. schedule: "constant" or
-        "cosine". accumulate: pictures of a step are computed in so many parts. precision: "fp32", "bf16" or "fp16" (autocast).
+        "cosine". accumulate: pictures of a step are computed in so many parts. precision: "fp32", "bf16" or "fp16", by
+        autocast, of training and of scoring (export compares in float64).
         cache_gb: pictures are decoded once and kept in memory up to so much; beyond, `workers` decode them in every epoch.
         tensorboard: write event files into the run. device: auto, cpu, cuda.
     """

@@ -107,7 +107,7 @@ def fit(
                 targets = torch.from_numpy(pictures.targets)[own[step]]
                 held = None if anchor is None else anchor[own[step]]
                 optimizer.zero_grad()
-                loss = _backward(call, scaler, inputs, targets, held, len(batches[step]), settings, device)
+                loss = _backward(model, call, scaler, inputs, targets, held, len(batches[step]), settings, device)
                 scaler.step(optimizer)
                 scaler.update()
                 schedule.step()
@@ -126,6 +126,7 @@ def fit(
 
 
 def _backward(
+    model: SDLoRA,
     call: nn.Module,
     scaler: torch.amp.GradScaler,
     inputs: Tensor,
@@ -146,7 +147,7 @@ def _backward(
         last = number == len(chunks) - 1
         synchronised = contextlib.nullcontext() if last or not isinstance(call, DistributedDataParallel) else call.no_sync()
         with synchronised:
-            with torch.autocast(device.type, _HALF.get(settings.precision), enabled=settings.precision in _HALF):
+            with precision(model.backbone, settings.precision, device):
                 logits, seen = call(_to(inputs[chunk], device), True)
             loss = nn.functional.cross_entropy(logits, _to(targets[chunk], device), reduction="sum") / batch
             if held is not None:
@@ -199,15 +200,19 @@ def _wrapped(model: SDLoRA, settings: TrainConfig, device: torch.device) -> nn.M
 
 
 @contextlib.contextmanager
-def fast_attention(backbone: nn.Module, precision: str, device: torch.device) -> Iterator[None]:
-    """On a CPU in half precision torch's fused attention takes half of a ViT-Tiny's step (96 px: 160 against 330 pictures a
-    second without it, one core), so it is left out there."""
+def precision(backbone: nn.Module, name: str, device: torch.device) -> Iterator[None]:
+    """Compute in the precision of that name, by autocast.
+
+    On a CPU in half precision torch's fused attention takes half of a ViT-Tiny's step (96 px: 160 against 330 pictures a second
+    without it, one core), so it is left out there.
+    """
     fused = [m for m in backbone.modules() if getattr(m, "fused_attn", False)]
-    slow = device.type == "cpu" and precision in _HALF
+    slow = device.type == "cpu" and name in _HALF
     for module in fused if slow else []:
         module.fused_attn = False  # type: ignore[assignment]
     try:
-        yield
+        with torch.autocast(device.type, _HALF.get(name), enabled=name in _HALF):
+            yield
     finally:
         for module in fused:
             module.fused_attn = True  # type: ignore[assignment]

@@ -8,23 +8,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from ..device.preprocessing import Preprocessing
 from ..errors import InputError
 from ..method.sdlora import features
 from . import data, metrics
 from .data import Decoded, Part, Picture, Pictures, Source
+from .fit import precision
 from .run import Run
 
 log = logging.getLogger("sdlora_edge")
 BATCH = 128
 
 
-def seen_features(backbone: nn.Module, weights: Mapping[str, np.ndarray], pictures: Pictures, prepare: Preprocessing) -> np.ndarray:
-    """What the head sees of all pictures under merged weights: float32 (N, features)."""
-    found = [features(backbone, dict(weights), prepare.normalise(pixels)) for pixels in pictures.batches(slices(len(pictures)))]
-    return np.concatenate([np.zeros((0, found[0].shape[1] if found else 0), np.float32), *found])
+def seen_features(run: Run, weights: Mapping[str, np.ndarray], pictures: Pictures) -> np.ndarray:
+    """What the head sees of all pictures under merged weights, in the run's precision: float32 (N, features)."""
+    found = [np.zeros((0, run.plain[0].shape[1]), np.float32)]
+    with precision(run.backbone, run.config.precision, next(run.backbone.parameters()).device):
+        for pixels in pictures.batches(slices(len(pictures))):
+            found.append(features(run.backbone, weights, run.preprocessing.normalise(pixels)))
+    return np.concatenate(found)
 
 
 def slices(count: int, size: int = BATCH) -> list[np.ndarray]:
@@ -60,9 +62,9 @@ class Scorer:
                 for row in rows.values():
                     row.append(None)
                 continue
-            seen = seen_features(run.backbone, weights, test, run.preprocessing)
+            seen = seen_features(run, weights, test)
             if task not in self._frozen:
-                self._frozen[task] = seen_features(run.backbone, {}, test, run.preprocessing)
+                self._frozen[task] = seen_features(run, {}, test)
             for name, (weight, bias) in heads.items():
                 logits = (self._frozen[task] if name == "frozen_correct" else seen) @ weight.T + bias
                 rows[name].append(int((logits.argmax(axis=1) == test.targets).sum()) if len(test) else 0)

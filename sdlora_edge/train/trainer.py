@@ -19,16 +19,16 @@ from ..device.preprocessing import Preprocessing
 from ..errors import SdloraError, UsageError
 from ..method import absorb, backbones
 from ..method.head import FeatureStatistics
-from ..method.sdlora import SDLoRA
+from ..method.sdlora import SDLoRA, features
 from ..state import TaskUpdate, changed_rows
 from . import data, distributed
 from .augment import views
 from .base import train_base
 from .config import TrainConfig
 from .data import Decoded, Part, Pictures, Source
-from .fit import Checkpoint, fast_attention, fit, writer
+from .fit import Checkpoint, fit, writer
 from .run import Run, point_latest
-from .score import Scorer, seen_features
+from .score import Scorer, seen_features, slices
 
 log = logging.getLogger("sdlora_edge")
 Report = Callable[[Run], None]
@@ -138,7 +138,9 @@ def _prepare(path: Path, settings: TrainConfig, source: Source, report: Report) 
     pictures = data.decode(part.train, part.classes, prepare, need=True)
     linear = train_base(backbone.to(device), pictures, prepare, len(part.classes), settings, Checkpoint(path, "base", settings))
     if distributed.first():
-        seen = seen_features(backbone, {}, pictures, prepare)
+        seen = np.concatenate(
+            [features(backbone, {}, prepare.normalise(pixels)) for pixels in pictures.batches(slices(len(pictures)))]
+        )
         statistics = statistics.with_pictures(seen, pictures.targets, len(part.classes))
         plain = _numpy(linear.weight), _numpy(linear.bias)
         head = statistics.discriminant() if settings.head == "aligned" else plain
@@ -177,14 +179,13 @@ def _train_task(run: Run, part: Part, scorer: Scorer) -> None:
     ).to(device)
     prepare, old_weights = run.preprocessing, run.weights(state.task)
     checkpoint = Checkpoint(run.path, number, part.name, part.classes, len(pictures), state.digest, settings)
-    anchor = torch.from_numpy(seen_features(run.backbone, old_weights, pictures, prepare)) if settings.consistency else None
-    with fast_attention(run.backbone, settings.precision, device):
-        fit(model, pictures, settings, run.preprocessing, number, checkpoint, anchor, writer(run.path, settings))
+    anchor = torch.from_numpy(seen_features(run, old_weights, pictures)) if settings.consistency else None
+    fit(model, pictures, settings, prepare, number, checkpoint, anchor, writer(run.path, settings))
     model.finish_task()
     if distributed.first():
         facts = _absorb(run, model) | {"rank": model.rank}
         directions, deltas, targets = model.directions(), model.deltas(), rows[pictures.targets]
-        frozen = seen_features(run.backbone, {}, pictures, prepare)
+        frozen = seen_features(run, {}, pictures)
         run.frozen = run.frozen.with_pictures(frozen, targets, len(classes))
         weight[rows], bias[rows] = _numpy(model.head.weight), _numpy(model.head.bias)
         run.plain = weight, bias
@@ -192,9 +193,9 @@ def _train_task(run: Run, part: Part, scorer: Scorer) -> None:
             new_weights = run.weights_with(directions, deltas)
             shown = _views(pictures, settings.seed) if len(run.statistics.means) else None
             if shown is not None:
-                moved = [seen_features(run.backbone, w, shown, prepare) for w in (old_weights, new_weights)]
+                moved = [seen_features(run, w, shown) for w in (old_weights, new_weights)]
                 run.statistics = run.statistics.drifted(*moved)
-            after = seen_features(run.backbone, new_weights, pictures, prepare)
+            after = seen_features(run, new_weights, pictures)
             run.statistics = run.statistics.with_pictures(after, targets, len(classes))
             weight, bias = run.statistics.discriminant()
         run.follow(TaskUpdate(number, part.name, new, deltas, *changed_rows(state, weight, bias), directions))

@@ -75,7 +75,55 @@ def step_cost(figure: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"loop": loop}
+METHOD_ROWS = {
+    "frozen": "frozen backbone, plain head",
+    "frozen aligned": "frozen backbone, aligned head",
+    "lora": "one LoRA trained on and on",
+    "lora aligned": "... aligned",
+    "sdlora": "SD-LoRA, plain head (paper)",
+    "authors": "the authors' settings",
+    "authors aligned": "... aligned",
+    "fixed": "old magnitudes not trained",
+    "fixed aligned": "... aligned",
+    "rr": "RR: rank 10, 8 from task 4, 6 from task 8",
+    "rr aligned": "... aligned",
+    "kd": "KD",
+    "kd aligned": "... aligned",
+    "sdlora aligned": "**SD-LoRA, aligned head**",
+    "joint": "joint training on all, plain head",
+    "joint aligned": "... aligned",
+}
+METHOD_SETS = {
+    "omniglot": "Omniglot, 8 tasks of 17",
+    "caltech101": "Caltech-101, 10 tasks of 10 or 11",
+    "pacs": "PACS, 4 domains of 7 classes",
+}
+
+
+def method(figure: dict[str, Any]) -> str:
+    def cell(row: dict[str, Any], column: str, unit: str = " %") -> str:
+        mean, deviation = row[column]
+        return f"{mean:.1f} ± {deviation:.1f}{unit}"
+
+    parts = []
+    for name, title in METHOD_SETS.items():
+        head = [title, "last", "average anytime", "forgetting", "seconds a task", "packet"]
+        rows = []
+        for key, label in METHOD_ROWS.items():
+            row = figure[name][key]
+            absorbed = f" ({sum(row['absorbed'])} of {row['tasks']} absorbed)" if key == "kd" else ""
+            accuracies = [cell(row, c) for c in ("last", "average_anytime", "forgetting")]
+            rows.append(
+                [label + absorbed, *accuracies, f"{row['seconds_per_task'][0]:.0f}", f"{row['packet_bytes'][0] / 1000:.0f} kB"]
+            )
+        parts.append(
+            table(head, rows)
+            + f"\n\nOf the gap from frozen to joint, the aligned head closes {100 * figure['gap_closed'][name]:.0f} %."
+        )
+    return "\n\n".join(parts)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"loop": loop, "step_cost": step_cost, "method": method}
 
 
 def rendered(text: str) -> str:

@@ -117,7 +117,9 @@ def collect() -> dict[str, Any]:
                     c: [float(np.mean(v)), float(np.std(v, ddof=1))] for c in columns[0] if (v := [x[c] for x in columns])
                 }
             if row == "kd":
-                rows[row]["absorbed"] = rows[f"{row} aligned"]["absorbed"] = [sum(bool(e.get("absorbed")) for e in r) for r in runs]
+                facts = {"absorbed": [sum(bool(e.get("absorbed")) for e in r) for r in runs], "tasks": sum(len(r) for r in runs)}
+                rows[row] |= facts
+                rows[f"{row} aligned"] |= facts
         table[name] = rows
     gap = {}
     for name, rows in table.items():
