@@ -82,12 +82,12 @@ def train(
         if value is not None and flag not in ("preset", "config", "run", "name", "out", "json")
     }
     from ..train import config as settings
-    from ..train import presets, trainer
+    from ..train import distributed, presets, trainer
 
     flags = given | {flag: _numbers(given[flag], flag) for flag in ("mean", "std") if flag in given}
 
     def report(progress: Run) -> None:
-        if not json:
+        if not json and distributed.first():
             typer.echo(accuracy_row(progress))
 
     if run is None:
@@ -108,7 +108,8 @@ def train(
         "classes": list(done.states[-1].classes),
         "metrics": done.metrics[-1],
     }
-    emit(result, json, lambda: _summary(done))
+    if distributed.first():
+        emit(result, json, lambda: _summary(done))
 
 
 def accuracy_row(run: Run) -> str:

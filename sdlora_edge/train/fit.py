@@ -7,7 +7,6 @@ import hashlib
 import io
 import logging
 import math
-import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,8 +49,8 @@ class Checkpoint:
             return None
         try:
             found = torch.load(io.BytesIO(files.read(self.path)), weights_only=True)
-        except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            log.warning("%s cannot be read (%s): its task begins anew", self.path, str(error).splitlines()[0])
+        except Exception as error:  # torch raises many kinds on a damaged file
+            log.warning("%s cannot be read (%r): its task begins anew", self.path, error)
             return None
         return found if found.get("key") == self.key else None
 

@@ -42,6 +42,7 @@ def train(settings: TrainConfig, out: Path | None = None, report: Report = lambd
 
     Raises UsageError, InputError before anything is written where settings or pictures do not make sense.
     """
+    distributed.begin(backbones.resolve_device(settings.device))
     source = data.load_for(settings)
     data.parts(source, settings)
     backbone, prepared = _backbone(settings)
@@ -65,6 +66,7 @@ def resume(path: Path, report: Report = lambda run: None, source: Source | None 
     """Go on with a run that was killed: at the task and epoch it was in. Returns at once where nothing is left to do."""
     distributed.wait()
     settings = Run.settings(path)
+    distributed.begin(backbones.resolve_device(settings.device))
     source = source or data.load_for(settings)
     with _interruptible(path):
         if not Run.is_begun(path):

@@ -33,7 +33,7 @@ COMMON: dict[str, Any] = {
 SETS: dict[str, dict[str, Any]] = {
     "omniglot": {"data": "omniglot_small1.zip", "tasks": 8, "epochs": 10},
     "caltech101": {"data": "caltech101_128px_max50.zip", "tasks": 10, "epochs": 5, "train_limit": 24},
-    "pacs": {"data": "pacs_128px.zip", "protocol": "domain", "tasks": 4, "epochs": 10, "train_limit": 100},
+    "pacs": {"data": "pacs_128px.zip", "protocol": "domain", "tasks": 4, "epochs": 5, "train_limit": 100},
 }
 ROWS: dict[str, dict[str, Any]] = {
     "frozen": {"method": "frozen"},
@@ -43,7 +43,7 @@ ROWS: dict[str, dict[str, Any]] = {
                 "magnitude_lr_factor": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1]},
     "fixed": {"magnitudes": "fixed"},
     "rr": {"rank": "10,8@4,6@8"},
-    "kd": {},
+    "kd": {"directions": "shared", "absorb": 0.95},
     "joint": {"tasks": 1},
 }  # fmt: skip
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -55,9 +54,7 @@ def start(pictures: Path, run: Path, *command: str, **more: object) -> subproces
     file = run.parent / "config.toml"
     file.write_text(config(pictures, **more).to_toml())
     program = [*(command or (sys.executable, "-m")), "sdlora_edge", "train", "--config", str(file), "--out", str(run), "--json"]
-    return subprocess.Popen(
-        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def when(process: subprocess.Popen[str], there: Callable[[], bool], send: int) -> None:
@@ -83,7 +80,7 @@ def test_a_run_killed_again_and_again_ends_equal_to_the_digit(pictures: Path, wh
     run = tmp_path / "run"
     process = start(pictures, run)
     when(process, lambda: (run / PARTIAL).exists(), signal.SIGKILL)  # in the base session
-    process.wait()
+    process.communicate()
     assert not (run / "backbone.safetensors").exists()
     places: list[Callable[[], bool]] = [
         lambda: (run / "tasks" / "000" / "metrics.json").exists() and (run / PARTIAL).exists(),
@@ -91,11 +88,9 @@ def test_a_run_killed_again_and_again_ends_equal_to_the_digit(pictures: Path, wh
     ]
     again = [sys.executable, "-m", "sdlora_edge", "train", "--run", str(run)]
     for place in places:
-        process = subprocess.Popen(
-            again, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+        process = subprocess.Popen(again, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         when(process, place, signal.SIGKILL)
-        process.wait()
+        process.communicate()
     left = len(Run.open(run).updates)
     assert left < 2
     trainer.resume(run)
@@ -140,7 +135,7 @@ def test_a_damaged_or_foreign_checkpoint_only_costs_its_task(pictures: Path, who
     run = tmp_path / "run"
     process = start(pictures, run)
     when(process, lambda: (run / "tasks" / "001").is_dir() and (run / PARTIAL).exists(), signal.SIGKILL)
-    process.wait()
+    process.communicate()
     (run / PARTIAL).write_bytes(b"torn")
     trainer.resume(run)
     same(run, whole)
@@ -150,7 +145,7 @@ def test_two_processes_are_one_at_the_same_batch(pictures: Path, tmp_path: Path)
     """Gradients are summed in another order, so float16 factors may differ in their last bit, and nothing else."""
     settings: dict[str, object] = {"head": "paper", "optimizer": "sgd"}
     one = trainer.train(config(pictures, **settings), tmp_path / "one")
-    torchrun = (str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--master-port", "0", "-m")
+    torchrun = (str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--standalone", "-m")
     process = start(pictures, tmp_path / "two", *torchrun, **settings)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
