@@ -96,7 +96,7 @@ class TrainConfig:
     magnitude_scope: str = "shared"
     magnitude_norm: str = "direction"
     magnitude_init: float = 1.0
-    head: str = "paper"
+    head: str = "aligned"
     consistency: float = 0.0
     epochs: int = 10
     lr: float = 0.02
@@ -160,7 +160,6 @@ DIGITS_DEFAULTS: dict[str, Any] = {
     "test_fraction": 0.3,
     "rank": "4",
     "lr": 0.01,
-    "head": "aligned",
 }
 """What differs for the embedded default, whose whole run takes well under two minutes on two cores."""
 

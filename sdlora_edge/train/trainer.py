@@ -140,9 +140,8 @@ def _prepare(path: Path, settings: TrainConfig, source: Source, report: Report) 
     pictures = data.decode(part.train, part.classes, prepare, need=True)
     linear = train_base(backbone.to(device), pictures, prepare, len(part.classes), settings, Checkpoint(path, "base", settings))
     if distributed.first():
-        seen = np.concatenate(
-            [features(backbone, {}, prepare.normalise(pixels)) for pixels in pictures.batches(slices(len(pictures)))]
-        )
+        shown = (prepare.normalise(pixels) for pixels in pictures.batches(slices(len(pictures))))
+        seen = np.concatenate([features(backbone, {}, batch) for batch in shown])
         statistics = statistics.with_pictures(seen, pictures.targets, len(part.classes))
         plain = _numpy(linear.weight), _numpy(linear.bias)
         head = statistics.discriminant() if settings.head == "aligned" else plain
@@ -193,12 +192,7 @@ def _train_task(run: Run, part: Part, scorer: Scorer) -> None:
         run.plain = weight, bias
         if run.statistics is not None:
             new_weights = run.weights_with(directions, deltas)
-            shown = _views(pictures, settings.seed) if len(run.statistics.means) else None
-            if shown is not None:
-                moved = [seen_features(run, w, shown) for w in (old_weights, new_weights)]
-                run.statistics = run.statistics.drifted(*moved)
-            after = seen_features(run, new_weights, pictures)
-            run.statistics = run.statistics.with_pictures(after, targets, len(classes))
+            run.statistics = _aligned(run, run.statistics, old_weights, new_weights, pictures, targets, len(classes))
             weight, bias = run.statistics.discriminant()
         run.follow(TaskUpdate(number, part.name, new, deltas, *changed_rows(state, weight, bias), directions))
         seconds = time.perf_counter() - begin
@@ -208,6 +202,22 @@ def _train_task(run: Run, part: Part, scorer: Scorer) -> None:
     distributed.wait()
     if not distributed.first():
         run.reopen()
+
+
+def _aligned(
+    run: Run,
+    statistics: FeatureStatistics,
+    before: dict[str, np.ndarray],
+    after: dict[str, np.ndarray],
+    pictures: Pictures,
+    targets: np.ndarray,
+    classes: int,
+) -> FeatureStatistics:
+    """The statistics of all classes under the weights after a task: old ones follow the drift, the new pictures' are added."""
+    if len(statistics.means):
+        shown = _views(pictures, run.config.seed)
+        statistics = statistics.drifted(*(seen_features(run, weights, shown) for weights in (before, after)))
+    return statistics.with_pictures(seen_features(run, after, pictures), targets, classes)
 
 
 def _views(pictures: Pictures, seed: int) -> Decoded:
@@ -221,9 +231,10 @@ def _views(pictures: Pictures, seed: int) -> Decoded:
 
 def _absorb(run: Run, model: SDLoRA) -> dict[str, Any]:
     """KD: give the finished direction to the old ones' magnitudes where they can express it."""
-    if not run.config.absorb or not model.rank:
+    old = run.factors(len(run.updates))
+    if not (run.config.absorb and model.rank and any(old)):
         return {}
-    shares, residual = absorb.fit(model.directions(), run.factors(len(run.updates)))
+    shares, residual = absorb.fit(model.directions(), old)
     if absorbed := residual <= run.config.absorb:
         model.absorb(shares)
     return {"residual": residual, "absorbed": absorbed}
