@@ -6,7 +6,8 @@
     data           the tensors, widest dtype first, then by name, without gaps
 
     manifest       {"format", "lineage", "sequence": t, "from": S_{t-1}, "to": S_t, "task": {"name", "classes"},
-                    "encoding", "deltas": [alpha_k(t) - alpha_k(t-1), k = 1..t], "canary": {"seed", "count"},
+                    "encoding", "deltas": [alpha_k(t) - alpha_k(t-1), k = 1..t], each a number, or a list of one for each
+                    projection; "canary": {"seed", "count"},
                     "content": sha256(canonical JSON of the tensor table, data)}
     tensors        <projection>.A, <projection>.B   float16   (rank, columns), (rows, rank); none for an absorbed task
                    head.index                       int32     (n,)            rows that are new or changed

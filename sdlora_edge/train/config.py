@@ -52,7 +52,7 @@ class TrainConfig:
         plain training of the whole backbone, which is then frozen (for a backbone without pre-trained weights).
         test_fraction: of each class, where the data has no split of its own. validate: score on this share of the TRAINING
         pictures instead of the test pictures, to choose settings by. train_limit: at most so many training pictures of a
-        class (0: all). augment: "none", "flip", "crop" (random resized crop) or "flip-crop".
+        class, or of a class in a domain (0: all). augment: "none", "flip", "crop" (random resized crop) or "flip-crop".
     Model
         weights: a safetensors file; empty means timm's own download. targets: patterns of the modules to adapt, with commas
         between; empty means the family's default. image_size 0: the backbone's own. mean, std: empty means the backbone's own.

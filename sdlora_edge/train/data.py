@@ -222,7 +222,9 @@ def _part(source: Source, name: str, classes: Sequence[str], domains: tuple[str,
         train, test = _split((p for own in train.values() for p in own), settings.validate, settings.seed)
     if settings.train_limit:
         random = np.random.RandomState(settings.seed)
-        train = {c: [own[i] for i in sorted(random.permutation(len(own))[: settings.train_limit])] for c, own in train.items()}
+        for label, pictures in train.items():
+            by_domain = [[p for p in pictures if not domains or p.domain == domain] for domain in domains or ("",)]
+            train[label] = [own[i] for own in by_domain for i in sorted(random.permutation(len(own))[: settings.train_limit])]
     learned = tuple(c for c in classes if train.get(c))  # a domain need not have every class
     return Part(name, learned, train, {c: test.get(c, []) for c in learned}, source.name, domains)
 

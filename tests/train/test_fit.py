@@ -176,6 +176,15 @@ def test_limits_and_validation_take_training_pictures_only(tmp_path: Path) -> No
     assert not {p.name for p in held.train["a"]} & {p.name for p in held.test["a"]}
 
 
+def test_a_limit_counts_each_domain_alone(tmp_path: Path) -> None:
+    folder = make_pictures(tmp_path / "p", ["day/a", "day/b", "night/a", "night/b"], 10)
+    source = data.load(str(folder), 0.2, 0, domains=True)
+    alone = data.parts(source, TrainConfig(protocol="domain", tasks=2, train_limit=3))
+    (both,) = data.parts(source, TrainConfig(protocol="domain", tasks=1, train_limit=3))
+    assert [p.domain for p in both.train["a"]] == ["day"] * 3 + ["night"] * 3
+    assert [p.name for part in alone for p in part.train["a"]][:3] == [p.name for p in both.train["a"]][:3]
+
+
 def test_tensorboard_writes_events_of_losses_and_scores(tmp_path: Path, tiny_weights: str) -> None:
     pytest.importorskip("tensorboard")
     folder = make_pictures(tmp_path / "p", ["a", "b"], 4, size=32)
