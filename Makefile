@@ -5,7 +5,7 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test lint bench bench-loop bench-step-cost figures clean
+.PHONY: demo test lint bench bench-loop bench-step-cost bench-method figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
@@ -18,7 +18,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-loop bench-step-cost
+bench: bench-loop bench-step-cost bench-method
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
@@ -26,6 +26,11 @@ bench-loop: .venv/installed
 
 bench-step-cost: .venv/installed
 	$(BIN)/python tests/bench/step_cost.py
+	$(MAKE) figures
+
+bench-method: .venv/installed
+	$(BIN)/python tests/bench/method.py
+	$(MAKE) figures
 
 figures: .venv/installed
 	$(BIN)/python tests/bench/figures.py

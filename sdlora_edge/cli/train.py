@@ -96,6 +96,8 @@ def train(
         base = presets.preset(preset) if preset else {}
         done = trainer.train(settings.resolve(config, flags, base), out, report)
     else:
+        if name is not None and data is None:
+            raise UsageError("--name names the task that --data FOLDER adds")
         more = (
             given | ({"preset": preset} if preset else {}) | ({"config": config} if config else {}) | ({"out": out} if out else {})
         )

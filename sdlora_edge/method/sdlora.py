@@ -151,7 +151,8 @@ class SDLoRA(nn.Module):
     @torch.no_grad()
     def absorb(self, shares: np.ndarray) -> None:
         """KD: drop the finished direction, alpha_k += alpha_t c_k. shares: c, float64 (t-1,), of `absorb.fit`."""
-        self.magnitudes[:-1] += self.magnitudes[-1] * torch.from_numpy(shares).to(self.magnitudes)
+        c = torch.from_numpy(shares).to(self.magnitudes)
+        self.magnitudes[:-1] += self.magnitudes[-1] * (c[:, None] if self.per_projection else c)
         self.magnitudes[-1] = 0.0
         self.rank = 0
 

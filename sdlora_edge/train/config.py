@@ -117,7 +117,7 @@ class TrainConfig:
     seed: int = 1993
 
     def __post_init__(self) -> None:
-        lows = {"tasks": 1, "epochs": 1, "batch_size": 1, "accumulate": 1} | dict.fromkeys(
+        lows = {"tasks": 1, "epochs": 1, "base_epochs": 1, "batch_size": 1, "accumulate": 1} | dict.fromkeys(
             ("base_classes", "image_size", "seed", "train_limit", "workers", "absorb", "consistency", "weight_decay", "cache_gb"), 0
         )
         for name, low in lows.items():
@@ -127,7 +127,7 @@ class TrainConfig:
             raise UsageError(f"test_fraction is {self.test_fraction}: it must lie between 0 and 1")
         if not 0 <= self.validate < 1:
             raise UsageError(f"validate is {self.validate}: it must be 0 (off) or a share below 1")
-        for name in ("lr", "head_lr_factor", "magnitude_lr_factor", "later_lr_factor"):
+        for name in ("lr", "head_lr_factor", "magnitude_lr_factor", "later_lr_factor", "magnitude_init"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be above 0")
         for name, allowed in CHOICES.items():
@@ -136,7 +136,24 @@ class TrainConfig:
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
                 raise UsageError(f"{name} must be three numbers, such as 0.5,0.5,0.5")
+        if not all(s > 0 for s in self.std):
+            raise UsageError(f"std is {self.std}: each must be above 0")
         self.rank_of(1)
+        self._refuse_what_does_not_go_together()
+
+    def _refuse_what_does_not_go_together(self) -> None:
+        authors = self.magnitude_norm == "factors"
+        ranks = [int(step.split("@")[0]) for step in self.rank.split(",")]
+        together = [
+            (authors and (self.magnitudes, self.magnitude_scope) != ("reset", "shared"), "magnitude_norm factors is the authors' code: it goes with magnitudes reset and magnitude_scope shared"),
+            (bool(self.absorb) and (authors or self.method != "sdlora"), "absorb goes with method sdlora and magnitude_norm direction"),
+            (self.method == "lora" and (authors or self.magnitude_scope != "shared"), "method lora has one magnitude: leave magnitude_scope and magnitude_norm at their defaults"),
+            (self.method == "lora" and len(ranks) > 1, "method lora has one direction, so one rank"),
+            (self.directions == "shared" and ranks != sorted(ranks, reverse=True), "with directions shared the rank may only fall"),
+            (bool(self.consistency) and self.augment != "none", "consistency compares with pictures as they are: it goes with augment none"),
+        ]  # fmt: skip
+        if why := next((why for wrong, why in together if wrong), None):
+            raise UsageError(why)
 
     def rank_of(self, task: int) -> int:
         """RR: the rank of a task's direction, tasks counted from 1. "10,8@4,6@8" is 10, 8 from task 4, 6 from task 8."""

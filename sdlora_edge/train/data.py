@@ -8,6 +8,7 @@ import logging
 import os
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,8 @@ from ..packet import name_problem
 from .config import DIGITS, TrainConfig
 
 log = logging.getLogger("sdlora_edge")
+UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError, InputError)
+"""what opening or decoding one picture may raise"""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 SPLITS = {"train": "train", "training": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
 
@@ -93,8 +96,11 @@ class Streamed:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        with self.pictures[index].open() as image:
-            return self.prepare.pixels(image)
+        try:
+            with self.pictures[index].open() as image:
+                return self.prepare.pixels(image)
+        except UNREADABLE as error:
+            raise InputError(f"{self.pictures[index].name} cannot be read: {error}") from None
 
     def batches(self, batches: Sequence[np.ndarray], workers: int = 0) -> Iterator[np.ndarray]:
         from torch.utils.data import DataLoader
@@ -186,7 +192,7 @@ def task_classes(classes: Sequence[str], base: int, tasks: int, seed: int) -> li
 
 def load_for(settings: TrainConfig, data: str | None = None) -> Source:
     """The source of a run, or another one (`data`) read by the run's settings."""
-    own = data in (None, settings.data)
+    own = data is None or settings.data in (data, str(Path(data).resolve()))
     return load(
         settings.data if data is None else data,
         settings.test_fraction,
@@ -210,7 +216,10 @@ def parts(source: Source, settings: TrainConfig) -> list[Part]:
             "<domain>/<class>/ for --protocol domain"
         )
     groups = [tuple(source.domains[i] for i in cut) for cut in np.array_split(np.arange(len(source.domains)), settings.tasks)]
-    return [_part(source, "+".join(group), source.classes, group, settings) for group in groups]
+    names = ["+".join(group) for group in groups]
+    if problem := next((found for name in names if (found := name_problem(name))), None):
+        raise UsageError(f"a task named after its domains {problem}: cut them into more --tasks")
+    return [_part(source, name, source.classes, group, settings) for name, group in zip(names, groups, strict=True)]
 
 
 def _part(source: Source, name: str, classes: Sequence[str], domains: tuple[str, ...], settings: TrainConfig) -> Part:
@@ -236,20 +245,22 @@ def part(source: Source, name: str, classes: Sequence[str], domains: Sequence[st
     return _part(source, name, classes, tuple(domains), settings)
 
 
-def read(pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str], prepare: Preprocessing, cache_gb: float) -> Pictures:
-    """The training pictures of `classes`: decoded once where they fit into `cache_gb`, else decoded in every epoch.
+def read(
+    pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str], prepare: Preprocessing, cache_gb: float, need: bool = True
+) -> Pictures:
+    """The pictures of `classes`: decoded once where they fit into `cache_gb`, else decoded whenever they are asked for.
 
-    Raises InputError where a class has no readable picture. (When streamed, a picture counts as readable if its header is;
+    Raises InputError where `need` and a class has no readable picture. (When streamed, a picture counts as readable if its header is;
     one that turns out damaged later raises InputError then.)
     """
     count = sum(len(pictures[c]) for c in classes)
     if count * prepare.size**2 * 3 <= cache_gb * 2**30:
-        return decode(pictures, classes, prepare, need=True)
+        return decode(pictures, classes, prepare, need)
     found: list[Picture] = []
     targets: list[int] = []
     for index, label in enumerate(classes):
         own = [p for p in pictures[label] if _opens(p)]
-        if not own:
+        if need and not own:
             raise InputError(f"class {label!r} has no readable training picture: mend its files or remove its folder")
         found += own
         targets += [index] * len(own)
@@ -259,7 +270,7 @@ def read(pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str], prep
 def _opens(picture: Picture) -> bool:
     try:
         picture.open().close()
-    except (OSError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         log.warning("%s is skipped: %s", picture.name, error)
         return False
     return True
@@ -277,7 +288,7 @@ def decode(pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str], pr
             try:
                 with picture.open() as image:
                     pixels.append(prepare.pixels(image))
-            except (OSError, zipfile.BadZipFile, InputError) as error:
+            except UNREADABLE as error:
                 skipped += 1
                 log.warning("%s is skipped: %s", picture.name, error)
                 continue

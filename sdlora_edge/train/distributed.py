@@ -51,6 +51,14 @@ def summed(value: Tensor) -> Tensor:
     return value
 
 
+def agreed(text: str) -> str:
+    """The first process's text, on every process."""
+    found = [text]
+    if size() > 1:
+        dist.broadcast_object_list(found)
+    return found[0]
+
+
 def wait() -> None:
     """Until every process has come here."""
     if size() > 1:

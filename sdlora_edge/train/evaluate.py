@@ -94,4 +94,5 @@ def _has_split(source: Source, folder: str) -> bool:
 
 
 def _inside(name: str, folder: str) -> str:
+    folder = str(Path(folder))
     return name[len(folder) :] if name.startswith(folder) else Path(name).name

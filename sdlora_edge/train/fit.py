@@ -48,7 +48,7 @@ class Checkpoint:
         if not self.path.is_file():
             return None
         try:
-            found = torch.load(io.BytesIO(files.read(self.path)), weights_only=True)
+            found = torch.load(io.BytesIO(files.read(self.path)), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds on a damaged file
             log.warning("%s cannot be read (%r): its task begins anew", self.path, error)
             return None
@@ -107,9 +107,11 @@ def fit(
                 held = None if anchor is None else anchor[own[step]]
                 optimizer.zero_grad()
                 loss = _backward(model, call, scaler, inputs, targets, held, len(batches[step]), settings, device)
+                scale = scaler.get_scale()
                 scaler.step(optimizer)
                 scaler.update()
-                schedule.step()
+                if scaler.get_scale() >= scale:  # else fp16 overflowed, and the step was left out
+                    schedule.step()
                 total += loss
                 bar.update(len(batches[step]))
             mean = distributed.summed(total).item() / len(batches)

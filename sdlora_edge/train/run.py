@@ -70,6 +70,7 @@ class Run:
     """of all classes so far, under W_0: the frozen reference"""
     base_weights: dict[str, np.ndarray] = field(default_factory=dict)
     """W_0 of every adapted weight: {tensor: float32 (rows, columns)}"""
+    base_seconds: float = 0.0
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """metrics.json of every scored task: of task 0 too, where there was a base session"""
 
@@ -101,10 +102,11 @@ class Run:
         base: tuple[str, tuple[str, ...], np.ndarray, np.ndarray],
         frozen: FeatureStatistics,
         plain: tuple[np.ndarray, np.ndarray],
+        seconds: float = 0.0,
     ) -> Run:
         """Give a run that was begun its backbone. base: (name, classes, head weight float32 (C, features), head bias (C,)).
 
-        frozen: of the base classes under W_0; plain: their plain head. The backbone is written last: with it the run is whole.
+        frozen: of the base classes under W_0; plain: their plain head; seconds: what the base session took. The backbone is written last: with it the run is whole.
         """
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in backbone.state_dict().items()}
         name, classes, head_weight, head_bias = base
@@ -114,7 +116,7 @@ class Run:
         _write_task(path, update, frozen if settings.head == "aligned" else None, frozen, plain, None)
         recorded = {"recorded": config.recorded() | {"backbone_sha256": tensors_digest(weights)}}
         files.write(path / CONFIG, (settings.to_toml() + "\n" + tomli_w.dumps(recorded)).encode())
-        facts = {"preprocessing": dump_json(preprocessing.__dict__).decode()}
+        facts = {"preprocessing": dump_json(preprocessing.__dict__).decode(), "base_seconds": f"{seconds:.2f}"}
         _save(path / BACKBONE, weights, facts)
         return cls.open(path)
 
@@ -128,6 +130,7 @@ class Run:
         tensors, facts = _load(path / BACKBONE)
         try:
             preprocessing = Preprocessing.from_manifest(json.loads(facts["preprocessing"]))
+            base_seconds = float(facts["base_seconds"])
             backbone.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
             projections = backbones.projections(backbone, settings.targets)
             base, _ = _read_task(path, 0, [])
@@ -137,7 +140,7 @@ class Run:
         lineage = lineage_id(tensors_digest(tensors), projections, ENCODING, head_weight, base.head_bias)
         first = TaskState(0, base.name, lineage, base.classes, np.zeros(0), head_weight, base.head_bias, {})
         run = cls(path, settings, backbone, preprocessing, projections, lineage, [first])
-        run.base_weights = adapted_weights(backbone, projections)
+        run.base_weights, run.base_seconds = adapted_weights(backbone, projections), base_seconds
         run._read_rest(0)
         while (path / "tasks" / f"{len(run.states):03d}").is_dir():
             update, digest = _read_task(path, len(run.states), [p.name for p in projections])

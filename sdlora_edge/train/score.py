@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
+from ..canonical import sha256
 from ..errors import InputError
 from ..method.sdlora import features
 from . import data, metrics
@@ -24,7 +26,7 @@ def seen_features(run: Run, weights: Mapping[str, np.ndarray], pictures: Picture
     """What the head sees of all pictures under merged weights, in the run's precision: float32 (N, features)."""
     found = [np.zeros((0, run.plain[0].shape[1]), np.float32)]
     with precision(run.backbone, run.config.precision, next(run.backbone.parameters()).device):
-        for pixels in pictures.batches(slices(len(pictures))):
+        for pixels in pictures.batches(slices(len(pictures)), run.config.workers):
             found.append(features(run.backbone, weights, run.preprocessing.normalise(pixels)))
     return np.concatenate(found)
 
@@ -40,7 +42,7 @@ class Scorer:
 
     run: Run
     sources: dict[str, Source | None] = field(default_factory=dict)
-    _decoded: dict[int, Decoded | None] = field(default_factory=dict)
+    _tests: dict[int, Pictures | None] = field(default_factory=dict)
     _frozen: dict[int, np.ndarray] = field(default_factory=dict)
 
     def entry(self, part: Part, pictures: int, seconds: float, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +86,7 @@ class Scorer:
             "classes": list(part.classes),
             "source": part.source,
             "domains": list(part.domains),
+            "trained_on": trained_on(part),
             "training_pictures": pictures,
             "seconds": round(seconds, 2),
             **facts,
@@ -98,23 +101,31 @@ class Scorer:
     def _name(self, task: int, part: Part) -> str:
         return next((str(entry["name"]) for entry in self.run.metrics if entry["task"] == task), part.name)
 
-    def _of(self, task: int, pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str]) -> tuple[int, Decoded | None]:
-        """The test pictures of a task; targets index the classes of the run."""
-        if task not in self._decoded:
-            test = data.decode(pictures, classes, self.run.preprocessing, need=False)
+    def _of(self, task: int, pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str]) -> tuple[int, Pictures | None]:
+        """The test pictures of a task, kept decoded while there is room; targets index the classes of the run."""
+        if task not in self._tests:
+            used = sum(t.pixels.nbytes for t in self._tests.values() if isinstance(t, Decoded))
+            room = self.run.config.cache_gb - used / 2**30
+            test = data.read(pictures, classes, self.run.preprocessing, room, need=False)
             index = np.array([self.run.states[-1].classes.index(c) for c in classes])
-            self._decoded[task] = Decoded(test.pixels, index[test.targets])
-        return task, self._decoded[task]
+            self._tests[task] = replace(test, targets=index[test.targets])
+        return task, self._tests[task]
 
-    def _earlier(self, task: int) -> Iterator[tuple[int, Decoded | None]]:
+    def _earlier(self, task: int) -> Iterator[tuple[int, Pictures | None]]:
         known = [entry for entry in self.run.metrics if entry["task"] < task]
-        missing = [e for e in known if e["task"] not in self._decoded]
+        missing = [e for e in known if e["task"] not in self._tests]
         found = test_pictures(self.run, task - 1, *(s for s in self.sources.values() if s)) if missing else {}
         for entry in known:
             pictures = found.get(entry["task"])
-            if pictures is None and entry["task"] not in self._decoded:
-                self._decoded[entry["task"]] = None
+            if pictures is None and entry["task"] not in self._tests:
+                self._tests[entry["task"]] = None
             yield self._of(entry["task"], pictures or {}, entry["classes"])
+
+
+def trained_on(part: Part) -> str:
+    """A digest of the names of a task's training pictures."""
+    names = sorted(f"{label}/{PurePath(p.name).name}" for label, own in part.train.items() for p in own)
+    return sha256("\n".join(names).encode())
 
 
 def test_pictures(run: Run, task: int, *sources: Source) -> dict[int, dict[str, Sequence[Picture]] | None]:
@@ -135,6 +146,9 @@ def test_pictures(run: Run, task: int, *sources: Source) -> dict[int, dict[str, 
                 opened[name] = None
         source = opened[name]
         part = source and data.part(source, entry["name"], entry["classes"], entry.get("domains", ()), run.config)
+        if part and trained_on(part) != entry["trained_on"]:  # split anew, it would be tested on what it was trained on
+            log.warning("%s has changed since task %d was learned: that task is left out of the score", name, entry["task"])
+            part = None
         found[entry["task"]] = dict(part.test) if part else None
     return found
 

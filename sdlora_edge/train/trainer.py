@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import shutil
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -16,10 +18,11 @@ import numpy as np
 import torch
 
 from ..device.preprocessing import Preprocessing
-from ..errors import SdloraError, UsageError
+from ..errors import InputError, SdloraError, UsageError
 from ..method import absorb, backbones
 from ..method.head import FeatureStatistics
 from ..method.sdlora import SDLoRA, features
+from ..packet import name_problem
 from ..state import TaskUpdate, changed_rows
 from . import data, distributed
 from .augment import views
@@ -51,7 +54,7 @@ def train(settings: TrainConfig, out: Path | None = None, report: Report = lambd
     prepare = Preprocessing(**prepared)
     root = str(Path(settings.data_root).resolve()) if settings.data_root else ""
     settings = replace(settings, data=source.name, data_root=root, image_size=prepare.size, mean=prepare.mean, std=prepare.std)
-    out = out or Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    out = out or Path("runs") / distributed.agreed(datetime.now().strftime("%Y%m%d-%H%M%S"))
     if distributed.first():
         Run.begin(out, settings)
     try:
@@ -68,12 +71,20 @@ def resume(path: Path, report: Report = lambda run: None, source: Source | None 
     settings = Run.settings(path)
     distributed.begin(backbones.resolve_device(settings.device))
     source = source or data.load_for(settings)
-    with _interruptible(path):
-        if not Run.is_begun(path):
-            _prepare(path, settings, source, report)
+    parts, begun = data.parts(source, settings), Run.is_begun(path)
+    distributed.wait()
+    with _interruptible(f"{path}"):
+        if not begun:
+            _prepare(path, settings, parts[0])
         run = Run.open(path)
-        parts = data.parts(source, settings)[bool(settings.base_classes) :]
         scorer = Scorer(run, {source.name: source})
+        if settings.base_classes and not run.metrics and distributed.first():
+            run.record(scorer.entry(replace(parts[0], name="base"), int(run.frozen.counts.sum()), run.base_seconds, {}))
+            report(run)
+        parts = parts[bool(settings.base_classes) :]
+        for entry, part in zip((e for e in run.metrics if e["task"]), parts, strict=False):
+            if entry["classes"] != list(part.classes):
+                raise InputError(f"{source.name} has changed since task {entry['task']} was learned: put its classes back")
         for part in parts[len(run.updates) :]:
             _train_task(run, part, scorer)
             report(run)
@@ -91,22 +102,27 @@ def add_task(path: Path, folder: str, name: str | None = None, report: Report = 
     source = data.load_for(run.config, folder)
     if len(source.classes) < 2:
         raise UsageError(f"{folder} has one class only ({source.classes[0]}): at least two are needed to learn a difference")
-    part = data.part(source, name or Path(folder).stem or "task", source.classes, (), run.config)
+    name = unicodedata.normalize("NFC", name or Path(folder).stem or "task")
+    if problem := name_problem(name):
+        raise UsageError(f"the task's name {name!r} {problem}: give another --name")
+    part = data.part(source, name, source.classes, (), run.config)
     assert part is not None
     if set(part.classes) <= {c for entry in run.metrics if entry["source"] == part.source for c in entry["classes"]}:
         raise UsageError(f"{folder} was learned already, with all its classes: give a folder of new pictures")
-    with _interruptible(path):
+    with _interruptible(f"{path} --data {folder} --name {shlex.quote(name)}"):
         _train_task(run, part, Scorer(run, {source.name: source}))
     report(run)
     return run
 
 
 @contextlib.contextmanager
-def _interruptible(path: Path) -> Iterator[None]:
+def _interruptible(arguments: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        log.warning("stopped; what was learned up to the last whole epoch is kept: go on with sdlora-edge train --run %s", path)
+        log.warning(
+            "stopped; what was learned up to the last whole epoch is kept: go on with sdlora-edge train --run %s", arguments
+        )
         raise
 
 
@@ -121,7 +137,7 @@ def _backbone(settings: TrainConfig) -> tuple[torch.nn.Module, dict[str, Any]]:
     return backbones.create(settings.backbone, settings.image_size or None, weights, pretrained)
 
 
-def _prepare(path: Path, settings: TrainConfig, source: Source, report: Report) -> None:
+def _prepare(path: Path, settings: TrainConfig, base_part: Part) -> None:
     """The state before the first task: the backbone, after its base session if it has one."""
     begin = time.perf_counter()
     device = distributed.begin(backbones.resolve_device(settings.device))
@@ -136,20 +152,19 @@ def _prepare(path: Path, settings: TrainConfig, source: Source, report: Report) 
             point_latest(path)
         distributed.wait()
         return
-    part = data.parts(source, settings)[0]
-    pictures = data.decode(part.train, part.classes, prepare, need=True)
-    linear = train_base(backbone.to(device), pictures, prepare, len(part.classes), settings, Checkpoint(path, "base", settings))
+    classes = base_part.classes
+    pictures = data.decode(base_part.train, classes, prepare, need=True)
+    checkpoint = Checkpoint(path, "base", base_part.source, classes, len(pictures), settings)
+    linear = train_base(backbone.to(device), pictures, prepare, len(classes), settings, checkpoint)
     if distributed.first():
         shown = (prepare.normalise(pixels) for pixels in pictures.batches(slices(len(pictures))))
         seen = np.concatenate([features(backbone, {}, batch) for batch in shown])
-        statistics = statistics.with_pictures(seen, pictures.targets, len(part.classes))
+        statistics = statistics.with_pictures(seen, pictures.targets, len(classes))
         plain = _numpy(linear.weight), _numpy(linear.bias)
         head = statistics.discriminant() if settings.head == "aligned" else plain
-        base = ("base", part.classes, head[0].astype(np.float16).astype(np.float32), head[1])
-        run = Run.create(path, settings, backbone.cpu(), prepare, base, statistics, plain)
+        base = ("base", classes, head[0].astype(np.float16).astype(np.float32), head[1])
+        Run.create(path, settings, backbone.cpu(), prepare, base, statistics, plain, time.perf_counter() - begin)
         point_latest(path)
-        run.record(Scorer(run).entry(replace(part, name="base"), len(pictures), time.perf_counter() - begin, {}))
-        report(run)
     distributed.wait()
 
 
@@ -179,7 +194,7 @@ def _train_task(run: Run, part: Part, scorer: Scorer) -> None:
         (weight[rows], bias[rows]),
     ).to(device)
     prepare, old_weights = run.preprocessing, run.weights(state.task)
-    checkpoint = Checkpoint(run.path, number, part.name, part.classes, len(pictures), state.digest, settings)
+    checkpoint = Checkpoint(run.path, number, part.source, part.name, part.classes, len(pictures), state.digest, settings)
     anchor = torch.from_numpy(seen_features(run, old_weights, pictures)) if settings.consistency else None
     fit(model, pictures, settings, prepare, number, checkpoint, anchor, writer(run.path, settings))
     model.finish_task()
