@@ -112,6 +112,7 @@ def method(figure: dict[str, Any]) -> str:
         for key, label in METHOD_ROWS.items():
             row = figure[name][key]
             absorbed = f" ({sum(row['absorbed'])} of {row['tasks']} absorbed)" if key == "kd" else ""
+            absorbed += f" ({row['seeds']} seed{'s' * (row['seeds'] > 1)})" if row["seeds"] < len(figure["seeds"]) else ""
             accuracies = [cell(row, c) for c in ("last", "average_anytime", "forgetting")]
             rows.append(
                 [label + absorbed, *accuracies, f"{row['seconds_per_task'][0]:.0f}", f"{row['packet_bytes'][0] / 1000:.0f} kB"]

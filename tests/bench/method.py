@@ -35,6 +35,10 @@ SETS: dict[str, dict[str, Any]] = {
     "caltech101": {"data": "caltech101_128px_max50.zip", "tasks": 10, "epochs": 5, "train_limit": 24},
     "pacs": {"data": "pacs_128px.zip", "protocol": "domain", "tasks": 4, "epochs": 5, "train_limit": 100},
 }
+HEADS = {"": "plain_correct", " aligned": "correct"}
+"""what a row's name ends with, and the matrix in metrics.json: one training is scored with both heads"""
+ROW_BYTES = 192 * 2 + 8
+"""of a head row in a packet: float16 weights, bias, index"""
 ROWS: dict[str, dict[str, Any]] = {
     "frozen": {"method": "frozen"},
     "lora": {"method": "lora"},
@@ -84,23 +88,23 @@ def train(name: str, row: str, seed: int) -> None:
     keep = ("correct", "plain_correct", "frozen_correct", "totals", "seconds", "packet_bytes", "rank", "absorbed", "residual")
     RESULTS.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".tmp")
-    partial.write_text(json.dumps([{k: e[k] for k in keep if k in e} for e in entries]))
+    partial.write_text(json.dumps([{k: e[k] for k in keep if k in e} | {"classes": len(e["classes"])} for e in entries]))
     shutil.move(partial, target)
     print(
-        f"{name} {row} {seed}: aligned {summary(entries, 'correct')['last']:.1f} plain {summary(entries, 'plain_correct')['last']:.1f}",
-        flush=True,
+        name, row, seed, *(round(100 * sum(entries[-1][m][-1]) / sum(entries[-1]["totals"]), 1) for m in HEADS.values()), flush=True
     )
 
 
-def summary(entries: list[dict[str, Any]], matrix: str) -> dict[str, float]:
-    """The columns of one training, accuracies in percent."""
+def summary(entries: list[dict[str, Any]], matrix: str, domains: bool) -> dict[str, float]:
+    """The columns of one training, accuracies in percent. A plain head's packets lack the old classes' rows (but for domains)."""
     from sdlora_edge.train.metrics import summary as metrics
 
+    old = np.cumsum([0] + [e["classes"] for e in entries[:-1]]) * (matrix == "plain_correct" and not domains)
     found = metrics(entries[-1][matrix], entries[-1]["totals"])
     return {
         **{c: 100 * float(found[c]) for c in ("last", "average_anytime", "forgetting")},  # type: ignore[arg-type]
         "seconds_per_task": float(np.mean([e["seconds"] for e in entries])),
-        "packet_bytes": float(np.mean([e["packet_bytes"] for e in entries])),
+        "packet_bytes": float(np.mean([e["packet_bytes"] - ROW_BYTES * n for e, n in zip(entries, old, strict=True)])),
     }
 
 
@@ -110,11 +114,14 @@ def collect() -> dict[str, Any]:
     for name in SETS:
         rows: dict[str, Any] = {}
         for row in ROWS:
-            runs = [json.loads((RESULTS / f"{name}-{row}-{seed}.json").read_text()) for seed in SEEDS]
-            for head, matrix in (("", "plain_correct"), (" aligned", "correct")):
-                columns = [summary(entries, matrix) for entries in runs]
-                rows[row + head] = {
-                    c: [float(np.mean(v)), float(np.std(v, ddof=1))] for c in columns[0] if (v := [x[c] for x in columns])
+            files = [RESULTS / f"{name}-{row}-{seed}.json" for seed in SEEDS]
+            runs = [json.loads(path.read_text()) for path in files if path.exists()]
+            for head, matrix in HEADS.items():
+                columns = [summary(entries, matrix, name == "pacs") for entries in runs]
+                rows[row + head] = {"seeds": len(runs)} | {
+                    c: [float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0]
+                    for c in columns[0]
+                    if (v := [x[c] for x in columns])
                 }
             if row == "kd":
                 facts = {"absorbed": [sum(bool(e.get("absorbed")) for e in r) for r in runs], "tasks": sum(len(r) for r in runs)}
@@ -129,8 +136,8 @@ def collect() -> dict[str, Any]:
 
 
 def main() -> None:
-    chosen = sys.argv[1:] or list(SETS)
-    work = [(name, row, seed) for seed in SEEDS for row in ROWS for name in chosen]
+    chosen = [name for name in sys.argv[1:] if name in SETS] or list(SETS)
+    work = [] if "--collect" in sys.argv else [(name, row, seed) for seed in SEEDS for row in ROWS for name in chosen]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda job: train(*job), work))
     import figures

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from sdlora_edge.method import head
 from sdlora_edge.method.head import FeatureStatistics
 
 
@@ -62,3 +64,31 @@ def test_old_statistics_follow_a_backbone_that_moves_linearly() -> None:
 def test_without_old_classes_there_is_nothing_to_follow() -> None:
     empty = FeatureStatistics.empty(6)
     assert empty.drifted(np.ones((3, 6)), np.ones((3, 6))) is empty
+
+
+def test_more_pictures_of_known_classes_are_pooled_exactly() -> None:
+    """A new domain of old classes: as if all pictures had come at once."""
+    features, targets = gaussians()
+    random = np.random.default_rng(5)
+    first = random.random(len(targets)) < 0.3
+    parts = FeatureStatistics.empty(6).with_pictures(features[first], targets[first], 5)
+    parts = parts.with_pictures(features[~first], targets[~first], 5)
+    whole = FeatureStatistics.empty(6).with_pictures(features, targets, 5)
+    np.testing.assert_allclose(parts.means, whole.means, atol=1e-10)
+    np.testing.assert_allclose(parts.scatter, whole.scatter, atol=1e-8)
+    np.testing.assert_array_equal(parts.counts, whole.counts)
+
+
+def test_what_no_linear_map_moves_is_moved_by_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    old, new = random.standard_normal((40, 3)), random.standard_normal((1500, 3))
+
+    def moved(features: np.ndarray) -> np.ndarray:
+        return features + 0.7 * np.abs(features)  # as in a fold: linear on either side only
+
+    statistics = FeatureStatistics(old, np.eye(3), np.ones(40, np.int64))
+    error = np.abs(statistics.drifted(new, moved(new)).means - moved(old)).mean()
+    monkeypatch.setattr(head, "_kernel_ridge", lambda X, Y, at: np.zeros_like(at))
+    linear = np.abs(statistics.drifted(new, moved(new)).means - moved(old)).mean()
+    assert error < 0.5 * linear
+    assert linear > 0.1
