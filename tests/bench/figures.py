@@ -110,7 +110,8 @@ def method(figure: dict[str, Any]) -> str:
         head = [title, "last", "average anytime", "forgetting", "seconds a task", "packet"]
         rows = []
         for key, label in METHOD_ROWS.items():
-            row = figure[name][key]
+            if (row := figure[name].get(key)) is None:
+                continue
             absorbed = f" ({sum(row['absorbed'])} of {row['tasks']} absorbed)" if key == "kd" else ""
             absorbed += f" ({row['seeds']} seed{'s' * (row['seeds'] > 1)})" if row["seeds"] < len(figure["seeds"]) else ""
             accuracies = [cell(row, c) for c in ("last", "average_anytime", "forgetting")]

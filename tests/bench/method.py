@@ -115,7 +115,8 @@ def collect() -> dict[str, Any]:
         rows: dict[str, Any] = {}
         for row in ROWS:
             files = [RESULTS / f"{name}-{row}-{seed}.json" for seed in SEEDS]
-            runs = [json.loads(path.read_text()) for path in files if path.exists()]
+            if not (runs := [json.loads(path.read_text()) for path in files if path.exists()]):
+                continue
             for head, matrix in HEADS.items():
                 columns = [summary(entries, matrix, name == "pacs") for entries in runs]
                 rows[row + head] = {"seeds": len(runs)} | {
