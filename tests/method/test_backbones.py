@@ -288,7 +288,7 @@ def learned(name: str, lr: float, folder: Path) -> Run:
     settings = {
         "data": str(make_pictures(folder / "data", ["a", "b", "c", "d"], 5)), "weights": str(folder / "weights.safetensors"),
         "backbone": name, "image_size": 32, "tasks": 2, "epochs": 1, "batch_size": 2, "rank": "3",
-        "test_fraction": 0.4, "lr": lr, "head_lr_factor": 1.0,
+        "test_fraction": 0.4, "lr": lr, "head_lr_factor": 1.0, "magnitude_lr_factor": 1.0, "head": "paper",
     }  # fmt: skip
     run = train(resolve(None, settings), folder / "run")
     for key, tensor in Run.open(folder / "run").backbone.state_dict().items():  # frozen, running statistics and their counts too
