@@ -49,7 +49,7 @@ class Scorer:
         """metrics.json of the newest task, which learned `part`.
 
         correct[i][j], totals[j]: as in `metrics.summary`; None where a task's pictures can no longer be read. plain_correct:
-        the same with the plain head (equal, where that is the one shipped); frozen_correct: of the frozen backbone with its own
+        the same with the plain head, unrounded; frozen_correct: of the frozen backbone with its own
         aligned head. per_class, confusions: of the newest state over all tasks.
         """
         run, state = self.run, self.run.states[-1]
