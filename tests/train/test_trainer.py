@@ -109,3 +109,39 @@ def test_metrics_are_plain_json(fleet: Fleet) -> None:
     stored = json.loads((fleet.run / "tasks" / "003" / "metrics.json").read_text())
     assert {"task", "correct", "totals", "last", "average_anytime", "forgetting", "backward_transfer"} <= set(stored)
     assert [len(row) for row in stored["correct"]] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"magnitude_norm": "factors"}, "magnitudes reset"),
+        ({"absorb": 0.5, "method": "lora"}, "absorb"),
+        ({"method": "lora", "magnitude_scope": "projection"}, "one magnitude"),
+        ({"method": "lora", "rank": "4,3@2"}, "one rank"),
+        ({"directions": "shared", "rank": "4,8@2"}, "only fall"),
+        ({"consistency": 1, "augment": "flip"}, "augment none"),
+        ({"std": [0, 0, 0]}, "std"),
+        ({"magnitude_init": 0}, "magnitude_init"),
+        ({"rank": "ten"}, "rank"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_at_once(values: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        config.from_values(values)
+
+
+def test_a_kill_before_the_base_was_scored_loses_nothing(fleet: Fleet, run_copy: Path) -> None:
+    for task in ("003", "002", "001"):
+        shutil.rmtree(run_copy / "tasks" / task)
+    (run_copy / "tasks" / "000" / "metrics.json").unlink()
+    trainer.resume(run_copy)
+    same(run_copy, fleet.run)
+
+
+def test_a_folder_that_changed_is_not_scored_with_pictures_it_was_trained_on(run_copy: Path, tmp_path: Path) -> None:
+    folder = make_pictures(tmp_path / "w32", ["bolt", "nut"], 10)
+    trainer.add_task(run_copy, str(folder))
+    make_pictures(folder, ["bolt"], 14, seed=7)
+    later = trainer.add_task(run_copy, str(make_pictures(tmp_path / "w33", ["gear", "hook"], 8)))
+    assert later.metrics[-1]["correct"][-1][4] is None
+    assert later.metrics[-1]["correct"][-1][5] is not None
