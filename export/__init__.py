@@ -1,1 +1,1 @@
-"""From a run to what devices need: bundles (`onnx`), proof that they compute the same (`parity`), and packets (`packets`)."""
+"""From a run to what devices need: bundles (`bundles`), proof that they compute the same (`parity`), and packets (`packets`)."""

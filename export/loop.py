@@ -12,7 +12,7 @@ from ..device.runtime import Device
 from ..train import data
 from ..train.run import Run
 from ..train.score import test_pictures_by_class
-from .onnx import export_onnx
+from .bundles import export_bundle
 from .packets import build_packets
 from .parity import BATCH, compare, host_logits
 
@@ -25,7 +25,7 @@ def ship(run: Run, out: Path, task: int) -> dict[str, Any]:
     "model_bytes"}; the first entry is the bundle itself, with packet_bytes and apply_ms 0.
     """
     private, public = signing.new_key("loop", out / "keys")
-    exported = export_onnx(run, out / "bundle", task, [str(public)])
+    exported = export_bundle(run, out / "bundle", task, [str(public)])
     packets = build_packets(run.path, out / "bundle", private, out=out / "packets")
     device = Device.init(out / "bundle", out / "store")
     rows = [_compare(run, device, task) | {"packet_bytes": 0, "apply_ms": 0.0}]

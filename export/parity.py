@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,29 +16,43 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Parity:
-    """pictures: how many were compared. difference: the largest absolute logit difference. same_top: how many have the
-    same argmax on both sides."""
+    """pictures: how many were compared. same_top: how many have the same argmax on both sides. difference: the largest
+    absolute logit difference; largest: the largest absolute logit of the reference."""
 
     pictures: int
-    difference: float
     same_top: int
+    difference: float
+    largest: float
 
-    def require(self, tolerance: float, what: str) -> Parity:
-        """Raises HealthError unless within the tolerance, with the same argmax everywhere."""
-        if not (self.difference <= tolerance and self.same_top == self.pictures):
+    def to_dict(self) -> dict[str, Any]:
+        agreement = self.same_top / self.pictures
+        return {
+            "pictures": self.pictures,
+            "agreement": agreement,
+            "largest_difference": self.difference,
+            "largest_logit": self.largest,
+        }
+
+    def require(self, tolerance: float, agreement: float, unit: float, what: str) -> Parity:
+        """Raises HealthError unless logits are within the tolerance, which is meant for logits up to `unit` and grows with larger
+        ones, and a share of `agreement` of the pictures has the same argmax."""
+        allowed = tolerance * max(1.0, self.largest / unit)
+        if not (self.difference <= allowed and self.same_top >= agreement * self.pictures):
             raise HealthError(
-                f"{what} does not compute what torch computes: logits differ by {self.difference:.2g} (allowed {tolerance:g}), "
-                f"{self.pictures - self.same_top} of {self.pictures} pictures get another class; nothing was written"
+                f"{what} does not compute what torch computes: logits differ by {self.difference:.2g} (allowed {allowed:.2g}), "
+                f"{self.pictures - self.same_top} of {self.pictures} pictures get another class "
+                f"(agreement {self.same_top / self.pictures:.1%}, required {agreement:.1%})"
             )
         return self
 
 
 def compare(ours: np.ndarray, reference: np.ndarray) -> Parity:
     """Two sets of logits, float32 (N, classes)."""
+    largest = float(np.abs(reference).max(initial=0.0))
     if ours.shape != reference.shape or not np.isfinite(ours).all():
-        return Parity(len(reference), float("inf"), 0)
+        return Parity(len(reference), 0, float("inf"), largest)
     difference = float(np.abs(ours - reference).max(initial=0.0))
-    return Parity(len(reference), difference, int((ours.argmax(axis=1) == reference.argmax(axis=1)).sum()))
+    return Parity(len(reference), int((ours.argmax(axis=1) == reference.argmax(axis=1)).sum()), difference, largest)
 
 
 def host_logits(run: Run, task: int, inputs: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .bundle import open_bundle
     from .device import Device, Prediction
     from .errors import SdloraError
-    from .export.onnx import export_onnx
+    from .export.bundles import export_bundle
     from .train.config import TrainConfig
     from .train.trainer import add_task, train
 
@@ -24,12 +24,12 @@ _WHERE = {
     "SdloraError": "errors",
     "TrainConfig": "train.config",
     "add_task": "train.trainer",
-    "export_onnx": "export.onnx",
+    "export_bundle": "export.bundles",
     "open_bundle": "bundle",
     "train": "train.trainer",
 }
 
-__all__ = ["Device", "Prediction", "SdloraError", "TrainConfig", "add_task", "export_onnx", "open_bundle", "train"]
+__all__ = ["Device", "Prediction", "SdloraError", "TrainConfig", "add_task", "export_bundle", "open_bundle", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,9 @@
 """What a device is flashed with: an exported model, its manifest, and the keys it obeys. numpy only.
 
     manifest.json         everything a device must know (the fields of `Manifest`), with the digest of every other file
-    model.onnx            the graph; its adapted weights and head are overridable initializers, kept in
-    weights.safetensors   W_e of every adapted weight, `head.weight`, `head.bias`: one copy, read by the engine and by us
+    the model             the target's own files: model.onnx, or model.pte and model.ptd
+    weights               W_e of every adapted weight, `head.weight`, `head.bias`, raw in one of these files or in
+                          weights.safetensors, where the manifest says: one copy, read by the engine and by us
     factors.safetensors   <k>.<projection>.A/.B of the tasks up to e, as shipped
     trust.json            public keys and threshold
 
@@ -21,16 +22,18 @@ import safetensors.numpy
 
 from . import files
 from .canonical import dump_json, is_sha256, parse_json, sha256
-from .errors import InputError
+from .errors import InputError, NotForThisDevice
 from .packet import magnitudes_from, name_problem
 from .signing import Trust
 from .state import Factors, Projection, TaskState, factors_from
 
-FORMAT = "sdlora-edge/bundle/1"
-MANIFEST, TRUST, WEIGHTS, FACTORS = "manifest.json", "trust.json", "weights.safetensors", "factors.safetensors"
-MODELS = {"onnx": ("model.onnx",)}
-"""the model files of each target"""
+FORMAT = "sdlora-edge/bundle/2"
+MANIFEST, TRUST, FACTORS = "manifest.json", "trust.json", "factors.safetensors"
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+INPUTS, CONSTANTS = "inputs", "constants"
+"""how the model holds its adapted weights: as inputs with defaults, or as constants that a new session is made with"""
+DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+"""of the weights in a model's files; they are computed in float32, whatever they are stored in"""
 MANIFEST_LIMIT = 64 * 1024 * 1024
 """bytes"""
 
@@ -40,9 +43,12 @@ class Manifest:
     """The facts about an exported model. `state` is S_e, `task` is e, `magnitudes` alpha_k(e) for k = 1..e, each a number or,
     where projections have their own, a list of one for each.
 
-    preprocessing: the fields of `device.preprocessing.Preprocessing`.
-    canary: {"seed": int, "logits": [[float]]}, what the host got for the canary inputs. tolerance: the largest logit
-    difference this precision may show. files: {name: {"sha256", "size"}}.
+    precision: of what is not adapted. tolerance: the largest logit difference it may show, as `canary` measures it.
+    weights_as: INPUTS or CONSTANTS. capacity: how many classes the model has room for; 0 where it has room for any number.
+    weights: {tensor: {"file", "offset", "dtype", "shape"}}, where it lies raw, row by row, little endian; the head fills
+    the first rows of its capacity. preprocessing: the fields of `device.preprocessing.Preprocessing`.
+    canary: {"seed": int, "logits": [[float]]}, what the host got for the canary inputs. made_with: versions.
+    files: {name: {"sha256", "size"}}.
     """
 
     lineage: str
@@ -53,12 +59,16 @@ class Manifest:
     target: str
     precision: str
     tolerance: float
+    weights_as: str
+    capacity: int
     encoding: str
     classes: tuple[str, ...]
     magnitudes: tuple[Any, ...]
     preprocessing: Mapping[str, Any]
     projections: tuple[Projection, ...]
+    weights: Mapping[str, Mapping[str, Any]]
     canary: Mapping[str, Any]
+    made_with: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
 
     def to_json(self) -> bytes:
@@ -110,6 +120,14 @@ class Bundle:
         """What shipping the whole model instead would cost: graph and weights."""
         return sum(int(f["size"]) for name, f in self.manifest.files.items() if name not in (TRUST, FACTORS))
 
+    def require_room(self, classes: int) -> None:
+        """Raises NotForThisDevice where the model has no room for so many classes."""
+        if 0 < self.manifest.capacity < classes:
+            raise NotForThisDevice(
+                f"{classes} classes are beyond this bundle's capacity of {self.manifest.capacity}: "
+                f"export one with --max-classes {classes} or more"
+            )
+
 
 def open_bundle(path: Path) -> Bundle:
     """Read a bundle, comparing every file with the manifest first. Raises InputError naming the file that is wrong."""
@@ -122,13 +140,14 @@ def open_bundle(path: Path) -> Bundle:
             raise InputError(f"{path / MANIFEST} names a file outside the bundle: {name!r}")
         if files.sha256_of(path / name) != (entry["sha256"], entry["size"]):
             raise InputError(f"{path / name} is not the file the manifest names: get the bundle again")
-    if missing := {TRUST, WEIGHTS, FACTORS, *MODELS.get(manifest.target, ())} - set(manifest.files):
+    if missing := {TRUST, FACTORS, *(str(w["file"]) for w in manifest.weights.values())} - set(manifest.files):
         raise InputError(f"{path / MANIFEST} does not list {', '.join(sorted(missing))}")
     trust = Trust.from_dict(parse_json(files.read(path / TRUST), TRUST))
-    weights = load_tensors(path / WEIGHTS)
     stored = load_tensors(path / FACTORS)
     try:
-        head_weight, head_bias = weights.pop(HEAD_WEIGHT), weights.pop(HEAD_BIAS)
+        weights = {name: _load_raw(path, entry) for name, entry in manifest.weights.items()}
+        known = len(manifest.classes)
+        head_weight, head_bias = weights.pop(HEAD_WEIGHT)[:known], weights.pop(HEAD_BIAS)[:known]
         for p in manifest.projections:
             if weights[p.tensor].shape[1:] != (p.columns,) or p.stop > len(weights[p.tensor]):
                 raise ValueError(f"projection {p.name} does not fit {p.tensor} {weights[p.tensor].shape}")
@@ -150,14 +169,31 @@ def _check_types(manifest: Manifest) -> None:
             raise ValueError(f"{name} is not a text")
     if not (is_sha256(manifest.lineage) and is_sha256(manifest.state)):
         raise ValueError("lineage or state is no SHA-256")
-    if type(manifest.task) is not int or manifest.task < 0:
-        raise ValueError(f"task {manifest.task!r}")
+    for number in (manifest.task, manifest.capacity):
+        if type(number) is not int or number < 0:
+            raise ValueError(f"task or capacity {number!r}")
+    if manifest.weights_as not in (INPUTS, CONSTANTS):
+        raise ValueError(f"weights as {manifest.weights_as!r}")
+    if 0 < manifest.capacity < len(manifest.classes):
+        raise ValueError(f"{len(manifest.classes)} classes, but capacity for {manifest.capacity}")
+    for name, entry in manifest.weights.items():
+        whole = [entry["offset"], *entry["shape"]]
+        if entry["dtype"] not in DTYPES or not all(type(n) is int and n >= 0 for n in whole) or len(whole) not in (2, 3):
+            raise ValueError(f"weight {name!r} has no place in a file")
     for name, entry in manifest.files.items():
         if not is_sha256(entry["sha256"]) or type(entry["size"]) is not int or "\0" in name:
             raise ValueError(f"file {name!r} has no digest and size")
     logits = np.array(manifest.canary["logits"], np.float32)
     if type(manifest.canary["seed"]) is not int or logits.ndim != 2 or logits.shape[1] != len(manifest.classes):
         raise ValueError("the canary has no seed, or no logits for each class")
+
+
+def _load_raw(path: Path, entry: Mapping[str, Any]) -> np.ndarray:
+    """A weight where the manifest says that it lies, as float32. Raises ValueError where the file ends before it."""
+    count = int(np.prod(entry["shape"], dtype=object))
+    with open(path / entry["file"], "rb") as file:
+        raw = np.fromfile(file, DTYPES[entry["dtype"]], count, offset=entry["offset"])
+    return raw.reshape(entry["shape"]).astype(np.float32, copy=False)
 
 
 def load_tensors(path: Path) -> dict[str, np.ndarray]:

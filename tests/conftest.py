@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from sdlora_edge.export.onnx import export_onnx
+from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.packets import build_packets
 
 from sdlora_edge import signing
@@ -42,7 +42,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
 def make_fleet(folder: Path, settings: dict[str, object]) -> Fleet:
     run = train(resolve(None, settings), folder / "runs" / "small")
     key, public = signing.new_key("factory", folder / "keys")
-    export_onnx(Run.open(run.path), folder / "bundle", 0, [str(public)])
+    export_bundle(Run.open(run.path), folder / "bundle", 0, [str(public)])
     packets = [Path(p["file"]) for p in build_packets(run.path, folder / "bundle", key, out=folder / "packets")]
     return Fleet(run.path, folder / "bundle", packets, key, signing.Trust((signing.load_public(public),), 1))
 

@@ -18,7 +18,7 @@ def test_the_wheel_carries_export_and_works_without_the_source(tmp_path: Path) -
     (built,) = tmp_path.glob("*.whl")
     site = tmp_path / "site"
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(built)], check=True)
-    program = "import sdlora_edge.export.onnx as e, sdlora_edge.cli; print(e.__file__); raise SystemExit(sdlora_edge.cli.main(['--version']))"
+    program = "import sdlora_edge.export.bundles as e, sdlora_edge.cli; print(e.__file__); raise SystemExit(sdlora_edge.cli.main(['--version']))"
     environment = {"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment

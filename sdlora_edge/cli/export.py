@@ -16,20 +16,29 @@ def export(
     task: Annotated[Optional[int], typer.Option(help="The state to export: 0 is before the first task. Default: the last.")] = None,
     trust: Annotated[Optional[list[str]], typer.Option(help="Public key, once for each: a file, or NAME for keys/NAME.pub. Default: the only one in keys/.")] = None,
     threshold: Annotated[int, typer.Option(min=1, help="How many of these keys must have signed a packet.")] = 1,
-    tolerance: Annotated[float, typer.Option(min=0, help="Largest logit difference to torch that export accepts.")] = 1e-4,
+    precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (weights) or int8-dynamic (activations too), of what is not adapted.")] = "fp32",
+    weights_as: Annotated[Optional[str], typer.Option(help="inputs or constants. Default: what serves faster.")] = None,
+    max_classes: Annotated[Optional[int], typer.Option(min=1, help="Room in the head. Default: any number with inputs, else 1000 or more.")] = None,
+    tolerance: Annotated[Optional[float], typer.Option(min=0, help="Largest logit difference to torch that export accepts. Default: the precision's.")] = None,
+    min_agreement: Annotated[Optional[float], typer.Option(min=0, max=1, help="Share of test pictures that must get the same class as in torch. Default: the precision's.")] = None,
+    check: Annotated[Optional[Path], typer.Option(help="Write nothing: compare this bundle with the run again.")] = None,
     out: Annotated[Path, typer.Option(help="The bundle's folder.")] = Path("bundle"),
     json: Json = False,
 ) -> None:  # fmt: skip
     """Export a run's model as a bundle, and prove that it computes what torch computes."""
-    from ..errors import UsageError
-    from ..export.onnx import export_onnx
+    from ..export.bundles import check_bundle, export_bundle
     from ..train.run import Run, newest
 
-    if target != "onnx":
-        raise UsageError(f"target {target!r} is unknown: this version exports onnx")
-    value = export_onnx(Run.open(run or newest()), out, task, trust, threshold, tolerance)
-    emit(
-        value,
-        json,
-        lambda: facts(value, "bundle", "task", "classes", "model_bytes", "trusted_keys", "pictures", "largest_difference"),
-    )
+    opened = Run.open(run or newest())
+    proof = ("pictures", "agreement", "largest_difference", "largest_logit")
+    if check is not None:
+        value = {"bundle": str(check), **check_bundle(opened, check, min_agreement).to_dict()}
+        emit(value, json, lambda: facts(value, "bundle", *proof))
+        return
+    value = export_bundle(
+        opened, out, task, trust, threshold,
+        target=target, precision=precision, weights_as=weights_as, max_classes=max_classes,
+        tolerance=tolerance, min_agreement=min_agreement,
+    )  # fmt: skip
+    made = ("bundle", "task", "classes", "target", "precision", "weights_as", "capacity", "model_bytes", "trusted_keys")
+    emit(value, json, lambda: facts(value, *made, *proof))

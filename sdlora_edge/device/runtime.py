@@ -50,7 +50,7 @@ class Device:
         self.bundle = bundle
         self._store = store
         self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
-        self._engine = open_engine(bundle, threads)
+        self._engine = open_engine(bundle, threads, store.path / "engine")
         generation = store.current()
         self._live = self._build(generation.packets[: -1 if without_newest else None], generation.counter)
         self._check_canary(self._live)
@@ -97,7 +97,7 @@ class Device:
         """Verify a packet, build the new weights beside the old, run the canary, commit, swap.
 
         Until this returns the old generation answers; where it raises, the old one stays in force: InputError or LimitError
-        (unreadable), TrustError (signature, replay), NotForThisDevice (lineage, order), HealthError (canary),
+        (unreadable), TrustError (signature, replay), NotForThisDevice (lineage, order, capacity), HealthError (canary),
         NothingToDo (applied already). After a rollback, packets not newer than the newest ever confirmed are refused
         unless `allow_older`. Returns what `status` does, with the canary's largest difference and the milliseconds it took.
         """
@@ -114,6 +114,7 @@ class Device:
                     f"packet {verified.sequence} is not newer than packet {highest}, which this device has confirmed and then "
                     "rolled back; to take it again on purpose, use --allow-older"
                 )
+            self.bundle.require_room(len(live.state.classes) + len(verified.update.classes))
             self._store.sweep()
             packets = (*live.packets, self._store.add_packet(data))
             with self._store.replacing(packets, verified.sequence) as generation:

@@ -7,7 +7,7 @@ taken as (out, in)), or the query, key or value rows of a fused qkv. Outside tor
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,11 @@ def projections(model: nn.Module, targets: str = "") -> tuple[Projection, ...]:
     if twice := [name for name, part in chosen if part and (name, "") in chosen]:
         raise UsageError(f"targets take {min(twice)} both whole and in parts: choose one of them")
     return tuple(_projection(name, part, *matrices[name]) for name in matrices for part in ("", *PARTS) if (name, part) in chosen)
+
+
+def convolutions(model: nn.Module, chosen: Sequence[Projection]) -> bool:
+    """Is an adapted matrix the weight of a convolution?"""
+    return any(model.get_parameter(p.tensor).ndim > 2 for p in chosen)
 
 
 def shaped(model: nn.Module, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -63,10 +63,10 @@ def test_a_rollback_is_exact_and_a_store_opens_as_it_was_left(fleet: Fleet, stor
 
 
 def test_a_bundle_of_any_task_takes_the_same_packets(fleet: Fleet, store: Path, tmp_path: Path) -> None:
-    from sdlora_edge.export.onnx import export_onnx
+    from sdlora_edge.export.bundles import export_bundle
 
     public = str(fleet.key.with_suffix(".pub"))
-    export_onnx(Run.open(fleet.run), tmp_path / "bundle1", 1, [public])
+    export_bundle(Run.open(fleet.run), tmp_path / "bundle1", 1, [public])
     later, first = Device.init(tmp_path / "bundle1", tmp_path / "later"), Device.open(store)
     first.apply(fleet.packets[0])
     for path in fleet.packets[1:]:
@@ -300,10 +300,12 @@ def test_a_device_that_computes_something_else_is_not_flashed(fleet: Fleet, tmp_
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": "sdlora-edge/bundle/2"}, {"lineage": 5}, {"state": "zz"}, {"task": "1"}, {"task": -1}, {"tolerance": 5}, {"target": []},
+        {"format": "sdlora-edge/bundle/1"}, {"lineage": 5}, {"state": "zz"}, {"task": "1"}, {"task": -1}, {"tolerance": 5}, {"target": []},
         {"target": "tpu"}, {"files": []}, {"files": {"model.onnx": 5}}, {"files": {}}, {"files": {"../x": {"sha256": "0" * 64, "size": 1}}},
         {"canary": {}}, {"canary": {"seed": 0, "logits": [[1], [2, 3]]}}, {"classes": ["a", "a", "b", "c"]}, {"classes": 4},
         {"projections": [{}]}, {"projections": [{"name": "x", "tensor": "y", "rows": [0, 1.0], "shape": [1, 1]}]}, {"magnitudes": [1]},
+        {"weights": {}}, {"weights_as": "x"}, {"capacity": -1}, {"capacity": 1},
+        {"weights": {"head.weight": {"file": "model.onnx", "offset": 1 << 40, "dtype": "float32", "shape": [4, 64]}}},
         {"preprocessing": {"size": 16}}, {"preprocessing": 3}, {"nonsense": 1},
     ],
 )  # fmt: skip

@@ -1,31 +1,72 @@
-"""What runs the model: one file per engine, each an `Engine`."""
+"""What runs the model: one file per engine, each an `Engine`. Another package adds one by an entry point, named as its target:
+
+[project.entry-points."sdlora_edge.engines"]
+mytarget = "mypackage.engine:MyEngine"
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ...bundle import Bundle
+from ...bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle
 from ...errors import InputError
 
+GROUP = "sdlora_edge.engines"
+BUILT_IN = {"onnx": "OnnxEngine"}
+"""{target, and the module here: class}"""
+UNUSED = -1e30
+"""bias of a head row that no class has yet: finite, and never the largest"""
 
-class Engine(Protocol):
-    """A loaded model whose adapted weights and head can be replaced while it serves."""
 
+class Engine(ABC):
+    """A loaded model whose adapted weights and head can be replaced while it serves.
+
+    bundle: opened, every file verified. threads: 0 leaves the number to the engine. workspace: a folder of the store, made by
+    the engine if it needs one, for files of its own; whatever lies there can be made again from bundle and packets.
+    """
+
+    @abstractmethod
+    def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
+        """Raises InputError where the model cannot be loaded."""
+
+    @abstractmethod
     def load(self, weights: Mapping[str, np.ndarray]) -> Any:
-        """Take float32 weights into the engine's own memory; the result is passed to `run`, old ones stay valid."""
+        """Take float32 weights and head into the engine's own memory; the result is passed to `run`, old ones stay valid."""
 
+    @abstractmethod
     def run(self, loaded: Any, inputs: np.ndarray) -> np.ndarray:
-        """float32 (N, 3, size, size) to logits, float32 (N, classes)."""
+        """float32 (N, 3, size, size) to logits, float32 (N, classes). Called by several threads at once."""
+
+    def publish(self, loaded: Any) -> None:  # noqa: B027 (most engines have nothing to do)
+        """`loaded` is the generation in force now: let programs beside this one know. Called again after a power cut."""
 
 
-def open_engine(bundle: Bundle, threads: int = 0) -> Engine:
-    """The engine for the bundle's target; `threads` 0 leaves the number to the engine. Raises InputError."""
-    from .onnx import OnnxEngine
+def open_engine(bundle: Bundle, threads: int, workspace: Path) -> Engine:
+    """The engine for the bundle's target. Raises InputError where none is installed."""
+    target = bundle.manifest.target
+    if target in BUILT_IN:
+        found: type[Engine] = getattr(import_module(f".{target}", __name__), BUILT_IN[target])
+        return found(bundle, threads, workspace)
+    others = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if target not in others:
+        raise InputError(f"no engine for target {target!r}: this device has {', '.join(sorted({*BUILT_IN, *others}))}")
+    return others[target].load()(bundle, threads, workspace)
 
-    engines: dict[str, Callable[[Bundle, int], Engine]] = {"onnx": OnnxEngine}
-    if bundle.manifest.target not in engines:
-        raise InputError(f"no engine for target {bundle.manifest.target!r}: this version knows {', '.join(engines)}")
-    return engines[bundle.manifest.target](bundle, threads)
+
+def with_room(weights: Mapping[str, np.ndarray], capacity: int) -> dict[str, np.ndarray]:
+    """The same weights, the head with `capacity` rows: those beyond the classes can never win. As it is where capacity is 0."""
+    if not capacity:
+        return dict(weights)
+    more = capacity - len(weights[HEAD_BIAS])
+    return {
+        **weights,
+        HEAD_WEIGHT: np.pad(weights[HEAD_WEIGHT], ((0, more), (0, 0))),
+        HEAD_BIAS: np.pad(weights[HEAD_BIAS], (0, more), constant_values=UNUSED),
+    }

@@ -1,37 +1,63 @@
-"""ONNX Runtime: one session for ever; every update only feeds other values for the overridable initializers."""
+"""ONNX Runtime. Where weights are inputs, one session serves for ever and an update feeds other values; where they are constants,
+an update makes a session beside the old one, with the new values in place of those in the file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 
-from ...bundle import MODELS, Bundle
+from ...bundle import CONSTANTS, DTYPES, HEAD_BIAS, Bundle
 from ...errors import InputError
+from . import Engine, with_room
 
-(MODEL,) = MODELS["onnx"]
+MODEL = "model.onnx"
 ERROR_LEVEL = 3  # below it ONNX Runtime warns once per overridable initializer
 
 
-class OnnxEngine:
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+class _Loaded(NamedTuple):
+    session: ort.InferenceSession
+    feed: dict[str, ort.OrtValue]
+    """what the session is fed beside the pictures"""
+    classes: int
+
+
+class OnnxEngine(Engine):
+    def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
+        self._path = bundle.path / MODEL
+        self._threads = threads
+        self._capacity = bundle.manifest.capacity
+        self._dtypes = {name: DTYPES[entry["dtype"]] for name, entry in bundle.manifest.weights.items()}
+        self._session = None if bundle.manifest.weights_as == CONSTANTS else self._open({})
+
+    def load(self, weights: Mapping[str, np.ndarray]) -> _Loaded:
+        stored = with_room(weights, self._capacity)
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array.astype(self._dtypes[name])) for name, array in stored.items()}
+        session, feed = (self._session, values) if self._session else (self._open(values), {})
+        return _Loaded(session, feed, len(weights[HEAD_BIAS]))
+
+    def run(self, loaded: _Loaded, inputs: np.ndarray) -> np.ndarray:
+        feed = {"pictures": ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(inputs)), **loaded.feed}
+        logits = np.asarray(loaded.session.run_with_ort_values(["logits"], feed)[0].numpy())
+        return logits[:, : loaded.classes]
+
+    def _open(self, constants: dict[str, ort.OrtValue]) -> ort.InferenceSession:
+        """A session with these values in place of the file's own; shapes are checked by ONNX Runtime."""
         options = ort.SessionOptions()
         options.log_severity_level = ERROR_LEVEL
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = self._threads
+        # int8 weights are unpacked once, when the session opens: else activations would be rounded to int8 as well
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        if constants:
+            options.add_external_initializers(list(constants), list(constants.values()))
         try:
-            self._session = ort.InferenceSession(str(bundle.path / MODEL), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
-            raise InputError(f"{bundle.path / MODEL}: ONNX Runtime cannot load it: {error}") from error
-        self._input = self._session.get_inputs()[0].name
-        self._overridable = {value.name for value in self._session.get_overridable_initializers()}
-        self._outputs = [self._session.get_outputs()[0].name]
-
-    def load(self, weights: Mapping[str, np.ndarray]) -> dict[str, ort.OrtValue]:
-        if unknown := set(weights) - self._overridable:
+            raise InputError(f"{self._path}: ONNX Runtime cannot load it: {error}") from error
+        overridable = {value.name for value in session.get_overridable_initializers()}
+        if not constants and (unknown := set(self._dtypes) - overridable):
             raise InputError(f"{MODEL} has no overridable initializer {', '.join(sorted(unknown))}: export it again")
-        return {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
-
-    def run(self, loaded: dict[str, ort.OrtValue], inputs: np.ndarray) -> np.ndarray:
-        feed = {self._input: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(inputs)), **loaded}
-        return np.asarray(self._session.run_with_ort_values(self._outputs, feed)[0].numpy())
+        return session

@@ -1,0 +1,171 @@
+"""From a run's state to the bundle that devices are flashed with, proved against torch before it gets its name."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from .. import bundle, files, signing
+from ..bundle import CONSTANTS, FACTORS, HEAD_BIAS, HEAD_WEIGHT, INPUTS, MANIFEST, TRUST, Bundle, Manifest, open_bundle
+from ..canonical import dump_json
+from ..device import canary
+from ..device.engines import open_engine
+from ..errors import NotForThisDevice, UsageError
+from ..method import backbones
+from ..packet import ENCODING
+from ..state import factor_tensors
+from ..train import data
+from ..train.run import Run
+from ..train.score import test_pictures_by_class
+from . import onnx
+from . import precision as precisions
+from .parity import BATCH, Parity, compare, host_logits
+
+log = logging.getLogger("sdlora_edge")
+TARGETS = ("onnx",)
+CANARY_SEED = 0
+PARITY_PICTURES = 64
+PARITY_PICTURES_QUANTISED = 512
+CAPACITY = 1000
+"""classes there is room for, where there must be a number and the user names none (twice those known, if more)"""
+
+
+def export_bundle(
+    run: Run,
+    out: Path,
+    task: int | None = None,
+    trust: Sequence[str] | None = None,
+    threshold: int = 1,
+    *,
+    target: str = "onnx",
+    precision: str = "fp32",
+    weights_as: str | None = None,
+    max_classes: int | None = None,
+    tolerance: float | None = None,
+    min_agreement: float | None = None,
+) -> dict[str, Any]:
+    """Write the bundle of a run's state after `task` (default: the last) to the new folder `out`, proved against torch.
+
+    trust: names or files of public keys; by default the only one in keys/. weights_as: `bundle.INPUTS` or CONSTANTS; by
+    default the one that serves faster. max_classes: room in the head, which only inputs of an ONNX model need not have.
+    tolerance, min_agreement: other bounds than the precision's own (`precision.PRECISIONS`).
+
+    Raises UsageError where `out` exists, the state knows no class, a key is missing or options exclude each other;
+    HealthError where the engine's logits differ from torch's by more than the bounds on test pictures or the canary.
+    """
+    if target not in TARGETS:
+        raise UsageError(f"target {target!r} is none of {', '.join(TARGETS)}")
+    state, bounds = run.state(task), precisions.named(precision)
+    if not state.classes:
+        raise UsageError(f"task {state.task} knows no class yet: export a later one with --task")
+    keys = _trust(trust, threshold)
+    weights_as = weights_as or (CONSTANTS if backbones.convolutions(run.backbone, run.projections) else INPUTS)
+    if weights_as not in (INPUTS, CONSTANTS):
+        raise UsageError(f"--weights-as {weights_as!r} is neither {INPUTS} nor {CONSTANTS}")
+    capacity = max_classes or (max(CAPACITY, 2 * len(state.classes)) if weights_as == CONSTANTS else 0)
+    if 0 < capacity < len(state.classes):
+        raise UsageError(f"--max-classes {capacity}: the run knows {len(state.classes)} classes already")
+    weights = run.weights(state.task) | {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
+    with files.new_folder(out) as folder:
+        places = onnx.write_model(run.backbone, run.preprocessing.size, weights, folder, precision, weights_as, capacity)
+        stored = {f"{k}.{n}": t for k, f in enumerate(run.factors(state.task), 1) for n, t in factor_tensors(f).items()}
+        files.write(folder / FACTORS, safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in stored.items()}))
+        files.write(folder / TRUST, dump_json(keys.to_dict()))
+        seen = host_logits(run, state.task, canary.inputs(CANARY_SEED, run.preprocessing))
+        manifest = Manifest(
+            lineage=run.lineage,
+            state=state.digest,
+            task=state.task,
+            task_name=state.name,
+            model=run.config.backbone,
+            target=target,
+            precision=precision,
+            tolerance=tolerance or bounds.tolerance,
+            weights_as=weights_as,
+            capacity=capacity,
+            encoding=ENCODING,
+            classes=state.classes,
+            magnitudes=tuple(state.magnitudes.tolist()),
+            preprocessing=asdict(run.preprocessing),
+            projections=run.projections,
+            weights=places,
+            canary={"seed": CANARY_SEED, "logits": seen.tolist()},
+            made_with=_made_with(),
+            files={path.name: bundle.describe(path) for path in sorted(folder.iterdir())},
+        )
+        files.write(folder / MANIFEST, manifest.to_json())
+        proved = check_bundle(run, folder, min_agreement)
+    opened = open_bundle(out)
+    return {
+        "bundle": str(out),
+        "id": opened.id,
+        "task": state.task,
+        "classes": list(state.classes),
+        "target": target,
+        "precision": precision,
+        "weights_as": weights_as,
+        "capacity": capacity,
+        "model_bytes": opened.model_bytes,
+        "trusted_keys": [key.keyid for key in keys.keys],
+        **proved.to_dict(),
+    }
+
+
+def check_bundle(run: Run, path: Path, min_agreement: float | None = None) -> Parity:
+    """Compare a bundle, in its engine, with torch: on its canary and on test pictures of the run that can still be read.
+
+    Raises HealthError where they differ by more than the bundle's precision may, NotForThisDevice for another run's bundle.
+    """
+    opened = open_bundle(path)
+    manifest, bounds = opened.manifest, precisions.named(opened.manifest.precision)
+    if manifest.lineage != run.lineage or run.state(manifest.task).digest != manifest.state:
+        raise NotForThisDevice(f"{path} was not exported from {run.path}: name the run it came from with --run")
+    inputs = canary.inputs(manifest.canary["seed"], run.preprocessing)
+    pixels = _some_pixels(run, manifest.task, PARITY_PICTURES_QUANTISED if bounds.quantised else PARITY_PICTURES)
+    if len(pixels):
+        inputs = np.concatenate([inputs, run.preprocessing.normalise(pixels)])
+    else:
+        log.warning("no test picture can be read: the exported model is compared on its canary only")
+    found = compare(engine_logits(opened, inputs), host_logits(run, manifest.task, inputs))
+    agreement = bounds.agreement if min_agreement is None else min_agreement
+    return found.require(manifest.tolerance, agreement, bounds.unit, f"the {manifest.precision} model")
+
+
+def engine_logits(opened: Bundle, inputs: np.ndarray) -> np.ndarray:
+    """What a bundle's engine computes in the bundle's own state: float32 (N, 3, size, size) to (N, classes)."""
+    with tempfile.TemporaryDirectory() as workspace:
+        engine = open_engine(opened, 0, Path(workspace))
+        loaded = engine.load({**opened.weights, HEAD_WEIGHT: opened.state.head_weight, HEAD_BIAS: opened.state.head_bias})
+        return np.concatenate([engine.run(loaded, inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
+
+
+def _some_pixels(run: Run, task: int, count: int) -> np.ndarray:
+    """Up to `count` test pictures, spread over the classes."""
+    by_class = test_pictures_by_class(run, task)
+    each = -(-count // max(1, len(by_class)))
+    few = {c: pictures[:each] for c, pictures in by_class.items()}
+    return data.decode(few, list(few), run.preprocessing, need=False).pixels[:count]
+
+
+def _made_with() -> dict[str, Any]:
+    return {"onnx_opset": onnx.OPSET, **{name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime")}}
+
+
+def _trust(names: Sequence[str] | None, threshold: int) -> signing.Trust:
+    paths = [signing.find_key(name, ".pub") for name in names] if names else [signing.find_key(None, ".pub")]
+    keys = tuple(signing.load_public(path) for path in paths if path is not None)
+    if len({key.keyid for key in keys}) < len(keys):
+        raise UsageError("--trust names one key twice")
+    if not keys:
+        log.warning("this bundle trusts no key, so its devices can never be updated: make one with sdlora-edge keys new NAME")
+    elif threshold > len(keys):
+        raise UsageError(f"--threshold {threshold} cannot be met by {len(keys)} key(s)")
+    return signing.Trust(keys, threshold)
