@@ -83,8 +83,8 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, but for the lock."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "lock"}
+    """Every file below a folder, but for locks."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".lock"}
 
 
 def make_pictures(folder: Path, classes: list[str], count: int, size: int = 20, seed: int = 0) -> Path:

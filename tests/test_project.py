@@ -23,7 +23,7 @@ def test_the_wheel_carries_export_and_works_without_the_source(tmp_path: Path) -
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
     )
-    assert str(site / "sdlora_edge" / "export" / "onnx.py") in done.stdout
+    assert str(site / "sdlora_edge" / "export" / "bundles.py") in done.stdout
     assert (site / "sdlora_edge" / "py.typed").is_file()
     assert (site / "bin" / "sdlora-edge").is_file()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 
 from .. import files
 from ..bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle, open_bundle
-from ..errors import HealthError, InputError, NotForThisDevice, NothingToDo, TrustError
+from ..errors import HealthError, InputError, NotForThisDevice, NothingToDo, StorageError, TrustError
 from ..packet import LIMITS, Packet
 from ..packet import read as read_packet
 from ..state import Factors, TaskState, advance, extended, merge
@@ -20,6 +21,8 @@ from . import canary
 from .engines import open_engine
 from .preprocessing import Picture, Preprocessing
 from .store import Store
+
+log = logging.getLogger("sdlora_edge")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Device:
         generation = store.current()
         self._live = self._build(generation.packets[: -1 if without_newest else None], generation.counter)
         self._check_canary(self._live)
+        self._publish()
 
     @classmethod
     def init(cls, bundle: Path | str, store: Path | str) -> Device:
@@ -121,6 +125,7 @@ class Device:
                 new = self._follow(live, [verified], packets, generation.counter)
                 difference = self._check_canary(new)
             self._live = new
+            self._publish()
         elapsed = (time.perf_counter() - begin) * 1000
         return {**self.status(), "canary_difference": difference, "apply_ms": round(elapsed, 1)}
 
@@ -134,6 +139,7 @@ class Device:
                 new = self._build(packets[:-1], generation.counter)
                 self._check_canary(new)
             self._live = new
+            self._publish()
         return self.status()
 
     def status(self) -> dict[str, Any]:
@@ -154,6 +160,16 @@ class Device:
             "packets": len(live.packets),
             "store_bytes": self._store.size(),
         }
+
+    def _publish(self) -> None:
+        """Let the engine tell programs beside this one, unless another process has gone on meanwhile. What fails is done again
+        when the store is next opened: the generation is in force without it."""
+        try:
+            with self._store.lock("publish.lock", wait=True):
+                if self._store.current().counter == self._live.counter:
+                    self._engine.publish(self._live.loaded)
+        except StorageError as error:
+            log.warning("generation %d is in force here, but not published: %s", self._live.counter, error)
 
     def _refresh(self) -> None:
         """Follow what another process has committed since this one opened the store."""

@@ -84,18 +84,18 @@ class Store:
         return cls(path)
 
     @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, name: str = "apply.lock", wait: bool = False) -> Iterator[None]:
         """One writer at a time; the operating system frees the lock of a process that dies.
 
-        Raises UsageError where another one writes, StorageError where the store cannot be written.
+        Raises UsageError where another one writes (unless it is to `wait`), StorageError where the store cannot be written.
         """
         try:
-            file = open(self.path / "lock", "w")  # noqa: SIM115
+            file = open(self.path / name, "w")  # noqa: SIM115
         except OSError as error:
             raise StorageError(f"{self.path} cannot be written: {error.strerror or error}") from error
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError as error:
                 raise UsageError(f"{self.path} is being updated by another process: try again when it is done") from error
             yield
