@@ -60,13 +60,14 @@ def lower(model: ModelProto, precision: str) -> ModelProto:
     if precision == "fp32":
         return model
     if precision != "fp16":
-        constants = {t.name for t in model.graph.initializer if len(t.dims) == 2 and np.prod(t.dims) >= FEW}
-        matrices = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in constants]
-        kept = round(KEPT * len(matrices))
-        if precision == "int8":
-            _in_blocks(model, matrices[kept:])
-        else:
-            model = _dynamic(model, [node.name for node in matrices[kept:]])
+        constants = {t.name for t in model.graph.initializer if len(t.dims) in (2, 4) and np.prod(t.dims) >= FEW}
+        layers = [node for node in model.graph.node if node.op_type in ("MatMul", "Conv") and node.input[1] in constants]
+        layers = layers[round(KEPT * len(layers)) :]
+        products = [node.name for node in layers if node.op_type == "MatMul"]
+        if precision == "int8-dynamic" and products:
+            model = _dynamic(model, products)
+            layers = [node for node in layers if node.op_type == "Conv"]
+        _weight_only(model, {node.input[1] for node in layers})
     halve(model, {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and np.prod(t.dims) >= FEW})
     return model
 
@@ -94,25 +95,35 @@ def halve(model: ModelProto, names: Collection[str]) -> None:
     _prepend(model, casts)
 
 
-def _in_blocks(model: ModelProto, products: list[NodeProto]) -> None:
-    """Store the constant of each product (columns, rows) as int8 with a float32 scale for every BLOCK columns of a row (for
-    all of them where they make no whole number of blocks), behind ONNX's own DequantizeLinear."""
-    tensors = {t.name: t for t in model.graph.initializer}
+def _weight_only(model: ModelProto, names: Collection[str]) -> None:
+    """Store these constants as int8 with float32 scales, behind ONNX's own DequantizeLinear."""
     unpacked = []
-    for name in dict.fromkeys(node.input[1] for node in products):
-        matrix = numpy_helper.to_array(tensors[name])
-        columns, rows = matrix.shape
-        block = BLOCK if columns % BLOCK == 0 else columns
-        blocks = matrix.reshape(columns // block, block, rows)
-        scale = np.abs(blocks).max(axis=1) / np.float32(127)
-        scale[scale == 0] = 1
-        packed = np.round(blocks / scale[:, None]).astype(np.int8).reshape(matrix.shape)
-        tensors[name].CopyFrom(numpy_helper.from_array(packed, name))
-        how = {"axis": 0, "block_size": block} if block < columns else {"axis": 1}
-        stored = scale if block < columns else scale[0]
-        model.graph.initializer.append(numpy_helper.from_array(stored, f"{name}.scale"))
+    for tensor in [t for t in model.graph.initializer if t.name in names]:
+        name = tensor.name
+        packed, scale, how = _pack(numpy_helper.to_array(tensor))
+        tensor.CopyFrom(numpy_helper.from_array(packed, name))
+        model.graph.initializer.append(numpy_helper.from_array(scale, f"{name}.scale"))
         unpacked.append(_behind(model, name, "DequantizeLinear", [f"{name}.scale"], **how))
     _prepend(model, unpacked)
+
+
+def _pack(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """(int8 of the same shape, float32 scales, attributes of DequantizeLinear). One scale for every BLOCK inputs of an output
+    of a matrix (inputs, outputs); for each output of a kernel (outputs, inputs, height, width), or of a matrix whose inputs
+    make no whole number of blocks."""
+    if weight.ndim == 4 or len(weight) % BLOCK:
+        axis = 0 if weight.ndim == 4 else 1
+        scale = _scale(np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis), keepdims=True))
+        return np.round(weight / scale).astype(np.int8), scale.reshape(-1), {"axis": axis}
+    blocks = weight.reshape(-1, BLOCK, weight.shape[1])
+    scale = _scale(np.abs(blocks).max(axis=1))
+    packed = np.round(blocks / scale[:, None]).astype(np.int8).reshape(weight.shape)
+    return packed, scale, {"axis": 0, "block_size": BLOCK}
+
+
+def _scale(largest: np.ndarray) -> np.ndarray:
+    """What one step of int8 stands for, where so much is the largest; 1 where all is zero."""
+    return np.where(largest > 0, largest / np.float32(127), np.float32(1))
 
 
 def _dynamic(model: ModelProto, names: list[str]) -> ModelProto:

@@ -176,6 +176,15 @@ def test_a_blockwise_weight_is_as_near_as_eight_bits_allow() -> None:
             [numpy_helper.from_array(matrix, "w")],
         )  # fmt: skip
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", exporting.OPSET)])
-        precisions._in_blocks(model, list(model.graph.node))
+        precisions._weight_only(model, {"w"})
         (found,) = ReferenceEvaluator(model).run(None, {"x": np.eye(1, columns, dtype=np.float32)})
         assert 0 < np.abs(found[0] - matrix[0]).max() <= np.abs(matrix).max() / 127 / 2 * 1.01
+
+
+def test_a_kernel_has_a_scale_for_each_output_and_zeros_stay_zeros() -> None:
+    kernel = np.random.default_rng(0).standard_normal((8, 4, 3, 3)).astype(np.float32)
+    kernel[3] = 0
+    packed, scale, how = precisions._pack(kernel)
+    assert (scale.shape, how) == ((8,), {"axis": 0})
+    np.testing.assert_allclose(packed * scale[:, None, None, None], kernel, atol=np.abs(kernel).max() / 127 / 2 * 1.01)
+    assert not packed[3].any()
