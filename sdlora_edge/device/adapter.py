@@ -1,0 +1,52 @@
+"""A device's weights as an `.onnx_adapter` file, by which ONNX Runtime in C++, C#, Java and JavaScript runs the bundle's model.onnx.
+
+Its parameters are the model's overridable initializers, already merged (W_t, head), so a program needs this file, the bundle
+and three lines: load the adapter, add it to the run options, run. ONNX Runtime reads it without checksum or signature: make it
+where the packets were verified, and keep it as safe as the model. It does nothing where inputs are bound with IOBinding.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from .. import files
+from ..bundle import Bundle
+from ..errors import StorageError, UsageError
+from .runtime import Device
+
+SUFFIX = ".onnx_adapter"
+
+
+def export_adapter(device: Device, out: Path) -> dict[str, Any]:
+    """Write the generation in force. Raises UsageError where the bundle's model takes no adapter, StorageError."""
+    state, weights = device.current()
+    size = write_adapter(device.bundle, weights, state.task, out)
+    return {"adapter": str(out), "task": state.task, "state": state.digest, "classes": list(state.classes), "bytes": size}
+
+
+def write_adapter(bundle: Bundle, weights: Mapping[str, np.ndarray], task: int, out: Path) -> int:
+    """Write merged weights (and head) under the names of the model's overridable initializers; returns the file's bytes.
+
+    The file's adapter version is `task`, its model version the task of the bundle: what the weights are, and what they are for.
+    """
+    if bundle.manifest.target != "onnx":
+        raise UsageError(f"{bundle.path} is of target {bundle.manifest.target}: {SUFFIX} files are for ONNX Runtime's models")
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(task)
+    adapter.set_model_version(bundle.manifest.task)
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(w)) for name, w in weights.items()})
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=out.parent) as folder:
+            adapter.export_adapter(str(Path(folder) / out.name))
+            data = (Path(folder) / out.name).read_bytes()
+    except (OSError, RuntimeError) as error:  # onnxruntime's own errors are RuntimeErrors
+        raise StorageError(f"{out} cannot be written: {error}") from error
+    files.write(out, data)  # whole, or not at all
+    return len(data)
