@@ -4,6 +4,7 @@
     adapter_model.safetensors   base_model.model.<module>.lora_A.weight   A   float32 (rank, columns), or (rank, columns, 1, 1)
                                 base_model.model.<module>.lora_B.weight   B   float32 (rows, rank), or (rows, rank, 1, 1)
                                 base_model.model.<classifier>.weight, .bias   the head, in `modules_to_save`
+    sdlora_edge.json            what peft does not ask for: lineage, state, task, model, all magnitudes, the classes of the head
 
 The adapter applies to W_0: the backbone as it was before the first task, timm's own weights or those of the base session
 (backbone.safetensors of the run), whatever task the bundle was exported at. Magnitudes of old directions change with every task, so
@@ -39,7 +40,7 @@ from torch import nn
 
 from .. import files
 from ..bundle import Bundle, open_bundle
-from ..canonical import dump_json, parse_json
+from ..canonical import parse_json
 from ..device.runtime import open_packet
 from ..errors import InputError, NothingToDo, UsageError
 from ..method import backbones
@@ -49,7 +50,7 @@ from ..train.run import Run
 from ..train.trainer import Direction, Report, add_task
 
 log = logging.getLogger("sdlora_edge")
-CONFIG, MODEL, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+CONFIG, MODEL, PICKLE, FACTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "sdlora_edge.json"
 PREFIX = "base_model.model."
 ROUNDING = 0.01
 """the largest share of an adapter's norm that its rounding to float16 may take away"""
@@ -97,9 +98,9 @@ def to_peft(bundle_path: Path, packets: Sequence[Path], out: Path, alone: bool =
         log.warning("timm reads %s.weight without calling the layer: in peft, call merge_and_unload() for it to count", module)
     with files.new_folder(out) as folder:
         files.write(folder / CONFIG, json.dumps(_config(ranks, classifier), indent=1).encode() + b"\n")
-        metadata = {"format": "pt", "sdlora_edge": dump_json(facts).decode()}
+        files.write(folder / FACTS, json.dumps(facts, indent=1).encode() + b"\n")
         contiguous = {name: np.ascontiguousarray(t, np.float32) for name, t in stored.items()}
-        files.write(folder / MODEL, safetensors.numpy.save(contiguous, metadata))
+        files.write(folder / MODEL, safetensors.numpy.save(contiguous, {"format": "pt"}))
     size = sum(path.stat().st_size for path in out.iterdir())
     return {"adapter": str(out), **facts, "rank": max(ranks.values()), "modules": len(ranks), "head": classifier, "bytes": size}
 
@@ -214,7 +215,7 @@ def read_adapter(path: Path, run: Run) -> dict[str, Factors]:
         )
     heads = {f"{PREFIX}{classifier}.{part}" for part in ("weight", "bias")} if classifier else set()
     pairs: dict[str, dict[str, np.ndarray]] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items()):
         if key in heads:
             continue
         found = re.fullmatch(re.escape(PREFIX) + r"(.+)\.lora_([AB])\.weight", key)
@@ -344,7 +345,8 @@ def _normalised(factors: Mapping[str, Factors], run: Run, path: Path) -> Directi
     for p, N in zip(run.projections, norm, strict=True):
         if f := factors.get(p.name):
             try:
-                shipped[p.name] = Factors(encode(f.A), encode(f.B / np.float32(N)))
+                with np.errstate(over="ignore"):  # encode refuses what this makes infinite
+                    shipped[p.name] = Factors(encode(f.A), encode(f.B / np.float32(N)))
             except ValueError as wrong:
                 raise InputError(f"{path}: {p.name}: {wrong}") from wrong
             error += float(np.square(N * _product(shipped[p.name]) - _product(f)).sum())
