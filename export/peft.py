@@ -4,7 +4,7 @@
     adapter_model.safetensors   base_model.model.<module>.lora_A.weight   A   float32 (rank, columns), or (rank, columns, 1, 1)
                                 base_model.model.<module>.lora_B.weight   B   float32 (rows, rank), or (rows, rank, 1, 1)
                                 base_model.model.<classifier>.weight, .bias   the head, in `modules_to_save`
-    sdlora_edge.json            what peft does not ask for: lineage, state, task, model, all magnitudes, the classes of the head
+    sdlora_edge.json            what peft does not ask for: model, task, state digest, all magnitudes, the classes of the head
 
 The adapter applies to W_0: the backbone as it was before the first task, timm's own weights or those of the base session
 (backbone.safetensors of the run), whatever task the bundle was exported at. Magnitudes of old directions change with every task, so
@@ -77,32 +77,47 @@ def to_peft(bundle_path: Path, packets: Sequence[Path], out: Path, alone: bool =
     bundle = open_bundle(bundle_path)
     state, factors = _follow(bundle, packets)
     manifest = bundle.manifest
-    backbone, _ = backbones.create(manifest.model, manifest.preprocessing["size"], None, pretrained=False)
+    written = write_adapter(state, factors, manifest.projections, manifest.model, manifest.preprocessing["size"], out, alone)
+    return {"adapter": str(out), "lineage": manifest.lineage, **written}
+
+
+def write_adapter(
+    state: TaskState,
+    factors: Sequence[Mapping[str, Factors]],
+    projections: Sequence[Projection],
+    model: str,
+    size: int,
+    out: Path,
+    alone: bool = False,
+) -> dict[str, Any]:
+    """The adapter of a task's state; factors: of the tasks 1 to t. model, size: timm's name and the pictures' side.
+
+    Returns what sdlora_edge.json holds, and `rank` (the largest), `modules`, `head` (the classifier's module) and `bytes`.
+    """
+    backbone, _ = backbones.create(model, size, None, pretrained=False)
     magnitudes = state.magnitudes.copy()
     if alone:
         magnitudes[:-1] = 0
-    tensors = _stacked(manifest.projections, factors, magnitudes, backbone)
+    tensors = _stacked(projections, factors, magnitudes, backbone)
     if not tensors:
-        what = (
-            f"task {state.task} has no direction of its own" if alone and state.task else f"task {state.task} has no directions yet"
-        )
-        raise NothingToDo(f"{what}: there is nothing that an adapter could hold")
+        what = "no direction of its own" if alone and state.task else "no directions yet"
+        raise NothingToDo(f"task {state.task} has {what}: there is nothing that an adapter could hold")
     ranks = {module: len(A) for module, (A, _) in tensors.items()}
-    classifier = None if alone else _classifier(manifest.model)
+    classifier = None if alone else _classifier(model)
     stored = {f"{PREFIX}{m}.lora_{part}.weight": t for m, pair in tensors.items() for part, t in zip("AB", pair, strict=True)}
     if classifier:
         stored |= {f"{PREFIX}{classifier}.weight": state.head_weight, f"{PREFIX}{classifier}.bias": state.head_bias}
-    facts = {"lineage": manifest.lineage, "state": state.digest, "task": state.task, "model": manifest.model, "alone": alone}
-    facts |= {"magnitudes": state.magnitudes.tolist(), "classes": list(state.classes)}
-    for module in _bypassed(backbone, list(tensors), manifest.preprocessing["size"]):
+    for module in _bypassed(backbone, list(tensors), size):
         log.warning("timm reads %s.weight without calling the layer: in peft, call merge_and_unload() for it to count", module)
+    facts = {"model": model, "task": state.task, "state": state.digest, "alone": alone}
+    facts |= {"magnitudes": state.magnitudes.tolist(), "classes": list(state.classes)}
     with files.new_folder(out) as folder:
         files.write(folder / CONFIG, json.dumps(_config(ranks, classifier), indent=1).encode() + b"\n")
         files.write(folder / FACTS, json.dumps(facts, indent=1).encode() + b"\n")
         contiguous = {name: np.ascontiguousarray(t, np.float32) for name, t in stored.items()}
         files.write(folder / MODEL, safetensors.numpy.save(contiguous, {"format": "pt"}))
-    size = sum(path.stat().st_size for path in out.iterdir())
-    return {"adapter": str(out), **facts, "rank": max(ranks.values()), "modules": len(ranks), "head": classifier, "bytes": size}
+    size_on_disk = sum(path.stat().st_size for path in out.iterdir())
+    return {**facts, "rank": max(ranks.values()), "modules": len(ranks), "head": classifier, "bytes": size_on_disk}
 
 
 def _follow(bundle: Bundle, packets: Sequence[Path]) -> tuple[TaskState, list[Mapping[str, Factors]]]:

@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.torch
+import timm
 import torch
 from conftest import Fleet, Result, make_pictures
 from sdlora_edge.export.onnx import export_onnx
 from sdlora_edge.export.parity import host_logits
-from sdlora_edge.export.peft import from_peft, read_adapter, to_peft
+from sdlora_edge.export.peft import from_peft, read_adapter, to_peft, write_adapter
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
+from sdlora_edge.method import backbones, sdlora
+from sdlora_edge.state import Factors, TaskState, merge
 from sdlora_edge.train.data import pictures_in
 from sdlora_edge.train.evaluate import score
 from sdlora_edge.train.run import Run
@@ -93,6 +96,45 @@ def test_adapters_of_single_tasks_add_up_in_peft_by_cat(fleet: Fleet, tmp_path: 
     model.set_adapter("all")
     seen = logits(model) @ states[3].head_weight.T + states[3].head_bias
     np.testing.assert_allclose(seen, host_logits(Run.open(fleet.run), 3, inputs().numpy()), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_any_backbone_any_ranks_and_magnitudes_of_projections(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Pointwise convolutions, classifiers that bear other names, RR, an absorbed task; beside our own merge of the same factors."""
+    size = 28 if name.startswith("eva") else 32
+    own, _ = backbones.create(name, size, None, pretrained=False)
+    projections, random = backbones.projections(own), np.random.default_rng(0)
+
+    def normal(*shape: int) -> np.ndarray:
+        return (0.1 * random.standard_normal(shape)).astype(np.float16)
+
+    factors = [{p.name: Factors(normal(rank, p.columns), normal(p.stop - p.start, rank)) for p in projections} for rank in (3, 2)]
+    factors = [factors[0], {}, {projections[0].name: factors[1][projections[0].name]}]
+    width = backbones.features(own)
+    head = normal(5, width).astype(np.float32), normal(5).astype(np.float32)
+    state = TaskState(3, "t", "00" * 32, tuple("abcde"), random.standard_normal((3, len(projections))), *head, {})
+    found = write_adapter(state, factors, projections, name, size, tmp_path / "adapter")
+    torch.manual_seed(0)
+    sized = {"img_size": size} if name.startswith(("vit", "eva")) else {}
+    model = timm.create_model(name, num_classes=5, **sized).eval()
+    ours = timm.create_model(name, num_classes=0, **sized).eval()
+    for parameter in (p for n, p in model.named_parameters() if n.endswith("gamma")):  # 1e-6 in a fresh ConvNeXt
+        parameter.data.fill_(1.0)
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(found["head"])}
+    ours.load_state_dict(weights)
+    merged = merge(sdlora.adapted_weights(ours, projections), projections, factors, state.magnitudes)
+    picture = np.random.default_rng(1).standard_normal((2, 3, size, size)).astype(np.float32)
+    reference = sdlora.logits(ours, merged, state, picture, exact=True)
+    plain = sdlora.logits(ours, {}, state, picture, exact=True)
+    scale = np.abs(reference).max()
+    assert np.abs(plain - reference).max() > 1e-2 * scale
+    adapted = PeftModel.from_pretrained(model, str(tmp_path / "adapter"))
+    bypassed = "merge_and_unload" in caplog.text
+    assert bypassed == name.startswith("eva")
+    with torch.no_grad():
+        if not bypassed:
+            np.testing.assert_allclose(adapted(torch.from_numpy(picture)).numpy(), reference, atol=1e-4 * scale)
+        np.testing.assert_allclose(adapted.merge_and_unload()(torch.from_numpy(picture)).numpy(), reference, atol=1e-4 * scale)
 
 
 def test_there_and_back_gives_the_same_factors(fleet: Fleet, tmp_path: Path) -> None:
