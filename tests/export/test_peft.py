@@ -26,6 +26,7 @@ from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
 from sdlora_edge.method import backbones, sdlora
 from sdlora_edge.state import Factors, TaskState, merge
+from sdlora_edge.train import trainer
 from sdlora_edge.train.data import pictures_in
 from sdlora_edge.train.evaluate import score
 from sdlora_edge.train.run import Run
@@ -178,11 +179,11 @@ def test_a_shipped_direction_comes_back_as_a_task_and_reaches_a_device(
     np.testing.assert_allclose(device.logits(inputs().numpy()), host_logits(run, 4, inputs().numpy()), atol=1e-4)
 
 
-def trained(run: Path, out: Path, model: nn.Module | None = None, **settings: Any) -> Path:
+def trained(run: Path, out: Path, **settings: Any) -> Path:
     """An adapter that peft itself saved, its B no longer zero."""
     options = {"r": 4, "lora_alpha": 16, "target_modules": ["qkv"]} | settings
     torch.manual_seed(0)
-    adapted = get_peft_model(model or backbone(run, 3), LoraConfig(**options))
+    adapted = get_peft_model(backbone(run, 3), LoraConfig(**options))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
@@ -195,7 +196,9 @@ def trained(run: Path, out: Path, model: nn.Module | None = None, **settings: An
     return out
 
 
-def test_an_adapter_that_peft_trained_moves_the_weights_as_peft_does(fleet: Fleet, run_copy: Path, tmp_path: Path) -> None:
+def test_an_adapter_that_peft_trained_moves_the_weights_as_peft_does(
+    fleet: Fleet, run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Other ranks and scalings for single modules included, and a head of its own left aside."""
     patterns = {"rank_pattern": {"blocks.1.attn.qkv": 2}, "alpha_pattern": {"blocks.2.attn.qkv": 3}}
     path = trained(
@@ -205,8 +208,14 @@ def test_an_adapter_that_peft_trained_moves_the_weights_as_peft_does(fleet: Flee
         target_modules=["blocks.1.attn.qkv", "blocks.2.attn.qkv"],
         **patterns,
     )
-    run = Run.open(run_copy)
-    data = make_pictures(tmp_path / "new", ["gear", "hook"], 8)
+    data, held = make_pictures(tmp_path / "new", ["gear", "hook"], 8), {}
+
+    def spy(model: sdlora.SDLoRA, *arguments: Any) -> None:
+        trained_on(model, *arguments)
+        held.update({name: w.detach().numpy() for name, w in model.weights().items()})
+
+    trained_on = trainer.fit
+    monkeypatch.setattr(trainer, "fit", spy)
     run = from_peft(path, run_copy, str(data))
     peft = PeftModel.from_pretrained(backbone(run_copy, 3), str(path)).merge_and_unload()
     before, after = run.weights(3), run.weights(4)
@@ -214,6 +223,7 @@ def test_an_adapter_that_peft_trained_moves_the_weights_as_peft_does(fleet: Flee
     for name, weight in after.items():
         moved = peft.get_parameter(name).detach().numpy() - run.base_weights[name]
         np.testing.assert_allclose(weight - before[name], moved, atol=2e-3 * max(1e-9, np.abs(moved).max()))
+        np.testing.assert_allclose(held[name], weight, atol=1e-6)  # what the head was fitted on
     assert {len(f.A) for f in run.updates[3].factors.values()} == {2, 4}
 
 
@@ -238,6 +248,20 @@ def test_what_factors_cannot_represent_is_refused_by_name(
         read_adapter(path, Run.open(fleet.run))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("setting", "value"), [("method", "lora"), ("method", "frozen"), ("directions", "shared")])
+def test_a_run_whose_method_has_no_place_for_it_refuses(
+    fleet: Fleet, run_copy: Path, tmp_path: Path, setting: str, value: str
+) -> None:
+    to_peft(fleet.bundle, fleet.packets[:1], tmp_path / "adapter")
+    text = (run_copy / "config.toml").read_text()
+    old = {"method": 'method = "sdlora"', "directions": 'directions = "free"'}[setting]
+    assert old in text
+    (run_copy / "config.toml").write_text(text.replace(old, f'{setting} = "{value}"'))
+    with pytest.raises(UsageError, match=f"{setting} {value}"):
+        from_peft(tmp_path / "adapter", run_copy, str(make_pictures(tmp_path / "new", ["gear", "hook"], 4)))
+    assert len(Run.open(run_copy).updates) == 3
 
 
 def edited(
