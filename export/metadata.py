@@ -8,7 +8,7 @@ from typing import Any
 from ..canonical import dump_json
 
 PREFIX = "sdlora_edge."
-_FIELDS = ("lineage", "state", "task", "task_name", "model", "precision", "classes", "preprocessing")
+_FIELDS = ("lineage", "state", "task", "task_name", "model", "precision", "weights_as", "capacity", "classes", "preprocessing")
 
 
 def metadata(manifest: Mapping[str, Any]) -> dict[str, str]:

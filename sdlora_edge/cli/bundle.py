@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as formats
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from ..bundle import Bundle, open_bundle
 from .output import Json, emit, facts, table
 
 app = typer.Typer(no_args_is_help=True, help="Look into a bundle.")
-_TABLES = ("projections", "files", "preprocessing", "trust")
 
 
 @app.callback()
@@ -37,16 +37,25 @@ def _described(bundle: Bundle) -> dict[str, Any]:
 
 
 def _text(value: dict[str, Any]) -> str:
-    projections = [
-        [p["name"], p["tensor"], "{}..{}".format(*p["rows"]), "{} x {}".format(*p["shape"])] for p in value["projections"]
-    ]
-    bytes_ = [[name, f"{f['size']:,}", f["sha256"][:16]] for name, f in sorted(value["files"].items())]
-    keys = value["trust"]["keys"]
-    parts = [
-        facts(value, *(name for name in value if name not in _TABLES)),
-        "preprocessing\n" + facts(value["preprocessing"], *value["preprocessing"]),
-        table(["projection", "tensor", "rows", "shape"], projections),
-        table(["file", "bytes", "sha256"], bytes_),
-        f"trusted keys, of which {value['trust']['threshold']} must sign\n" + "\n".join(keys) if keys else "trusts no key: its devices can never be updated",
-    ]  # fmt: skip
+    tables: dict[str, tuple[list[str], Callable[[Any], list[list[str]]]]] = {
+        "projections": (["projection", "tensor", "rows", "shape"], _projections),
+        "weights": (["weight", "dtype", "shape", "file", "at byte"], _weights),
+        "files": (["file", "bytes", "sha256"], _files),
+    }
+    others = [name for name in value if isinstance(value[name], dict) and name not in tables]
+    parts = [facts(value, *(name for name in value if name not in (*tables, *others)))]
+    parts += [f"{name.replace('_', ' ')}\n{facts(value[name], *value[name])}" for name in others]
+    parts += [table(head, rows(value[name])) for name, (head, rows) in tables.items()]
     return "\n\n".join(parts)
+
+
+def _projections(projections: list[dict[str, Any]]) -> list[list[str]]:
+    return [[p["name"], p["tensor"], "{}..{}".format(*p["rows"]), "{} x {}".format(*p["shape"])] for p in projections]
+
+
+def _weights(weights: dict[str, dict[str, Any]]) -> list[list[str]]:
+    return [[n, w["dtype"], " x ".join(map(str, w["shape"])), w["file"], str(w["offset"])] for n, w in sorted(weights.items())]
+
+
+def _files(files: dict[str, dict[str, Any]]) -> list[list[str]]:
+    return [[name, f"{f['size']:,}", f["sha256"][:16]] for name, f in sorted(files.items())]

@@ -2,7 +2,8 @@
 
 Its parameters are the model's overridable initializers, already merged (W_t, head), so a program needs this file, the bundle
 and three lines: load the adapter, add it to the run options, run. ONNX Runtime reads it without checksum or signature: make it
-where the packets were verified, and keep it as safe as the model. It does nothing where inputs are bound with IOBinding.
+where the packets were verified, and keep it as safe as the model. It does nothing where inputs are bound with IOBinding. With
+an int8 bundle, give the session the configuration entry session.disable_quant_qdq = 1, as `engines.onnx` does.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import numpy as np
 import onnxruntime as ort
 
 from .. import files
-from ..bundle import Bundle
+from ..bundle import DTYPES, INPUTS, Bundle
 from ..errors import StorageError, UsageError
+from .engines import with_room
 from .runtime import Device
 
 SUFFIX = ".onnx_adapter"
@@ -35,12 +37,19 @@ def write_adapter(bundle: Bundle, weights: Mapping[str, np.ndarray], task: int, 
 
     The file's adapter version is `task`, its model version the task of the bundle: what the weights are, and what they are for.
     """
-    if bundle.manifest.target != "onnx":
-        raise UsageError(f"{bundle.path} is of target {bundle.manifest.target}: {SUFFIX} files are for ONNX Runtime's models")
+    manifest = bundle.manifest
+    if manifest.target != "onnx" or manifest.weights_as != INPUTS:
+        raise UsageError(
+            f"{bundle.path} (target {manifest.target}, weights as {manifest.weights_as}) takes no {SUFFIX} file: "
+            f"export one with --target onnx --weights-as {INPUTS}"
+        )
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(task)
-    adapter.set_model_version(bundle.manifest.task)
-    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(w)) for name, w in weights.items()})
+    adapter.set_model_version(manifest.task)
+    stored = {
+        n: np.ascontiguousarray(w, DTYPES[manifest.weights[n]["dtype"]]) for n, w in with_room(weights, manifest.capacity).items()
+    }
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(w) for name, w in stored.items()})
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=out.parent) as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from conftest import Fleet, Result
 
 from sdlora_edge import files
 from sdlora_edge.device import Device
-from sdlora_edge.device.adapter import export_adapter
+from sdlora_edge.device.adapter import export_adapter, write_adapter
+from sdlora_edge.errors import UsageError
 
 Cli = Callable[..., Result]
 
@@ -53,21 +55,27 @@ def test_a_plain_session_gets_the_devices_outputs_after_each_packet(fleet: Fleet
     assert [p.name for p in out.parent.iterdir()] == [out.name]
 
 
-def test_a_later_bundle_gives_the_same_outputs(fleet: Fleet, store: Path, tmp_path: Path) -> None:
-    """The adapter holds merged weights, so W_e does not matter but for rounding."""
-    from sdlora_edge.export.onnx import export_onnx
+def test_other_precisions_and_other_bundles(fleet: Fleet, tmp_path: Path) -> None:
+    """float16 weights, and an adapter whose model has room for a fixed number of classes; constants take none."""
+    from sdlora_edge.export.bundles import export_bundle
 
     from sdlora_edge.train.run import Run
 
-    export_onnx(Run.open(fleet.run), tmp_path / "later", 2, [str(fleet.key.with_suffix(".pub"))])
-    device = Device.open(store)
-    for path in fleet.packets[:2]:
+    keys = [str(fleet.key.with_suffix(".pub"))]
+    export_bundle(Run.open(fleet.run), tmp_path / "half", 1, keys, precision="fp16", max_classes=20)
+    device = Device.init(tmp_path / "half", tmp_path / "store")
+    for path in fleet.packets[1:]:
         device.apply(path)
-    export_adapter(device, tmp_path / "a.onnx_adapter")
-    np.testing.assert_allclose(
-        run_plainly(tmp_path / "later", tmp_path / "a.onnx_adapter"), run_plainly(tmp_path / "later", None), atol=1e-4
-    )
-    assert ort.AdapterFormat.read_adapter(str(tmp_path / "a.onnx_adapter")).get_model_version() == 0
+    shown, out = export_adapter(device, tmp_path / "a.onnx_adapter"), tmp_path / "a.onnx_adapter"
+    found, known = run_plainly(tmp_path / "half", out), len(shown["classes"])
+    np.testing.assert_allclose(found[:, :known], device.logits(pictures()), atol=1e-5)
+    assert (found[:, known:] < -1e4).all()  # rows without a class can never win
+    read = ort.AdapterFormat.read_adapter(str(out))
+    assert (read.get_adapter_version(), read.get_model_version()) == (3, 1)
+    constants = replace(device.bundle, manifest=replace(device.bundle.manifest, weights_as="constants"))
+    with pytest.raises(UsageError, match="--weights-as inputs"):
+        write_adapter(constants, device.current()[1], 3, tmp_path / "b.onnx_adapter")
+    assert not (tmp_path / "b.onnx_adapter").exists()
 
 
 def test_it_is_written_whole_or_not_at_all(store: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

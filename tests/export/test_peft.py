@@ -16,7 +16,7 @@ import safetensors.torch
 import timm
 import torch
 from conftest import Fleet, Result, make_pictures
-from sdlora_edge.export.onnx import export_onnx
+from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.parity import host_logits
 from sdlora_edge.export.peft import from_peft, read_adapter, to_peft, write_adapter
 from timm.models.vision_transformer import VisionTransformer
@@ -74,7 +74,7 @@ def test_peft_computes_what_the_device_computes_after_each_packet(fleet: Fleet, 
 
 
 def test_a_later_bundle_gives_the_same_adapter(fleet: Fleet, tmp_path: Path) -> None:
-    export_onnx(Run.open(fleet.run), tmp_path / "later", 2, [str(fleet.key.with_suffix(".pub"))])
+    export_bundle(Run.open(fleet.run), tmp_path / "later", 2, [str(fleet.key.with_suffix(".pub"))])
     to_peft(fleet.bundle, fleet.packets, tmp_path / "a")
     to_peft(tmp_path / "later", fleet.packets[2:], tmp_path / "b")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
