@@ -210,8 +210,9 @@ def test_json_is_all_there_is_on_stdout(cli: Cli, fleet: Fleet, store: Path, tmp
 def test_every_command_has_help(cli: Cli) -> None:
     groups = {
         "keys": ["new"],
-        "packet": ["build", "inspect", "verify"],
-        "device": ["init", "apply", "predict", "status", "rollback"],
+        "bundle": ["inspect"],
+        "packet": ["build", "inspect", "verify", "to-peft", "from-peft"],
+        "device": ["init", "apply", "predict", "status", "rollback", "export-adapter"],
     }
     words = [[], ["train"], ["export"], ["demo"], *([g, c] for g, commands in groups.items() for c in ["", *commands])]
     for line in words:

@@ -70,5 +70,18 @@ def rollback(store: Store, json: Json = False) -> None:
     _show(Device.open(store, without_newest=True).rollback(), json)
 
 
+@app.command("export-adapter")
+def export_adapter(
+    store: Store,
+    out: Annotated[Path, typer.Option(help="The .onnx_adapter file; one that is there is replaced.")],
+    json: Json = False,
+) -> None:
+    """Write the weights in force for ONNX Runtime programs in other languages, which run the bundle's model.onnx with them."""
+    from ..device.adapter import export_adapter as write
+
+    value = write(Device.open(store), out)
+    emit(value, json, lambda: facts(value, *value))
+
+
 def _show(value: dict[str, Any], json: bool) -> None:
     emit(value, json, lambda: facts(value, *_STATUS))

@@ -12,7 +12,7 @@ from ..bundle import open_bundle
 from ..errors import UsageError
 from .output import Json, emit, facts, table
 
-app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify update packets.")
+app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify update packets, and trade them with peft.")
 
 
 @app.command()
@@ -73,3 +73,48 @@ def verify(
         json,
         lambda: f"{file}: good, task {opened.sequence} ({opened.update.name}), classes {', '.join(opened.update.classes)}",
     )
+
+
+@app.command("to-peft")
+def to_peft(
+    packets: Annotated[Optional[list[Path]], typer.Argument(help="Every packet after the bundle's task, in order.")] = None,
+    bundle: Annotated[Path, typer.Option(help="The bundle that they follow.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(help="The adapter's folder.")] = ...,  # type: ignore[assignment]
+    alone: Annotated[bool, typer.Option("--alone", help="The last task's direction only, without the head.")] = False,
+    json: Json = False,
+) -> None:
+    """Write a LoRA adapter that the peft library loads: the whole update of the backbone's own weights, and the head."""
+    from ..export.peft import to_peft as write
+
+    value = write(bundle, packets or [], out, alone)
+    names = ("adapter", "model", "task", "rank", "modules", "head", "classes", "magnitudes", "bytes")
+    emit(
+        value,
+        json,
+        lambda: (
+            facts(value, *names) + "\napplies to: the backbone before task 1 (backbone.safetensors of the run, or timm's weights)"
+        ),
+    )
+
+
+@app.command("from-peft")
+def from_peft(
+    adapter: Annotated[Path, typer.Argument(help="Folder with adapter_config.json and adapter_model.safetensors.")],
+    run: Annotated[Optional[Path], typer.Option(help="The run that gets one more task. Default: runs/latest.")] = None,
+    data: Annotated[str, typer.Option(help="Pictures that the head is fitted to: a folder per class, or a ZIP.")] = ...,  # type: ignore[assignment]
+    name: Annotated[Optional[str], typer.Option(help="The task's name. Default: the adapter's.")] = None,
+    json: Json = False,
+) -> None:
+    """Make a LoRA adapter, trained elsewhere on the same backbone, the next task of a run; packet build then ships it."""
+    from ..export.peft import from_peft as add
+    from ..train.run import newest
+    from .train import accuracy_row
+
+    done = add(adapter, run or newest(), data, name)
+    value = {
+        "run": str(done.path),
+        "tasks": len(done.updates),
+        "classes": list(done.states[-1].classes),
+        "metrics": done.metrics[-1],
+    }
+    emit(value, json, lambda: f"{accuracy_row(done)}\nrun: {done.path}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +142,11 @@ class Device:
             self._publish()
         return self.status()
 
+    def current(self) -> tuple[TaskState, dict[str, np.ndarray]]:
+        """The state in force, and its merged weights and head, float32, by the names of the model's own: computed anew."""
+        live = self._live
+        return live.state, self._merged(live.state, live.factors)
+
     def status(self) -> dict[str, Any]:
         """Where this device stands, as plain values."""
         live, manifest = self._live, self.bundle.manifest
@@ -194,10 +199,14 @@ class Device:
             state = advance(state, packet.update)
             factors.append(dict(packet.update.factors))
             seed, logits = packet.canary_seed, packet.canary_logits
+        loaded = self._engine.load(self._merged(state, factors))
+        return _Live(counter, digests, state, tuple(factors), seed, logits, loaded)
+
+    def _merged(self, state: TaskState, factors: Sequence[Mapping[str, Factors]]) -> dict[str, np.ndarray]:
+        """W_t and the head of a state; factors: of the tasks after the bundle's."""
         coefficients = state.magnitudes - extended(self.bundle.state.magnitudes, state.magnitudes)
-        weights = merge(self.bundle.weights, manifest.projections, [*self.bundle.factors, *factors], coefficients)
-        weights |= {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
-        return _Live(counter, digests, state, tuple(factors), seed, logits, self._engine.load(weights))
+        weights = merge(self.bundle.weights, self.bundle.manifest.projections, [*self.bundle.factors, *factors], coefficients)
+        return weights | {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
 
     def _check_canary(self, live: _Live) -> float:
         manifest = self.bundle.manifest

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..canonical import tensors_digest
 from ..device.preprocessing import Preprocessing
 from ..errors import InputError, SdloraError, UsageError
 from ..method import absorb, backbones
 from ..method.head import FeatureStatistics
 from ..method.sdlora import SDLoRA, features
 from ..packet import name_problem
-from ..state import TaskUpdate, changed_rows
+from ..state import Factors, TaskUpdate, advance, changed_rows, factor_tensors
 from . import data, distributed
 from .augment import views
 from .base import train_base
@@ -36,6 +37,8 @@ from .score import Scorer, seen_features, slices
 log = logging.getLogger("sdlora_edge")
 Report = Callable[[Run], None]
 """called after every task that was recorded"""
+Direction = tuple[Mapping[str, Factors], np.ndarray]
+"""one that was learned elsewhere: its factors as they are shipped, and the magnitude deltas of `TaskUpdate`"""
 VIEWS, VIEWS_UP_TO = 3, 2000
 """random views of each new picture by which the drift is measured, and the most pictures that is done with"""
 
@@ -73,7 +76,7 @@ def resume(path: Path, report: Report = lambda run: None, source: Source | None 
     source = source or data.load_for(settings)
     parts, begun = data.parts(source, settings), Run.is_begun(path)
     distributed.wait()
-    with _interruptible(f"{path}"):
+    with _interruptible(f"train --run {path}"):
         if not begun:
             _prepare(path, settings, parts[0])
         run = Run.open(path)
@@ -91,14 +94,24 @@ def resume(path: Path, report: Report = lambda run: None, source: Source | None 
     return run
 
 
-def add_task(path: Path, folder: str, name: str | None = None, report: Report = lambda run: None) -> Run:
+def add_task(
+    path: Path,
+    folder: str,
+    name: str | None = None,
+    report: Report = lambda run: None,
+    direction: Direction | None = None,
+    command: str = "train",
+) -> Run:
     """Learn ONE more task from a new folder or ZIP, with nothing but its pictures: new classes, known ones in a new domain, or both.
 
+    With a `direction` that was learned elsewhere, only the head is learned; `command` is what the user called, for messages.
     Earlier tasks are scored again where their own test pictures can still be read, and left out where they cannot.
     """
     run = Run.open(path)
     if (done := len(run.updates)) < run.config.tasks:
-        raise UsageError(f"{path} has finished {done} of its {run.config.tasks} tasks: resume it first with train --run {path}")
+        raise UsageError(
+            f"{path} has finished {done} of its {run.config.tasks} tasks: resume it first with sdlora-edge train --run {path}"
+        )
     source = data.load_for(run.config, folder)
     if len(source.classes) < 2:
         raise UsageError(f"{folder} has one class only ({source.classes[0]}): at least two are needed to learn a difference")
@@ -109,8 +122,8 @@ def add_task(path: Path, folder: str, name: str | None = None, report: Report = 
     assert part is not None
     if set(part.classes) <= {c for entry in run.metrics if entry["source"] == part.source for c in entry["classes"]}:
         raise UsageError(f"{folder} was learned already, with all its classes: give a folder of new pictures")
-    with _interruptible(f"{path} --data {folder} --name {shlex.quote(name)}"):
-        _train_task(run, part, Scorer(run, {source.name: source}))
+    with _interruptible(f"{command} --run {path} --data {folder} --name {shlex.quote(name)}"):
+        _train_task(run, part, Scorer(run, {source.name: source}), direction)
     report(run)
     return run
 
@@ -120,9 +133,7 @@ def _interruptible(arguments: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        log.warning(
-            "stopped; what was learned up to the last whole epoch is kept: go on with sdlora-edge train --run %s", arguments
-        )
+        log.warning("stopped; what was learned up to the last whole epoch is kept: go on with sdlora-edge %s", arguments)
         raise
 
 
@@ -168,7 +179,7 @@ def _prepare(path: Path, settings: TrainConfig, base_part: Part) -> None:
     distributed.wait()
 
 
-def _train_task(run: Run, part: Part, scorer: Scorer) -> None:
+def _train_task(run: Run, part: Part, scorer: Scorer, direction: Direction | None = None) -> None:
     """Learn one task and record it. The head's rows of known classes are trained on, where the task has such classes."""
     settings, begin = run.config, time.perf_counter()
     device = distributed.begin(backbones.resolve_device(settings.device))
@@ -180,27 +191,19 @@ def _train_task(run: Run, part: Part, scorer: Scorer) -> None:
     weight = np.concatenate([run.plain[0], np.zeros((len(new), run.plain[0].shape[1]), np.float32)])
     bias = np.concatenate([run.plain[1], np.zeros(len(new), np.float32)])
     _seed(settings.seed, number)
-    model = SDLoRA(
-        run.backbone.to(device),
-        run.projections,
-        run.states,
-        len(rows),
-        settings.rank_of(number) if settings.method != "frozen" else 0,
-        "none" if settings.method == "lora" else settings.magnitudes,
-        settings.magnitude_init,
-        settings.magnitude_scope,
-        settings.magnitude_norm,
-        "continue" if settings.method == "lora" else settings.directions,
-        (weight[rows], bias[rows]),
-    ).to(device)
+    run.backbone.to(device)
+    head = weight[rows], bias[rows]
+    model = (_holding(run, *direction, head) if direction else _learning(run, head)).to(device)
     prepare, old_weights = run.preprocessing, run.weights(state.task)
-    checkpoint = Checkpoint(run.path, number, part.source, part.name, part.classes, len(pictures), state.digest, settings)
+    key = [tensors_digest(factor_tensors(direction[0]))] if direction else []
+    checkpoint = Checkpoint(run.path, number, part.source, part.name, part.classes, len(pictures), state.digest, settings, *key)
     anchor = torch.from_numpy(seen_features(run, old_weights, pictures)) if settings.consistency else None
     fit(model, pictures, settings, prepare, number, checkpoint, anchor, writer(run.path, settings))
     model.finish_task()
     if distributed.first():
-        facts = _absorb(run, model) | {"rank": model.rank}
-        directions, deltas, targets = model.directions(), model.deltas(), rows[pictures.targets]
+        facts, targets = _absorb(run, model), rows[pictures.targets]
+        directions, deltas = direction or (model.directions(), model.deltas())
+        facts["rank"] = max((len(f.A) for f in directions.values()), default=0)
         frozen = seen_features(run, {}, pictures)
         run.frozen = run.frozen.with_pictures(frozen, targets, len(classes))
         weight[rows], bias[rows] = _numpy(model.head.weight), _numpy(model.head.bias)
@@ -217,6 +220,33 @@ def _train_task(run: Run, part: Part, scorer: Scorer) -> None:
     distributed.wait()
     if not distributed.first():
         run.reopen()
+
+
+def _learning(run: Run, head: tuple[np.ndarray, np.ndarray]) -> SDLoRA:
+    """The model that learns the next task. head: its rows to start from, float32 (classes, features), (classes,)."""
+    settings, number = run.config, len(run.states)
+    return SDLoRA(
+        run.backbone,
+        run.projections,
+        run.states,
+        len(head[0]),
+        settings.rank_of(number) if settings.method != "frozen" else 0,
+        "none" if settings.method == "lora" else settings.magnitudes,
+        settings.magnitude_init,
+        settings.magnitude_scope,
+        settings.magnitude_norm,
+        "continue" if settings.method == "lora" else settings.directions,
+        head,
+    )
+
+
+def _holding(run: Run, factors: Mapping[str, Factors], deltas: np.ndarray, head: tuple[np.ndarray, np.ndarray]) -> SDLoRA:
+    """The model that has the next task's direction already, as one more old one, and learns nothing but its head."""
+    before = run.states[-1]
+    known = TaskUpdate(before.task + 1, "", (), deltas, *changed_rows(before, before.head_weight, before.head_bias), factors)
+    scope = "projection" if deltas.ndim == 2 else "shared"
+    states = [*run.states, advance(before, known)]
+    return SDLoRA(run.backbone, run.projections, states, len(head[0]), 0, "none", magnitude_scope=scope, head=head)
 
 
 def _aligned(

@@ -33,6 +33,8 @@ for arguments in (
     ["device", "status", *store],
     ["packet", "verify", packets[0], "--bundle", bundle],
     ["packet", "inspect", packets[0]],
+    ["bundle", "inspect", bundle],
+    ["device", "export-adapter", *store, "--out", folder + "/a.onnx_adapter"],
 ):
     assert main(arguments) == 0, arguments
 assert Device.open(folder + "/s").status()["task"] == len(packets) - 1

@@ -1,0 +1,61 @@
+"""A device's weights as an `.onnx_adapter` file, by which ONNX Runtime in C++, C#, Java and JavaScript runs the bundle's model.onnx.
+
+Its parameters are the model's overridable initializers, already merged (W_t, head), so a program needs this file, the bundle
+and three lines: load the adapter, add it to the run options, run. ONNX Runtime reads it without checksum or signature: make it
+where the packets were verified, and keep it as safe as the model. It does nothing where inputs are bound with IOBinding. With
+an int8 bundle, give the session the configuration entry session.disable_quant_qdq = 1, as `engines.onnx` does.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from .. import files
+from ..bundle import DTYPES, INPUTS, Bundle
+from ..errors import StorageError, UsageError
+from .engines import with_room
+from .runtime import Device
+
+SUFFIX = ".onnx_adapter"
+
+
+def export_adapter(device: Device, out: Path) -> dict[str, Any]:
+    """Write the generation in force. Raises UsageError where the bundle's model takes no adapter, StorageError."""
+    state, weights = device.current()
+    size = write_adapter(device.bundle, weights, state.task, out)
+    return {"adapter": str(out), "task": state.task, "state": state.digest, "classes": list(state.classes), "bytes": size}
+
+
+def write_adapter(bundle: Bundle, weights: Mapping[str, np.ndarray], task: int, out: Path) -> int:
+    """Write merged weights (and head) under the names of the model's overridable initializers; returns the file's bytes.
+
+    The file's adapter version is `task`, its model version the task of the bundle: what the weights are, and what they are for.
+    """
+    manifest = bundle.manifest
+    if manifest.target != "onnx" or manifest.weights_as != INPUTS:
+        raise UsageError(
+            f"{bundle.path} (target {manifest.target}, weights as {manifest.weights_as}) takes no {SUFFIX} file: "
+            f"export one with --target onnx --weights-as {INPUTS}"
+        )
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(task)
+    adapter.set_model_version(manifest.task)
+    stored = {
+        n: np.ascontiguousarray(w, DTYPES[manifest.weights[n]["dtype"]]) for n, w in with_room(weights, manifest.capacity).items()
+    }
+    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(w) for name, w in stored.items()})
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=out.parent) as folder:
+            adapter.export_adapter(str(Path(folder) / out.name))
+            data = (Path(folder) / out.name).read_bytes()
+    except (OSError, RuntimeError) as error:  # onnxruntime's own errors are RuntimeErrors
+        raise StorageError(f"{out} cannot be written: {error}") from error
+    files.write(out, data)  # whole, or not at all
+    return len(data)

@@ -1,0 +1,31 @@
+"""An exported model says what it is to whoever opens it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+from conftest import Fleet
+from sdlora_edge.export.metadata import metadata
+
+
+def test_it_says_which_state_which_classes_and_how_pictures_are_prepared(fleet: Fleet, tmp_path: Path) -> None:
+    manifest = json.loads((fleet.bundle / "manifest.json").read_bytes())
+    found = metadata(manifest)
+    assert all(isinstance(value, str) for value in found.values())
+    for name in ("lineage", "state", "model", "task_name"):
+        assert found[f"sdlora_edge.{name}"] == manifest[name]
+    for name in ("task", "classes", "preprocessing"):
+        assert json.loads(found[f"sdlora_edge.{name}"]) == manifest[name]
+    assert "files" not in str(found)  # a model cannot hold its own digest
+    shutil.copytree(fleet.bundle, tmp_path / "bundle")
+    path = str(tmp_path / "bundle" / "model.onnx")
+    model = onnx.load(path, load_external_data=False)
+    onnx.helper.set_model_props(model, found)
+    onnx.save(model, path)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    assert ort.InferenceSession(path, options).get_modelmeta().custom_metadata_map == found

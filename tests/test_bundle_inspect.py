@@ -1,0 +1,44 @@
+"""`bundle inspect` shows what a bundle holds, once every file is the one that the manifest names."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import Fleet, Result
+
+from sdlora_edge.bundle import open_bundle
+
+Cli = Callable[..., Result]
+
+
+def test_it_shows_all_that_the_manifest_says(fleet: Fleet, cli: Cli) -> None:
+    bundle, shown = open_bundle(fleet.bundle), cli("bundle", "inspect", fleet.bundle)
+    assert shown.code == 0, shown
+    manifest = json.loads((fleet.bundle / "manifest.json").read_bytes())
+    for word in (bundle.id, manifest["lineage"], manifest["state"], "micro_vit", *manifest["classes"], fleet.trust.keys[0].keyid):
+        assert word in shown.out
+    for p in manifest["projections"]:
+        row = next(line for line in shown.out.splitlines() if line.split()[:1] == [p["name"]])
+        assert row.split()[1:] == [p["tensor"], "{}..{}".format(*p["rows"]), "64", "x", "64"]
+    for path in fleet.bundle.iterdir():
+        if path.name != "manifest.json":
+            assert f"{path.stat().st_size:,}" in next(line for line in shown.out.splitlines() if line.startswith(path.name))
+    value = json.loads(cli("bundle", "inspect", fleet.bundle, "--json").out)
+    assert {name: value[name] for name in manifest if name != "canary"} == {n: v for n, v in manifest.items() if n != "canary"}
+    assert value["canary"] == {"seed": manifest["canary"]["seed"], "pictures": len(manifest["canary"]["logits"])}
+    assert (value["id"], value["trust"]["threshold"], value["trust"]["keys"]) == (bundle.id, 1, [fleet.trust.keys[0].keyid])
+
+
+def test_it_shows_nothing_of_a_bundle_that_was_changed(fleet: Fleet, cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(fleet.bundle, tmp_path / "bundle")
+    data = bytearray((tmp_path / "bundle" / "factors.safetensors").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "bundle" / "factors.safetensors").write_bytes(data)
+    result = cli("bundle", "inspect", tmp_path / "bundle")
+    assert (result.code, result.out) == (3, "")
+    assert "factors.safetensors is not the file the manifest names" in result.err
+    assert cli("bundle", "inspect", tmp_path).code == 3
+    assert cli("bundle", "inspect", "--help").code == 0
