@@ -16,7 +16,7 @@ import safetensors.numpy
 from .. import bundle, files, signing
 from ..bundle import CONSTANTS, FACTORS, HEAD_BIAS, HEAD_WEIGHT, INPUTS, MANIFEST, TRUST, Bundle, Manifest, open_bundle
 from ..canonical import dump_json
-from ..device import canary
+from ..device import adapter, canary
 from ..device.engines import open_engine
 from ..errors import NotForThisDevice, UsageError
 from ..method import backbones
@@ -27,10 +27,12 @@ from ..train.run import Run
 from ..train.score import test_pictures_by_class
 from . import onnx
 from . import precision as precisions
+from .metadata import metadata
 from .parity import BATCH, Parity, compare, host_logits
 
 log = logging.getLogger("sdlora_edge")
 TARGETS = ("onnx",)
+ADAPTER = "onnx-adapter"
 CANARY_SEED = 0
 PARITY_PICTURES = 64
 PARITY_PICTURES_QUANTISED = 512
@@ -51,12 +53,14 @@ def export_bundle(
     max_classes: int | None = None,
     tolerance: float | None = None,
     min_agreement: float | None = None,
+    also: str | None = None,
 ) -> dict[str, Any]:
     """Write the bundle of a run's state after `task` (default: the last) to the new folder `out`, proved against torch.
 
     trust: names or files of public keys; by default the only one in keys/. weights_as: `bundle.INPUTS` or CONSTANTS; by
     default the one that serves faster. max_classes: room in the head, which only inputs of an ONNX model need not have.
-    tolerance, min_agreement: other bounds than the precision's own (`precision.PRECISIONS`).
+    tolerance, min_agreement: other bounds than the precision's own (`precision.PRECISIONS`). also: ADAPTER, for the merged
+    weights as a file beside the bundle too.
 
     Raises UsageError where `out` exists, the state knows no class, a key is missing or options exclude each other;
     HealthError where the engine's logits differ from torch's by more than the bounds on test pictures or the canary.
@@ -73,39 +77,49 @@ def export_bundle(
     capacity = max_classes or (max(CAPACITY, 2 * len(state.classes)) if weights_as == CONSTANTS else 0)
     if 0 < capacity < len(state.classes):
         raise UsageError(f"--max-classes {capacity}: the run knows {len(state.classes)} classes already")
+    if also not in (None, ADAPTER):
+        raise UsageError(f"--also {also!r} is unknown: this version makes {ADAPTER}")
+    if also and (target, weights_as) != ("onnx", INPUTS):
+        raise UsageError(f"--also {also} goes with --target onnx --weights-as {INPUTS} alone")
     weights = run.weights(state.task) | {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
+    facts = {
+        "lineage": run.lineage,
+        "state": state.digest,
+        "task": state.task,
+        "task_name": state.name,
+        "model": run.config.backbone,
+        "target": target,
+        "precision": precision,
+        "tolerance": bounds.tolerance if tolerance is None else tolerance,
+        "weights_as": weights_as,
+        "capacity": capacity,
+        "encoding": ENCODING,
+        "classes": state.classes,
+        "magnitudes": tuple(state.magnitudes.tolist()),
+        "preprocessing": asdict(run.preprocessing),
+        "projections": run.projections,
+        "made_with": _made_with(),
+    }
     with files.new_folder(out) as folder:
-        places = onnx.write_model(run.backbone, run.preprocessing.size, weights, folder, precision, weights_as, capacity)
+        size, about = run.preprocessing.size, metadata(facts)
+        places = onnx.write_model(run.backbone, size, weights, folder, precision, weights_as, capacity, about)
         stored = {f"{k}.{n}": t for k, f in enumerate(run.factors(state.task), 1) for n, t in factor_tensors(f).items()}
         files.write(folder / FACTORS, safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in stored.items()}))
         files.write(folder / TRUST, dump_json(keys.to_dict()))
         seen = host_logits(run, state.task, canary.inputs(CANARY_SEED, run.preprocessing))
-        manifest = Manifest(
-            lineage=run.lineage,
-            state=state.digest,
-            task=state.task,
-            task_name=state.name,
-            model=run.config.backbone,
-            target=target,
-            precision=precision,
-            tolerance=tolerance or bounds.tolerance,
-            weights_as=weights_as,
-            capacity=capacity,
-            encoding=ENCODING,
-            classes=state.classes,
-            magnitudes=tuple(state.magnitudes.tolist()),
-            preprocessing=asdict(run.preprocessing),
-            projections=run.projections,
-            weights=places,
-            canary={"seed": CANARY_SEED, "logits": seen.tolist()},
-            made_with=_made_with(),
-            files={path.name: bundle.describe(path) for path in sorted(folder.iterdir())},
-        )
+        expected = {"seed": CANARY_SEED, "logits": seen.tolist()}
+        described = {path.name: bundle.describe(path) for path in sorted(folder.iterdir())}
+        manifest = Manifest(**facts, weights=places, canary=expected, files=described)
         files.write(folder / MANIFEST, manifest.to_json())
         proved = check_bundle(run, folder, min_agreement)
     opened = open_bundle(out)
+    extras = {}
+    if also == ADAPTER:
+        extras["adapter"] = str(out) + adapter.SUFFIX
+        adapter.write_adapter(opened, weights, state.task, Path(extras["adapter"]))
     return {
         "bundle": str(out),
+        **extras,
         "id": opened.id,
         "task": state.task,
         "classes": list(state.classes),

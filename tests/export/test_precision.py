@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from conftest import Fleet
 from sdlora_edge.export import onnx as exporting
@@ -81,7 +82,6 @@ def test_constants_are_constants_and_have_a_capacity(fleet: Fleet, tmp_path: Pat
 
 
 def test_unused_rows_never_win_even_in_another_program(fleet: Fleet, tmp_path: Path) -> None:
-    import onnxruntime as ort
 
     bundle = exported(fleet, tmp_path / "bundle", weights_as="constants", max_classes=64, precision="fp16")
     session = ort.InferenceSession(str(bundle / "model.onnx"))
@@ -188,3 +188,15 @@ def test_a_kernel_has_a_scale_for_each_output_and_zeros_stay_zeros() -> None:
     assert (scale.shape, how) == ((8,), {"axis": 0})
     np.testing.assert_allclose(packed * scale[:, None, None, None], kernel, atol=np.abs(kernel).max() / 127 / 2 * 1.01)
     assert not packed[3].any()
+
+
+def test_the_model_says_what_it_is_and_an_adapter_comes_along(fleet: Fleet, tmp_path: Path) -> None:
+    exported(fleet, tmp_path / "b", also="onnx-adapter")
+    props = {p.key: p.value for p in onnx.load(str(tmp_path / "b" / "model.onnx"), load_external_data=False).metadata_props}
+    manifest = open_bundle(tmp_path / "b").manifest
+    assert props["sdlora_edge.state"] == manifest.state
+    assert parse_json(b'{"c":' + props["sdlora_edge.classes"].encode() + b"}", "x")["c"] == list(manifest.classes)
+    adapter = ort.AdapterFormat.read_adapter(str(tmp_path / "b.onnx_adapter"))
+    np.testing.assert_array_equal(adapter.get_parameters()["head.bias"].numpy(), open_bundle(tmp_path / "b").state.head_bias)
+    with pytest.raises(UsageError, match="--also onnx-adapter goes with"):
+        exported(fleet, tmp_path / "c", also="onnx-adapter", weights_as="constants")
