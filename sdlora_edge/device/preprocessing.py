@@ -1,4 +1,7 @@
-"""From a picture to the model's input, with Pillow and numpy: the host trains and evaluates through these same functions."""
+"""From a picture to the model's input, with Pillow and numpy: the host trains and evaluates through these same functions.
+
+First the picture becomes upright 8-bit RGB (`upright`); from there on every number is that of timm's evaluation transform.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..errors import InputError
 
@@ -17,27 +20,48 @@ Picture = Union[str, Path, Image.Image, np.ndarray]
 
 MAX_ASPECT = 50
 """a thread of pixels would be blown up to gigabytes"""
+MAX_SIDE = 1 << 14
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_ORIENTATION = 0x0112
+"""the EXIF tag"""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+CROP_MODES = ("center", "squash", "border")
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Shorter side to `resize` pixels, centre crop of size x size, /255, minus mean, by std. RGB order."""
+    """Resized, cropped at the centre to size x size, /255, minus mean, by std. RGB order.
+
+    crop_mode, in timm's words: "center", the shorter side becomes `resize` pixels; "squash", both sides do; "border", the
+    longer side does, and what is missing is filled with the mean colour. Elsewhere what is missing (`resize` below `size`)
+    is black.
+    """
 
     size: int
     resize: int
     interpolation: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        if not (0 < self.size <= self.resize <= 1 << 14):
+        if not all(type(side) is int and 0 < side <= MAX_SIDE for side in (self.size, self.resize)):
             raise ValueError(f"preprocessing: size {self.size}, resize {self.resize}")
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f"crop_mode {self.crop_mode!r} is none of {', '.join(CROP_MODES)}")
         if self.interpolation not in _FILTERS:
             raise ValueError(f"interpolation {self.interpolation!r} is none of {', '.join(_FILTERS)}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
@@ -52,7 +76,7 @@ class Preprocessing:
             raise InputError(f"the manifest's preprocessing is malformed: {error!r}") from error
 
     def pixels(self, picture: Picture) -> np.ndarray:
-        """uint8 (size, size, 3). EXIF rotation is honoured. Raises InputError naming a picture that cannot be read."""
+        """uint8 (size, size, 3), upright. Raises InputError naming a picture that cannot be read."""
         name = str(picture) if isinstance(picture, (str, Path)) else "the picture"
         try:
             if isinstance(picture, (str, Path)):
@@ -63,16 +87,29 @@ class Preprocessing:
             raise InputError(f"{name} cannot be read as a picture: {error}") from error
 
     def _pixels(self, image: Image.Image) -> np.ndarray:
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = upright(image)
         width, height = image.size
         if not 0 < max(image.size) <= MAX_ASPECT * min(image.size):
             raise ValueError(f"its shape is {width} x {height}; one side may be up to {MAX_ASPECT} times the other")
-        short = min(width, height)
-        shape = width * self.resize // short, height * self.resize // short
+        shape = self._resized(width, height)
         if image.size != shape:
             image = image.resize(shape, _FILTERS[self.interpolation])
-        left, top = (round((side - self.size) / 2.0) for side in shape)
-        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+        fill = tuple(round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+        cropped = Image.new("RGB", (self.size, self.size), fill)
+        # torchvision rounds half a pixel to even where it crops, and down where it pads
+        left, top = ((self.size - side) // 2 if side < self.size else -round((side - self.size) / 2) for side in shape)
+        cropped.paste(image, (left, top))
+        return np.asarray(cropped)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) before the crop."""
+        if self.crop_mode == "squash":
+            return self.resize, self.resize
+        if self.crop_mode == "border":  # in float64, as timm has it: the rounding is part of the rule
+            ratio = max(width / self.resize, height / self.resize)
+            return max(1, round(width / ratio)), max(1, round(height / ratio))
+        short = min(width, height)
+        return width * self.resize // short, height * self.resize // short
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 (N, H, W, 3) to float32 (N, 3, H, W)."""
@@ -80,3 +117,38 @@ class Preprocessing:
         scaled -= np.array(self.mean, np.float32)
         scaled /= np.array(self.std, np.float32)
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as one sees it, 8-bit RGB: turned as its EXIF or XMP says, colours by Pillow's `convert("RGB")`.
+
+    So transparency is left out: a transparent pixel shows the colour stored under it. Two things differ from `convert`, which
+    makes them all white: of 16-bit grey (and 32-bit, taken as 0 to 65535) the high byte is used, and floating-point pixels,
+    whose range nothing tells, raise ValueError. A damaged EXIF block counts as none.
+    """
+    _load(image)
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # Pillow raises whatever a broken table leads it to: the pixels are sound all the same
+        turn = None
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    elif isinstance(image.info.get("transparency"), bytes):  # else Pillow warns about each such picture
+        image = image.copy()
+        del image.info["transparency"]
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _load(image: Image.Image) -> None:
+    """Read the pixels now: a TIFF turns itself while it is read, a PNG may have its EXIF behind its pixels."""
+    filename = getattr(image, "filename", "")
+    if (
+        filename
+    ):  # Pillow (13 at least) scrambles the rows of a turned TIFF that it maps into memory, as it does where it has a name
+        image.filename = ""  # type: ignore[attr-defined]
+    image.load()
+    if filename:
+        image.filename = filename  # type: ignore[attr-defined]

@@ -45,11 +45,11 @@ _LISTED = 24
 
 
 def create(name: str, image_size: int | None, weights: Path | None, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """A backbone without head, in eval mode, and how its pictures are prepared: image_size, resize, interpolation, mean, std.
+    """A backbone without head, in eval mode, and how its pictures are prepared: the fields of `Preprocessing`.
 
     weights: a safetensors file in timm's naming (another picture size is resampled by timm); without one, `pretrained`
-    downloads timm's own. Raises UsageError for a name timm does not know, or a picture size that the backbone cannot take;
-    InputError where weights do not fit or cannot be fetched.
+    downloads timm's own. Raises UsageError for a name timm does not know, or a picture size that the backbone cannot take or
+    that is not square; InputError where weights do not fit or cannot be fetched.
     """
     if name == MICRO:
         size = image_size or 16
@@ -87,12 +87,14 @@ def create(name: str, image_size: int | None, weights: Path | None, pretrained: 
         raise UsageError(f"backbone {name} cannot be built at image size {image_size}: {reason}") from error
     model.float().eval()
     config = timm.data.resolve_model_data_config(model)
-    native = config["input_size"][1]
+    native, width = config["input_size"][1:]
+    if native != width and not image_size:
+        raise UsageError(f"backbone {name} is made for pictures of {native} x {width}, and ours are square: choose an --image-size")
     size = image_size or native
     # timm's crop fraction belongs to the size the weights were made for; at another size the whole picture is used
-    resize = int(size / config["crop_pct"]) if size == native else size
+    resize = int(size / config["crop_pct"]) if size == native == width else size
     _try(model, name, size)
-    prepare = {"size": size, "resize": resize, "interpolation": config["interpolation"]}
+    prepare = {"size": size, "resize": resize, "interpolation": config["interpolation"], "crop_mode": config["crop_mode"]}
     return model, prepare | {"mean": tuple(config["mean"]), "std": tuple(config["std"])}
 
 

@@ -249,6 +249,16 @@ def test_other_families_have_defaults_too() -> None:
             assert backbones.projections(timm.create_model(name, num_classes=0))[0].name == expected
 
 
+def test_pictures_are_prepared_as_the_weights_were_made_for() -> None:
+    name = "convnextv2_nano.fcmae_ft_in22k_in1k_384"  # both sides squashed, where ViT-Tiny's pictures are cropped
+    modes = [backbones.create(n, 64, None, pretrained=False)[1]["crop_mode"] for n in (name, "vit_tiny_patch16_224")]
+    assert modes == ["squash", "center"]
+    _, prepare = backbones.create("vit_tiny_patch16_224", None, None, pretrained=False)
+    assert (prepare["size"], prepare["resize"]) == (224, 248)
+    with pytest.raises(UsageError, match="1024 x 768, and ours are square: choose an --image-size"):
+        backbones.create("vit_base_patch16_sapiens2", None, None, pretrained=False)
+
+
 def test_a_backbone_is_made_for_a_picture_size_or_the_size_is_refused() -> None:
     model, prepare = backbones.create("mobilenetv3_small_050", 40, None, pretrained=False)
     assert (prepare["size"], backbones.features(model), model.training) == (40, 1024, False)
