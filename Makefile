@@ -5,7 +5,7 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test lint bench bench-loop bench-step-cost bench-method figures clean
+.PHONY: demo test lint bench bench-loop bench-step-cost bench-method bench-inference figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
@@ -18,7 +18,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-loop bench-step-cost bench-method
+bench: bench-loop bench-step-cost bench-method bench-inference
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
@@ -30,6 +30,10 @@ bench-step-cost: .venv/installed
 
 bench-method: .venv/installed
 	$(BIN)/python tests/bench/method.py
+	$(MAKE) figures
+
+bench-inference: .venv/installed
+	$(BIN)/python tests/bench/inference.py
 	$(MAKE) figures
 
 figures: .venv/installed

@@ -1,0 +1,300 @@
+"""Does inference get slower? A bundle after 1, 20 and 100 tasks, beside the same model with every weight a constant.
+
+Contestants, all of the same network (random weights: time does not depend on them), 224 px, 100 classes, ONNX Runtime on CPU:
+
+* `tasks_T`: a device that was flashed once and has applied T packets (rank 10, query and value of every block), asked through
+  `Device.logits`;
+* `constants`: the merged weights of 100 tasks exported by torch as ordinary constants, in a plain session;
+* `branches_T`: the low-rank branches of T tasks kept apart, as in a LoRA that was not merged: x A^T B^T with the factors of all
+  tasks side by side (rank 10 T) for query and for value, every weight a constant;
+* `torch`: torch in eager mode, merged weights.
+
+Before anything is timed they must agree with each other. Within a round every contestant has its turn, in an order that rotates;
+a ratio is the median over rounds of the ratio WITHIN a round, so what slows the machine down for a while slows both sides.
+A cell (model, threads, batch) runs in a process of its own and is kept in build/inference, as the models are (5 GB): a run that
+was stopped goes on where it was. Delete that folder to measure anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import figures
+import numpy as np
+import onnxruntime as ort
+import torch
+from sdlora_edge.export.onnx import OPSET, export_onnx
+from torch import Tensor, nn
+
+from sdlora_edge import packet, signing
+from sdlora_edge.device import Device, canary
+from sdlora_edge.device.preprocessing import Preprocessing
+from sdlora_edge.method import backbones, sdlora
+from sdlora_edge.method.head import FeatureStatistics
+from sdlora_edge.state import Factors, Projection, TaskState, TaskUpdate
+from sdlora_edge.train.config import resolve
+from sdlora_edge.train.run import Run
+
+MODELS = {"vit_tiny": "vit_tiny_patch16_224", "vit_base": "vit_base_patch16_224"}
+THREADS, BATCHES, TASKS, BRANCHES = (1, 2), (1, 8), (1, 20, 100), (20, 100)
+RANK, CLASSES = 10, 100
+BUILD = figures.ROOT / "build" / "inference"
+LEAST_ROUNDS = 5
+TURN = 0.1
+"""seconds of a contestant's turn, at least"""
+AGREE = 1e-3
+"""largest difference of logits, as a share of the largest logit: float32 after twelve blocks, summed in another order"""
+Call = Callable[[], np.ndarray]
+
+
+class Branches(nn.Module):
+    """A fused qkv with the branches of all tasks beside its query and value rows. A: (ranks, d), B: (d, ranks)."""
+
+    def __init__(self, qkv: nn.Linear, query: Factors, value: Factors) -> None:
+        super().__init__()
+        self.qkv = qkv
+        self.factors = nn.ParameterList(nn.Parameter(torch.from_numpy(t), False) for f in (query, value) for t in (f.A, f.B))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.qkv(x).chunk(3, dim=-1)
+        A_q, B_q, A_v, B_v = self.factors
+        return torch.cat([query + x @ A_q.T @ B_q.T, key, value + x @ A_v.T @ B_v.T], dim=-1)
+
+
+class Whole(nn.Module):
+    """Backbone and head with weights of their own."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, nn.Linear(backbones.features(backbone), CLASSES)
+        self.eval().requires_grad_(False)
+
+    def with_head(self, state: TaskState) -> Whole:
+        self.head.load_state_dict({"weight": torch.from_numpy(state.head_weight), "bias": torch.from_numpy(state.head_bias)})
+        return self
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.head(self.backbone(pictures))
+
+
+def merged(run: Run, task: int) -> Whole:
+    """The model with W_t in it. (It takes the run's backbone along.)"""
+    weights = {name: torch.from_numpy(w) for name, w in run.weights(task).items()}
+    run.backbone.load_state_dict(backbones.shaped(run.backbone, weights), strict=False)
+    return Whole(run.backbone).with_head(run.states[task])
+
+
+def apart(run: Run, task: int) -> Whole:
+    """The model with W_0 and the branches of `task` tasks. (It takes the run's backbone along.)"""
+    own = run.states[task].magnitudes.astype(np.float32)
+
+    def joined(name: str) -> Factors:
+        factors = [f[name] for f in run.factors(task)]
+        B = [f.B.astype(np.float32) * alpha for f, alpha in zip(factors, own, strict=True)]
+        return Factors(np.concatenate([f.A.astype(np.float32) for f in factors]), np.concatenate(B, axis=1))
+
+    for i, block in enumerate(run.backbone.blocks):  # type: ignore[arg-type]
+        block.attn.qkv = Branches(block.attn.qkv, joined(f"blocks.{i}.attn.q"), joined(f"blocks.{i}.attn.v"))
+    return Whole(run.backbone).with_head(run.states[task])
+
+
+def random_update(run: Run, random: np.random.Generator) -> TaskUpdate:
+    """A task of random directions of norm 1. It moves the old magnitudes a little; classes and head stay."""
+    task = len(run.states)
+
+    def direction(p: Projection) -> Factors:
+        A, B = random.standard_normal((RANK, p.columns)), random.standard_normal((p.stop - p.start, RANK))
+        return Factors(packet.encode(A), packet.encode(B / np.linalg.norm(B @ A)))
+
+    deltas = np.append(random.integers(-4, 5, task - 1) / 1024, 0.25)  # multiples of the magnitudes' step
+    head = np.zeros(0, np.int32), np.zeros((0, backbones.features(run.backbone)), np.float16), np.zeros(0, np.float32)
+    return TaskUpdate(task, f"task {task}", (), deltas, *head, {p.name: direction(p) for p in run.projections})
+
+
+def make_run(name: str, path: Path) -> Run:
+    """A run of 100 tasks that nobody trained; its tasks are in memory only."""
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    settings = resolve(None, {"backbone": name, "head": "paper", "data": "none", "base_classes": CLASSES})
+    backbone, prepared = backbones.create(name, None, None, pretrained=False)
+    width = backbones.features(backbone)
+    head = (random.standard_normal((CLASSES, width)) / width**0.5).astype(np.float32), np.zeros(CLASSES, np.float32)
+    Run.begin(path, settings)
+    base = "base", tuple(f"class {i}" for i in range(CLASSES)), *head
+    run = Run.create(path, settings, backbone, Preprocessing(**prepared), base, FeatureStatistics.empty(width), head)
+    for _ in range(max(TASKS)):
+        run.follow(random_update(run, random))
+    return run
+
+
+def make_models(model: str, folder: Path) -> None:
+    """stores/T: devices after T packets; constants.onnx, branches_T.onnx."""
+    shutil.rmtree(folder, ignore_errors=True)
+    run = make_run(MODELS[model], folder / "run")
+    key, public = signing.new_key("bench", folder / "keys")
+    signer = signing.load_signer(key)
+    export_onnx(run, folder / "bundle", 0, [str(public)])
+    device = Device.init(folder / "bundle", folder / "store")
+    for update, before in zip(run.updates, run.states, strict=False):
+        inputs = canary.inputs(update.task, run.preprocessing, 1)
+        logits = sdlora.logits(run.backbone, run.weights(update.task), run.states[update.task], inputs)
+        data = packet.build(update, before, run.lineage, update.task, logits, lambda payload: signing.sign(payload, [signer]))
+        (folder / "next").write_bytes(data)
+        device.apply(folder / "next")
+        if update.task in TASKS:
+            shutil.copytree(folder / "store", folder / "stores" / str(update.task))
+            print(f"{model}: {update.task} packets applied", file=sys.stderr, flush=True)
+    whole = merged(run, max(TASKS))
+    write_onnx(whole, run.preprocessing.size, folder / "constants.onnx")
+    torch.save(whole.state_dict(), folder / "whole.pt")
+    for task in BRANCHES:
+        run.backbone.load_state_dict({n: torch.from_numpy(w) for n, w in run.base_weights.items()}, strict=False)
+        write_onnx(apart(run, task), run.preprocessing.size, folder / f"branches_{task}.onnx")
+        for block in run.backbone.blocks:  # type: ignore[union-attr]
+            block.attn.qkv = block.attn.qkv.qkv
+    for name in ("run", "bundle", "store", "keys"):
+        shutil.rmtree(folder / name)
+    (folder / "next").unlink()
+    (folder / "done").touch()
+
+
+def write_onnx(whole: nn.Module, size: int, path: Path) -> None:
+    """As anyone exports a model: every weight a constant, any number of pictures."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        dynamic = ({0: torch.export.Dim.DYNAMIC},)
+        example = (torch.zeros(2, 3, size, size),)
+        program = torch.onnx.export(whole, example, dynamo=True, opset_version=OPSET, verbose=False, dynamic_shapes=dynamic)
+    assert program is not None
+    program.save(path)
+
+
+def contestants(folder: Path, threads: int, pictures: np.ndarray) -> dict[str, Call]:
+    """Everything that is timed, loaded."""
+
+    def device(task: int) -> Call:
+        opened = Device.open(folder / "stores" / str(task), threads)
+        return lambda: opened.logits(pictures)
+
+    def plain(name: str) -> Call:
+        options = ort.SessionOptions()
+        options.log_severity_level, options.intra_op_num_threads = 3, threads
+        session = ort.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+        pictures_name = session.get_inputs()[0].name
+        return lambda: session.run(None, {pictures_name: pictures})[0]
+
+    whole, tensor = Whole(backbones.create(MODELS[folder.name], None, None, pretrained=False)[0]), torch.from_numpy(pictures)
+    whole.load_state_dict(torch.load(folder / "whole.pt"))
+
+    def eager() -> np.ndarray:
+        with torch.inference_mode():
+            return whole(tensor).numpy()
+
+    found = {"constants": plain("constants")}
+    found |= {f"tasks_{t}": device(t) for t in TASKS}
+    found |= {f"branches_{t}": plain(f"branches_{t}") for t in BRANCHES}
+    return found | {"torch": eager}
+
+
+def agree(calls: dict[str, Call]) -> float:
+    """The largest difference, as a share of the largest logit. Stops unless all compute what they stand for."""
+    logits = {name: call() for name, call in calls.items()}
+    pairs = [("tasks_100", n) for n in ("constants", "branches_100", "torch")] + [("tasks_20", "branches_20")]
+    worst = max(float(np.abs(logits[a] - logits[b]).max() / np.abs(logits[b]).max()) for a, b in pairs)
+    apart = float(np.abs(logits["tasks_100"] - logits["tasks_20"]).max() / np.abs(logits["tasks_20"]).max())
+    if not worst < AGREE < apart:
+        raise SystemExit(
+            f"the contestants do not compute the same: {worst:.2g}; after 80 tasks more the logits moved by {apart:.2g}"
+        )
+    return worst
+
+
+def timed(calls: dict[str, Call], seconds: float) -> list[dict[str, float]]:
+    """For every round: milliseconds of a call of each contestant."""
+    once = {}
+    for name, call in calls.items():
+        begin = time.perf_counter()
+        call()
+        once[name] = time.perf_counter() - begin
+    repeats = {name: max(1, round(TURN / spent)) for name, spent in once.items()}
+    names, rows, end = list(calls), [], time.perf_counter() + seconds
+    while len(rows) < LEAST_ROUNDS or time.perf_counter() < end:
+        row, turn = {}, len(rows) % len(names)
+        for name in names[turn:] + names[:turn]:
+            if once[name] < TURN:
+                calls[name]()  # threads of the contestant before may still spin, and the caches are full of its weights
+            begin = time.perf_counter()
+            for _ in range(repeats[name]):
+                calls[name]()
+            row[name] = 1e3 * (time.perf_counter() - begin) / repeats[name]
+        rows.append(row)
+    return rows
+
+
+def cell(model: str, threads: int, batch: int, seconds: float) -> dict[str, float]:
+    """Everything about one model, number of threads and number of pictures."""
+    torch.set_num_threads(threads)
+    pictures = np.random.default_rng(1).standard_normal((batch, 3, 224, 224)).astype(np.float32)
+    calls = contestants(BUILD / model, threads, pictures)
+    difference = agree(calls)
+    rows = timed(calls, seconds)
+    found = {f"{n}_over_constants": round(median(r[n] / r["constants"] for r in rows), 4) for n in calls if n != "constants"}
+    found |= {f"{name}_ms": round(median(r[name] for r in rows), 3) for name in calls}
+    return found | {"largest_difference": float(f"{difference:.1e}"), "rounds": len(rows)}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60, help="of measuring, for each cell")
+    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated")
+    parser.add_argument("--cell", nargs=3, metavar=("MODEL", "THREADS", "BATCH"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = arguments()
+    if options.cell:
+        model, threads, batch = options.cell[0], int(options.cell[1]), int(options.cell[2])
+        print(json.dumps(cell(model, threads, batch, options.seconds)))
+        return
+    values: dict[str, Any] = {"image_size": 224, "rank": RANK, "classes": CLASSES, "seconds": options.seconds}
+    for model in options.models.split(","):
+        if not (BUILD / model / "done").exists():
+            make_models(model, BUILD / model)
+        for threads in THREADS:
+            for batch in BATCHES:
+                kept = BUILD / f"{model}-{threads}-{batch}.json"
+                if not kept.exists():
+                    command = [
+                        sys.executable,
+                        __file__,
+                        "--seconds",
+                        str(options.seconds),
+                        "--cell",
+                        model,
+                        str(threads),
+                        str(batch),
+                    ]
+                    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                    kept.write_text(found)
+                measured = json.loads(kept.read_text())
+                print(model, threads, batch, measured, file=sys.stderr, flush=True)
+                values.setdefault(model, {}).setdefault(str(threads), {})[str(batch)] = measured
+    command = " ".join(["python tests/bench/inference.py", *sys.argv[1:]]) if sys.argv[1:] else "make bench-inference"
+    print(figures.write("inference", command, values, packages=("torch", "timm", "onnx", "onnxruntime", "numpy")))
+
+
+if __name__ == "__main__":
+    main()
