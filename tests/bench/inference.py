@@ -4,6 +4,8 @@ Contestants, all of the same network (random weights: time does not depend on th
 
 * `tasks_T`: a device that was flashed once and has applied T packets (rank 10, query and value of every block), asked through
   `Device.logits`;
+* `constants_bundle_100`: the same, of a bundle exported with `--weights-as constants`: ONNX Runtime made a new session for the
+  last packet;
 * `constants`: the merged weights of 100 tasks exported by torch as ordinary constants, in a plain session;
 * `branches_T`: the low-rank branches of T tasks kept apart, as in a LoRA that was not merged: x A^T B^T with the factors of all
   tasks side by side (rank 10 T) for query and for value, every weight a constant;
@@ -35,10 +37,12 @@ import figures
 import numpy as np
 import onnxruntime as ort
 import torch
-from sdlora_edge.export.onnx import OPSET, export_onnx
+from sdlora_edge.export.bundles import export_bundle
+from sdlora_edge.export.onnx import OPSET
 from torch import Tensor, nn
 
 from sdlora_edge import packet, signing
+from sdlora_edge.bundle import CONSTANTS
 from sdlora_edge.device import Device, canary
 from sdlora_edge.device.preprocessing import Preprocessing
 from sdlora_edge.method import backbones, sdlora
@@ -140,12 +144,12 @@ def make_run(name: str, path: Path) -> Run:
 
 
 def make_models(model: str, folder: Path) -> None:
-    """stores/T: devices after T packets; constants.onnx, branches_T.onnx."""
+    """stores/tasks_T: devices after T packets; stores/constants_bundle_100; constants.onnx, branches_T.onnx, whole.pt."""
     shutil.rmtree(folder, ignore_errors=True)
     run = make_run(MODELS[model], folder / "run")
     key, public = signing.new_key("bench", folder / "keys")
     signer = signing.load_signer(key)
-    export_onnx(run, folder / "bundle", 0, [str(public)])
+    export_bundle(run, folder / "bundle", 0, [str(public)])
     device = Device.init(folder / "bundle", folder / "store")
     for update, before in zip(run.updates, run.states, strict=False):
         inputs = canary.inputs(update.task, run.preprocessing, 1)
@@ -154,8 +158,10 @@ def make_models(model: str, folder: Path) -> None:
         (folder / "next").write_bytes(data)
         device.apply(folder / "next")
         if update.task in TASKS:
-            shutil.copytree(folder / "store", folder / "stores" / str(update.task))
+            shutil.copytree(folder / "store", folder / "stores" / f"tasks_{update.task}")
             print(f"{model}: {update.task} packets applied", file=sys.stderr, flush=True)
+    export_bundle(run, folder / "other", max(TASKS) - 1, [str(public)], weights_as=CONSTANTS, max_classes=CLASSES)
+    Device.init(folder / "other", folder / "stores" / "constants_bundle_100").apply(folder / "next")
     whole = merged(run, max(TASKS))
     write_onnx(whole, run.preprocessing.size, folder / "constants.onnx")
     torch.save(whole.state_dict(), folder / "whole.pt")
@@ -164,7 +170,7 @@ def make_models(model: str, folder: Path) -> None:
         write_onnx(apart(run, task), run.preprocessing.size, folder / f"branches_{task}.onnx")
         for block in run.backbone.blocks:  # type: ignore[union-attr]
             block.attn.qkv = block.attn.qkv.qkv
-    for name in ("run", "bundle", "store", "keys"):
+    for name in ("run", "bundle", "other", "store", "keys"):
         shutil.rmtree(folder / name)
     (folder / "next").unlink()
     (folder / "done").touch()
@@ -184,8 +190,8 @@ def write_onnx(whole: nn.Module, size: int, path: Path) -> None:
 def contestants(folder: Path, threads: int, pictures: np.ndarray) -> dict[str, Call]:
     """Everything that is timed, loaded."""
 
-    def device(task: int) -> Call:
-        opened = Device.open(folder / "stores" / str(task), threads)
+    def device(name: str) -> Call:
+        opened = Device.open(folder / "stores" / name, threads)
         return lambda: opened.logits(pictures)
 
     def plain(name: str) -> Call:
@@ -203,7 +209,7 @@ def contestants(folder: Path, threads: int, pictures: np.ndarray) -> dict[str, C
             return whole(tensor).numpy()
 
     found = {"constants": plain("constants")}
-    found |= {f"tasks_{t}": device(t) for t in TASKS}
+    found |= {name: device(name) for name in (*(f"tasks_{t}" for t in TASKS), "constants_bundle_100")}
     found |= {f"branches_{t}": plain(f"branches_{t}") for t in BRANCHES}
     return found | {"torch": eager}
 
@@ -211,7 +217,9 @@ def contestants(folder: Path, threads: int, pictures: np.ndarray) -> dict[str, C
 def agree(calls: dict[str, Call]) -> float:
     """The largest difference, as a share of the largest logit. Stops unless all compute what they stand for."""
     logits = {name: call() for name, call in calls.items()}
-    pairs = [("tasks_100", n) for n in ("constants", "branches_100", "torch")] + [("tasks_20", "branches_20")]
+    pairs = [("tasks_100", n) for n in ("constants", "constants_bundle_100", "branches_100", "torch")] + [
+        ("tasks_20", "branches_20")
+    ]
     worst = max(float(np.abs(logits[a] - logits[b]).max() / np.abs(logits[b]).max()) for a, b in pairs)
     apart = float(np.abs(logits["tasks_100"] - logits["tasks_20"]).max() / np.abs(logits["tasks_20"]).max())
     if not worst < AGREE < apart:
