@@ -125,25 +125,7 @@ def method(figure: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def inference(figure: dict[str, Any]) -> str:
-    head = ["model", "threads", "pictures", "constants", "1 task", "20 tasks", "100 tasks", "100, as constants"]
-    head += ["branches, 20", "branches, 100", "torch"]
-    keys = ["tasks_1", "tasks_20", "tasks_100", "constants_bundle_100", "branches_20", "branches_100", "torch"]
-    rows = []
-    for key, name in {"vit_tiny": "ViT-Tiny", "vit_base": "ViT-B/16"}.items():
-        for threads, by_batch in figure.get(key, {}).items():
-            for batch, cell in by_batch.items():
-                ratios = [f"{cell[f'{k}_over_constants']:.2f}" for k in keys]
-                rows.append([name, threads, batch, f"{cell['constants_ms']:.1f} ms", *ratios])
-    return table(head, rows)
-
-
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "loop": loop,
-    "step_cost": step_cost,
-    "method": method,
-    "inference": inference,
-}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"loop": loop, "step_cost": step_cost, "method": method}
 
 
 def rendered(text: str) -> str:
