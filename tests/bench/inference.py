@@ -36,6 +36,7 @@ from typing import Any
 import figures
 import numpy as np
 import onnxruntime as ort
+import random_runs
 import torch
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.onnx import OPSET
@@ -44,16 +45,13 @@ from torch import Tensor, nn
 from sdlora_edge import packet, signing
 from sdlora_edge.bundle import CONSTANTS
 from sdlora_edge.device import Device, canary
-from sdlora_edge.device.preprocessing import Preprocessing
 from sdlora_edge.method import backbones, sdlora
-from sdlora_edge.method.head import FeatureStatistics
-from sdlora_edge.state import Factors, Projection, TaskState, TaskUpdate
-from sdlora_edge.train.config import resolve
+from sdlora_edge.state import Factors, TaskState
 from sdlora_edge.train.run import Run
 
 MODELS = {"vit_tiny": "vit_tiny_patch16_224", "vit_base": "vit_base_patch16_224"}
 THREADS, BATCHES, TASKS, BRANCHES = (1, 2), (1, 8), (1, 20, 100), (20, 100)
-RANK, CLASSES = 10, 100
+CLASSES = 100
 BUILD = figures.ROOT / "build" / "inference"
 LEAST_ROUNDS = 5
 TURN = 0.1
@@ -114,39 +112,10 @@ def apart(run: Run, task: int) -> Whole:
     return Whole(run.backbone).with_head(run.states[task])
 
 
-def random_update(run: Run, random: np.random.Generator) -> TaskUpdate:
-    """A task of random directions of norm 1. It moves the old magnitudes a little; classes and head stay."""
-    task = len(run.states)
-
-    def direction(p: Projection) -> Factors:
-        A, B = random.standard_normal((RANK, p.columns)), random.standard_normal((p.stop - p.start, RANK))
-        return Factors(packet.encode(A), packet.encode(B / np.linalg.norm(B @ A)))
-
-    deltas = np.append(random.integers(-4, 5, task - 1) / 1024, 0.25)  # multiples of the magnitudes' step
-    head = np.zeros(0, np.int32), np.zeros((0, backbones.features(run.backbone)), np.float16), np.zeros(0, np.float32)
-    return TaskUpdate(task, f"task {task}", (), deltas, *head, {p.name: direction(p) for p in run.projections})
-
-
-def make_run(name: str, path: Path) -> Run:
-    """A run of 100 tasks that nobody trained; its tasks are in memory only."""
-    torch.manual_seed(0)
-    random = np.random.default_rng(0)
-    settings = resolve(None, {"backbone": name, "head": "paper", "data": "none", "base_classes": CLASSES})
-    backbone, prepared = backbones.create(name, None, None, pretrained=False)
-    width = backbones.features(backbone)
-    head = (random.standard_normal((CLASSES, width)) / width**0.5).astype(np.float32), np.zeros(CLASSES, np.float32)
-    Run.begin(path, settings)
-    base = "base", tuple(f"class {i}" for i in range(CLASSES)), *head
-    run = Run.create(path, settings, backbone, Preprocessing(**prepared), base, FeatureStatistics.empty(width), head)
-    for _ in range(max(TASKS)):
-        run.follow(random_update(run, random))
-    return run
-
-
 def make_models(model: str, folder: Path) -> None:
     """stores/tasks_T: devices after T packets; stores/constants_bundle_100; constants.onnx, branches_T.onnx, whole.pt."""
     shutil.rmtree(folder, ignore_errors=True)
-    run = make_run(MODELS[model], folder / "run")
+    run = random_runs.make_run(MODELS[model], folder / "run", max(TASKS), CLASSES)
     key, public = signing.new_key("bench", folder / "keys")
     signer = signing.load_signer(key)
     export_bundle(run, folder / "bundle", 0, [str(public)])
@@ -277,7 +246,7 @@ def main() -> None:
         model, threads, batch = options.cell[0], int(options.cell[1]), int(options.cell[2])
         print(json.dumps(cell(model, threads, batch, options.seconds)))
         return
-    values: dict[str, Any] = {"image_size": 224, "rank": RANK, "classes": CLASSES, "seconds": options.seconds}
+    values: dict[str, Any] = {"image_size": 224, "rank": random_runs.RANK, "classes": CLASSES, "seconds": options.seconds}
     for model in options.models.split(","):
         if not (BUILD / model / "done").exists():
             make_models(model, BUILD / model)
