@@ -1,0 +1,178 @@
+"""Export to ExecuTorch: model.pte, lowered to XNNPACK, with every adapted weight and the head as raw bytes in model.ptd.
+
+The program is traced with random numbers in place of adapted weights and head, which are then patched as a device patches them. So
+each tensor's place is found by numbers that stand nowhere else (ExecuTorch keeps equal constants once), and the program does not
+depend on the values that it was exported with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from .. import files
+from ..bundle import HEAD_BIAS, HEAD_WEIGHT
+from ..device.engines import with_room
+from ..device.engines.executorch import DATA, PROGRAM, patch
+from ..errors import InputError, UsageError
+from ..method.backbones import shaped
+from . import executorch_int8 as int8
+
+PRECISIONS = ("fp32", *int8.PRECISIONS)
+SEED = 0
+
+
+class _Whole(nn.Module):
+    """Pictures (1, 3, size, size) to logits (1, capacity). One picture, for XNNPACK gains nothing with more: a dynamic batch
+    leaves shapes outside the delegate, and costs up to a third."""
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.head(self.backbone(pictures))  # type: ignore[no-any-return]
+
+
+def write_program(
+    backbone: nn.Module, size: int, weights: Mapping[str, np.ndarray], folder: Path, precision: str = "fp32", capacity: int = 1000
+) -> dict[str, dict[str, Any]]:
+    """Write model.pte and model.ptd for pictures of size x size into `folder`. Returns the manifest's `weights`.
+
+    weights: {tensor: float32 (rows, columns)} and the head, which is given `capacity` rows. Raises UsageError where executorch
+    is not installed or has no such precision, InputError where the backbone cannot be lowered with its adapted weights raw.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"target executorch has no precision {precision!r}: choose {', '.join(PRECISIONS)}")
+    stored = with_room(weights, capacity)
+    places, program, data = _lower(backbone, size, stored, precision)
+    data = patch(data, places, stored)
+    for name, place in places.items():
+        found = np.frombuffer(data, np.float32, stored[name].size, place["offset"])
+        if not np.array_equal(found, stored[name].reshape(-1)):
+            raise InputError(f"{name} cannot be placed in {DATA}: it overlaps another tensor")
+    files.write(folder / PROGRAM, program)
+    files.write(folder / DATA, data)
+    return places
+
+
+def _lower(
+    backbone: nn.Module, size: int, weights: Mapping[str, np.ndarray], precision: str
+) -> tuple[dict[str, dict[str, Any]], bytes, bytes]:
+    """(places, program, data) of a program whose adapted weights and head are noise."""
+    model, noise = _with_noise(backbone, weights)
+    if precision in int8.PRECISIONS:
+        int8.quantise(model, set(noise), precision)
+    with _quiet():
+        try:
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+            from executorch.exir.passes.external_constants_pass import delegate_external_constants_pass_unlifted
+        except ImportError as error:
+            raise UsageError("--target executorch needs executorch: pip install 'sdlora-edge[executorch]'") from error
+        example = (torch.zeros(1, 3, size, size),)
+        try:
+            graph = torch.export.export(model, example).module()
+            _keep_apart(graph, set(noise))
+            tag = DATA.removesuffix(".ptd")
+            delegate_external_constants_pass_unlifted(graph, lambda node: tag if node.target in noise else None)
+            edge = to_edge_transform_and_lower(
+                torch.export.export(graph, example),
+                partitioner=[XnnpackPartitioner(configs=int8.partitioning())],
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),  # quantised operators are not core ATen
+            )
+            names = edge.exported_program().graph_signature.inputs_to_parameters
+            # what XNNPACK did not take is a constant of the program's own
+            outside = ExecutorchBackendConfig(external_constants=lambda node: tag if names.get(node.name) in noise else None)
+            lowered = edge.to_executorch(outside)
+        except Exception as error:  # torch.export and each pass raise their own kinds
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise InputError(f"this backbone cannot be lowered to ExecuTorch: {reason}") from error
+    data = b"".join(bytes(blob) for blob in lowered._tensor_data.values())
+    places = {name: _find(data, noise[f"backbone.{name}" if name not in (HEAD_WEIGHT, HEAD_BIAS) else name], name, w) for name, w in weights.items()}
+    return places, bytes(lowered.buffer), data
+
+
+def _with_noise(backbone: nn.Module, weights: Mapping[str, np.ndarray]) -> tuple[_Whole, dict[str, bytes]]:
+    """A copy of the model with random numbers in adapted weights and head, and their bytes by parameter name."""
+    generator = torch.Generator().manual_seed(SEED)
+    random = {name: torch.randn(array.shape, generator=generator) / array.shape[-1] ** 0.5 for name, array in weights.items()}
+    head_weight, head_bias = random.pop(HEAD_WEIGHT), random.pop(HEAD_BIAS)
+    model = _Whole(copy.deepcopy(backbone).cpu().float().eval(), nn.Linear(head_weight.shape[1], len(head_bias)))
+    values = {f"backbone.{name}": value for name, value in shaped(backbone, random).items()}
+    values |= {HEAD_WEIGHT: head_weight, HEAD_BIAS: head_bias}
+    model.load_state_dict(values, strict=False)
+    for module in model.modules():
+        if getattr(module, "fused_attn", False):  # timm's; what torch makes of it keeps half of attention outside XNNPACK
+            module.fused_attn = False  # type: ignore[assignment]
+    return model, {name: value.numpy().tobytes() for name, value in values.items()}
+
+
+def _keep_apart(graph: GraphModule, names: set[str]) -> None:
+    """Batch norm after an adapted convolution becomes a depthwise one, scale and shift: XNNPACK's passes would multiply the scale
+    into the weight, which a device could then not replace by its own."""
+    norms = [node for node in graph.graph.nodes if node.target is torch.ops.aten.batch_norm.default]
+    for index, node in enumerate(norms):
+        if not any(a.op == "get_attr" and a.target in names for a in node.args[0].all_input_nodes):
+            continue
+        weight, bias, mean, variance = (None if a is None else _value(graph, a) for a in node.args[1:5])
+        scale = (variance.double() + node.args[7]).rsqrt() * (1 if weight is None else weight.double())
+        shift = (0 if bias is None else bias.double()) - mean.double() * scale
+        dimensions = node.meta["val"].ndim
+        values = {"scale": scale.reshape(-1, *([1] * (dimensions - 1 if dimensions == 4 else dimensions - 2))), "shift": shift}
+        if dimensions != 4:  # after a linear layer
+            values["shift"] = shift.reshape(values["scale"].shape)
+        made = []
+        with graph.graph.inserting_before(node):
+            for what, value in values.items():
+                name = f"norm_{index}_{what}"
+                graph.register_parameter(name, nn.Parameter(value.float(), requires_grad=False))
+                made.append(graph.graph.get_attr(name))
+            if dimensions == 4:
+                how = ([1, 1], [0, 0], [1, 1], len(scale))
+                new = graph.graph.call_function(torch.ops.aten.conv2d.default, (node.args[0], *made, *how))
+            else:
+                product = graph.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[0], made[0]))
+                new = graph.graph.call_function(torch.ops.aten.add.Tensor, (product, made[1]))
+        node.replace_all_uses_with(new)
+        graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _value(graph: GraphModule, node: Node) -> Tensor:
+    """What a get_attr node stands for."""
+    path, _, name = str(node.target).rpartition(".")
+    return getattr(graph.get_submodule(path), name).detach()  # type: ignore[no-any-return]
+
+
+def _find(data: bytes, raw: bytes, name: str, array: np.ndarray) -> dict[str, Any]:
+    """The manifest's entry for a tensor. Raises InputError unless its bytes stand in the file exactly once."""
+    offset = data.find(raw)
+    if offset < 0 or data.find(raw, offset + 1) >= 0:
+        raise InputError(f"{name} does not lie raw in {DATA}, so no device could replace it: choose other --targets")
+    return {"file": DATA, "offset": offset, "dtype": "float32", "shape": list(array.shape)}
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch and ExecuTorch warn and log about their own insides."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,0 +1,147 @@
+"""ExecuTorch: a program (model.pte) and its adapted weights and head, raw in model.ptd. An update writes another .ptd beside the
+old one, patched with numpy alone, and loads the pair anew; the program never changes.
+
+`workspace` holds model.pte and model.ptd of the generation in force, for programs in C++, Java or Swift beside this one; and
+new-*.ptd, each of a generation that is not in force yet, or of a process that was killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+import uuid
+import warnings
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ... import files
+from ...bundle import DTYPES, HEAD_BIAS, Bundle
+from ...errors import InputError, StorageError
+from . import Engine, with_room
+
+PROGRAM, DATA = "model.pte", "model.ptd"
+ABANDONED = 3600
+"""seconds after which a new-*.ptd that nobody published is one that a killed process left"""
+
+
+def patch(data: bytes, places: Mapping[str, Mapping[str, Any]], weights: Mapping[str, np.ndarray]) -> bytes:
+    """A .ptd file's bytes with other values. places: as the manifest's `weights`. weights: {tensor: float32, of the place's shape}.
+
+    Raises InputError for a tensor that has no place, has another shape, or would lie outside the file.
+    """
+    patched = bytearray(data)
+    for name, array in weights.items():
+        if name not in places:
+            raise InputError(f"{DATA} has no place for {name}: export the bundle again")
+        place = places[name]
+        dtype, offset, shape = DTYPES[place["dtype"]], place["offset"], tuple(place["shape"])
+        if array.shape != shape or offset + array.size * dtype.itemsize > len(patched):
+            raise InputError(f"{name} {array.shape} does not fit {DATA}, which has {shape} at byte {offset} of {len(patched)}")
+        np.frombuffer(patched, dtype, array.size, offset)[:] = array.reshape(-1)
+    return bytes(patched)
+
+
+class _Loaded:
+    """A loaded pair. path: the .ptd it was loaded from, removed with this object unless it was published."""
+
+    def __init__(self, method: Any, path: Path, classes: int) -> None:
+        self.method, self.path, self.classes = method, path, classes
+        weakref.finalize(self, _remove, path)
+
+
+class ExecutorchEngine(Engine):
+    """Needs the package executorch, whose Python runtime imports torch; a C++ program that loads the pair needs neither.
+
+    threads: ExecuTorch has one pool of threads for the process, so the last engine that was made decides.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
+        self._bundle, self._workspace = bundle, workspace
+        self._runtime, self._tensor = _runtime(threads)
+        self._lock = threading.Lock()  # a method computes in its own memory, one picture at a time
+
+    def load(self, weights: Mapping[str, np.ndarray]) -> _Loaded:
+        """Raises InputError where the pair cannot be loaded, StorageError where the workspace cannot be written."""
+        manifest = self._bundle.manifest
+        flashed = files.read(self._bundle.path / DATA)
+        path = self._place(patch(flashed, manifest.weights, with_room(weights, manifest.capacity)))
+        try:
+            program = self._runtime.load_program(self._bundle.path / PROGRAM, data_path=path)
+            return _Loaded(program.load_method("forward"), path, len(weights[HEAD_BIAS]))
+        except Exception as error:  # the runtime raises RuntimeError, or what pybind11 makes of the rest
+            _remove(path)
+            raise InputError(f"{self._bundle.path / PROGRAM}: ExecuTorch cannot load it: {error}") from error
+
+    def run(self, loaded: _Loaded, inputs: np.ndarray) -> np.ndarray:
+        pictures = self._tensor(np.ascontiguousarray(inputs, np.float32))
+        found = np.empty((len(inputs), loaded.classes), np.float32)
+        for i in range(len(inputs)):
+            with self._lock:
+                (logits,) = loaded.method.execute([pictures[i : i + 1]])
+            found[i] = logits[0, : loaded.classes].numpy()
+        return found
+
+    def publish(self, loaded: _Loaded) -> None:
+        """Other programs find the pair in the workspace from now on: the old one until the rename, then this one.
+
+        Raises StorageError.
+        """
+        try:
+            if not (self._workspace / PROGRAM).exists():
+                _link_or_copy(self._bundle.path / PROGRAM, self._workspace / PROGRAM)
+            if loaded.path.exists():
+                os.replace(loaded.path, self._workspace / DATA)
+            files.sync_folder(self._workspace)
+        except OSError as error:
+            raise StorageError(f"{self._workspace / DATA} cannot be written: {error.strerror or error}") from error
+        for left in [*self._workspace.glob("new-*"), *self._workspace.glob(f"{files.TEMPORARY}*")]:
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink()
+
+    def _place(self, data: bytes) -> Path:
+        """These bytes in a file of their own: another name of the published one where that is the same, or else a new file."""
+        path = self._workspace / f"new-{uuid.uuid4().hex}.ptd"
+        with contextlib.suppress(OSError):
+            # by a name of our own, for another process may publish while this one reads
+            os.link(self._workspace / DATA, path)
+            if files.read(path) == data:
+                return path
+        files.write(path, data)
+        return path
+
+
+def _runtime(threads: int) -> tuple[Any, Any]:
+    """ExecuTorch's runtime, and what makes a tensor of an array. Raises InputError where it is not installed."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the interface is experimental, and the package's own deprecations
+            from executorch.extension.pybindings import portable_lib
+            from executorch.runtime import Runtime
+            from torch import from_numpy  # the runtime takes no other arrays, and has imported it
+    except ImportError as error:
+        raise InputError(
+            "executorch is not installed: pip install 'sdlora-edge[executorch]', or load the pair with ExecuTorch's C++ runtime "
+            "(docs/executorch.md)"
+        ) from error
+    if threads and portable_lib._threadpool_get_thread_count() != threads:
+        portable_lib._unsafe_reset_threadpool(threads)
+    return Runtime.get(), from_numpy
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        files.write(target, files.read(source))
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
