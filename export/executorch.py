@@ -26,7 +26,6 @@ from ..bundle import HEAD_BIAS, HEAD_WEIGHT
 from ..device.engines import with_room
 from ..device.engines.executorch import DATA, PROGRAM, patch
 from ..errors import InputError, UsageError
-from ..method.backbones import shaped
 from . import executorch_int8 as int8
 
 PRECISIONS = ("fp32", *int8.PRECISIONS)
@@ -56,24 +55,27 @@ def write_program(
     if precision not in PRECISIONS:
         raise UsageError(f"target executorch has no precision {precision!r}: choose {', '.join(PRECISIONS)}")
     stored = with_room(weights, capacity)
-    places, program, data = _lower(backbone, size, stored, precision)
+    model, noise = _with_noise(backbone, stored)
+    if precision in int8.PRECISIONS:
+        int8.quantise(model, set(noise.values()), precision)
+    lowered = _lower(model, size, set(noise.values()))
+    lowered.write_tensor_data_to_file(str(folder))
+    data = files.read(folder / DATA)
+    places = {name: _find(data, model.get_parameter(parameter), name, stored[name].shape) for name, parameter in noise.items()}
     data = patch(data, places, stored)
     for name, place in places.items():
         found = np.frombuffer(data, np.float32, stored[name].size, place["offset"])
         if not np.array_equal(found, stored[name].reshape(-1)):
             raise InputError(f"{name} cannot be placed in {DATA}: it overlaps another tensor")
-    files.write(folder / PROGRAM, program)
+    files.write(folder / PROGRAM, bytes(lowered.buffer))
     files.write(folder / DATA, data)
     return places
 
 
-def _lower(
-    backbone: nn.Module, size: int, weights: Mapping[str, np.ndarray], precision: str
-) -> tuple[dict[str, dict[str, Any]], bytes, bytes]:
-    """(places, program, data) of a program whose adapted weights and head are noise."""
-    model, noise = _with_noise(backbone, weights)
-    if precision in int8.PRECISIONS:
-        int8.quantise(model, set(noise), precision)
+def _lower(model: nn.Module, size: int, external: set[str]) -> Any:
+    """ExecuTorch's program, with these parameters in a file of their own. Raises UsageError, InputError."""
+    example = (torch.zeros(1, 3, size, size),)
+    tag = DATA.removesuffix(".ptd")
     with _quiet():
         try:
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
@@ -81,12 +83,10 @@ def _lower(
             from executorch.exir.passes.external_constants_pass import delegate_external_constants_pass_unlifted
         except ImportError as error:
             raise UsageError("--target executorch needs executorch: pip install 'sdlora-edge[executorch]'") from error
-        example = (torch.zeros(1, 3, size, size),)
         try:
             graph = torch.export.export(model, example).module()
-            _keep_apart(graph, set(noise))
-            tag = DATA.removesuffix(".ptd")
-            delegate_external_constants_pass_unlifted(graph, lambda node: tag if node.target in noise else None)
+            _keep_apart(graph, external)
+            delegate_external_constants_pass_unlifted(graph, lambda node: tag if node.target in external else None)
             edge = to_edge_transform_and_lower(
                 torch.export.export(graph, example),
                 partitioner=[XnnpackPartitioner(configs=int8.partitioning())],
@@ -94,29 +94,26 @@ def _lower(
             )
             names = edge.exported_program().graph_signature.inputs_to_parameters
             # what XNNPACK did not take is a constant of the program's own
-            outside = ExecutorchBackendConfig(external_constants=lambda node: tag if names.get(node.name) in noise else None)
-            lowered = edge.to_executorch(outside)
+            outside = ExecutorchBackendConfig(external_constants=lambda node: tag if names.get(node.name) in external else None)
+            return edge.to_executorch(outside)
         except Exception as error:  # torch.export and each pass raise their own kinds
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise InputError(f"this backbone cannot be lowered to ExecuTorch: {reason}") from error
-    data = b"".join(bytes(blob) for blob in lowered._tensor_data.values())
-    places = {name: _find(data, noise[f"backbone.{name}" if name not in (HEAD_WEIGHT, HEAD_BIAS) else name], name, w) for name, w in weights.items()}
-    return places, bytes(lowered.buffer), data
 
 
-def _with_noise(backbone: nn.Module, weights: Mapping[str, np.ndarray]) -> tuple[_Whole, dict[str, bytes]]:
-    """A copy of the model with random numbers in adapted weights and head, and their bytes by parameter name."""
+def _with_noise(backbone: nn.Module, weights: Mapping[str, np.ndarray]) -> tuple[_Whole, dict[str, str]]:
+    """A copy of the model with random numbers in adapted weights and head, and {tensor: the model's parameter}."""
     generator = torch.Generator().manual_seed(SEED)
     random = {name: torch.randn(array.shape, generator=generator) / array.shape[-1] ** 0.5 for name, array in weights.items()}
-    head_weight, head_bias = random.pop(HEAD_WEIGHT), random.pop(HEAD_BIAS)
-    model = _Whole(copy.deepcopy(backbone).cpu().float().eval(), nn.Linear(head_weight.shape[1], len(head_bias)))
-    values = {f"backbone.{name}": value for name, value in shaped(backbone, random).items()}
-    values |= {HEAD_WEIGHT: head_weight, HEAD_BIAS: head_bias}
-    model.load_state_dict(values, strict=False)
+    rows, columns = weights[HEAD_WEIGHT].shape
+    model = _Whole(copy.deepcopy(backbone).cpu().float().eval(), nn.Linear(columns, rows)).requires_grad_(False)
+    names = {name: name if name in (HEAD_WEIGHT, HEAD_BIAS) else f"backbone.{name}" for name in weights}
+    for name, value in random.items():
+        model.get_parameter(names[name]).copy_(value.view_as(model.get_parameter(names[name])))
     for module in model.modules():
         if getattr(module, "fused_attn", False):  # timm's; what torch makes of it keeps half of attention outside XNNPACK
             module.fused_attn = False  # type: ignore[assignment]
-    return model, {name: value.numpy().tobytes() for name, value in values.items()}
+    return model, names
 
 
 def _keep_apart(graph: GraphModule, names: set[str]) -> None:
@@ -157,12 +154,13 @@ def _value(graph: GraphModule, node: Node) -> Tensor:
     return getattr(graph.get_submodule(path), name).detach()  # type: ignore[no-any-return]
 
 
-def _find(data: bytes, raw: bytes, name: str, array: np.ndarray) -> dict[str, Any]:
+def _find(data: bytes, value: Tensor, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
     """The manifest's entry for a tensor. Raises InputError unless its bytes stand in the file exactly once."""
+    raw = value.detach().numpy().tobytes()
     offset = data.find(raw)
     if offset < 0 or data.find(raw, offset + 1) >= 0:
         raise InputError(f"{name} does not lie raw in {DATA}, so no device could replace it: choose other --targets")
-    return {"file": DATA, "offset": offset, "dtype": "float32", "shape": list(array.shape)}
+    return {"file": DATA, "offset": offset, "dtype": "float32", "shape": list(shape)}
 
 
 @contextlib.contextmanager

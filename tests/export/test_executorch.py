@@ -1,0 +1,310 @@
+"""A bundle's program for ExecuTorch: equal to torch, updated by patching bytes, never without a whole pair on disk."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared
+from sdlora_edge.export import executorch as exporting
+from sdlora_edge.export.executorch import write_program
+from timm.models.efficientnet import EfficientNet
+from torch import nn
+from torch.func import functional_call
+
+from sdlora_edge import files
+from sdlora_edge.bundle import HEAD_BIAS, HEAD_WEIGHT
+from sdlora_edge.device.engines.executorch import ExecutorchEngine, patch
+from sdlora_edge.errors import InputError, StorageError, UsageError
+from sdlora_edge.method import backbones
+from sdlora_edge.method.backbones import shaped
+
+pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install executorch")
+
+CAPACITY = 12
+
+
+def some_weights(backbone: nn.Module, classes: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Adapted weights near the backbone's own, and a head."""
+    random = np.random.default_rng(seed)
+    weights = {}
+    for p in backbones.projections(backbone):
+        own = backbone.get_parameter(p.tensor).detach().numpy()
+        own = own.reshape(len(own), -1)
+        weights[p.tensor] = (own + 0.02 * random.standard_normal(own.shape)).astype(np.float32)
+    weights[HEAD_WEIGHT] = 0.1 * random.standard_normal((classes, backbones.features(backbone))).astype(np.float32)
+    weights[HEAD_BIAS] = random.standard_normal(classes).astype(np.float32)
+    return weights
+
+
+@torch.no_grad()
+def by_torch(backbone: nn.Module, weights: Mapping[str, np.ndarray], pictures: np.ndarray) -> np.ndarray:
+    adapted = {n: torch.from_numpy(w) for n, w in weights.items() if n not in (HEAD_WEIGHT, HEAD_BIAS)}
+    features = functional_call(backbone, shaped(backbone, adapted), (torch.from_numpy(pictures),))
+    return features.numpy() @ weights[HEAD_WEIGHT].T + weights[HEAD_BIAS]
+
+
+def some_pictures(size: int, count: int = 3) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((count, 3, size, size)).astype(np.float32)
+
+
+def pair(folder: Path, places: Mapping[str, Any], capacity: int = CAPACITY) -> Any:
+    """What the engine reads of an opened bundle."""
+    return SimpleNamespace(path=folder, manifest=SimpleNamespace(weights=places, capacity=capacity))
+
+
+def small_convolutions() -> nn.Module:
+    """EfficientNet's blocks, small: pointwise convolutions with batch norm behind them, whose numbers are no identity."""
+    torch.manual_seed(0)
+    blocks = [["ds_r1_k3_s1_e1_c8"], ["ir_r2_k3_s2_e3_c12"], ["ir_r1_k3_s2_e3_c16_se0.25"]]
+    from timm.models._efficientnet_builder import decode_arch_def
+
+    model = EfficientNet(decode_arch_def(blocks), num_classes=0, num_features=24, stem_size=8).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def micro(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Any, dict[str, np.ndarray]]:
+    """(backbone, the exported pair, the weights it was exported with)"""
+    torch.manual_seed(0)
+    backbone, _ = backbones.create("micro_vit", 16, None, False)
+    folder = tmp_path_factory.mktemp("micro")
+    weights = some_weights(backbone, 5)
+    return backbone, pair(folder, write_program(backbone, 16, weights, folder, "fp32", CAPACITY)), weights
+
+
+def test_a_vit_computes_what_torch_computes_update_after_update(micro: Any, tmp_path: Path) -> None:
+    backbone, bundle, first = micro
+    engine, pictures = ExecutorchEngine(bundle, 0, tmp_path), some_pictures(16)
+    loaded = engine.load(first)
+    reference = by_torch(backbone, first, pictures)
+    np.testing.assert_allclose(engine.run(loaded, pictures), reference, atol=1e-4)
+    for update in range(1, 6):
+        weights = some_weights(backbone, 5 + update, update)
+        newer = engine.load(weights)
+        found = engine.run(newer, pictures)
+        assert found.shape == (3, 5 + update)
+        np.testing.assert_allclose(found, by_torch(backbone, weights, pictures), atol=1e-4)
+        np.testing.assert_allclose(engine.run(loaded, pictures), reference, atol=1e-4)  # the first one still answers
+        engine.publish(newer)
+
+
+def test_convolutions_with_batch_norm_behind_them_stay_replaceable(tmp_path: Path) -> None:
+    backbone, pictures = small_convolutions(), some_pictures(32)
+    weights = some_weights(backbone, 4)
+    assert len(weights) > 6
+    bundle = pair(tmp_path, write_program(backbone, 32, weights, tmp_path, "fp32", CAPACITY))
+    engine = ExecutorchEngine(bundle, 0, tmp_path / "work")
+    for other in (weights, some_weights(backbone, 7, 1)):
+        np.testing.assert_allclose(engine.run(engine.load(other), pictures), by_torch(backbone, other, pictures), atol=1e-4)
+
+
+def test_batch_norm_after_a_linear_layer_stays_apart_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        num_features = 6
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(3, 6), nn.BatchNorm1d(6)
+            self.norm.running_var.uniform_(0.5, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.fc(x.mean((2, 3))))
+
+    backbone, random = Net().eval(), np.random.default_rng(0)
+    shapes = {"fc.weight": (6, 3), HEAD_WEIGHT: (2, 6), HEAD_BIAS: (2,)}
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    engine = ExecutorchEngine(pair(tmp_path, write_program(backbone, 8, weights, tmp_path, "fp32", CAPACITY)), 0, tmp_path / "w")
+    pictures = some_pictures(8)
+    np.testing.assert_allclose(engine.run(engine.load(weights), pictures), by_torch(backbone, weights, pictures), atol=1e-4)
+
+
+def test_program_and_places_do_not_depend_on_the_values_of_the_weights(micro: Any, tmp_path: Path) -> None:
+    """Not even where weights are equal: ExecuTorch stores equal constants once, and replacing one would replace them all."""
+    backbone, bundle, weights = micro
+    zeros = {name: np.zeros_like(array) for name, array in weights.items()}
+    assert write_program(backbone, 16, zeros, tmp_path, "fp32", CAPACITY) == bundle.manifest.weights
+    assert (tmp_path / "model.pte").read_bytes() == (bundle.path / "model.pte").read_bytes()
+    assert len({place["offset"] for place in bundle.manifest.weights.values()}) == len(weights)
+
+
+def test_the_real_vit_computes_what_torch_computes_at_every_precision(tmp_path: Path) -> None:
+    weights_file = shared("vit_tiny_patch16_224.fp16.safetensors")
+    backbone, _ = backbones.create("vit_tiny_patch16_224", 64, weights_file, False)
+    backbone.blocks = backbone.blocks[:4]  # type: ignore[index] # twelve take three times as long to lower
+    weights, pictures = some_weights(backbone, 5), some_pictures(64)
+    reference = by_torch(backbone, weights, pictures)
+    sizes = {}
+    for precision, bound in {"fp32": 1e-4, "int8": 0.1, "int8-dynamic": 0.2}.items():
+        folder = tmp_path / precision
+        folder.mkdir()
+        places = write_program(backbone, 64, weights, folder, precision, CAPACITY)
+        engine = ExecutorchEngine(pair(folder, places), 0, folder / "work")
+        found = engine.run(engine.load(weights), pictures)
+        assert np.abs(found - reference).max() <= bound, precision
+        sizes[precision] = sum(f.stat().st_size for f in folder.glob("model.*"))
+    assert max(sizes["int8"], sizes["int8-dynamic"]) < sizes["fp32"] / 1.7
+
+
+def test_what_executorch_cannot_do_is_refused_by_what_it_can(micro: Any, tmp_path: Path) -> None:
+    backbone, _, weights = micro
+    with pytest.raises(UsageError, match=r"fp16.*choose fp32, int8, int8-dynamic"):
+        write_program(backbone, 16, weights, tmp_path, "fp16", CAPACITY)
+    with pytest.raises(UsageError, match="no linear layer"):
+        write_program(nn.Flatten(), 16, {n: weights[n] for n in (HEAD_WEIGHT, HEAD_BIAS)}, tmp_path, "int8", CAPACITY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_no_class_has_can_never_win(micro: Any) -> None:
+    """In any program that loads the pair: here in executorch's own runtime, which sees every row."""
+    from executorch.runtime import Runtime
+
+    _, bundle, _ = micro
+    method = Runtime.get().load_program(bundle.path / "model.pte", data_path=bundle.path / "model.ptd").load_method("forward")
+    for picture in torch.from_numpy(1e3 * some_pictures(16)):
+        (logits,) = method.execute([picture[None]])
+        assert logits.shape == (1, CAPACITY)
+        assert torch.isfinite(logits).all()
+        assert logits[0, 5:].max() < logits[0, :5].min()
+
+
+def test_patching_needs_numpy_alone(micro: Any, tmp_path: Path) -> None:
+    _, bundle, weights = micro
+    changed = {"blocks.2.attn.qkv.weight": weights["blocks.2.attn.qkv.weight"] + 1}
+    np.savez(tmp_path / "changed.npz", **changed)
+    program = f"""
+import sys
+for name in ("torch", "executorch", "torchao", "timm", "onnx", "onnxruntime"):
+    sys.modules[name] = None
+import numpy as np
+from sdlora_edge.device.engines.executorch import ExecutorchEngine, patch
+from sdlora_edge.errors import InputError
+data, changed = open({str(bundle.path / "model.ptd")!r}, "rb").read(), dict(np.load(sys.argv[1] + "/changed.npz"))
+open(sys.argv[1] + "/patched", "wb").write(patch(data, {bundle.manifest.weights!r}, changed))
+try:
+    ExecutorchEngine(None, 0, None)
+except InputError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "executorch is not installed: pip install" in done.stdout
+    old, new = (bundle.path / "model.ptd").read_bytes(), (tmp_path / "patched").read_bytes()
+    place = bundle.manifest.weights["blocks.2.attn.qkv.weight"]
+    start, stop = place["offset"], place["offset"] + 4 * int(np.prod(place["shape"]))
+    assert new[start:stop] == changed["blocks.2.attn.qkv.weight"].tobytes()
+    assert (new[:start], new[stop:]) == (old[:start], old[stop:])
+
+
+def test_a_patch_that_does_not_fit_is_refused() -> None:
+    places = {"w": {"file": "model.ptd", "offset": 8, "dtype": "float32", "shape": [2, 2]}}
+    assert patch(bytes(24), places, {"w": np.ones((2, 2), np.float32)})[8:] == np.ones(4, np.float32).tobytes()
+    for data, weights in ((24, {"v": np.ones((2, 2))}), (24, {"w": np.ones((2, 3))}), (20, {"w": np.ones((2, 2))})):
+        with pytest.raises(InputError, match="w|v"):
+            patch(bytes(data), places, {n: w.astype(np.float32) for n, w in weights.items()})
+
+
+def test_publishing_moves_from_one_whole_pair_to_the_next(micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut at each step of an update, other programs find the old pair or the new one."""
+    backbone, bundle, first = micro
+    engine = ExecutorchEngine(bundle, 0, tmp_path)
+    old = engine.load(first)
+    engine.publish(old)
+    published = {p.name: p.read_bytes() for p in tmp_path.glob("model.*")}
+    assert set(published) == {"model.pte", "model.ptd"}
+    assert published["model.pte"] == (bundle.path / "model.pte").read_bytes()
+
+    def power_cut(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    second = some_weights(backbone, 6, 1)
+    for operation in ("fsync", "replace"):
+        with monkeypatch.context() as cut:
+            cut.setattr(files.os, operation, power_cut)
+            with pytest.raises(StorageError):
+                engine.load(second)
+        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == published
+    new = engine.load(second)
+    with monkeypatch.context() as cut:
+        cut.setattr(files.os, "replace", power_cut)
+        with pytest.raises(StorageError):
+            engine.publish(new)
+    assert {p.name: p.read_bytes() for p in tmp_path.glob("model.*")} == published
+    engine.publish(new)
+    engine.publish(new)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["model.pte", "model.ptd"]
+    again = ExecutorchEngine(pair(tmp_path, bundle.manifest.weights), 0, tmp_path / "other")
+    loaded = again.load(second)
+    np.testing.assert_array_equal(again.run(loaded, some_pictures(16)), engine.run(new, some_pictures(16)))
+    assert loaded.path.read_bytes() == (tmp_path / "model.ptd").read_bytes()
+
+
+def test_reopening_writes_nothing_and_what_is_dropped_leaves_nothing(
+    micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, bundle, weights = micro
+    engine = ExecutorchEngine(bundle, 0, tmp_path)
+    engine.publish(engine.load(weights))
+    before = (tmp_path / "model.ptd").stat()
+    with monkeypatch.context() as unwritable:
+        unwritable.setattr(files, "write", None)
+        reopened = ExecutorchEngine(bundle, 0, tmp_path)
+        loaded = reopened.load(weights)
+        reopened.publish(loaded)
+    assert (tmp_path / "model.ptd").stat().st_ino == before.st_ino
+    del loaded
+    dropped = engine.load({**weights, HEAD_BIAS: weights[HEAD_BIAS] + 1})
+    assert len(list(tmp_path.iterdir())) == 3
+    del dropped
+    gc.collect()
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["model.pte", "model.ptd"]
+
+
+def test_threads_share_one_engine(micro: Any, tmp_path: Path) -> None:
+    backbone, bundle, weights = micro
+    engine, pictures = ExecutorchEngine(bundle, 1, tmp_path), some_pictures(16, 8)
+    loaded, reference, wrong = engine.load(weights), by_torch(backbone, weights, pictures), []
+
+    def ask() -> None:
+        for _ in range(20):
+            if not np.allclose(engine.run(loaded, pictures), reference, atol=1e-4):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_pair_that_is_not_one_is_an_input_error(micro: Any, tmp_path: Path) -> None:
+    _, bundle, weights = micro
+    (tmp_path / "model.pte").write_bytes(b"no program" * 100)
+    (tmp_path / "model.ptd").write_bytes((bundle.path / "model.ptd").read_bytes())
+    engine = ExecutorchEngine(pair(tmp_path, bundle.manifest.weights), 0, tmp_path / "work")
+    with pytest.raises(InputError, match="ExecuTorch cannot load it"):
+        engine.load(weights)
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_weight_that_a_compiler_would_change_is_not_exported(micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporting, "_keep_apart", lambda *_: None)
+    backbone = small_convolutions()
+    with pytest.raises(InputError, match="does not lie raw in"):
+        write_program(backbone, 32, some_weights(backbone, 4), tmp_path, "fp32", CAPACITY)
