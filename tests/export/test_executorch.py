@@ -82,6 +82,7 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Any, dic
     """(backbone, the exported pair, the weights it was exported with)"""
     torch.manual_seed(0)
     backbone, _ = backbones.create("micro_vit", 16, None, False)
+    backbone.blocks = backbone.blocks[:2]  # type: ignore[index] # lowered in half the time
     folder = tmp_path_factory.mktemp("micro")
     weights = some_weights(backbone, 5)
     return backbone, pair(folder, write_program(backbone, 16, weights, folder, "fp32", CAPACITY)), weights
@@ -147,7 +148,7 @@ def test_program_and_places_do_not_depend_on_the_values_of_the_weights(micro: An
 def test_the_real_vit_computes_what_torch_computes_at_every_precision(tmp_path: Path) -> None:
     weights_file = shared("vit_tiny_patch16_224.fp16.safetensors")
     backbone, _ = backbones.create("vit_tiny_patch16_224", 64, weights_file, False)
-    backbone.blocks = backbone.blocks[:4]  # type: ignore[index] # twelve take three times as long to lower
+    backbone.blocks = backbone.blocks[:3]  # type: ignore[index] # twelve take four times as long to lower
     weights, pictures = some_weights(backbone, 5), some_pictures(64)
     reference = by_torch(backbone, weights, pictures)
     sizes = {}
@@ -159,7 +160,7 @@ def test_the_real_vit_computes_what_torch_computes_at_every_precision(tmp_path: 
         found = engine.run(engine.load(weights), pictures)
         assert np.abs(found - reference).max() <= bound, precision
         sizes[precision] = sum(f.stat().st_size for f in folder.glob("model.*"))
-    assert max(sizes["int8"], sizes["int8-dynamic"]) < sizes["fp32"] / 1.7
+    assert max(sizes["int8"], sizes["int8-dynamic"]) < sizes["fp32"] / 1.4
 
 
 def test_what_executorch_cannot_do_is_refused_by_what_it_can(micro: Any, tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_rows_that_no_class_has_can_never_win(micro: Any) -> None:
 
 def test_patching_needs_numpy_alone(micro: Any, tmp_path: Path) -> None:
     _, bundle, weights = micro
-    changed = {"blocks.2.attn.qkv.weight": weights["blocks.2.attn.qkv.weight"] + 1}
+    changed = {"blocks.1.attn.qkv.weight": weights["blocks.1.attn.qkv.weight"] + 1}
     np.savez(tmp_path / "changed.npz", **changed)
     program = f"""
 import sys
@@ -205,9 +206,9 @@ except InputError as error:
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
     assert "executorch is not installed: pip install" in done.stdout
     old, new = (bundle.path / "model.ptd").read_bytes(), (tmp_path / "patched").read_bytes()
-    place = bundle.manifest.weights["blocks.2.attn.qkv.weight"]
+    place = bundle.manifest.weights["blocks.1.attn.qkv.weight"]
     start, stop = place["offset"], place["offset"] + 4 * int(np.prod(place["shape"]))
-    assert new[start:stop] == changed["blocks.2.attn.qkv.weight"].tobytes()
+    assert new[start:stop] == changed["blocks.1.attn.qkv.weight"].tobytes()
     assert (new[:start], new[stop:]) == (old[:start], old[stop:])
 
 
@@ -215,7 +216,7 @@ def test_a_patch_that_does_not_fit_is_refused() -> None:
     places = {"w": {"file": "model.ptd", "offset": 8, "dtype": "float32", "shape": [2, 2]}}
     assert patch(bytes(24), places, {"w": np.ones((2, 2), np.float32)})[8:] == np.ones(4, np.float32).tobytes()
     for data, weights in ((24, {"v": np.ones((2, 2))}), (24, {"w": np.ones((2, 3))}), (20, {"w": np.ones((2, 2))})):
-        with pytest.raises(InputError, match="w|v"):
+        with pytest.raises(InputError, match=r"no place for v|w \(2, "):
             patch(bytes(data), places, {n: w.astype(np.float32) for n, w in weights.items()})
 
 
@@ -247,7 +248,7 @@ def test_publishing_moves_from_one_whole_pair_to_the_next(micro: Any, tmp_path: 
     assert {p.name: p.read_bytes() for p in tmp_path.glob("model.*")} == published
     engine.publish(new)
     engine.publish(new)
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["model.pte", "model.ptd"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["model.ptd", "model.pte"]
     again = ExecutorchEngine(pair(tmp_path, bundle.manifest.weights), 0, tmp_path / "other")
     loaded = again.load(second)
     np.testing.assert_array_equal(again.run(loaded, some_pictures(16)), engine.run(new, some_pictures(16)))
@@ -272,7 +273,7 @@ def test_reopening_writes_nothing_and_what_is_dropped_leaves_nothing(
     assert len(list(tmp_path.iterdir())) == 3
     del dropped
     gc.collect()
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["model.pte", "model.ptd"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["model.ptd", "model.pte"]
 
 
 def test_threads_share_one_engine(micro: Any, tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ class ExecutorchEngine(Engine):
             os.link(self._workspace / DATA, path)
             if files.read(path) == data:
                 return path
+            path.unlink()
         files.write(path, data)
         return path
 
