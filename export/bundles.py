@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ from ..state import factor_tensors
 from ..train import data
 from ..train.run import Run
 from ..train.score import test_pictures_by_class
-from . import onnx
+from . import executorch, onnx
 from . import precision as precisions
 from .metadata import metadata
 from .parity import BATCH, Parity, compare, host_logits
 
 log = logging.getLogger("sdlora_edge")
-TARGETS = ("onnx",)
+TARGETS = ("onnx", "executorch")
 ADAPTER = "onnx-adapter"
 CANARY_SEED = 0
 PARITY_PICTURES = 64
@@ -71,6 +72,12 @@ def export_bundle(
     if not state.classes:
         raise UsageError(f"task {state.task} knows no class yet: export a later one with --task")
     keys = _trust(trust, threshold)
+    if target == "executorch":
+        if weights_as == INPUTS:
+            raise UsageError(f"target executorch takes weights as {CONSTANTS} alone: as inputs they would not reach XNNPACK")
+        if find_spec("executorch") is None:
+            raise UsageError("target executorch needs the package: pip install 'sdlora-edge[executorch]'")
+        weights_as = CONSTANTS
     weights_as = weights_as or (CONSTANTS if backbones.convolutions(run.backbone, run.projections) else INPUTS)
     if weights_as not in (INPUTS, CONSTANTS):
         raise UsageError(f"--weights-as {weights_as!r} is neither {INPUTS} nor {CONSTANTS}")
@@ -98,11 +105,14 @@ def export_bundle(
         "magnitudes": tuple(state.magnitudes.tolist()),
         "preprocessing": asdict(run.preprocessing),
         "projections": run.projections,
-        "made_with": _made_with(),
+        "made_with": _made_with(target),
     }
     with files.new_folder(out) as folder:
-        size, about = run.preprocessing.size, metadata(facts)
-        places = onnx.write_model(run.backbone, size, weights, folder, precision, weights_as, capacity, about)
+        size = run.preprocessing.size
+        if target == "onnx":
+            places = onnx.write_model(run.backbone, size, weights, folder, precision, weights_as, capacity, metadata(facts))
+        else:
+            places = executorch.write_program(run.backbone, size, weights, folder, precision, capacity)
         stored = {f"{k}.{n}": t for k, f in enumerate(run.factors(state.task), 1) for n, t in factor_tensors(f).items()}
         files.write(folder / FACTORS, safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in stored.items()}))
         files.write(folder / TRUST, dump_json(keys.to_dict()))
@@ -169,7 +179,9 @@ def _some_pixels(run: Run, task: int, count: int) -> np.ndarray:
     return data.decode(few, list(few), run.preprocessing, need=False).pixels[:count]
 
 
-def _made_with() -> dict[str, Any]:
+def _made_with(target: str) -> dict[str, Any]:
+    if target == "executorch":
+        return {name: version(name) for name in ("torch", "timm", "executorch")}
     return {"onnx_opset": onnx.OPSET, **{name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime")}}
 
 

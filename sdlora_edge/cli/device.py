@@ -10,14 +10,18 @@ import typer
 from ..device.runtime import Device
 from .output import Json, Store, emit, facts
 
+Unproved = Annotated[
+    bool,
+    typer.Option("--unproved", help="ExecuTorch without its Python runtime: the program that loads the pair tries the canary."),
+]
 app = typer.Typer(no_args_is_help=True, help="Run a device: init, apply, predict, status, rollback.")
 _STATUS = ("task", "task_name", "generation", "classes", "packets", "state", "model", "target", "precision", "bundle")
 
 
 @app.command()
-def init(bundle: Path, store: Store, json: Json = False) -> None:
+def init(bundle: Path, store: Store, unproved: Unproved = False, json: Json = False) -> None:
     """Make a store from a bundle: what flashing a device does."""
-    _show(Device.init(bundle, store).status(), json)
+    _show(Device.init(bundle, store, unproved).status(), json)
 
 
 @app.command()
@@ -25,10 +29,11 @@ def apply(
     packets: list[Path],
     store: Store,
     allow_older: Annotated[bool, typer.Option("--allow-older", help="Take again what was rolled back.")] = False,
+    unproved: Unproved = False,
     json: Json = False,
 ) -> None:
     """Verify packets and apply them, in the order given. Stops at the first that is refused."""
-    device = Device.open(store)
+    device = Device.open(store, unproved=unproved)
     done: list[dict[str, Any]] = []
     for path in packets:
         done.append(device.apply(path, allow_older))
@@ -59,15 +64,15 @@ def predict(
 
 
 @app.command()
-def status(store: Store, json: Json = False) -> None:
+def status(store: Store, unproved: Unproved = False, json: Json = False) -> None:
     """Show where a device stands."""
-    _show(Device.open(store).status(), json)
+    _show(Device.open(store, unproved=unproved).status(), json)
 
 
 @app.command()
-def rollback(store: Store, json: Json = False) -> None:
+def rollback(store: Store, unproved: Unproved = False, json: Json = False) -> None:
     """Go back by one packet, even from one whose file is damaged."""
-    _show(Device.open(store, without_newest=True).rollback(), json)
+    _show(Device.open(store, without_newest=True, unproved=unproved).rollback(), json)
 
 
 @app.command("export-adapter")

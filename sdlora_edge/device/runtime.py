@@ -49,34 +49,37 @@ class _Live:
 class Device:
     """A device's model. `predict` may be called from any number of threads while one thread calls `apply`."""
 
-    def __init__(self, store: Store, bundle: Bundle, threads: int = 0, without_newest: bool = False) -> None:
+    def __init__(
+        self, store: Store, bundle: Bundle, threads: int = 0, without_newest: bool = False, unproved: bool = False
+    ) -> None:
         self.bundle = bundle
         self._store = store
         self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
-        self._engine = open_engine(bundle, threads, store.path / "engine")
+        self._engine = open_engine(bundle, threads, store.path / "engine", unproved)
         generation = store.current()
         self._live = self._build(generation.packets[: -1 if without_newest else None], generation.counter)
         self._check_canary(self._live)
         self._publish()
 
     @classmethod
-    def init(cls, bundle: Path | str, store: Path | str) -> Device:
+    def init(cls, bundle: Path | str, store: Path | str, unproved: bool = False) -> Device:
         """Make a store from a bundle, once this device has proved that it computes what the host computed.
 
         Raises InputError for a damaged bundle, UsageError where the store exists, HealthError where the canary fails.
         """
-        Store.create(Path(store), open_bundle(Path(bundle)), cls.open)
-        return cls.open(store)
+        Store.create(Path(store), open_bundle(Path(bundle)), lambda folder: cls.open(folder, unproved=unproved))
+        return cls.open(store, unproved=unproved)
 
     @classmethod
-    def open(cls, store: Path | str, threads: int = 0, without_newest: bool = False) -> Device:
+    def open(cls, store: Path | str, threads: int = 0, without_newest: bool = False, unproved: bool = False) -> Device:
         """Open a store in the generation in force: every file verified, the canary run. Raises InputError, TrustError, HealthError.
 
         threads: of the engine; 0 leaves it to the engine. without_newest: do not read the newest packet, which may be
-        damaged; for `rollback`.
+        damaged; for `rollback`. unproved: the engine's runtime is not here (`engines.Engine.runs`): updates are verified,
+        merged and published, and it is the program that loads them which has to try the canary.
         """
         opened = Store(Path(store))
-        return cls(opened, open_bundle(opened.path / "bundle"), threads, without_newest)
+        return cls(opened, open_bundle(opened.path / "bundle"), threads, without_newest, unproved)
 
     def predict(self, pictures: Iterable[Picture], top: int = 1, batch_size: int = 32) -> list[Prediction]:
         """The `top` best classes of each picture. Raises InputError naming a picture that cannot be read."""
@@ -209,6 +212,8 @@ class Device:
         return weights | {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
 
     def _check_canary(self, live: _Live) -> float:
+        if not self._engine.runs:
+            return float("nan")
         manifest = self.bundle.manifest
         inputs = canary.inputs(live.canary_seed, self._prepare, len(live.canary_logits))
         difference = canary.largest_difference(self._engine.run(live.loaded, inputs), live.canary_logits)

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from ...bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle
-from ...errors import InputError
+from ...errors import InputError, UsageError
 
 GROUP = "sdlora_edge.engines"
-BUILT_IN = {"onnx": "OnnxEngine"}
+BUILT_IN = {"onnx": "OnnxEngine", "executorch": "ExecutorchEngine"}
 """{target, and the module here: class}"""
 UNUSED = -1e30
 """bias of a head row that no class has yet: finite, and never the largest"""
@@ -31,6 +31,9 @@ class Engine(ABC):
     bundle: opened, every file verified. threads: 0 leaves the number to the engine. workspace: a folder of the store, made by
     the engine if it needs one, for files of its own; whatever lies there can be made again from bundle and packets.
     """
+
+    runs = True
+    """False for one that only prepares weights for a program beside this one, which then has to prove them itself"""
 
     @abstractmethod
     def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
@@ -44,20 +47,26 @@ class Engine(ABC):
     def run(self, loaded: Any, inputs: np.ndarray) -> np.ndarray:
         """float32 (N, 3, size, size) to logits, float32 (N, classes). Called by several threads at once."""
 
+    @classmethod
+    def without_running(cls, bundle: Bundle, workspace: Path) -> Engine:
+        """The same engine where its runtime is not installed. Raises UsageError where nothing could be done without it."""
+        raise UsageError(f"target {bundle.manifest.target} has no use for --unproved: its updates are proved on this device")
+
     def publish(self, loaded: Any) -> None:  # noqa: B027 (most engines have nothing to do)
         """`loaded` is the generation in force now: let programs beside this one know. Called again after a power cut."""
 
 
-def open_engine(bundle: Bundle, threads: int, workspace: Path) -> Engine:
-    """The engine for the bundle's target. Raises InputError where none is installed."""
+def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = False) -> Engine:
+    """The engine for the bundle's target; `unproved`: without its runtime. Raises InputError where none is installed."""
     target = bundle.manifest.target
+    others = {entry.name: entry for entry in entry_points(group=GROUP)}
     if target in BUILT_IN:
         found: type[Engine] = getattr(import_module(f".{target}", __name__), BUILT_IN[target])
-        return found(bundle, threads, workspace)
-    others = {entry.name: entry for entry in entry_points(group=GROUP)}
-    if target not in others:
+    elif target in others:
+        found = others[target].load()
+    else:
         raise InputError(f"no engine for target {target!r}: this device has {', '.join(sorted({*BUILT_IN, *others}))}")
-    return others[target].load()(bundle, threads, workspace)
+    return found.without_running(bundle, workspace) if unproved else found(bundle, threads, workspace)
 
 
 def with_room(weights: Mapping[str, np.ndarray], capacity: int) -> dict[str, np.ndarray]:

@@ -63,8 +63,15 @@ class ExecutorchEngine(Engine):
 
     def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
         self._bundle, self._workspace = bundle, workspace
-        self._runtime, self._tensor = _runtime(threads)
+        self._load, self._tensor = _runtime(threads)
         self._lock = threading.Lock()  # a method computes in its own memory, one picture at a time
+
+    @classmethod
+    def without_running(cls, bundle: Bundle, workspace: Path) -> ExecutorchEngine:
+        engine = cls.__new__(cls)
+        engine._bundle, engine._workspace, engine._load = bundle, workspace, lambda program, data: None
+        engine.runs = False
+        return engine
 
     def load(self, weights: Mapping[str, np.ndarray]) -> _Loaded:
         """Raises InputError where the pair cannot be loaded, StorageError where the workspace cannot be written."""
@@ -72,8 +79,7 @@ class ExecutorchEngine(Engine):
         flashed = files.read(self._bundle.path / DATA)
         path = self._place(patch(flashed, manifest.weights, with_room(weights, manifest.capacity)))
         try:
-            program = self._runtime.load_program(self._bundle.path / PROGRAM, data_path=path)
-            return _Loaded(program.load_method("forward"), path, len(weights[HEAD_BIAS]))
+            return _Loaded(self._load(self._bundle.path / PROGRAM, path), path, len(weights[HEAD_BIAS]))
         except Exception as error:  # the runtime raises RuntimeError, or what pybind11 makes of the rest
             _remove(path)
             raise InputError(f"{self._bundle.path / PROGRAM}: ExecuTorch cannot load it: {error}") from error
@@ -119,7 +125,7 @@ class ExecutorchEngine(Engine):
 
 
 def _runtime(threads: int) -> tuple[Any, Any]:
-    """ExecuTorch's runtime, and what makes a tensor of an array. Raises InputError where it is not installed."""
+    """What loads a pair's method, and what makes a tensor of an array. Raises InputError where executorch is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the interface is experimental, and the package's own deprecations
@@ -128,12 +134,16 @@ def _runtime(threads: int) -> tuple[Any, Any]:
             from torch import from_numpy  # the runtime takes no other arrays, and has imported it
     except ImportError as error:
         raise InputError(
-            "executorch is not installed: pip install 'sdlora-edge[executorch]', or load the pair with ExecuTorch's C++ runtime "
-            "(docs/executorch.md)"
+            "executorch is not installed: pip install 'sdlora-edge[executorch]'; or, where a C++ program loads the pair, use "
+            "--unproved (docs/executorch.md)"
         ) from error
     if threads and portable_lib._threadpool_get_thread_count() != threads:
         portable_lib._unsafe_reset_threadpool(threads)
-    return Runtime.get(), from_numpy
+
+    def load(program: Path, data: Path) -> Any:
+        return Runtime.get().load_program(program, data_path=data).load_method("forward")
+
+    return load, from_numpy
 
 
 def _link_or_copy(source: Path, target: Path) -> None:

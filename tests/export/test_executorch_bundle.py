@@ -1,0 +1,89 @@
+"""The ExecuTorch target from the command line: the same packets, with its Python runtime and without."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Fleet
+from sdlora_edge.export.bundles import export_bundle
+from sdlora_edge.export.parity import host_logits
+
+from sdlora_edge.device import Device, canary
+from sdlora_edge.errors import NotForThisDevice, UsageError
+from sdlora_edge.train.run import Run
+
+pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install executorch")
+
+
+@pytest.fixture(scope="module")
+def bundle(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("executorch") / "bundle"
+    trust = [str(fleet.key.with_suffix(".pub"))]
+    export_bundle(Run.open(fleet.run), out, 0, trust, target="executorch", max_classes=9)
+    return out
+
+
+def test_the_same_packets_up_to_the_capacity(fleet: Fleet, bundle: Path, tmp_path: Path) -> None:
+    run, device = Run.open(fleet.run), Device.init(bundle, tmp_path / "store")
+    inputs = canary.inputs(3, run.preprocessing, 4)
+    for task in (1, 2):
+        device.apply(fleet.packets[task - 1])
+        np.testing.assert_allclose(device.logits(inputs), host_logits(run, task, inputs), atol=1e-4)
+    with pytest.raises(NotForThisDevice, match="10 classes are beyond this bundle's capacity of 9"):
+        device.apply(fleet.packets[2])
+    device.rollback()
+    np.testing.assert_allclose(device.logits(inputs), host_logits(run, 1, inputs), atol=1e-4)
+    np.testing.assert_array_equal(Device.open(tmp_path / "store").logits(inputs), device.logits(inputs))
+    assert {p.name for p in (tmp_path / "store" / "engine").glob("model.*")} == {"model.pte", "model.ptd"}
+
+
+def test_without_the_runtime_an_update_is_published_all_the_same(fleet: Fleet, bundle: Path, tmp_path: Path) -> None:
+    """As on a device whose C++ program loads the pair: neither torch nor executorch is there."""
+    proved = Device.init(bundle, tmp_path / "proved")
+    proved.apply(fleet.packets[0])
+    program = """
+import sys
+for name in ("torch", "executorch", "timm", "onnx"):
+    sys.modules[name] = None
+from sdlora_edge.cli import main
+for arguments in (
+    ["device", "init", sys.argv[1], "--store", sys.argv[2]],
+    ["device", "init", sys.argv[1], "--store", sys.argv[2], "--unproved"],
+    ["device", "apply", sys.argv[3], "--store", sys.argv[2], "--unproved"],
+    ["device", "status", "--store", sys.argv[2]],
+):
+    print(main(arguments))
+"""
+    arguments = [str(bundle), str(tmp_path / "store"), str(fleet.packets[0])]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["3", "0", "0", "3"]
+    assert done.stderr.count("executorch is not installed: pip install") == 2
+    assert "Traceback" not in done.stderr
+    pairs = [(tmp_path / name / "engine" / "model.ptd").read_bytes() for name in ("proved", "store")]
+    assert pairs[0] == pairs[1]
+
+
+def test_what_makes_no_sense_is_said_in_one_line(fleet: Fleet, store: Path, tmp_path: Path, cli) -> None:  # type: ignore[no-untyped-def]
+    run = ("--run", fleet.run, "--trust", fleet.key.with_suffix(".pub"), "--target", "executorch", "--out", tmp_path / "b")
+    for options, message in {
+        ("--weights-as", "inputs"): "constants alone",
+        ("--precision", "fp16"): "no precision 'fp16'",
+        ("--max-classes", "2"): "knows 10 classes already",
+        ("--also", "onnx-adapter"): "goes with --target onnx",
+    }.items():
+        result = cli("export", *run, *options)
+        assert (result.code, len(result.err.strip().splitlines())) == (2, 1)
+        assert message in result.err
+    assert not (tmp_path / "b").exists()
+    result = cli("device", "status", "--store", store, "--unproved")
+    assert (result.code, "has no use for --unproved" in result.err) == (2, True)
+
+
+def test_export_without_the_package(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdlora_edge.export.bundles.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"needs the package: pip install 'sdlora-edge\[executorch\]'"):
+        export_bundle(Run.open(fleet.run), tmp_path / "b", 0, [str(fleet.key.with_suffix(".pub"))], target="executorch")
