@@ -5,7 +5,7 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test lint bench bench-loop bench-step-cost bench-method bench-inference figures clean
+.PHONY: demo test lint bench bench-chain bench-precision bench-loop bench-step-cost bench-method bench-inference figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
@@ -18,7 +18,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-loop bench-step-cost bench-method bench-inference
+bench: bench-loop bench-step-cost bench-method bench-inference bench-chain bench-precision
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
@@ -34,6 +34,14 @@ bench-method: .venv/installed
 
 bench-inference: .venv/installed
 	$(BIN)/python tests/bench/inference.py
+	$(MAKE) figures
+
+bench-chain: .venv/installed
+	$(BIN)/python tests/bench/chain.py
+	$(MAKE) figures
+
+bench-precision: .venv/installed
+	$(BIN)/python tests/bench/precision.py
 	$(MAKE) figures
 
 figures: .venv/installed

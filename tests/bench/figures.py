@@ -125,12 +125,63 @@ def method(figure: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"loop": loop, "step_cost": step_cost, "method": method}
+def inference(figure: dict[str, Any]) -> str:
+    head = ["model", "threads", "pictures", "constants", "1 task", "20 tasks", "100 tasks", "100, as constants"]
+    head += ["branches, 20", "branches, 100", "torch"]
+    keys = ["tasks_1", "tasks_20", "tasks_100", "constants_bundle_100", "branches_20", "branches_100", "torch"]
+    rows = []
+    for key, name in {"vit_tiny": "ViT-Tiny", "vit_base": "ViT-B/16"}.items():
+        for threads, by_batch in figure.get(key, {}).items():
+            for batch, cell in by_batch.items():
+                ratios = [f"{cell[f'{k}_over_constants']:.2f}" for k in keys]
+                rows.append([name, threads, batch, f"{cell['constants_ms']:.1f} ms", *ratios])
+    return table(head, rows)
+
+
+def precision(figure: dict[str, Any]) -> str:
+    head = ["target, precision", "ViT-Tiny", "latency", "Omniglot: agreement", "accuracy", "Caltech-101: agreement", "accuracy"]
+    head += ["ViT-B/16", "latency"]
+    rows = []
+    for target, title in {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}.items():
+        for name, row in figure[target].items():
+            cells = [f"{title}, {name}"]
+            for model in ("vit_tiny", "vit_base"):
+                whole = figure[target]["fp32"][model]["bytes"]
+                smaller = f" ({whole / row[model]['bytes']:.1f} x)" if name != "fp32" else ""
+                cells += [
+                    f"{row[model]['bytes'] / 1e6:.1f} MB{smaller}",
+                    f"{row[model]['ms']:.1f} ms ({row[model]['over_fp32']:.2f})",
+                ]
+            shares = [f"{100 * row[data][key]:.1f} %" for data in ("omniglot", "caltech101") for key in ("agreement", "accuracy")]
+            rows.append([*cells[:3], *shares, *cells[3:]])
+    return table(head, rows)
+
+
+def chain(figure: dict[str, Any]) -> str:
+    names = {"vit_tiny_patch16_224": "ViT-Tiny, 96 px", "vit_base_patch16_224": "ViT-B/16, 224 px"}
+    names["efficientnet_lite0"] = "EfficientNet-Lite0, 96 px"
+    rows = [
+        [title, *(f"{figure[model][t]['largest_difference']:.1e}" for t in ("onnx", "executorch"))]
+        for model, title in names.items()
+    ]
+    return table(["model", "ONNX Runtime", "ExecuTorch"], rows)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "loop": loop,
+    "step_cost": step_cost,
+    "method": method,
+    "chain": chain,
+    "precision": precision,
+    "inference": inference,
+}
 
 
 def rendered(text: str) -> str:
     """The README with every marked table made anew."""
     for name, render in TABLES.items():
+        if not (FIGURES / f"{name}.json").exists():
+            continue  # not measured yet
         figure = json.loads((FIGURES / f"{name}.json").read_text())
         body = render(figure)
         versions = ", ".join(f"{p} {v}" for p, v in figure["versions"].items())

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,7 +68,7 @@ def opened(run: Run, folder: Path, target: str) -> dict[str, tuple[Engine, Any, 
 
 
 def latencies(models: dict[str, tuple[Engine, Any, int]], size: int) -> dict[str, dict[str, float]]:
-    """Of one picture, one thread: milliseconds, and over fp32."""
+    """Of one picture, one thread: milliseconds, and over fp32; and the model's bytes."""
     picture = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
     names, rows, end = list(models), [], time.perf_counter() + SECONDS
     while time.perf_counter() < end or len(rows) < 5:
@@ -80,7 +81,8 @@ def latencies(models: dict[str, tuple[Engine, Any, int]], size: int) -> dict[str
                 engine.run(loaded, picture)
             row[name] = (time.perf_counter() - begin) / 3e-3
         rows.append(row)
-    return {n: {"ms": median(r[n] for r in rows), "over_fp32": median(r[n] / r["fp32"] for r in rows)} for n in names}
+    ratios = {n: median(r[n] / r["fp32"] for r in rows) for n in names}
+    return {n: {"bytes": models[n][2], "ms": median(r[n] for r in rows), "over_fp32": ratios[n]} for n in names}
 
 
 def agreement(run: Run, models: dict[str, tuple[Engine, Any, int]]) -> dict[str, dict[str, float]]:
@@ -99,25 +101,33 @@ def agreement(run: Run, models: dict[str, tuple[Engine, Any, int]]) -> dict[str,
     return found
 
 
+def kept(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What was measured, kept in build/precision, so that a run that was stopped goes on."""
+    path = BUILD / f"{name}.json"
+    if not path.exists():
+        path.write_text(json.dumps(measure()))
+    print(name, path.read_text(), flush=True)
+    return dict(json.loads(path.read_text()))
+
+
 def main() -> None:
     values: dict[str, Any] = {"threads": 1, "batch": 1}
-    with tempfile.TemporaryDirectory() as folder:
-        for target in TARGETS:
-            rows: dict[str, dict[str, Any]] = {}
-            for name in SETS:
-                run = trained(name)
-                models = opened(run, Path(folder) / name, target)
-                for precision, found in agreement(run, models).items():
-                    rows.setdefault(precision, {})[name] = found
-            tiny = latencies(models, run.preprocessing.size)
-            base = random_runs.make_run("vit_base_patch16_224", Path(folder) / f"base-{target}", 1, 100)
-            bases = opened(base, Path(folder) / "vit_base", target)
-            large = latencies(bases, 224)
-            for precision, row in rows.items():
-                row["vit_tiny"] = {"bytes": models[precision][2], **tiny[precision]}
-                row["vit_base"] = {"bytes": bases[precision][2], **large[precision]}
-                print(target, precision, json.dumps(row), flush=True)
-            values[target] = rows
+    for target in TARGETS:
+        rows: dict[str, dict[str, Any]] = {}
+        for name in (*SETS, "vit_tiny", "vit_base"):
+
+            def measure(name: str = name, target: str = target) -> dict[str, Any]:
+                with tempfile.TemporaryDirectory() as folder:
+                    if name == "vit_base":
+                        run = random_runs.make_run("vit_base_patch16_224", Path(folder) / "run", 1, 100)
+                    else:
+                        run = trained(SETS[0] if name == "vit_tiny" else name)
+                    models = opened(run, Path(folder), target)
+                    return agreement(run, models) if name in SETS else latencies(models, run.preprocessing.size)
+
+            for precision, found in kept(f"{target}-{name}", measure).items():
+                rows.setdefault(precision, {})[name] = found
+        values[target] = rows
     packages = ("torch", "timm", "onnx", "onnxruntime", "executorch", "numpy")
     print(figures.write("precision", "make bench-precision", values, packages=packages))
 
