@@ -21,7 +21,6 @@ from ..device import adapter, canary
 from ..device.engines import open_engine
 from ..errors import NotForThisDevice, UsageError
 from ..method import backbones
-from ..packet import ENCODING
 from ..state import factor_tensors
 from ..train import data
 from ..train.run import Run
@@ -100,7 +99,8 @@ def export_bundle(
         "tolerance": bounds.tolerance if tolerance is None else tolerance,
         "weights_as": weights_as,
         "capacity": capacity,
-        "encoding": ENCODING,
+        "encoding": run.config.encoding,
+        "revision": run.revision(state.task),
         "classes": state.classes,
         "magnitudes": tuple(state.magnitudes.tolist()),
         "preprocessing": asdict(run.preprocessing),
