@@ -99,7 +99,8 @@ def _quantise(rows: np.ndarray, encoding: str) -> tuple[np.ndarray, np.ndarray]:
     blocks[:, :n] = rows
     blocks = blocks.reshape(rank, -1, BLOCK)
     ends = np.abs(blocks).max(axis=2) / np.float32(largest)
-    scales = (ends[..., None] * _SHRINK).astype(np.float16).astype(np.float32)  # (rank, blocks, tried)
+    with np.errstate(over="ignore"):
+        scales = (ends[..., None] * _SHRINK).astype(np.float16).astype(np.float32)  # (rank, blocks, tried)
     if not np.isfinite(scales).all():
         raise ValueError("a factor does not fit int4")
     tried = [_whole(blocks, scales[..., i, None], largest) for i in range(len(_SHRINK))]
