@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Fleet, Result, snapshot
-from sdlora_edge.export.onnx import export_onnx
+from sdlora_edge.export.bundles import export_bundle
 
 from sdlora_edge import container, orders, packet, signing
 from sdlora_edge.device import Device
@@ -336,7 +336,7 @@ def test_a_recall_for_others_and_one_of_the_bundle_itself(cli: Cli, fleet: Fleet
     signer = signing.load_signer(fleet.key)
     (tmp_path / "other.sdlora").write_bytes(orders.build_recall("ab" * 32, Recalled(1, 0), lambda p: signing.sign(p, [signer])))
     unchanged(store, lambda: cli("device", "apply", tmp_path / "other.sdlora", "--store", store), 5, "another lineage")
-    export_onnx(Run.open(fleet.run), tmp_path / "bundle2", 2, [str(fleet.key.with_suffix(".pub"))])
+    export_bundle(Run.open(fleet.run), tmp_path / "bundle2", 2, [str(fleet.key.with_suffix(".pub"))])
     Device.init(tmp_path / "bundle2", tmp_path / "store2")
     order = recall(cli, fleet, tmp_path / "recall.sdlora", task=2)
     late = lambda: cli("device", "apply", order, "--store", tmp_path / "store2")  # noqa: E731

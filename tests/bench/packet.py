@@ -18,7 +18,7 @@ from typing import Any
 import figures
 import numpy as np
 import timm
-from sdlora_edge.export.onnx import export_onnx
+from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.packets import accuracies
 
 from sdlora_edge import packet, signing
@@ -78,7 +78,7 @@ def tiny(run: Run, folder: Path) -> dict[str, Any]:
     models = []
     _, public = signing.new_key("bench", folder / "keys")
     for task in (last - 1, last):
-        export_onnx(run, folder / f"bundle{task}", task, [str(public)])
+        export_bundle(run, folder / f"bundle{task}", task, [str(public)])
         files = sorted(p for p in (folder / f"bundle{task}").iterdir() if p.name not in (MANIFEST, TRUST, FACTORS))
         models.append(b"".join(p.read_bytes() for p in files))
     rows = {"old_rows": len(update.head.index), "bytes_per_old_row": features + 12, "new_rows": len(update.classes)}
