@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sdlora_edge import container, packet, signing
 from sdlora_edge.canonical import dump_json
-from sdlora_edge.encoding import HeadRows, encode
+from sdlora_edge.encoding import Factors, HeadRows, encode
 from sdlora_edge.errors import InputError, LimitError, SdloraError
 from sdlora_edge.train.run import Run
 
@@ -188,6 +188,55 @@ def test_head_rows_that_do_not_exist_are_refused(fleet: Fleet, index: object) ->
     data = container.seal(manifest, arrays, lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)]))
     with pytest.raises(InputError):
         packet.read(data, fleet.trust).check(before, run.lineage, run.projections)
+
+
+@pytest.mark.parametrize("encoding", ["int8", "int4"])
+def test_scales_are_bounded_and_quantised_factors_have_their_shapes(fleet: Fleet, encoding: str) -> None:
+    run = Run.open(fleet.run).encoded(encoding)
+    before, update = run.states[0], run.updates[0]
+    name = next(iter(update.factors))
+    good = dict(update.factors[name].stored)
+    logits = np.zeros((1, 6), np.float32)
+
+    def check(**stored: np.ndarray) -> None:
+        parts = {**good, **{part.replace("_", "."): array for part, array in stored.items()}}
+        changed = replace(update, factors={**update.factors, name: Factors(*parts.values())})
+        data = packet.build(changed, before, run.lineage, 1, logits, sign, encoding)
+        packet.read(data, fleet.trust).check(before, run.lineage, run.projections)
+
+    def sign(payload: bytes) -> bytes:
+        return signing.sign(payload, [signing.load_signer(fleet.key)])
+
+    check()
+    scale = good["A.scale"]
+    for value in (np.nan, np.inf, -scale.max(), 79.0):
+        with pytest.raises(InputError, match="out of bounds"):
+            check(A_scale=np.full_like(scale, value))
+    for wrong in ({"A_scale": scale[:-1]}, {"A": good["A"][:, 1:]}, {"B": np.ascontiguousarray(good["B"].T)}, {"A": good["A"][1:]}):
+        with pytest.raises(InputError):
+            check(**wrong)
+    for wrong in ({"A_scale": scale.astype(np.float32 if encoding == "int4" else np.float16)}, {"A": good["A"].astype(np.float16)}):
+        with pytest.raises(InputError, match="not"):
+            check(**wrong)
+
+
+def test_a_step_of_a_known_row_is_bounded(fleet: Fleet) -> None:
+    run = Run.open(fleet.run)
+    before, update = run.states[0], run.updates[0]
+    one = np.ones(1, np.float32)
+
+    def check(scale: float, bias: float = 0.0) -> None:
+        head = replace(
+            update.head, index=np.zeros(1, np.int32), step=np.full((1, 64), 127, np.int8), scale=one * scale, bias=one * bias
+        )
+        sign = lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)])  # noqa: E731
+        data = packet.build(replace(update, head=head), before, run.lineage, 1, np.zeros((1, 6), np.float32), sign)
+        packet.read(data, fleet.trust).check(before, run.lineage, run.projections)
+
+    check(70.0)
+    for scale, bias in ((np.nan, 0), (-1, 0), (79, 0), (1, np.inf), (1, 20_000)):
+        with pytest.raises(InputError):
+            check(scale, bias)
 
 
 @pytest.mark.parametrize("entry", [5, [], {}, "x", None, {"dtype": 1}, {"dtype": "F32", "shape": [1] * 9, "data_offsets": [0, 4]}])
