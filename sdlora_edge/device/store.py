@@ -88,7 +88,8 @@ class Generation:
             body["trust"] = tuple((digest, natural(n, len(body["packets"]))) for digest, n in body.get("trust", ()))
             body["recalled"] = tuple(Recalled(natural(r["sequence"]), natural(r["revision"])) for r in body.get("recalled", ()))
             record = cls(**body)
-            natural(record.counter), natural(record.highest), natural(record.revision)
+            for number in (record.counter, record.highest, record.revision):
+                natural(number)
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"a generation record is malformed: {error!r}") from error
         digests = [*record.packets, *(digest for digest, _ in record.trust)]
