@@ -21,7 +21,6 @@ from ..device import adapter, canary
 from ..device.engines import open_engine
 from ..errors import NotForThisDevice, UsageError
 from ..method import backbones
-from ..packet import ENCODING
 from ..state import factor_tensors
 from ..train import data
 from ..train.run import Run
@@ -100,7 +99,8 @@ def export_bundle(
         "tolerance": bounds.tolerance if tolerance is None else tolerance,
         "weights_as": weights_as,
         "capacity": capacity,
-        "encoding": ENCODING,
+        "encoding": run.config.encoding,
+        "revision": run.revision(state.task),
         "classes": state.classes,
         "magnitudes": tuple(state.magnitudes.tolist()),
         "preprocessing": asdict(run.preprocessing),
@@ -149,7 +149,7 @@ def check_bundle(run: Run, path: Path, min_agreement: float | None = None) -> Pa
     Raises HealthError where they differ by more than the bundle's precision may, NotForThisDevice for another run's bundle.
     """
     opened = open_bundle(path)
-    manifest, bounds = opened.manifest, precisions.named(opened.manifest.precision)
+    manifest, bounds, run = opened.manifest, precisions.named(opened.manifest.precision), run.encoded(opened.manifest.encoding)
     if manifest.lineage != run.lineage or run.state(manifest.task).digest != manifest.state:
         raise NotForThisDevice(f"{path} was not exported from {run.path}: name the run it came from with --run")
     inputs = canary.inputs(manifest.canary["seed"], run.preprocessing)

@@ -2,29 +2,60 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .. import files, packet, signing
-from ..bundle import open_bundle
+import numpy as np
+
+from .. import files, orders, packet, signing
+from ..bundle import MANIFEST, TRUST, Bundle, describe, open_bundle
+from ..canonical import dump_json
 from ..device import canary
 from ..device.runtime import Device
-from ..errors import NotForThisDevice, NothingToDo, UsageError
+from ..errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
+from ..method.sdlora import logits
+from ..state import TaskState
+from ..train import data
+from ..train.evaluate import BATCH, pictures_of
 from ..train.run import Run
 from .parity import host_logits
 
 
 def build_packets(
-    run_path: Path, bundle_path: Path, key: Path, task: int | None = None, out: Path | None = None
+    run_path: Path,
+    bundle_path: Path,
+    key: Path | Sequence[Path],
+    task: int | None = None,
+    out: Path | None = None,
+    encoding: str | None = None,
+    revision: int | None = None,
+    trust: Sequence[Path] = (),
+    pictures: str | None = None,
 ) -> list[dict[str, Any]]:
     """Sign a packet for every task after the bundle's, or for `task` alone, into `out` (default: packets/ in the run).
 
-    Raises NothingToDo where the bundle knows every task, NotForThisDevice where bundle and run are of different lineages,
-    UsageError for a task the bundle knows already or the run has not, TrustError where the bundle does not trust the key,
-    HealthError where a device would not compute what this host computes.
+    key: one private key, or several. encoding: must be the bundle's, which is the default. revision: given to `task` and all
+    after it, once and for all. trust: trust packets that the devices have applied, in order. pictures: a folder to score the
+    states before and after each packet on.
+
+    Raises NothingToDo where the bundle knows every task, NotForThisDevice where bundle and run are of different lineages or
+    encodings, UsageError for a task the bundle knows already or the run has not, TrustError where the devices do not trust a
+    key, HealthError where a device would not compute what this host computes.
     """
-    run, bundle, signer = Run.open(run_path), open_bundle(bundle_path), signing.load_signer(key)
+    bundle = open_bundle(bundle_path)
+    takes = bundle.manifest.encoding
+    if encoding not in (None, takes):
+        raise NotForThisDevice(
+            f"{bundle_path} takes packets in {takes}: for {encoding}, export a bundle with --encoding {encoding}"
+        )
+    signers = [signing.load_signer(path) for path in ([key] if isinstance(key, Path) else key)]
+    own = Run.open(run_path)
+    run = own.encoded(takes)
     first, last = bundle.manifest.task + 1, len(run.updates)
     if bundle.manifest.lineage != run.lineage or (first <= last + 1 and run.states[first - 1].digest != bundle.manifest.state):
         raise NotForThisDevice(f"{bundle_path} was not exported from {run_path}: name the bundle of this run")
@@ -32,28 +63,125 @@ def build_packets(
         raise UsageError(f"--task {task}: {bundle_path} knows the tasks up to {first - 1}, and {run_path} has {last}")
     if first > last:
         raise NothingToDo(f"{bundle_path} knows all {last} tasks of {run_path}: nothing to ship")
+    keys = orders.follow_trust(bundle.trust, trust)
+    _require(signers, keys, bundle_path)
+    if revision is not None:
+        if task is None:
+            raise UsageError("--revision goes with --task: name the task that is replaced; those after it follow")
+        own.revise(task, revision)
     out = out or run_path / "packets"
     built = []
     with tempfile.TemporaryDirectory() as scratch:
-        device = Device.init(bundle_path, Path(scratch) / "store")
+        device = Device.init(_trusting(bundle, signers, Path(scratch) / "bundle"), Path(scratch) / "store")
         for number in range(first, (task or last) + 1):
-            update, before = run.updates[number - 1], run.states[number - 1]
-            logits = host_logits(run, number, canary.inputs(number, run.preprocessing))
-            data = packet.build(update, before, run.lineage, number, logits, lambda payload: signing.sign(payload, [signer]))
+            inputs = canary.inputs(number, run.preprocessing)
+            sealed = packet.build(
+                run.updates[number - 1],
+                run.states[number - 1],
+                run.lineage,
+                number,
+                host_logits(run, number, inputs),
+                lambda payload: signing.sign(payload, signers),
+                takes,
+                [run.revision(number)],
+            )
             name = f"{number:03d}-{run.states[number].digest[:8]}{packet.SUFFIX}"
             proof = Path(scratch) / name
-            proof.write_bytes(data)
+            proof.write_bytes(sealed)
             status = device.apply(proof)
             if task in (None, number):
-                files.write(out / name, data)
+                facts = _facts(run, number, pictures)
+                files.write(out / name, sealed)
                 built.append(
                     {
                         "file": str(out / name),
-                        "task": number,
-                        "name": update.name,
-                        "classes": list(update.classes),
-                        "bytes": len(data),
+                        **facts,
+                        "bytes": len(sealed),
+                        "signatures": len(signers),
+                        "threshold": keys.threshold,
                         "canary_difference": status["canary_difference"],
                     }
                 )
     return built
+
+
+def _facts(run: Run, task: int, folder: str | None) -> dict[str, Any]:
+    """What a packet brings, and what it loses in its encoding."""
+    update, features = run.updates[task - 1], run.states[task].head_weight.shape[1]
+    facts = {
+        "task": task,
+        "name": update.name,
+        "classes": list(update.classes),
+        "encoding": run.config.encoding,
+        "revision": run.revision(task),
+        "weight_error": run.weight_error(task),
+        "old_rows": len(update.head.index),
+        "old_rows_bytes": len(update.head.index) * (features + 12),
+    }
+    return facts | ({"accuracy": accuracies(run, task, folder)} if folder else {})
+
+
+def accuracies(run: Run, task: int, folder: str) -> dict[str, Any]:
+    """Shares of right answers on a folder's pictures of the classes known after `task`: {"before", "after",
+    "after_without_old_rows", "pictures"}. Pictures of classes that are new in `task` are all wrong before it. The third is the
+    state after it if known classes had kept their head rows.
+    """
+    before, after = run.states[task - 1], run.states[task]
+    known = {label: own for label, own in pictures_of(run, folder)[0].items() if label in after.classes}
+    decoded = {label: data.decode({label: own}, [label], run.preprocessing, need=False).pixels for label, own in known.items()}
+    total = sum(map(len, decoded.values()))
+    if not total:
+        raise InputError(f"{folder} has no readable test picture of a class known after task {task}")
+    rows = (
+        np.concatenate([b, a[len(b) :]]) for b, a in ((before.head_weight, after.head_weight), (before.head_bias, after.head_bias))
+    )
+    kept = replace(after, **dict(zip(("head_weight", "head_bias"), rows)))
+    weights = run.weights(task)
+    return {
+        "before": _right(run, run.weights(task - 1), before, decoded) / total,
+        "after": _right(run, weights, after, decoded) / total,
+        "after_without_old_rows": _right(run, weights, kept, decoded) / total,
+        "pictures": total,
+    }
+
+
+def _right(run: Run, weights: Mapping[str, np.ndarray], state: TaskState, decoded: Mapping[str, np.ndarray]) -> int:
+    right = 0
+    for label, pixels in decoded.items():
+        for start in range(0, len(pixels) if label in state.classes else 0, BATCH):
+            scores = logits(run.backbone, weights, state, run.preprocessing.normalise(pixels[start : start + BATCH]))
+            right += int((scores.argmax(axis=1) == state.classes.index(label)).sum())
+    return right
+
+
+def _require(signers: Sequence[Any], keys: signing.Trust, bundle: Path) -> None:
+    """Raises TrustError for a signer whose key the devices do not obey, UsageError for one named twice."""
+    names = [signer.public_key.keyid for signer in signers]
+    if len(set(names)) < len(names):
+        raise UsageError("--key names one key twice")
+    if not keys.keys:
+        raise TrustError(f"{bundle} trusts no key: export it again with --trust")
+    if unknown := set(names) - {key.keyid for key in keys.keys}:
+        raise TrustError(
+            f"signature refused: {bundle} does not trust key {sorted(unknown)[0][:12]}: sign with a key it trusts, or name the "
+            "trust packets that the devices have applied"
+        )
+
+
+def _trusting(bundle: Bundle, signers: Sequence[Any], folder: Path) -> Path:
+    """The same bundle for a scratch device that obeys these signers alone: they may be fewer than the threshold so far."""
+    shutil.copytree(bundle.path, folder, copy_function=_link_or_copy)
+    for name in (TRUST, MANIFEST):
+        (folder / name).unlink()
+    trust = signing.Trust(tuple(signer.public_key for signer in signers), len(signers))
+    files.write(folder / TRUST, dump_json(trust.to_dict()))
+    entries = {**bundle.manifest.files, TRUST: describe(folder / TRUST)}
+    files.write(folder / MANIFEST, replace(bundle.manifest, files=entries).to_json())
+    return folder
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -42,18 +42,19 @@ from .. import files
 from ..bundle import Bundle, open_bundle
 from ..canonical import parse_json
 from ..device.runtime import open_packet
+from ..encoding import encode
 from ..errors import InputError, NothingToDo, UsageError
 from ..method import backbones
-from ..packet import LIMITS, encode
-from ..state import Factors, Projection, TaskState, advance, round_magnitudes
+from ..packet import LIMITS, Packet
+from ..state import Factors, Projection, TaskState, round_magnitudes
 from ..train.run import Run
 from ..train.trainer import Direction, Report, add_task
 
 log = logging.getLogger("sdlora_edge")
 CONFIG, MODEL, PICKLE, FACTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "sdlora_edge.json"
 PREFIX = "base_model.model."
-ROUNDING = 0.01
-"""the largest share of an adapter's norm that its rounding to float16 may take away"""
+ROUNDING = {"fp32": 0.01, "fp16": 0.01, "int8": 0.05, "int4": 0.3}
+"""the largest share of an adapter's norm that each encoding may take away"""
 
 _READ = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "modules_to_save"}
 _WITHOUT_EFFECT = {
@@ -124,10 +125,11 @@ def _follow(bundle: Bundle, packets: Sequence[Path]) -> tuple[TaskState, list[Ma
     """The state after the packets, and the factors of all its tasks; every packet is verified as a device does it."""
     state, factors = bundle.state, list(bundle.factors)
     for path in packets:
-        packet = open_packet(path, bundle)
-        packet.check(state, bundle.manifest.lineage, bundle.manifest.projections)
-        state = advance(state, packet.update)
-        factors.append(packet.update.factors)
+        packet = open_packet(path, bundle, bundle.trust)
+        if not isinstance(packet, Packet):
+            raise InputError(f"{path} brings no task: name packets of tasks only")
+        state = packet.check(state, bundle.manifest.lineage, bundle.manifest.projections)
+        factors += [update.factors for update in packet.updates]
     return state, factors
 
 
@@ -348,7 +350,7 @@ def _sliced(path: Path, module: str, A: np.ndarray, B: np.ndarray, run: Run) -> 
 
 
 def _normalised(factors: Mapping[str, Factors], run: Run, path: Path) -> Direction:
-    """The direction as the run's own are: of norm 1 (root mean square over projections), float16, the norm being alpha_t."""
+    """The direction as the run's own are: of norm 1 (root mean square over projections), float32, the norm being alpha_t."""
     wide = run.config.magnitude_scope == "projection" or run.config.magnitude_norm == "factors"
     squares = np.array([np.square(_product(factors[p.name])).sum() if p.name in factors else 0.0 for p in run.projections])
     norm = np.sqrt(squares if wide else np.full(len(squares), squares.mean()))
@@ -356,22 +358,23 @@ def _normalised(factors: Mapping[str, Factors], run: Run, path: Path) -> Directi
         raise InputError(f"{path} changes nothing: all its factors B are zero; it was never trained")
     if norm.max() > LIMITS.magnitude:
         raise InputError(f"{path} is of norm {norm.max():.3g}, beyond the {LIMITS.magnitude:g} that a magnitude may be")
-    shipped, error = {}, 0.0
+    found, error, encoding = {}, 0.0, run.config.encoding
     for p, N in zip(run.projections, norm, strict=True):
         if f := factors.get(p.name):
             try:
                 with np.errstate(over="ignore"):  # encode refuses what this makes infinite
-                    shipped[p.name] = Factors(encode(f.A), encode(f.B / np.float32(N)))
+                    found[p.name] = encode(Factors(f.A, f.B / np.float32(N)), "fp32")
+                shipped = encode(found[p.name], encoding)
             except ValueError as wrong:
                 raise InputError(f"{path}: {p.name}: {wrong}") from wrong
-            error += float(np.square(N * _product(shipped[p.name]) - _product(f)).sum())
-    if error > ROUNDING**2 * squares.sum():
+            error += float(np.square(N * _product(shipped) - _product(f)).sum())
+    if error > ROUNDING[encoding] ** 2 * squares.sum():
         raise InputError(
-            f"{path} loses {100 * np.sqrt(error / squares.sum()):.0f} % in float16: its A and B are of too different sizes"
+            f"{path} loses {100 * np.sqrt(error / squares.sum()):.0f} % in {encoding}: its A and B are of too different sizes"
         )
     deltas = np.zeros((len(run.states), *norm.shape) if wide else len(run.states))
     deltas[-1] = round_magnitudes(norm if wide else norm[0])
-    return shipped, deltas
+    return found, deltas
 
 
 def _product(f: Factors) -> np.ndarray:

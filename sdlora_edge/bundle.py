@@ -22,6 +22,8 @@ import safetensors.numpy
 
 from . import files
 from .canonical import dump_json, is_sha256, parse_json, sha256
+from .container import natural
+from .encoding import ENCODINGS
 from .errors import InputError, NotForThisDevice
 from .packet import magnitudes_from, name_problem
 from .signing import Trust
@@ -43,7 +45,7 @@ class Manifest:
     """The facts about an exported model. `state` is S_e, `task` is e, `magnitudes` alpha_k(e) for k = 1..e, each a number or,
     where projections have their own, a list of one for each.
 
-    precision: of what is not adapted. tolerance: the largest logit difference it may show, as `canary` measures it.
+    revision: of task e. precision: of what is not adapted. tolerance: the largest logit difference it may show, as `canary` measures it.
     weights_as: INPUTS or CONSTANTS. capacity: how many classes the model has room for; 0 where it has room for any number.
     weights: {tensor: {"file", "offset", "dtype", "shape"}}, where it lies raw, row by row, little endian; the head fills
     the first rows of its capacity. preprocessing: the fields of `device.preprocessing.Preprocessing`.
@@ -70,6 +72,7 @@ class Manifest:
     canary: Mapping[str, Any]
     made_with: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
+    revision: int = 0
 
     def to_json(self) -> bytes:
         value = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -154,7 +157,7 @@ def open_bundle(path: Path) -> Bundle:
         if len(head_weight) != len(manifest.classes) or head_bias.shape != (len(manifest.classes),):
             raise ValueError(f"head {head_weight.shape} for {len(manifest.classes)} classes")
         names = [p.name for p in manifest.projections]
-        factors = tuple(factors_from(stored, names, f"{k}.") for k in range(1, manifest.task + 1))
+        factors = tuple(factors_from(stored, names, f"{k}.", manifest.encoding) for k in range(1, manifest.task + 1))
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: manifest and weights do not fit each other: {error!r}") from error
     magnitudes = np.array(manifest.magnitudes, np.float64)
@@ -180,6 +183,9 @@ def _check_types(manifest: Manifest) -> None:
         whole = [entry["offset"], *entry["shape"]]
         if entry["dtype"] not in DTYPES or not all(type(n) is int and n >= 0 for n in whole) or len(whole) not in (2, 3):
             raise ValueError(f"weight {name!r} has no place in a file")
+    natural(manifest.revision)
+    if manifest.encoding not in ENCODINGS:
+        raise ValueError(f"encoding {manifest.encoding!r} is unknown")
     for name, entry in manifest.files.items():
         if not is_sha256(entry["sha256"]) or type(entry["size"]) is not int or "\0" in name:
             raise ValueError(f"file {name!r} has no digest and size")

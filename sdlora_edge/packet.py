@@ -1,90 +1,100 @@
-"""One task's update in one signed file. This module is the packet format: `build` writes it, `read` is the only reader.
+"""The packet that teaches: one task's update, or those of several tasks in a row (a squash). `build` writes it, `read` reads it.
 
-    bytes 0..7     length of the header, unsigned, little endian                            } a safetensors file, so
-    header         canonical JSON, padded with spaces to a multiple of 8:                   } any tool opens it
-                   {"__metadata__": {"envelope": DSSE envelope of the manifest, "format": FORMAT}, tensor table}
-    data           the tensors, widest dtype first, then by name, without gaps
+    manifest       {"format", "kind": "update", "lineage", "sequence": t, "from": S_a, "to": S_t, "encoding",
+                    "tasks": [{"name", "classes", "revision", "deltas": [alpha_k(i) - alpha_k(i-1), k = 1..i], each a number, or
+                               a list of one for each projection} for i = a+1..t],
+                    "canary": {"seed", "count"}, "content"}
+    tensors        for each task i, with "<i>." before the name:
+                   <projection>.A, .B (.A.scale, .B.scale)        as `encoding` says; none for an absorbed task
+                   head.new.weight, head.new.bias                 float16, float32  (n, features), (n,)   its new classes
+                   head.old.index, .step, .scale, .bias           int32, int8, float32, float32           known ones that change
+                   and canary.logits                              float32   (count, classes)              after the last task
 
-    manifest       {"format", "lineage", "sequence": t, "from": S_{t-1}, "to": S_t, "task": {"name", "classes"},
-                    "encoding", "deltas": [alpha_k(t) - alpha_k(t-1), k = 1..t], each a number, or a list of one for each
-                    projection; "canary": {"seed", "count"},
-                    "content": sha256(canonical JSON of the tensor table, data)}
-    tensors        <projection>.A, <projection>.B   float16   (rank, columns), (rows, rank); none for an absorbed task
-                   head.index                       int32     (n,)            rows that are new or changed
-                   head.weight, head.bias           float16, float32          (n, features), (n,)
-                   canary.logits                    float32   (count, classes)
-
-Reading goes from the outside in: sizes, header, signatures, content digest, manifest, and only then tensors; where the
-packet stands against a device (lineage, order, shapes, finiteness) is `Packet.check`. numpy only.
+The file around them is `container`; packets of other kinds (keys, recalls) are `orders`. Where a packet stands against a device
+(lineage, order, shapes, finiteness) is `Packet.check`. numpy only.
 """
 
 from __future__ import annotations
 
-import struct
+import itertools
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from . import encoding as encodings
 from . import signing
-from .canonical import dump_json, is_sha256, parse_json, sha256
-from .errors import InputError, LimitError, NotForThisDevice, NothingToDo, TrustError
-from .state import Projection, TaskState, TaskUpdate, advance, factors_from
+from .canonical import is_sha256, parse_json
+from .container import FORMAT, LIMITS, SUFFIX, Limits, Sealed, Sign, natural, opened, seal, tensors, unseal
+from .encoding import ENCODINGS, HEAD, HeadRows
+from .errors import InputError, NotForThisDevice, NothingToDo, TrustError
+from .state import Projection, TaskState, TaskUpdate, advance, factors_from, next_digest
 
-FORMAT = "sdlora-edge/packet/1"
-SUFFIX = ".sdlora"
-ENCODING = "fp16"
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I32": np.dtype("<i4"), "F16": np.dtype("<f2")}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a reader is willing to look at, in bytes unless said otherwise."""
-
-    packet: int = 64 * 1024 * 1024
-    header: int = 1024 * 1024
-    name: int = 200
-    """characters in a task or class name"""
-    canary_inputs: int = 16
-    """pictures"""
-    magnitude: float = 1e4
-    """absolute value of a magnitude, and of a factor's or head's entry"""
-
-
-LIMITS = Limits()
+__all__ = ["FORMAT", "LIMITS", "SUFFIX", "Limits", "Packet", "build", "read", "unverified_manifest"]
+KIND = "update"
+CANARY = "canary.logits"
 
 
 @dataclass(frozen=True, eq=False)
 class Packet:
-    """A packet whose signatures and content have been verified."""
+    """A packet whose signatures and content have been verified. updates, revisions: of each task, in order."""
 
     manifest: Mapping[str, Any]
-    update: TaskUpdate
+    updates: tuple[TaskUpdate, ...]
+    revisions: tuple[int, ...]
     canary_seed: int
     canary_logits: np.ndarray
     digest: str
     """SHA-256 of the file"""
 
     @property
+    def update(self) -> TaskUpdate:
+        """The last task's."""
+        return self.updates[-1]
+
+    @property
+    def first(self) -> int:
+        """The number of the first task it brings."""
+        return self.updates[0].task
+
+    @property
     def sequence(self) -> int:
+        """The number of the last task it brings."""
         return self.update.task
 
-    def check(self, state: TaskState, lineage: str, projections: Sequence[Projection]) -> None:
-        """May this packet follow `state`? Raises NotForThisDevice, NothingToDo, TrustError (replay) or InputError."""
+    @property
+    def revision(self) -> int:
+        """Of the last task."""
+        return self.revisions[-1]
+
+    def check(self, state: TaskState, lineage: str, projections: Sequence[Projection], revision: int = 0) -> TaskState:
+        """The state after this packet, where it may follow `state`, which came with `revision`.
+
+        Raises NotForThisDevice, NothingToDo, TrustError (replay) or InputError.
+        """
         if self.manifest["lineage"] != lineage:
             raise NotForThisDevice(
                 f"packet {self.sequence} belongs to another lineage ({self.manifest['lineage'][:12]}, this bundle is "
-                f"{lineage[:12]}): build packets from the run that this bundle was exported from"
+                f"{lineage[:12]}): build packets from the run that this bundle was exported from, in the bundle's encoding"
             )
         if self.manifest["to"] == state.digest:
             raise NothingToDo(f"packet {self.sequence} is applied already")
+        if self.first <= state.task and self.revision > revision:
+            raise NotForThisDevice(
+                f"packet {self.sequence} is revision {self.revision} of a task that this device holds in revision {revision}: "
+                f"roll back to task {self.first - 1}, or apply the recall packet, first"
+            )
         if self.sequence <= state.task:
             raise TrustError(f"packet {self.sequence} is a replay: this device is at task {state.task} already")
-        if self.sequence > state.task + 1:
-            missing = " and ".join(sorted({str(state.task + 1), str(self.sequence - 1)}, key=int))
+        if self.first <= state.task:
+            raise NotForThisDevice(
+                f"this packet leads from task {self.first - 1} to {self.sequence}, and this device is between, at task "
+                f"{state.task}: apply the packets of single tasks, or a squash that begins there"
+            )
+        if self.first > state.task + 1:
+            missing = " and ".join(sorted({str(state.task + 1), str(self.first - 1)}, key=int))
             raise NotForThisDevice(
                 f"packet {self.sequence} is out of order: this device is at task {state.task}; apply {missing} first"
             )
@@ -93,74 +103,118 @@ class Packet:
                 f"packet {self.sequence} follows another state ({self.manifest['from'][:12]}) than this device is in "
                 f"({state.digest[:12]}): the run was trained again after these packets were built"
             )
-        _check_shapes(self, state, {p.name: p for p in projections})
-        if advance(state, self.update).digest != self.manifest["to"]:
+        known = {p.name: p for p in projections}
+        for update in self.updates:
+            _check_update(update, state, known, self.manifest["encoding"])
+            state = advance(state, update)
+        if self.canary_logits.shape[1] != len(state.classes) or not _bounded(state.head_weight):
+            raise InputError(
+                f"packet {self.sequence}: its canary does not fit {len(state.classes)} classes, or a head row is too large"
+            )
+        if state.digest != self.manifest["to"]:
             raise InputError(f"packet {self.sequence} does not lead to the state it names: build it again")
-
-
-def encode(factor: np.ndarray) -> np.ndarray:
-    """A factor as it is shipped: float16, rounded to nearest. Raises ValueError where it does not fit."""
-    shipped = factor.astype(np.float16)
-    if not np.isfinite(shipped).all():
-        raise ValueError("a factor does not fit float16")
-    return shipped
+        return state
 
 
 def build(
-    update: TaskUpdate,
+    updates: TaskUpdate | Sequence[TaskUpdate],
     before: TaskState,
     lineage: str,
     canary_seed: int,
     canary_logits: np.ndarray,
-    sign: Callable[[bytes], bytes],
+    sign: Sign,
+    encoding: str = encodings.DEFAULT,
+    revisions: Sequence[int] = (),
 ) -> bytes:
-    """The bytes of a packet. `sign` puts a payload into a DSSE envelope (`signing.sign`)."""
-    tensors = update.tensors() | {"canary.logits": canary_logits.astype(np.float32)}
-    table, data = _table(tensors)
+    """The bytes of a packet: one task's update, or those of several in a row. `before`: the state they start from.
+
+    revisions: of each task; none means 0. Raises LimitError where no device would read it.
+    """
+    updates = [updates] if isinstance(updates, TaskUpdate) else list(updates)
+    return _build(updates, before.digest, lineage, canary_seed, canary_logits, sign, encoding, revisions or [0] * len(updates))
+
+
+def squash(packets: Sequence[Packet], sign: Sign) -> bytes:
+    """One packet of the tasks of several, in order, with the last one's canary. A device ends in the same state, to the bit.
+
+    Raises NotForThisDevice unless each packet follows from the one before it; LimitError where no device would read it.
+    """
+    for one, two in itertools.pairwise(packets):
+        if one.manifest["lineage"] != two.manifest["lineage"]:
+            raise NotForThisDevice(f"packets {one.sequence} and {two.sequence} are of different lineages")
+        if one.manifest["to"] != two.manifest["from"]:
+            raise NotForThisDevice(f"packet {two.sequence} does not follow from packet {one.sequence}: name all between, once")
+    updates = [update for one in packets for update in one.updates]
+    revisions = [revision for one in packets for revision in one.revisions]
+    begin, last = packets[0].manifest, packets[-1]
+    return _build(
+        updates, begin["from"], begin["lineage"], last.canary_seed, last.canary_logits, sign, begin["encoding"], revisions
+    )
+
+
+def _build(
+    updates: Sequence[TaskUpdate],
+    begin: str,
+    lineage: str,
+    canary_seed: int,
+    canary_logits: np.ndarray,
+    sign: Sign,
+    encoding: str,
+    revisions: Sequence[int],
+) -> bytes:
+    end = begin
+    for update in updates:
+        end = next_digest(end, update.digest())
+    arrays = {f"{u.task}.{name}": array for u in updates for name, array in u.tensors().items()}
     manifest = {
-        "format": FORMAT,
+        "kind": KIND,
         "lineage": lineage,
-        "sequence": update.task,
-        "from": before.digest,
-        "to": advance(before, update).digest,
-        "task": {"name": update.name, "classes": list(update.classes)},
-        "encoding": ENCODING,
-        "deltas": update.deltas.tolist(),
+        "sequence": updates[-1].task,
+        "from": begin,
+        "to": end,
+        "encoding": encoding,
+        "tasks": [
+            {"name": u.name, "classes": list(u.classes), "revision": revision, "deltas": u.deltas.tolist()}
+            for u, revision in zip(updates, revisions, strict=True)
+        ],
         "canary": {"seed": canary_seed, "count": len(canary_logits)},
-        "content": sha256(dump_json(table), data),
     }
-    envelope = sign(dump_json(manifest)).decode("ascii")
-    return _header(envelope, table) + data
+    return seal(manifest, arrays | {CANARY: canary_logits.astype(np.float32)}, sign)
 
 
 def read(data: bytes, trust: signing.Trust, limits: Limits = LIMITS) -> Packet:
     """Verify a packet and read it.
 
-    Raises InputError (not a whole packet, or not one of ours), LimitError (too large), TrustError (signatures).
+    Raises InputError (not a whole packet, not one of ours, or one that brings no task), LimitError (too large), TrustError.
     """
-    envelope, table, content = _open(data, limits)
-    payload = signing.verify(envelope.encode("ascii"), trust)
-    manifest = parse_json(payload, "the manifest")
-    if manifest.get("format") != FORMAT:
-        raise InputError(f"packet format {manifest.get('format')!r} is not {FORMAT!r}: update this program")
-    if manifest.get("content") != sha256(dump_json(table), content):
-        raise InputError("the packet's content is damaged: its digest is not the one that was signed; get it again")
+    return parse(unseal(data, trust, limits), limits)
+
+
+def parse(sealed: Sealed, limits: Limits = LIMITS) -> Packet:
+    """A verified file of this kind. Raises InputError."""
+    if sealed.manifest.get("kind") != KIND:
+        raise InputError(f"a packet of kind {sealed.manifest.get('kind')!r} brings no task")
     try:
-        return _parse(manifest, _tensors(table, content), sha256(data), limits)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        return _parse(sealed.manifest, sealed.tensors(), sealed.digest, limits)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"the packet's manifest does not describe its tensors: {error!r}") from error
 
 
 def unverified_manifest(data: bytes, limits: Limits = LIMITS) -> dict[str, Any]:
-    """What the manifest claims, for showing to a person: NOTHING of it is proved. Raises InputError."""
-    envelope, table, content = _open(data, limits)
+    """What the manifest claims, and who seems to have signed it, for showing to a person: NOTHING is proved. Raises InputError."""
+    envelope, table, content = opened(data, limits)
     manifest = parse_json(signing.unverified_payload(envelope.encode("ascii")), "the manifest")
     try:
-        tensors = {name: [str(t.dtype), list(t.shape)] for name, t in _tensors(table, content).items()}
-        named = {"name": str(manifest["task"]["name"]), "classes": [str(c) for c in manifest["task"]["classes"]]}
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        arrays = {name: [str(t.dtype), list(t.shape)] for name, t in tensors(table, content).items()}
+        tasks = [
+            {"name": str(t["name"]), "classes": [str(c) for c in t["classes"]], "revision": natural(t["revision"])}
+            for t in manifest.pop("tasks", [])
+        ]
+        kind = str(manifest["kind"])
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"the packet does not describe itself: {error!r}") from error
-    return manifest | {"task": named, "tensors": tensors}
+    signed = signing.unverified_keyids(envelope.encode("ascii"))
+    return manifest | {"kind": kind, "tasks": tasks, "tensors": arrays, "signed_by": signed}
 
 
 def name_problem(name: str, limits: Limits = LIMITS) -> str | None:
@@ -178,74 +232,6 @@ def name_problem(name: str, limits: Limits = LIMITS) -> str | None:
     return None
 
 
-def _table(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], bytes]:
-    table: dict[str, Any] = {}
-    chunks, end = [], 0
-    for name in sorted(tensors, key=lambda n: (-tensors[n].dtype.itemsize, n)):
-        array = tensors[name]
-        dtype = array.dtype.newbyteorder("<")
-        chunk = np.ascontiguousarray(array, dtype).tobytes()
-        table[name] = {"dtype": _NAMES[dtype], "shape": list(array.shape), "data_offsets": [end, end + len(chunk)]}
-        chunks.append(chunk)
-        end += len(chunk)
-    return table, b"".join(chunks)
-
-
-def _header(envelope: str, table: Mapping[str, Any]) -> bytes:
-    text = dump_json({"__metadata__": {"envelope": envelope, "format": FORMAT}, **table})
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
-def _open(data: bytes, limits: Limits) -> tuple[str, dict[str, Any], bytes]:
-    """(envelope, tensor table, data) of a file in the one canonical form; nothing is believed yet."""
-    if len(data) > limits.packet:
-        raise LimitError(f"the packet has {len(data)} bytes, more than the {limits.packet} allowed")
-    if len(data) < 8:
-        raise InputError("not a packet: shorter than its first field; the download was cut short")
-    (length,) = struct.unpack("<Q", data[:8])
-    if length > limits.header:
-        raise LimitError(f"the packet's header claims {length} bytes, more than the {limits.header} allowed")
-    if len(data) < 8 + length:
-        raise InputError("the packet ends within its header; the download was cut short")
-    table = parse_json(data[8 : 8 + length], "the packet's header")
-    metadata = table.pop("__metadata__", None)
-    envelope = metadata.get("envelope") if isinstance(metadata, dict) else None
-    if not isinstance(envelope, str) or not envelope.isascii():
-        raise InputError("not a packet: its header carries no envelope")
-    try:
-        canonical = _header(envelope, table)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"the packet's header is malformed: {error}") from error
-    if canonical != data[: 8 + length]:
-        raise InputError("the packet's header is not in canonical form: it was changed after it was built")
-    return envelope, table, data[8 + length :]
-
-
-def _tensors(table: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
-    """Read-only views of the verified data. Raises ValueError or TypeError unless the table tiles it exactly."""
-    tensors: dict[str, np.ndarray] = {}
-    end = 0
-    for name, entry in sorted(table.items(), key=lambda item: item[1]["data_offsets"]):
-        start, stop = entry["data_offsets"]
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(_natural(n) for n in entry["shape"])
-        if len(shape) > 2:
-            raise ValueError(f"{name} has {len(shape)} dimensions")
-        if start != end or stop - start != dtype.itemsize * int(np.prod(shape, dtype=object)):
-            raise ValueError(f"{name}: offsets {start}..{stop} do not fit shape {shape}")
-        tensors[name] = np.frombuffer(data[start:stop], dtype).reshape(shape)
-        end = stop
-    if end != len(data):
-        raise ValueError(f"{len(data) - end} bytes belong to no tensor")
-    return tensors
-
-
-def _natural(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is not a natural number")
-    return value
-
-
 def _number(value: Any) -> float:
     if type(value) not in (int, float):
         raise ValueError(f"{value!r} is not a number")
@@ -261,72 +247,88 @@ def magnitudes_from(value: Sequence[Any], tasks: int, projections: int, limits: 
     return found
 
 
-def _parse(manifest: Mapping[str, Any], tensors: Mapping[str, np.ndarray], digest: str, limits: Limits) -> Packet:
-    sequence, encoding, task = _natural(manifest["sequence"]), manifest["encoding"], manifest["task"]
-    if encoding != ENCODING:
-        raise ValueError(f"encoding {encoding!r} is unknown")
+def _parse(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray], digest: str, limits: Limits) -> Packet:
+    sequence, tasks = natural(manifest["sequence"]), manifest["tasks"]
+    if manifest["encoding"] not in ENCODINGS:
+        raise ValueError(f"encoding {manifest['encoding']!r} is unknown")
     for field in ("lineage", "from", "to"):
         if not is_sha256(manifest[field]):
             raise ValueError(f"{field} is no SHA-256")
-    names = [task["name"], *task["classes"]]
-    for name in names:
+    if not (isinstance(tasks, list) and 1 <= len(tasks) <= min(sequence, limits.tasks)):
+        raise ValueError(f"it brings no task, too many, or more than its sequence {sequence} allows")
+    logits = arrays.pop(CANARY)
+    count = natural(manifest["canary"]["count"], limits.canary_inputs)
+    if not (logits.ndim == 2 and 1 <= len(logits) == count and np.isfinite(logits).all()):
+        raise ValueError(f"canary of shape {logits.shape}")
+    updates = []
+    for number, task in enumerate(tasks, sequence - len(tasks) + 1):
+        prefix = f"{number}."
+        own = {name[len(prefix) :]: arrays.pop(name) for name in list(arrays) if name.startswith(prefix)}
+        updates.append(_task(number, task, own, manifest["encoding"], limits))
+    if arrays:
+        raise ValueError(f"unexpected tensors: {sorted(arrays)[:4]}")
+    revisions = tuple(natural(task["revision"], limits.revision) for task in tasks)
+    if list(revisions) != sorted(revisions):
+        raise ValueError("a later task has a lower revision")
+    return Packet(manifest, tuple(updates), revisions, natural(manifest["canary"]["seed"]), logits, digest)
+
+
+def _task(number: int, task: Mapping[str, Any], arrays: Mapping[str, np.ndarray], encoding: str, limits: Limits) -> TaskUpdate:
+    for name in (task["name"], *task["classes"]):
         if problem := name_problem(name, limits):
             raise ValueError(f"name {name!r} {problem}")
-    rows = manifest["deltas"]
-    deltas = magnitudes_from(rows, sequence, len(rows[0]) if rows and isinstance(rows[0], list) else 0, limits)
-    if sequence < 1:
-        raise ValueError(f"sequence {sequence}")
-    logits = tensors["canary.logits"]
-    if not (logits.ndim == 2 and 1 <= len(logits) <= limits.canary_inputs and np.isfinite(logits).all()):
-        raise ValueError(f"canary of shape {logits.shape}")
-    if tensors["head.index"].ndim != 1:
-        raise ValueError("head.index is not a list of rows")
-    names_of_factors = {name[:-2] for name in tensors if name.endswith((".A", ".B"))}
-    known = {"head.index", "head.weight", "head.bias", "canary.logits"}
-    known |= {f"{name}.{part}" for name in names_of_factors for part in "AB"}
-    if known != set(tensors):
-        raise ValueError(f"unexpected or missing tensors: {sorted(known ^ set(tensors))[:4]}")
-    update = TaskUpdate(
-        sequence,
-        task["name"],
-        tuple(task["classes"]),
-        deltas,
-        tensors["head.index"],
-        tensors["head.weight"],
-        tensors["head.bias"],
-        factors_from(tensors, sorted(names_of_factors)),
-    )
-    return Packet(manifest, update, _natural(manifest["canary"]["seed"]), logits, digest)
+    rows = task["deltas"]
+    deltas = magnitudes_from(rows, number, len(rows[0]) if rows and isinstance(rows[0], list) else 0, limits)
+    head = HeadRows.from_tensors(arrays)
+    if head.index.ndim != 1:
+        raise ValueError("head.old.index is not a list of rows")
+    names = sorted({name[:-2] for name in arrays if name.endswith((".A", ".B"))})
+    known = {*HEAD, *(f"{name}.{part}" for name in names for part in encodings.parts(encoding))}
+    if known != set(arrays):
+        raise ValueError(f"unexpected or missing tensors: {sorted(known ^ set(arrays))[:4]}")
+    return TaskUpdate(number, task["name"], tuple(task["classes"]), deltas, head, factors_from(arrays, names, encoding=encoding))
 
 
-def _check_shapes(packet: Packet, state: TaskState, projections: Mapping[str, Projection]) -> None:
-    update, bound = packet.update, LIMITS.magnitude
-    total = len(state.classes) + len(update.classes)
-    if len(set(state.classes + update.classes)) != total:
+def _bounded(array: np.ndarray, bound: float = LIMITS.magnitude) -> bool:
+    """No NaN, no infinity, nothing beyond the bound."""
+    return bool((np.abs(array.astype(np.float32)) <= bound).all())
+
+
+def _check_update(update: TaskUpdate, state: TaskState, projections: Mapping[str, Projection], encoding: str) -> None:
+    """Shapes, dtypes and values of one task's update against the state it follows. Raises InputError."""
+    known, head = len(state.classes), update.head
+    if len(set(state.classes + update.classes)) != known + len(update.classes):
         raise InputError(f"packet {update.task} names a class twice, or one that is known already")
-    n, features = len(update.head_index), state.head_weight.shape[1]
+    n, m, features = len(update.classes), len(head.index), state.head_weight.shape[1]
     magnitudes = (len(projections),) if update.deltas.ndim == 2 else ()
     if update.deltas.shape[1:] != magnitudes or (state.task and state.magnitudes.ndim != update.deltas.ndim):
         raise InputError(f"packet {update.task}: magnitude deltas of shape {update.deltas.shape} do not follow this state's")
-    expected = [
-        ("head.index", update.head_index, np.int32, (n,)),
-        ("head.weight", update.head_weight, np.float16, (n, features)),
-        ("head.bias", update.head_bias, np.float32, (n,)),
-        ("canary.logits", packet.canary_logits, np.float32, (len(packet.canary_logits), total)),
+    expected: list[tuple[str, np.ndarray, Any, tuple[int, ...]]] = [
+        ("head.new.weight", head.new_weight, np.float16, (n, features)),
+        ("head.new.bias", head.new_bias, np.float32, (n,)),
+        ("head.old.index", head.index, np.int32, (m,)),
+        ("head.old.step", head.step, np.int8, (m, features)),
+        ("head.old.scale", head.scale, np.float32, (m,)),
+        ("head.old.bias", head.bias, np.float32, (m,)),
     ]
     for name, factors in update.factors.items():
         if (p := projections.get(name)) is None:
             raise InputError(f"packet {update.task} adapts {name!r}, which this bundle does not have")
-        rank = factors.A.shape[0] if factors.A.ndim == 2 else -1
-        expected.append((f"{name}.A", factors.A, np.float16, (rank, p.columns)))
-        expected.append((f"{name}.B", factors.B, np.float16, (p.stop - p.start, rank)))
+        if encoding == "int4" and (p.columns % 2 or (p.stop - p.start) % 2):
+            raise InputError(f"packet {update.task}: {name} has an odd width, which int4 cannot carry")
+        rank = factors.stored["A"].shape[0] if factors.stored["A"].ndim == 2 else -1
+        for part, shape in encodings.shapes(encoding, rank, p.stop - p.start, p.columns).items():
+            dtype = (encodings.SCALE_DTYPES if part.endswith(".scale") else encodings.DTYPES)[encoding]
+            expected.append((f"{name}.{part}", factors.stored[part], dtype, shape))
     for name, array, dtype, shape in expected:
         if array.dtype != dtype or array.shape != shape:
             raise InputError(f"packet {update.task}: {name} is {array.dtype}{array.shape}, not {np.dtype(dtype)}{shape}")
-        if name != "head.index" and not (np.abs(array.astype(np.float32)) <= bound).all():
-            raise InputError(f"packet {update.task}: {name} holds NaN, infinity or a value beyond {bound:g}")
-    index = update.head_index.astype(np.int64)
-    if (np.diff(index) <= 0).any() or (index < 0).any() or (index >= total).any():
-        raise InputError(f"packet {update.task}: head.index is not ascending within {total} classes")
-    if not set(range(len(state.classes), total)) <= set(index.tolist()):
-        raise InputError(f"packet {update.task}: a new class comes without its head row")
+        # a scale is multiplied with whole numbers down to -128, and is never negative
+        scale = name.endswith(".scale")
+        if dtype != np.int32 and not (
+            _bounded(array, LIMITS.magnitude / (128 if scale else 1)) and not (scale and (array < 0).any())
+        ):
+            raise InputError(f"packet {update.task}: {name} holds NaN, infinity or a value out of bounds")
+    index = head.index.astype(np.int64)
+    if (np.diff(index) <= 0).any() or (index < 0).any() or (index >= known).any():
+        raise InputError(f"packet {update.task}: head.old.index is not ascending within {known} classes")

@@ -13,7 +13,7 @@ from securesystemslib.signer import Key, Signature, SSlibKey
 
 from . import files
 from .canonical import dump_json, is_sha256, parse_json, sha256
-from .errors import InputError, TrustError, UsageError
+from .errors import InputError, NothingToDo, TrustError, UsageError
 
 if TYPE_CHECKING:
     from securesystemslib.signer import CryptoSigner
@@ -27,26 +27,33 @@ KEY_FILE_LIMIT = 64 * 1024
 
 @dataclass(frozen=True)
 class Trust:
-    """The keys a device obeys, and how many of them must have signed."""
+    """The keys a device obeys, how many of them must have signed, and the version: each change of keys has a higher one."""
 
     keys: tuple[Key, ...]
     threshold: int
+    version: int = 1
 
     def __post_init__(self) -> None:
         if not 1 <= self.threshold <= max(1, len(self.keys)):
             raise InputError(f"trust: a threshold of {self.threshold} cannot be met by {len(self.keys)} keys")
 
     def to_dict(self) -> dict[str, Any]:
-        return {"threshold": self.threshold, "keys": {key.keyid: key.to_dict() for key in self.keys}}
+        return {"version": self.version, "threshold": self.threshold, "keys": {key.keyid: key.to_dict() for key in self.keys}}
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Trust:
         """Raises InputError unless every key is Ed25519 and named by its own digest (so no key counts twice)."""
         try:
             keys = tuple(_public(keyid, entry) for keyid, entry in value["keys"].items())
-            if type(threshold := value["threshold"]) is not int:
-                raise ValueError(f"threshold {threshold!r}")
-            return cls(keys, threshold)
+            threshold, version = value["threshold"], value.get("version", 1)
+            if (
+                type(threshold) is not int
+                or type(version) is not int
+                or version < 1
+                or set(value) - {"keys", "threshold", "version"}
+            ):
+                raise ValueError(f"threshold {threshold!r}, version {version!r}, or more than these")
+            return cls(keys, threshold, version)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"trust.json does not hold keys and a threshold: {error!r}") from error
 
@@ -138,6 +145,29 @@ def sign(payload: bytes, signers: list[CryptoSigner]) -> bytes:
     return dump_json(envelope.to_dict())
 
 
+def countersign(envelope_json: bytes, signers: list[CryptoSigner]) -> bytes:
+    """The same envelope with more signatures. Raises InputError where it is none, NothingToDo where a key has signed it."""
+    envelope = _unverified(envelope_json)
+    for signer in signers:
+        if signer.public_key.keyid in envelope.signatures:
+            raise NothingToDo(f"key {signer.public_key.keyid[:12]} has signed it already")
+        envelope.sign(signer)
+    return dump_json(envelope.to_dict())
+
+
+def good_signatures(envelope_json: bytes, trust: Trust) -> int:
+    """How many of the trusted keys have signed. Raises InputError where it is no envelope."""
+    return len([key for key in trust.keys if _signed_by(envelope_json, key)])
+
+
+def _signed_by(envelope_json: bytes, key: Key) -> bool:
+    try:
+        verify(envelope_json, Trust((key,), 1))
+    except TrustError:
+        return False
+    return True
+
+
 def unsigned(payload: bytes) -> bytes:
     """An envelope as large as one with a signature, for measuring: its signature is of zeros, and no device takes it."""
     empty = Signature("0" * 64, "0" * 128)
@@ -182,8 +212,18 @@ def verify(envelope_json: bytes, trust: Trust) -> bytes:
 
 def unverified_payload(envelope_json: bytes) -> bytes:
     """The payload of an envelope WITHOUT any check, for showing to a person. Raises InputError where there is none."""
+    payload: bytes = _unverified(envelope_json).payload
+    return payload
+
+
+def unverified_keyids(envelope_json: bytes) -> list[str]:
+    """Whose signatures an envelope claims to carry; none of them is checked. Raises InputError."""
+    return sorted(keyid for keyid in _unverified(envelope_json).signatures if is_sha256(keyid))
+
+
+def _unverified(envelope_json: bytes) -> Envelope:
     try:
-        return Envelope.from_dict(parse_json(envelope_json, "the envelope")).payload
+        return Envelope.from_dict(parse_json(envelope_json, "the envelope"))
     except InputError:
         raise
     except Exception as error:  # securesystemslib raises many kinds on malformed input

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .canonical import dump_json, sha256, tensors_digest
+from .encoding import DEFAULT, Factors, HeadRows, parts
 
 MAGNITUDE_STEP = 2.0**-24
 """Magnitudes are multiples of this, so their differences and sums are exact in float64: no drift over any number of packets."""
@@ -49,21 +50,13 @@ class Projection:
 
 
 @dataclass(frozen=True, eq=False)
-class Factors:
-    """One direction B A of one projection, its norm folded into B. A: (rank, columns), B: (rows, rank), as shipped."""
-
-    A: np.ndarray
-    B: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
 class TaskState:
     """What task t left behind. Task 0 is the state before the first task: the backbone, and the base head if it has one.
 
     factors: of this task alone, by projection name. magnitudes: float64 (t,), all of them, multiples of MAGNITUDE_STEP; or
     (t, projections) where each projection has its own.
-    classes: every class known by now, in the order of the head's rows. head_weight: float32 (C, features), float16
-    values; head_bias: float32 (C,). digest: the state digest S_t.
+    classes: every class known by now, in the order of the head's rows. head_weight: float32 (C, features); head_bias:
+    float32 (C,): what a device computes from the rows and steps it got. digest: the state digest S_t.
     """
 
     task: int
@@ -80,49 +73,41 @@ class TaskState:
 class TaskUpdate:
     """What takes a device from the state of task t-1 to that of task t: the payload of a packet.
 
-    deltas: float64 (t,) or (t, projections), alpha_k(t) - alpha_k(t-1), the last one being alpha_t itself. head_index: int32 (n,), rows of the
-    head that are new or changed; head_weight: float16 (n, features); head_bias: float32 (n,).
+    deltas: float64 (t,) or (t, projections), alpha_k(t) - alpha_k(t-1), the last one being alpha_t itself.
     """
 
     task: int
     name: str
     classes: tuple[str, ...]
     deltas: np.ndarray
-    head_index: np.ndarray
-    head_weight: np.ndarray
-    head_bias: np.ndarray
+    head: HeadRows
     factors: Mapping[str, Factors]
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Everything but the names and the deltas, as a packet and a run store it."""
-        stored = {"head.index": self.head_index, "head.weight": self.head_weight, "head.bias": self.head_bias}
-        return stored | factor_tensors(self.factors)
+        return self.head.tensors() | factor_tensors(self.factors)
 
     def digest(self) -> str:
         """The payload digest: over what the arithmetic depends on, and nothing else."""
         return sha256(dump_json(self.deltas.tolist()), tensors_digest(self.tensors()).encode())
 
 
-def changed_rows(state: TaskState, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(head_index, head_weight, head_bias) of a `TaskUpdate`: the rows of a whole new head that are not the state's own.
-
-    weight: float32 (C, features), rounded to float16 here; bias: float32 (C,).
-    """
-    weight, old = weight.astype(np.float16), len(state.classes)
-    same = (weight[:old] == state.head_weight).all(axis=1) & (bias[:old] == state.head_bias)
-    index = np.flatnonzero(np.append(~same, np.ones(len(weight) - old, bool))).astype(np.int32)
-    return index, weight[index], bias[index].astype(np.float32)
+def changed_rows(state: TaskState, weight: np.ndarray, bias: np.ndarray) -> HeadRows:
+    """What takes the state's head to a whole new one as nearly as it can be shipped: weight float32 (C, features), bias float32 (C,)."""
+    return HeadRows.between(state.head_weight, state.head_bias, weight, bias)
 
 
 def factor_tensors(factors: Mapping[str, Factors]) -> dict[str, np.ndarray]:
-    """{`<projection>.A`: A, `<projection>.B`: B}."""
-    return {f"{name}.{part}": getattr(f, part) for name, f in factors.items() for part in ("A", "B")}
+    """{`<projection>.A`: A, `<projection>.B`: B}, and their scales, as stored."""
+    return {f"{name}.{part}": array for name, f in factors.items() for part, array in f.stored.items()}
 
 
-def factors_from(tensors: Mapping[str, np.ndarray], names: Iterable[str], prefix: str = "") -> dict[str, Factors]:
-    """The inverse of `factor_tensors`: the factors of those projections in `names` that have any."""
+def factors_from(
+    tensors: Mapping[str, np.ndarray], names: Iterable[str], prefix: str = "", encoding: str = DEFAULT
+) -> dict[str, Factors]:
+    """The inverse of `factor_tensors`: the factors of those projections in `names` that have any. Raises KeyError."""
     return {
-        name: Factors(tensors[f"{prefix}{name}.A"], tensors[f"{prefix}{name}.B"])
+        name: Factors(*(tensors[f"{prefix}{name}.{part}"] for part in parts(encoding)))
         for name in names
         if f"{prefix}{name}.A" in tensors
     }
@@ -150,8 +135,8 @@ def lineage_id(
 ) -> str:
     """S_0: what every packet of one run descends from."""
     head = tensors_digest({"head.weight": head_weight, "head.bias": head_bias})
-    parts = {"backbone": backbone_digest, "projections": [p.to_dict() for p in projections], "encoding": encoding, "head": head}
-    return sha256(dump_json(parts))
+    base = {"backbone": backbone_digest, "projections": [p.to_dict() for p in projections], "encoding": encoding, "head": head}
+    return sha256(dump_json(base))
 
 
 def next_digest(digest: str, payload_digest: str) -> str:
@@ -162,10 +147,7 @@ def next_digest(digest: str, payload_digest: str) -> str:
 def advance(state: TaskState, update: TaskUpdate) -> TaskState:
     """The state after `update`. The update's shapes must fit (`packet.check` proves it for one from outside)."""
     classes = state.classes + update.classes
-    weight = np.zeros((len(classes), state.head_weight.shape[1]), np.float32)
-    bias = np.zeros(len(classes), np.float32)
-    weight[: len(state.classes)], bias[: len(state.classes)] = state.head_weight, state.head_bias
-    weight[update.head_index], bias[update.head_index] = update.head_weight, update.head_bias
+    weight, bias = update.head.applied(state.head_weight, state.head_bias)
     magnitudes = extended(state.magnitudes, update.deltas) + update.deltas
     digest = next_digest(state.digest, update.digest())
     return TaskState(update.task, update.name, digest, classes, magnitudes, weight, bias, update.factors)
@@ -188,9 +170,9 @@ def merge(
     merged = {name: np.array(weight, np.float32) for name, weight in weights.items()}
     for i, p in enumerate(projections):
         own = coefficients if coefficients.ndim == 1 else coefficients[:, i]
-        parts = [(f[p.name], np.float32(c)) for f, c in zip(factors, own, strict=True) if p.name in f and c != 0.0]
-        if parts:
-            A = np.concatenate([f.A.astype(np.float32) for f, _ in parts])  # (sum of ranks, columns)
-            B = np.concatenate([f.B.astype(np.float32) * c for f, c in parts], axis=1)  # (rows, sum of ranks)
+        used = [(f[p.name], np.float32(c)) for f, c in zip(factors, own, strict=True) if p.name in f and c != 0.0]
+        if used:
+            A = np.concatenate([f.A.astype(np.float32) for f, _ in used])  # (sum of ranks, columns)
+            B = np.concatenate([f.B.astype(np.float32) * c for f, c in used], axis=1)  # (rows, sum of ranks)
             merged[p.tensor][p.start : p.stop] += B @ A
     return merged

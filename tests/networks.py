@@ -22,7 +22,7 @@ def learned(model: SDLoRA, state: TaskState, names: tuple[str, ...]) -> TaskUpda
         np.concatenate([state.head_weight, model.head.weight.detach().numpy()]),
         np.concatenate([state.head_bias, model.head.bias.detach().numpy()]),
     )
-    return TaskUpdate(state.task + 1, "t", names, model.deltas(), *changed_rows(state, *head), model.directions())
+    return TaskUpdate(state.task + 1, "t", names, model.deltas(), changed_rows(state, *head), model.directions())
 
 
 def chain(backbone: nn.Module, tasks: int, rank: int = 3) -> list[TaskState]:

@@ -211,7 +211,7 @@ def test_every_command_has_help(cli: Cli) -> None:
     groups = {
         "keys": ["new"],
         "bundle": ["inspect"],
-        "packet": ["build", "inspect", "verify", "to-peft", "from-peft"],
+        "packet": ["build", "inspect", "verify", "sign", "squash", "trust", "recall", "to-peft", "from-peft"],
         "device": ["init", "apply", "predict", "status", "rollback", "export-adapter"],
     }
     words = [[], ["train"], ["export"], ["demo"], *([g, c] for g, commands in groups.items() for c in ["", *commands])]

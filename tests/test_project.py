@@ -8,7 +8,23 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["errors", "canonical", "files", "signing", "state", "packet", "bundle", "device", "method", "train", "export", "cli"]
+ORDER = [
+    "errors",
+    "canonical",
+    "files",
+    "signing",
+    "encoding",
+    "state",
+    "container",
+    "packet",
+    "orders",
+    "bundle",
+    "device",
+    "method",
+    "train",
+    "export",
+    "cli",
+]
 """a module may import from those before it; cli is last"""
 
 

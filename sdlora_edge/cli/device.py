@@ -15,7 +15,21 @@ Unproved = Annotated[
     typer.Option("--unproved", help="ExecuTorch without its Python runtime: the program that loads the pair tries the canary."),
 ]
 app = typer.Typer(no_args_is_help=True, help="Run a device: init, apply, predict, status, rollback.")
-_STATUS = ("task", "task_name", "generation", "classes", "packets", "state", "model", "target", "precision", "bundle")
+_KINDS = {"update": "", "trust": "new keys, ", "recall": "recalled, "}
+_STATUS = (
+    "task",
+    "task_name",
+    "generation",
+    "revision",
+    "trust_version",
+    "classes",
+    "packets",
+    "state",
+    "model",
+    "target",
+    "precision",
+    "bundle",
+)
 
 
 @app.command()
@@ -40,7 +54,8 @@ def apply(
         if not json:
             last = done[-1]
             typer.echo(
-                f"{path}: task {last['task']} in force, {len(last['classes'])} classes, {last['apply_ms']} ms, canary {last['canary_difference']:.1e}"
+                f"{path}: {_KINDS[last['kind']]}task {last['task']} in force, {len(last['classes'])} classes, "
+                f"{last['apply_ms']} ms, canary {last['canary_difference']:.1e}"
             )
     if json:
         emit({"applied": done}, json, str)

@@ -14,6 +14,7 @@ def export(
     target: Annotated[str, typer.Option(help="onnx")] = "onnx",
     run: Annotated[Optional[Path], typer.Option(help="The run. Default: runs/latest.")] = None,
     task: Annotated[Optional[int], typer.Option(help="The state to export: 0 is before the first task. Default: the last.")] = None,
+    encoding: Annotated[Optional[str], typer.Option(help="How its packets carry factors: fp32, fp16, int8 or int4. Default: the run's.")] = None,
     trust: Annotated[Optional[list[str]], typer.Option(help="Public key, once for each: a file, or NAME for keys/NAME.pub. Default: the only one in keys/.")] = None,
     threshold: Annotated[int, typer.Option(min=1, help="How many of these keys must have signed a packet.")] = 1,
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (weights) or int8-dynamic (activations too), of what is not adapted.")] = "fp32",
@@ -31,6 +32,7 @@ def export(
     from ..train.run import Run, newest
 
     opened = Run.open(run or newest())
+    opened = opened.encoded(encoding or opened.config.encoding)
     proof = ("pictures", "agreement", "largest_difference", "largest_logit")
     if check is not None:
         value = {"bundle": str(check), **check_bundle(opened, check, min_agreement).to_dict()}

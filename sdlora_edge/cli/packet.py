@@ -1,4 +1,4 @@
-"""`sdlora-edge packet`: build, inspect and verify update packets."""
+"""`sdlora-edge packet`: build, inspect, verify, sign and squash packets; change keys and recall tasks."""
 
 from __future__ import annotations
 
@@ -10,32 +10,76 @@ import typer
 from .. import files, packet
 from ..bundle import open_bundle
 from ..errors import UsageError
+from ..orders import Recall, Rotation, follow_trust
 from .output import Json, emit, facts, table
 
-app = typer.Typer(no_args_is_help=True, help="Build, inspect and verify update packets, and trade them with peft.")
+app = typer.Typer(
+    no_args_is_help=True, help="Build, inspect, verify, sign and squash packets; change keys, recall tasks, trade with peft."
+)
+
+Keys = Annotated[
+    Optional[list[str]],
+    typer.Option("--key", help="Private key, once for each: a file, or NAME for keys/NAME.key. Default: the only one in keys/."),
+]
+After = Annotated[
+    Optional[list[Path]], typer.Option("--after", help="A trust packet that the devices have applied, once for each, in order.")
+]
+Out = Annotated[Path, typer.Option("--out", help="The packet's file.")]
+
+
+def _keys(names: list[str] | None) -> list[Path]:
+    from ..signing import find_key
+
+    found = [find_key(name, ".key") for name in names] if names else [find_key(None, ".key")]
+    paths = [path for path in found if path is not None]
+    if not paths:
+        raise UsageError("no key: make one with sdlora-edge keys new NAME, and export the bundle with --trust NAME")
+    return paths
 
 
 @app.command()
 def build(
     run: Annotated[Optional[Path], typer.Argument(help="The run. Default: runs/latest.")] = None,
     bundle: Annotated[Path, typer.Option(help="The bundle that the devices were flashed with.")] = ...,  # type: ignore[assignment]
-    key: Annotated[
-        Optional[str], typer.Option(help="Private key: a file, or NAME for keys/NAME.key. Default: the only one in keys/.")
-    ] = None,
+    key: Keys = None,
     task: Annotated[Optional[int], typer.Option(help="Only this task. Default: every task after the bundle's.")] = None,
+    encoding: Annotated[Optional[str], typer.Option(help="fp32, fp16, int8 or int4: must be the bundle's, which is the default.")] = None,
+    revision: Annotated[Optional[int], typer.Option(min=0, help="With --task: this task, trained again, replaces a recalled one.")] = None,
+    after: After = None,
+    data: Annotated[Optional[str], typer.Option(help="A folder of pictures to score before and after each packet.")] = None,
     out: Annotated[Optional[Path], typer.Option(help="Folder for the packets. Default: packets/ in the run.")] = None,
     json: Json = False,
-) -> None:
+) -> None:  # fmt: skip
     """Sign one packet per task, and prove each on a scratch device before it is written."""
     from ..export.packets import build_packets
-    from ..signing import find_key
     from ..train.run import newest
 
-    if (path := find_key(key, ".key")) is None:
-        raise UsageError("no key: make one with sdlora-edge keys new NAME, and export the bundle with --trust NAME")
-    built = build_packets(run or newest(), bundle, path, task, out)
-    rows = [[b["file"], str(b["task"]), str(b["bytes"]), str(len(b["classes"])), f"{b['canary_difference']:.1e}"] for b in built]
-    emit({"packets": built}, json, lambda: table(["packet", "task", "bytes", "new classes", "canary difference"], rows))
+    built = build_packets(run or newest(), bundle, _keys(key), task, out, encoding, revision, after or [], data)
+    head = ["packet", "task", "bytes", "new classes", "old rows", "their bytes", "encoding", "weight error", "canary difference"]
+    rows = []
+    for b in built:
+        numbers = [str(b["task"]), str(b["bytes"]), str(len(b["classes"])), str(b["old_rows"]), str(b["old_rows_bytes"])]
+        rows.append([b["file"], *numbers, b["encoding"], f"{b['weight_error']:.1e}", f"{b['canary_difference']:.1e}"])
+    emit({"packets": built}, json, lambda: "\n".join([table(head, rows), *_accuracies(built), *_missing(built)]))
+
+
+def _accuracies(built: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for b in built:
+        if a := b.get("accuracy"):
+            shares = [f"{100 * a[name]:.1f} %" for name in ("before", "after", "after_without_old_rows")]
+            lines.append(
+                f"task {b['task']}: accuracy {shares[0]} before, {shares[1]} after ({shares[2]} if known classes kept their rows), "
+                f"{a['pictures']} pictures"
+            )
+    return lines
+
+
+def _missing(built: list[dict[str, Any]]) -> list[str]:
+    last = built[-1]
+    if last["signatures"] >= last["threshold"]:
+        return []
+    return [f"signed by {last['signatures']} of the {last['threshold']} keys needed: add the others with sdlora-edge packet sign"]
 
 
 @app.command()
@@ -46,11 +90,12 @@ def inspect(file: Path, json: Json = False) -> None:
     value: dict[str, Any] = {"verified": False, "bytes": len(data), **claims}
 
     def text() -> str:
-        shown = value | {"task": claims["task"]["name"], "classes": claims["task"]["classes"]}
+        shown = value | {"tasks": [f"{t['name']} (revision {t['revision']}): {', '.join(t['classes'])}" for t in claims["tasks"]]}
         shown |= {"tensors": [f"{name} {dtype}{shape}" for name, (dtype, shape) in claims["tensors"].items()]}
-        names = ("format", "lineage", "sequence", "from", "to", "task", "classes", "encoding", "deltas", "bytes", "tensors")
+        shown = {name: v for name, v in shown.items() if v != []}
+        names = ("format", "kind", "lineage", "sequence", "revision", "from", "to", "encoding", "tasks", "trust", "signed_by", "bytes", "tensors")  # fmt: skip
         return (
-            facts({n: shown.get(n) for n in names}, *names)
+            facts(shown, *(n for n in names if n in shown))
             + "\nnot verified: sdlora-edge packet verify FILE --bundle BUNDLE does that"
         )
 
@@ -61,18 +106,91 @@ def inspect(file: Path, json: Json = False) -> None:
 def verify(
     file: Path,
     bundle: Annotated[Path, typer.Option(help="The bundle whose keys and lineage count.")] = ...,  # type: ignore[assignment]
+    after: After = None,
     json: Json = False,
 ) -> None:
     """Check a packet's signatures, content and lineage against a bundle."""
     from ..device.runtime import open_packet
 
-    opened = open_packet(file, open_bundle(bundle))
-    value = {"verified": True, "task": opened.sequence, "name": opened.update.name, "classes": list(opened.update.classes)}
-    emit(
-        value,
-        json,
-        lambda: f"{file}: good, task {opened.sequence} ({opened.update.name}), classes {', '.join(opened.update.classes)}",
-    )
+    flashed = open_bundle(bundle)
+    opened = open_packet(file, flashed, follow_trust(flashed.trust, after or []))
+    value: dict[str, Any] = {"verified": True}
+    if isinstance(opened, Rotation):
+        value |= {"kind": "trust", **opened.trust.to_dict()}
+        line = f"keys of version {opened.trust.version}, {opened.trust.threshold} of {len(opened.trust.keys)} must sign"
+    elif isinstance(opened, Recall):
+        value |= {"kind": "recall", "task": opened.recalled.sequence, "revision": opened.recalled.revision}
+        line = f"recall of task {opened.recalled.sequence} in revision {opened.recalled.revision}"
+    else:
+        classes = [name for update in opened.updates for name in update.classes]
+        value |= {"kind": "update", "task": opened.sequence, "name": opened.update.name, "classes": classes}
+        line = f"task {opened.sequence} ({opened.update.name}), classes {', '.join(classes)}"
+    emit(value, json, lambda: f"{file}: good, {line}")
+
+
+@app.command()
+def sign(
+    file: Path,
+    key: Keys = None,
+    out: Annotated[Optional[Path], typer.Option(help="Write another file. Default: the packet itself.")] = None,
+    json: Json = False,
+) -> None:
+    """Add a signature to a packet, for devices that want several. Look at it first: inspect, verify."""
+    from ..export import orders
+
+    value = orders.sign(file, _keys(key), out)
+    emit(value, json, lambda: facts(value, "file", "signed_by"))
+
+
+@app.command()
+def squash(
+    packets: list[Path],
+    out: Out,
+    key: Keys = None,
+    trust: Annotated[Optional[list[str]], typer.Option(help="Public key that may have signed them, besides --key's own.")] = None,
+    json: Json = False,
+) -> None:
+    """Make ONE packet of several that follow each other: for devices that were offline for long. The result is equal to the bit."""
+    from ..export import orders
+
+    value = orders.squash(packets, _keys(key), out, trust or [])
+    emit(value, json, lambda: facts(value, "file", "from_task", "to_task", "classes", "bytes", "single_bytes"))
+
+
+@app.command()
+def trust(
+    out: Out,
+    bundle: Annotated[Path, typer.Option(help="The bundle that the devices were flashed with.")] = ...,  # type: ignore[assignment]
+    key: Keys = None,
+    add: Annotated[Optional[list[str]], typer.Option(help="Public key to obey from now on.")] = None,
+    remove: Annotated[Optional[list[str]], typer.Option(help="Public key to obey no longer.")] = None,
+    threshold: Annotated[Optional[int], typer.Option(help="How many must sign from now on. Default: as many as before.")] = None,
+    after: After = None,
+    json: Json = False,
+) -> None:
+    """Change the keys that devices obey. Enough of the old keys and enough of the new ones must sign it."""
+    from ..export import orders
+
+    value = orders.rotate(bundle, _keys(key), out, add or [], remove or [], threshold, after or [])
+    need = [f"{have} of {want} {side} keys have signed" for side, (have, want) in value["signatures"].items()]
+    missing = "" if value["complete"] else "\nnot enough yet: add the others with sdlora-edge packet sign"
+    emit(value, json, lambda: facts(value, "file", "version", "threshold", "keys") + "\n" + ", ".join(need) + missing)
+
+
+@app.command()
+def recall(
+    out: Out,
+    bundle: Annotated[Path, typer.Option(help="The bundle that the devices were flashed with.")] = ...,  # type: ignore[assignment]
+    task: Annotated[int, typer.Option(help="The task to take back, with all after it.")] = ...,  # type: ignore[assignment]
+    revision: Annotated[int, typer.Option(help="The highest revision of it that was bad.")] = 0,
+    key: Keys = None,
+    json: Json = False,
+) -> None:
+    """Make devices go back to before a task by themselves, and refuse it for ever. A later build --revision replaces it."""
+    from ..export import orders
+
+    value = orders.recall(bundle, task, revision, _keys(key), out)
+    emit(value, json, lambda: facts(value, "file", "task", "revision", "bytes"))
 
 
 @app.command("to-peft")

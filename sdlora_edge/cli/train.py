@@ -51,6 +51,7 @@ def train(
     magnitude_norm: Annotated[Optional[str], typer.Option(help="What divides an old direction: direction (the paper), factors (the authors' code).")] = None,
     magnitude_init: Annotated[Optional[float], typer.Option(help="A magnitude's first value.")] = None,
     head: Annotated[Optional[str], typer.Option(help="paper: a row is trained with its task; aligned: all rows are fitted again after each task.")] = None,
+    encoding: Annotated[Optional[str], typer.Option(help="How factors travel: fp32, fp16, int8 or int4.")] = None,
     consistency: Annotated[Optional[float], typer.Option(help="Weight of a loss that holds the new pictures' features where they were.")] = None,
     epochs: Annotated[Optional[int], typer.Option(help="Epochs for each task.")] = None,
     lr: Annotated[Optional[float], typer.Option(help="Learning rate.")] = None,

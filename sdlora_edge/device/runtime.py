@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ import numpy as np
 
 from .. import files
 from ..bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle, open_bundle
-from ..errors import HealthError, InputError, NotForThisDevice, NothingToDo, StorageError, TrustError
-from ..packet import LIMITS, Packet
+from ..container import LIMITS
+from ..errors import HealthError, InputError, NotForThisDevice, NothingToDo, StorageError
+from ..orders import Recall, Rotation, follow_trust, read_any, with_recall
+from ..packet import Packet
 from ..packet import read as read_packet
-from ..state import Factors, TaskState, advance, extended, merge
+from ..signing import Trust
+from ..state import Factors, TaskState, extended, merge
 from . import canary
 from .engines import open_engine
 from .preprocessing import Picture, Preprocessing
-from .store import Store
+from .store import Generation, Store
 
 log = logging.getLogger("sdlora_edge")
 
@@ -43,6 +46,8 @@ class _Live:
     factors: tuple[dict[str, Factors], ...]
     canary_seed: int
     canary_logits: np.ndarray
+    trust: Trust
+    revision: int
     loaded: Any
 
 
@@ -56,8 +61,8 @@ class Device:
         self._store = store
         self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
         self._engine = open_engine(bundle, threads, store.path / "engine", unproved)
-        generation = store.current()
-        self._live = self._build(generation.packets[: -1 if without_newest else None], generation.counter)
+        record = store.current()
+        self._live = self._build(record.without(1) if without_newest else record)
         self._check_canary(self._live)
         self._publish()
 
@@ -101,48 +106,47 @@ class Device:
         return self._engine.run(self._live.loaded, inputs)
 
     def apply(self, packet: Path | str, allow_older: bool = False) -> dict[str, Any]:
-        """Verify a packet, build the new weights beside the old, run the canary, commit, swap.
+        """Verify a packet, build the new weights beside the old, run the canary, commit, swap. Keys and recalls go the same way.
 
         Until this returns the old generation answers; where it raises, the old one stays in force: InputError or LimitError
-        (unreadable), TrustError (signature, replay), NotForThisDevice (lineage, order, capacity), HealthError (canary),
+        (unreadable), TrustError (signature, replay, recalled), NotForThisDevice (lineage, order, capacity), HealthError (canary),
         NothingToDo (applied already). After a rollback, packets not newer than the newest ever confirmed are refused
-        unless `allow_older`. Returns what `status` does, with the canary's largest difference and the milliseconds it took.
+        unless `allow_older`. Returns what `status` does, with the packet's kind, the canary's largest difference and the
+        milliseconds it took.
         """
         begin = time.perf_counter()
         data = files.read(Path(packet), LIMITS.packet)
-        verified = read_packet(data, self.bundle.trust)
         with self._store.lock():
             self._refresh()
-            live, manifest = self._live, self.bundle.manifest
-            verified.check(live.state, manifest.lineage, manifest.projections)
-            highest = self._store.current().highest
-            if verified.sequence <= highest and not allow_older:
-                raise TrustError(
-                    f"packet {verified.sequence} is not newer than packet {highest}, which this device has confirmed and then "
-                    "rolled back; to take it again on purpose, use --allow-older"
-                )
-            self.bundle.require_room(len(live.state.classes) + len(verified.update.classes))
-            self._store.sweep()
-            packets = (*live.packets, self._store.add_packet(data))
-            with self._store.replacing(packets, verified.sequence) as generation:
-                new = self._follow(live, [verified], packets, generation.counter)
-                difference = self._check_canary(new)
-            self._live = new
-            self._publish()
+            live, record = self._live, self._store.current()
+            verified = read_any(data, live.trust)
+            if isinstance(verified, Packet):
+                kind, manifest = "update", self.bundle.manifest
+                verified.check(live.state, manifest.lineage, manifest.projections, live.revision)
+                record.admits(verified, allow_older)
+                self.bundle.require_room(verified.canary_logits.shape[1])
+                self._store.sweep()
+                record = record.with_packet(self._store.add_packet(data), verified)
+                difference = self._commit(record, lambda generation: self._follow(live, [verified], generation))
+            elif isinstance(verified, Rotation):
+                kind, keys = "trust", verified.trust
+                verified.check(live.trust)
+                self._store.sweep()
+                record = replace(record, trust=(*record.trust, (self._store.add_packet(data), len(record.packets))))
+                difference = self._commit(record, lambda generation: self._follow(replace(live, trust=keys), [], generation))
+            else:
+                kind = "recall"
+                difference = self._commit(self._recalling(record, verified), self._build)
         elapsed = (time.perf_counter() - begin) * 1000
-        return {**self.status(), "canary_difference": difference, "apply_ms": round(elapsed, 1)}
+        return {**self.status(), "kind": kind, "canary_difference": difference, "apply_ms": round(elapsed, 1)}
 
     def rollback(self) -> dict[str, Any]:
         """Go back by one packet, for good. Raises NothingToDo in the bundle's own state, HealthError (canary)."""
         with self._store.lock():
-            packets = self._store.current().packets
-            if not packets:
+            record = self._store.current()
+            if not record.packets:
                 raise NothingToDo("nothing to roll back: this device is in the state it was flashed with")
-            with self._store.replacing(packets[:-1], 0) as generation:
-                new = self._build(packets[:-1], generation.counter)
-                self._check_canary(new)
-            self._live = new
-            self._publish()
+            self._commit(record.without(1), self._build)
         return self.status()
 
     def current(self) -> tuple[TaskState, dict[str, np.ndarray]]:
@@ -150,14 +154,44 @@ class Device:
         live = self._live
         return live.state, self._merged(live.state, live.factors)
 
+    def _commit(self, record: Generation, build: Callable[[Generation], _Live]) -> float:
+        """Put a record in force, once its canary is as it should be: returns the largest difference."""
+        with self._store.replacing(record) as generation:
+            new = build(generation)
+            difference = self._check_canary(new)
+        self._live = new
+        self._publish()
+        return difference
+
+    def _recalling(self, record: Generation, recall: Recall) -> Generation:
+        """The record after a recall: before the first packet that it names, where this device holds one."""
+        manifest, recalled = self.bundle.manifest, recall.recalled
+        if recall.lineage != manifest.lineage:
+            raise NotForThisDevice(f"the recall of task {recalled.sequence} is for another lineage ({recall.lineage[:12]})")
+        if any(known.covers(recalled.sequence, recalled.revision) for known in record.recalled):
+            raise NothingToDo(f"task {recalled.sequence} in revision {recalled.revision} is recalled already")
+        if recalled.covers(manifest.task, manifest.revision):
+            raise NotForThisDevice(
+                f"the recalled task {recalled.sequence} is part of the bundle itself, which knows task {manifest.task}: "
+                "flash this device with another bundle"
+            )
+        held = [
+            any(recalled.covers(*mark) for mark in enumerate(packet.revisions, packet.first)) for packet in self._packets(record)
+        ]
+        dropped = len(held) - held.index(True) if True in held else 0
+        return replace(record.without(dropped), recalled=with_recall(record.recalled, recalled))
+
     def status(self) -> dict[str, Any]:
         """Where this device stands, as plain values."""
-        live, manifest = self._live, self.bundle.manifest
+        live, manifest, record = self._live, self.bundle.manifest, self._store.current()
         return {
             "generation": live.counter,
             "task": live.state.task,
             "task_name": live.state.name,
-            "highest_task": self._store.current().highest,
+            "revision": live.revision,
+            "highest_task": record.highest,
+            "recalled": [[r.sequence, r.revision] for r in record.recalled],
+            "trust_version": live.trust.version,
             "state": live.state.digest,
             "lineage": manifest.lineage,
             "bundle": self.bundle.id,
@@ -185,25 +219,39 @@ class Device:
         if generation.counter < self._live.counter:
             raise InputError("the store has lost its newest generation record: open it again to go on from the one before it")
         if generation.counter > self._live.counter:
-            self._live = self._build(generation.packets, generation.counter)
+            self._live = self._build(generation)
 
-    def _build(self, digests: tuple[str, ...], counter: int) -> _Live:
-        """The generation made of the bundle and these packets."""
-        packets = [read_packet(self._store.packet(d), self.bundle.trust) for d in digests]
-        seed, logits = self.bundle.manifest.canary["seed"], np.array(self.bundle.manifest.canary["logits"], np.float32)
-        flashed = _Live(counter, (), self.bundle.state, (), seed, logits, None)
-        return self._follow(flashed, packets, digests, counter)
+    def _keys(self, record: Generation) -> list[tuple[int, Trust]]:
+        """The keys a record goes through: each with the place in its packets from which on they are in force."""
+        keys = [(0, self.bundle.trust)]
+        for digest, begin in record.trust:
+            keys.append((begin, follow_trust(keys[-1][1], [self._store.packet(digest)])))
+        return keys
 
-    def _follow(self, live: _Live, packets: Sequence[Packet], digests: tuple[str, ...], counter: int) -> _Live:
+    def _packets(self, record: Generation) -> list[Packet]:
+        """Its packets, each verified with the keys that were in force when it was applied."""
+        keys = self._keys(record)
+        trusts = [[trust for begin, trust in keys if begin <= i][-1] for i in range(len(record.packets))]
+        return [read_packet(self._store.packet(digest), trust) for digest, trust in zip(record.packets, trusts)]
+
+    def _build(self, record: Generation) -> _Live:
+        """The generation of a record, made from the bundle."""
+        manifest = self.bundle.manifest
+        seed, logits = manifest.canary["seed"], np.array(manifest.canary["logits"], np.float32)
+        trust = self._keys(record)[-1][1]
+        flashed = _Live(record.counter, (), self.bundle.state, (), seed, logits, trust, manifest.revision, None)
+        return self._follow(flashed, self._packets(record), record)
+
+    def _follow(self, live: _Live, packets: Sequence[Packet], record: Generation) -> _Live:
+        """The generation of a record, made from another one and the packets it has more."""
         manifest, state, factors = self.bundle.manifest, live.state, list(live.factors)
-        seed, logits = live.canary_seed, live.canary_logits
+        seed, logits, revision = live.canary_seed, live.canary_logits, live.revision
         for packet in packets:
-            packet.check(state, manifest.lineage, manifest.projections)
-            state = advance(state, packet.update)
-            factors.append(dict(packet.update.factors))
-            seed, logits = packet.canary_seed, packet.canary_logits
+            state = packet.check(state, manifest.lineage, manifest.projections, revision)
+            factors += [dict(update.factors) for update in packet.updates]
+            seed, logits, revision = packet.canary_seed, packet.canary_logits, packet.revision
         loaded = self._engine.load(self._merged(state, factors))
-        return _Live(counter, digests, state, tuple(factors), seed, logits, loaded)
+        return _Live(record.counter, record.packets, state, tuple(factors), seed, logits, live.trust, revision, loaded)
 
     def _merged(self, state: TaskState, factors: Sequence[Mapping[str, Factors]]) -> dict[str, np.ndarray]:
         """W_t and the head of a state; factors: of the tasks after the bundle's."""
@@ -225,9 +273,10 @@ class Device:
         return difference
 
 
-def open_packet(path: Path, bundle: Bundle) -> Packet:
-    """Read and verify a packet file against a bundle's keys, and that it belongs to the bundle's lineage."""
-    packet = read_packet(files.read(path, LIMITS.packet), bundle.trust)
-    if packet.manifest["lineage"] != bundle.manifest.lineage:
+def open_packet(path: Path, bundle: Bundle, trust: Trust) -> Packet | Rotation | Recall:
+    """Read a packet file, verify it against keys, and that it belongs to the bundle's lineage."""
+    packet = read_any(files.read(path, LIMITS.packet), trust)
+    lineage = packet.manifest["lineage"] if isinstance(packet, Packet) else getattr(packet, "lineage", bundle.manifest.lineage)
+    if lineage != bundle.manifest.lineage:
         raise NotForThisDevice(f"{path} belongs to another lineage than {bundle.path}")
     return packet

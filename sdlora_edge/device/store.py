@@ -1,7 +1,7 @@
 """A device's directory, and the commit point of an update.
 
     bundle/              what the device was flashed with, never changed
-    packets/<sha256>     applied packets, never changed, named by their digest
+    packets/<sha256>     applied packets (of tasks, and of keys), never changed, named by their digest
     generation.0.json    two records, written in turn; each names the packets of one generation, in order, and carries a
     generation.1.json    counter and a checksum. The generation in force is the CONFIRMED record with the highest counter.
 
@@ -22,8 +22,10 @@ from typing import Any
 from .. import files
 from ..bundle import MANIFEST, Bundle
 from ..canonical import dump_json, is_sha256, parse_json, sha256
-from ..errors import InputError, StorageError, UsageError
-from ..packet import LIMITS
+from ..container import LIMITS, natural
+from ..errors import InputError, StorageError, TrustError, UsageError
+from ..orders import Recalled, with_recall
+from ..packet import Packet
 
 PENDING, CONFIRMED, FAILED = "pending", "confirmed", "failed"
 RECORD_LIMIT = 16 * 1024 * 1024
@@ -31,12 +33,44 @@ RECORD_LIMIT = 16 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Generation:
-    """One record. packets: digests, in order. highest: the highest sequence number ever confirmed on this device."""
+    """One record.
+
+    packets: digests, in order. revision, highest: of the newest packet ever confirmed on this device, in this order.
+    trust: packets that changed the keys, in order, each as (digest, n): in force for the n-th of `packets` (from 0) and later.
+    recalled: what is never taken again, as (sequence, revision).
+    """
 
     counter: int
     status: str
     packets: tuple[str, ...]
     highest: int
+    revision: int = 0
+    trust: tuple[tuple[str, int], ...] = ()
+    recalled: tuple[Recalled, ...] = ()
+
+    def without(self, count: int) -> Generation:
+        """The last `count` packets taken away; keys stay as new as they are."""
+        packets = self.packets[: len(self.packets) - count]
+        return replace(self, packets=packets, trust=tuple((digest, min(n, len(packets))) for digest, n in self.trust))
+
+    def with_packet(self, digest: str, packet: Packet) -> Generation:
+        """One packet more. One of a higher revision recalls all that was built of its tasks before."""
+        newest = max((self.revision, self.highest), (packet.revision, packet.sequence))
+        recalled = self.recalled
+        for sequence, revision in enumerate(packet.revisions, packet.first):
+            recalled = with_recall(recalled, Recalled(sequence, revision - 1)) if revision else recalled
+        return replace(self, packets=(*self.packets, digest), revision=newest[0], highest=newest[1], recalled=recalled)
+
+    def admits(self, packet: Packet, allow_older: bool) -> None:
+        """Raises TrustError for a packet that was recalled, or is not newer than the newest ever confirmed."""
+        for sequence, revision in enumerate(packet.revisions, packet.first):
+            if any(r.covers(sequence, revision) for r in self.recalled):
+                raise TrustError(f"packet {sequence} in revision {revision} was recalled: get a newer revision of it")
+        if (packet.revision, packet.sequence) <= (self.revision, self.highest) and not allow_older:
+            raise TrustError(
+                f"packet {packet.sequence} is not newer than packet {self.highest}, which this device has confirmed and then "
+                "rolled back; to take it again on purpose, use --allow-older"
+            )
 
     def to_json(self) -> bytes:
         body = asdict(self)
@@ -50,11 +84,16 @@ class Generation:
         if checksum != sha256(dump_json(body)):
             raise InputError("a generation record's checksum does not fit")
         try:
-            record = cls(**{**body, "packets": tuple(body["packets"])})
-        except (KeyError, TypeError) as error:
+            body["packets"] = tuple(body["packets"])
+            body["trust"] = tuple((digest, natural(n, len(body["packets"]))) for digest, n in body.get("trust", ()))
+            body["recalled"] = tuple(Recalled(natural(r["sequence"]), natural(r["revision"])) for r in body.get("recalled", ()))
+            record = cls(**body)
+            for number in (record.counter, record.highest, record.revision):
+                natural(number)
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"a generation record is malformed: {error!r}") from error
-        numbers = type(record.counter) is int and type(record.highest) is int
-        if not numbers or record.status not in (PENDING, CONFIRMED, FAILED) or not all(map(is_sha256, record.packets)):
+        digests = [*record.packets, *(digest for digest, _ in record.trust)]
+        if record.status not in (PENDING, CONFIRMED, FAILED) or not all(map(is_sha256, digests)):
             raise InputError("a generation record is malformed")
         return record
 
@@ -78,7 +117,7 @@ class Store:
             for name in [MANIFEST, *bundle.manifest.files]:
                 shutil.copyfile(bundle.path / name, folder / "bundle" / name)
             (folder / "packets").mkdir()
-            first = Generation(1, CONFIRMED, (), bundle.manifest.task)
+            first = Generation(1, CONFIRMED, (), bundle.manifest.task, bundle.manifest.revision)
             files.write(folder / "generation.1.json", first.to_json())
             prove(folder)
         return cls(path)
@@ -120,7 +159,8 @@ class Store:
 
     def sweep(self) -> None:
         """Remove what no record names: packets of failed or replaced generations, and files that a cut left half written."""
-        kept = {digest for g in map(self._read, (0, 1)) if g is not None for digest in g.packets}
+        records = [g for g in map(self._read, (0, 1)) if g is not None]
+        kept = {digest for g in records for digest in (*g.packets, *(key for key, _ in g.trust))}
         with contextlib.suppress(OSError):
             for path in [*(self.path / "packets").iterdir(), *self.path.glob(f"{files.TEMPORARY}*")]:
                 if path.name not in kept:
@@ -142,11 +182,11 @@ class Store:
         return data
 
     @contextlib.contextmanager
-    def replacing(self, packets: tuple[str, ...], sequence: int) -> Iterator[Generation]:
-        """The commit point. The new generation is pending while the block runs, confirmed where it ends without an error,
-        and failed otherwise; in force is the old one until the record says confirmed."""
-        old = self.current()
-        pending = Generation(old.counter + 1, PENDING, packets, old.highest)
+    def replacing(self, new: Generation) -> Iterator[Generation]:
+        """The commit point. `new` is the record in force, changed; it gets the next counter. It is pending while the block
+        runs, confirmed where it ends without an error, and failed otherwise; in force is the old one until the record says
+        confirmed."""
+        pending = replace(new, counter=self.current().counter + 1, status=PENDING)
         self._write(pending)
         try:
             yield pending
@@ -155,7 +195,7 @@ class Store:
                 self._write(replace(pending, status=FAILED))
             raise
         try:
-            self._write(replace(pending, status=CONFIRMED, highest=max(old.highest, sequence)))
+            self._write(replace(pending, status=CONFIRMED))
         except StorageError:
             if self.current().counter != pending.counter:  # the rename may have been done, and what failed came after it
                 raise

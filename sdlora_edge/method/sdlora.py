@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..encoding import DEFAULT, Factors, encode
 from ..errors import UsageError
-from ..packet import encode
-from ..state import Factors, Projection, TaskState, extended, round_magnitudes
+from ..state import Projection, TaskState, extended, round_magnitudes
 from .backbones import shaped
 from .fold import Part, fold
 
@@ -156,10 +156,10 @@ class SDLoRA(nn.Module):
         self.magnitudes[-1] = 0.0
         self.rank = 0
 
-    def directions(self) -> dict[str, Factors]:
-        """The finished direction as it is shipped, float16; nothing where it was absorbed."""
+    def directions(self, encoding: str = DEFAULT) -> dict[str, Factors]:
+        """The finished direction as it is shipped in an encoding; nothing where it was absorbed."""
         parts = zip(self.projections, self.A, self.B, strict=True)
-        return {p.name: Factors(encode(_numpy(A)), encode(_numpy(B))) for p, A, B in parts if self.rank}
+        return {p.name: encode(Factors(_numpy(A), _numpy(B)), encoding) for p, A, B in parts if self.rank}
 
     def deltas(self) -> np.ndarray:
         """float64 (t,) or (t, projections): every magnitude's exact difference to the state before, the new one's value last."""

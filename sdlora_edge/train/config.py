@@ -14,6 +14,7 @@ from typing import Any
 import tomli_w
 
 from .. import files
+from ..encoding import DEFAULT, ENCODINGS
 from ..errors import InputError, UsageError
 
 if sys.version_info >= (3, 11):
@@ -33,6 +34,7 @@ CHOICES = {
     "magnitude_scope": ("shared", "projection"),
     "magnitude_norm": ("direction", "factors"),
     "head": ("paper", "aligned"),
+    "encoding": ENCODINGS,
     "optimizer": ("sgd", "adam", "adamw"),
     "schedule": ("constant", "cosine"),
     "precision": ("fp32", "bf16", "fp16"),
@@ -61,7 +63,8 @@ class TrainConfig:
         as "10,8@4,6@8" (RR). directions: "free" (A_t random), "shared" (A_t = A_1, frozen) or "span" (A_t starts in the span of
         old rows). absorb: tau of KD, 0 is off. magnitudes: "carry", "reset" or "fixed" (old ones are not trained).
         magnitude_scope: "shared" or "projection". magnitude_norm: "direction", or "factors" (the authors' code). head: "paper"
-        (a row is trained with its task) or "aligned" (all rows are fitted again after each task).
+        (a row is trained with its task) or "aligned" (all rows are fitted again after each task). encoding: of factors in
+        packets, "fp32", "fp16", "int8" or "int4" (`encoding`); the run goes on from, and is scored with, what it ships.
         consistency: weight of a loss that holds the current pictures' features to those before the task.
     Training
         lr and its shares: head_lr_factor of the head (features are long vectors: at the full rate a head overshoots),
@@ -97,6 +100,7 @@ class TrainConfig:
     magnitude_norm: str = "direction"
     magnitude_init: float = 1.0
     head: str = "aligned"
+    encoding: str = DEFAULT
     consistency: float = 0.0
     epochs: int = 10
     lr: float = 0.02

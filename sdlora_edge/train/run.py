@@ -3,10 +3,12 @@
     config.toml                  the resolved settings; versions and the backbone's digest, recorded
     backbone.safetensors         W_0 and the rest of the frozen backbone: a run can be gone on with on any machine
     tasks/NNN/state.safetensors  task N as it is shipped (factors, head rows); names and magnitude deltas in its metadata
-    tasks/NNN/statistics.safetensors   the plain head; counts, means and scatter of the features under W_0, and where the head
+    tasks/NNN/statistics.safetensors   its factors before they were encoded; the plain head; counts, means and scatter of the features under W_0, and where the head
                                  is aligned under W_N (never shipped)
     partial.pt                   the epoch that a task in training is in (`fit.Checkpoint`)
     tasks/NNN/metrics.json       `correct` and `totals` of every task so far, their summary, source and timing
+
+    revisions.json               {task: revision}, where `packet build --revision` has replaced a recalled task
 
 tasks/000 is the state before the first task: the base head, if there was a base session. runs/latest points to the newest.
 """
@@ -17,7 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,23 @@ from .. import files, packet, signing
 from ..canonical import dump_json, parse_json, tensors_digest
 from ..device import canary
 from ..device.preprocessing import Preprocessing
+from ..encoding import ENCODINGS, Factors, HeadRows, encode
 from ..errors import InputError, UsageError
 from ..method import backbones
 from ..method.head import FeatureStatistics
 from ..method.sdlora import adapted_weights
-from ..packet import ENCODING
-from ..state import Factors, Projection, TaskState, TaskUpdate, advance, extended, factors_from, lineage_id, merge
+from ..state import (
+    Projection,
+    TaskState,
+    TaskUpdate,
+    advance,
+    changed_rows,
+    extended,
+    factor_tensors,
+    factors_from,
+    lineage_id,
+    merge,
+)
 from . import config
 from .config import TrainConfig
 
@@ -48,6 +61,8 @@ CONFIG, BACKBONE, STATE, STATISTICS, METRICS = (
     "statistics.safetensors",
     "metrics.json",
 )
+REVISIONS = "revisions.json"
+EXACT = "exact."
 
 
 @dataclass(eq=False)
@@ -70,9 +85,13 @@ class Run:
     """of all classes so far, under W_0: the frozen reference"""
     base_weights: dict[str, np.ndarray] = field(default_factory=dict)
     """W_0 of every adapted weight: {tensor: float32 (rows, columns)}"""
+    backbone_digest: str = ""
     base_seconds: float = 0.0
+    exact: Mapping[str, Factors] = field(default_factory=dict)
+    """of the newest task: its factors as they were learned, float32, before they were encoded"""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """metrics.json of every scored task: of task 0 too, where there was a base session"""
+    _learned: dict[int, Mapping[str, Factors]] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, path: Path, settings: TrainConfig) -> None:
@@ -110,10 +129,11 @@ class Run:
         """
         weights = {name: tensor.detach().cpu().numpy() for name, tensor in backbone.state_dict().items()}
         name, classes, head_weight, head_bias = base
-        index = np.arange(len(classes), dtype=np.int32)
-        update = TaskUpdate(0, name, classes, np.zeros(0), index, head_weight.astype(np.float16), head_bias, {})
+        width = head_weight.shape[1]
+        nothing = TaskState(0, "", "", (), np.zeros(0), np.zeros((0, width), np.float32), np.zeros(0, np.float32), {})
+        update = TaskUpdate(0, name, classes, np.zeros(0), changed_rows(nothing, head_weight, head_bias), {})
         shutil.rmtree(path / "tasks", ignore_errors=True)  # of a run killed before it was whole
-        _write_task(path, update, frozen if settings.head == "aligned" else None, frozen, plain, None)
+        _write_task(path, update, frozen if settings.head == "aligned" else None, frozen, plain, {}, None)
         recorded = {"recorded": config.recorded() | {"backbone_sha256": tensors_digest(weights)}}
         files.write(path / CONFIG, (settings.to_toml() + "\n" + tomli_w.dumps(recorded)).encode())
         facts = {"preprocessing": dump_json(preprocessing.__dict__).decode(), "base_seconds": f"{seconds:.2f}"}
@@ -133,17 +153,18 @@ class Run:
             base_seconds = float(facts["base_seconds"])
             backbone.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
             projections = backbones.projections(backbone, settings.targets)
-            base, _ = _read_task(path, 0, [])
+            base, _ = _read_task(path, 0, [], settings.encoding)
         except (KeyError, ValueError, RuntimeError) as error:
             raise InputError(f"{path / BACKBONE} does not fit {settings.backbone}: {error}") from error
-        head_weight = base.head_weight.astype(np.float32)
-        lineage = lineage_id(tensors_digest(tensors), projections, ENCODING, head_weight, base.head_bias)
-        first = TaskState(0, base.name, lineage, base.classes, np.zeros(0), head_weight, base.head_bias, {})
+        head, digest = (base.head.new_weight.astype(np.float32), base.head.new_bias), tensors_digest(tensors)
+        lineage = lineage_id(digest, projections, settings.encoding, *head)
+        first = TaskState(0, base.name, lineage, base.classes, np.zeros(0), *head, {})
         run = cls(path, settings, backbone, preprocessing, projections, lineage, [first])
         run.base_weights, run.base_seconds = adapted_weights(backbone, projections), base_seconds
+        run.backbone_digest = digest
         run._read_rest(0)
         while (path / "tasks" / f"{len(run.states):03d}").is_dir():
-            update, digest = _read_task(path, len(run.states), [p.name for p in projections])
+            update, digest = _read_task(path, len(run.states), [p.name for p in projections], settings.encoding)
             run.follow(update)
             if run.states[-1].digest != digest:
                 raise InputError(f"{path}: task {update.task} does not follow from the tasks before it")
@@ -163,9 +184,63 @@ class Run:
         """Write the newest task and its metrics: the folder appears whole or not at all. (Of task 0 the metrics alone.)"""
         self.metrics.append(metrics)
         if self.updates:
-            _write_task(self.path, self.updates[-1], self.statistics, self.frozen, self.plain, metrics, self.states[-1].digest)
+            digest = self.states[-1].digest
+            _write_task(self.path, self.updates[-1], self.statistics, self.frozen, self.plain, self.exact, metrics, digest)
         else:
             files.write(self.path / "tasks" / "000" / METRICS, _metrics_json(metrics))
+
+    def encoded(self, encoding: str) -> Run:
+        """This run as if its factors were shipped in another encoding: another lineage, with the same tasks and head rows.
+
+        The factors are encoded anew from what was learned; the magnitudes and rows are those of the run itself. Raises UsageError
+        for an encoding that there is not.
+        """
+        if encoding not in ENCODINGS:
+            raise UsageError(f"encoding {encoding!r} is none of {', '.join(ENCODINGS)}")
+        if encoding == self.config.encoding:
+            return self
+        first = self.states[0]
+        lineage = lineage_id(self.backbone_digest, self.projections, encoding, first.head_weight, first.head_bias)
+        view = replace(self, config=replace(self.config, encoding=encoding), lineage=lineage, updates=[])
+        view.states = [replace(first, digest=lineage)]
+        for update in self.updates:
+            exact = self.learned(update.task)
+            view.follow(replace(update, factors={name: encode(factors, encoding) for name, factors in exact.items()}))
+        return view
+
+    def learned(self, task: int) -> Mapping[str, Factors]:
+        """The factors of a task, float32, before they were encoded."""
+        if task not in self._learned:
+            tensors, _ = _load(self.path / "tasks" / f"{task:03d}" / STATISTICS)
+            self._learned[task] = factors_from(tensors, [p.name for p in self.projections], EXACT)
+        return self._learned[task]
+
+    def weight_error(self, task: int) -> float:
+        """The largest difference of an adapted weight after `task` to what the factors as they were learned would give."""
+        exact = merge(
+            self.base_weights, self.projections, [self.learned(k) for k in range(1, task + 1)], self.states[task].magnitudes
+        )
+        shipped = self.weights(task)
+        return max(float(np.abs(shipped[name] - exact[name]).max()) for name in exact)
+
+    def revision(self, task: int) -> int:
+        """The revision of a task: 0, or what `revise` has set for it or for a task before it."""
+        try:
+            known = parse_json(files.read(self.path / REVISIONS, 1 << 20), REVISIONS) if (self.path / REVISIONS).exists() else {}
+            return max((int(r) for first, r in known.items() if int(first) <= task), default=0)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{self.path / REVISIONS} does not hold revisions of tasks: {error}") from error
+
+    def revise(self, task: int, revision: int) -> None:
+        """From now on, `task` and those after it are of this revision. Raises UsageError where they had a higher one."""
+        if revision < (known := self.revision(len(self.states))):
+            raise UsageError(
+                f"--revision {revision}: {self.path} has built packets of revision {known} already; give that or a higher one"
+            )
+        if revision > known:
+            revisions = {str(t): self.revision(t) for t in range(1, len(self.states)) if self.revision(t) != self.revision(t - 1)}
+            kept = {first: r for first, r in revisions.items() if int(first) < task}
+            files.write(self.path / REVISIONS, dump_json({**kept, str(task): revision}))
 
     def state(self, task: int | None) -> TaskState:
         """The state after a task; None is the last. Raises UsageError where the run has no such task."""
@@ -197,7 +272,7 @@ class Run:
         """Size of the packet of a task, signed with one key: what `packet build` writes, but for the canary's few numbers."""
         update, before = self.updates[task - 1], self.states[task - 1]
         logits = np.zeros((canary.COUNT, len(self.states[task].classes)), np.float32)
-        return len(packet.build(update, before, self.lineage, task, logits, signing.unsigned))
+        return len(packet.build(update, before, self.lineage, task, logits, signing.unsigned, self.config.encoding))
 
     def _read_rest(self, task: int) -> None:
         folder = self.path / "tasks" / f"{task:03d}"
@@ -233,6 +308,7 @@ def _write_task(
     statistics: FeatureStatistics | None,
     frozen: FeatureStatistics,
     plain: tuple[np.ndarray, np.ndarray],
+    exact: Mapping[str, Factors],
     metrics: dict[str, Any] | None,
     digest: str = "",
 ) -> None:
@@ -247,6 +323,7 @@ def _write_task(
         _save(new / STATE, update.tensors(), {"task": dump_json(names).decode()})
         kept = {f"frozen.{name}": array for name, array in frozen.__dict__.items()}
         kept |= {"plain.weight": plain[0], "plain.bias": plain[1]}
+        kept |= {f"{EXACT}{name}": array for name, array in factor_tensors(exact).items()}
         _save(new / STATISTICS, kept | (statistics.__dict__ if statistics is not None else {}), {})
         if metrics is not None:
             files.write(new / METRICS, _metrics_json(metrics))
@@ -264,7 +341,7 @@ def _save(path: Path, tensors: Mapping[str, np.ndarray], facts: dict[str, str]) 
     files.write(path, safetensors.numpy.save({name: np.asarray(t, order="C") for name, t in tensors.items()}, metadata=facts))
 
 
-def _read_task(folder: Path, task: int, projections: list[str]) -> tuple[TaskUpdate, str]:
+def _read_task(folder: Path, task: int, projections: list[str], encoding: str) -> tuple[TaskUpdate, str]:
     path = folder / "tasks" / f"{task:03d}" / STATE
     tensors, facts = _load(path)
     try:
@@ -274,10 +351,8 @@ def _read_task(folder: Path, task: int, projections: list[str]) -> tuple[TaskUpd
             names["name"],
             tuple(names["classes"]),
             np.array(names["deltas"], np.float64),
-            tensors["head.index"],
-            tensors["head.weight"],
-            tensors["head.bias"],
-            factors_from(tensors, projections),
+            HeadRows.from_tensors(tensors),
+            factors_from(tensors, projections, encoding=encoding),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not the state of a task: {error!r}") from error

@@ -19,6 +19,7 @@ import torch
 
 from ..canonical import tensors_digest
 from ..device.preprocessing import Preprocessing
+from ..encoding import encode
 from ..errors import InputError, SdloraError, UsageError
 from ..method import absorb, backbones
 from ..method.head import FeatureStatistics
@@ -193,6 +194,8 @@ def _train_task(run: Run, part: Part, scorer: Scorer, direction: Direction | Non
     _seed(settings.seed, number)
     run.backbone.to(device)
     head = weight[rows], bias[rows]
+    exact = direction[0] if direction else None
+    direction = ({name: encode(f, settings.encoding) for name, f in direction[0].items()}, direction[1]) if direction else None
     model = (_holding(run, *direction, head) if direction else _learning(run, head)).to(device)
     prepare, old_weights = run.preprocessing, run.weights(state.task)
     key = [tensors_digest(factor_tensors(direction[0]))] if direction else []
@@ -202,8 +205,9 @@ def _train_task(run: Run, part: Part, scorer: Scorer, direction: Direction | Non
     model.finish_task()
     if distributed.first():
         facts, targets = _absorb(run, model), rows[pictures.targets]
-        directions, deltas = direction or (model.directions(), model.deltas())
-        facts["rank"] = max((len(f.A) for f in directions.values()), default=0)
+        directions, deltas = direction or (model.directions(settings.encoding), model.deltas())
+        run.exact = exact or model.directions("fp32")
+        facts["rank"] = max((f.A.shape[0] for f in directions.values()), default=0)
         frozen = seen_features(run, {}, pictures)
         run.frozen = run.frozen.with_pictures(frozen, targets, len(classes))
         weight[rows], bias[rows] = _numpy(model.head.weight), _numpy(model.head.bias)
@@ -212,7 +216,7 @@ def _train_task(run: Run, part: Part, scorer: Scorer, direction: Direction | Non
             new_weights = run.weights_with(directions, deltas)
             run.statistics = _aligned(run, run.statistics, old_weights, new_weights, pictures, targets, len(classes))
             weight, bias = run.statistics.discriminant()
-        run.follow(TaskUpdate(number, part.name, new, deltas, *changed_rows(state, weight, bias), directions))
+        run.follow(TaskUpdate(number, part.name, new, deltas, changed_rows(state, weight, bias), directions))
         seconds = time.perf_counter() - begin
         run.record(scorer.entry(part, len(pictures), seconds, facts | {"packet_bytes": run.packet_bytes(number)}))
         checkpoint.clear()
@@ -243,7 +247,7 @@ def _learning(run: Run, head: tuple[np.ndarray, np.ndarray]) -> SDLoRA:
 def _holding(run: Run, factors: Mapping[str, Factors], deltas: np.ndarray, head: tuple[np.ndarray, np.ndarray]) -> SDLoRA:
     """The model that has the next task's direction already, as one more old one, and learns nothing but its head."""
     before = run.states[-1]
-    known = TaskUpdate(before.task + 1, "", (), deltas, *changed_rows(before, before.head_weight, before.head_bias), factors)
+    known = TaskUpdate(before.task + 1, "", (), deltas, changed_rows(before, before.head_weight, before.head_bias), factors)
     scope = "projection" if deltas.ndim == 2 else "shared"
     states = [*run.states, advance(before, known)]
     return SDLoRA(run.backbone, run.projections, states, len(head[0]), 0, "none", magnitude_scope=scope, head=head)
@@ -279,7 +283,7 @@ def _absorb(run: Run, model: SDLoRA) -> dict[str, Any]:
     old = run.factors(len(run.updates))
     if not (run.config.absorb and model.rank and any(old)):
         return {}
-    shares, residual = absorb.fit(model.directions(), old)
+    shares, residual = absorb.fit(model.directions(run.config.encoding), old)
     if absorbed := residual <= run.config.absorb:
         model.absorb(shares)
     return {"residual": residual, "absorbed": absorbed}

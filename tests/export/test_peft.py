@@ -295,7 +295,7 @@ def test_folders_that_are_no_such_adapter_are_refused_and_change_nothing(
         ({}, {key.format("A"): unfinished}, "NaN"),
         ({}, {key.format("A"): small}, "another backbone"),
         ({}, {key.format("B"): whole}, "rows 64 to 127"),
-        ({}, {key.format("A"): tiny, key.format("B"): 1e7 * torch.cat([whole[:64], B[:128]])}, "float16"),
+        ({}, {key.format("A"): tiny, key.format("B"): 1e7 * torch.cat([whole[:64], B[:128]])}, "fp16"),
         ({}, {"base_model.model.blocks.0.attn.qkv.lora_magnitude_vector": A[0]}, "lora_magnitude_vector"),
     ]
     before = {p: p.read_bytes() for p in sorted(run_copy.rglob("*")) if p.is_file()}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sdlora_edge.errors import InputError, UsageError
 from sdlora_edge.method import backbones
 from sdlora_edge.method.sdlora import SDLoRA, adapted_weights, features
-from sdlora_edge.state import TaskState, TaskUpdate, advance, merge
+from sdlora_edge.state import TaskState, TaskUpdate, advance, changed_rows, merge
 from sdlora_edge.train.config import resolve
 from sdlora_edge.train.run import Run
 from sdlora_edge.train.trainer import train
@@ -113,10 +113,9 @@ def chain(backbone: nn.Module, tasks: int) -> list[TaskState]:
         model = SDLoRA(backbone, backbones.projections(backbone), states, 1, 2)
         shake(model)
         model.finish_task()
-        row = np.full((1, backbones.features(backbone)), t, np.float16)
-        update = TaskUpdate(
-            t, "t", (f"c{t}",), model.deltas(), np.array([t - 1], np.int32), row, np.zeros(1, np.float32), model.directions()
-        )
+        weight = np.concatenate([states[-1].head_weight, np.full((1, backbones.features(backbone)), t, np.float32)])
+        rows = changed_rows(states[-1], weight, np.zeros(t, np.float32))
+        update = TaskUpdate(t, "t", (f"c{t}",), model.deltas(), rows, model.directions())
         states.append(advance(states[-1], update))
     return states
 
