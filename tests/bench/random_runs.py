@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sdlora_edge import packet
 from sdlora_edge.device.preprocessing import Preprocessing
+from sdlora_edge.encoding import Factors, encode
 from sdlora_edge.method import backbones
 from sdlora_edge.method.head import FeatureStatistics
-from sdlora_edge.state import Factors, Projection, TaskUpdate
+from sdlora_edge.state import Projection, TaskUpdate, changed_rows
 from sdlora_edge.train.config import resolve
 from sdlora_edge.train.run import Run
 
@@ -48,11 +48,12 @@ def _random_update(run: Run, random: np.random.Generator, new_classes: int) -> T
 
     def direction(p: Projection) -> Factors:
         A, B = random.standard_normal((RANK, p.columns)), random.standard_normal((p.stop - p.start, RANK))
-        return Factors(packet.encode(A), packet.encode(B / np.linalg.norm(B @ A)))
+        return encode(Factors(A, B / np.linalg.norm(B @ A)), run.config.encoding)
 
     deltas = np.append(random.integers(-4, 5, task - 1) / 1024, 0.25)  # multiples of the magnitudes' step
     weight, bias = _head(random, new_classes, backbones.features(run.backbone))
     classes = tuple(f"class {known + i}" for i in range(new_classes))
-    index = np.arange(known, known + new_classes, dtype=np.int32)
+    before = run.states[-1]
+    head = changed_rows(before, np.concatenate([before.head_weight, weight]), np.concatenate([before.head_bias, bias]))
     factors = {p.name: direction(p) for p in run.projections}
-    return TaskUpdate(task, f"task {task}", classes, deltas, index, weight.astype(np.float16), bias, factors)
+    return TaskUpdate(task, f"task {task}", classes, deltas, head, factors)
