@@ -8,7 +8,21 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-ORDER = ["errors", "canonical", "files", "signing", "state", "packet", "bundle", "device", "method", "train", "export", "cli"]
+ORDER = [
+    "errors",
+    "canonical",
+    "disk",
+    "files",
+    "signing",
+    "state",
+    "packet",
+    "bundle",
+    "device",
+    "method",
+    "train",
+    "export",
+    "cli",
+]
 """a module may import from those before it; cli is last"""
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import files
-from ..bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle, open_bundle
+from ..bundle import HEAD_BIAS, HEAD_WEIGHT, MANIFEST, Bundle, open_bundle
+from ..canonical import sha256
 from ..errors import HealthError, InputError, NotForThisDevice, NothingToDo, StorageError, TrustError
 from ..packet import LIMITS, Packet
 from ..packet import read as read_packet
@@ -20,7 +21,7 @@ from ..state import Factors, TaskState, advance, extended, merge
 from . import canary
 from .engines import open_engine
 from .preprocessing import Picture, Preprocessing
-from .store import Store
+from .store import Generation, Store
 
 log = logging.getLogger("sdlora_edge")
 
@@ -44,21 +45,24 @@ class _Live:
     canary_seed: int
     canary_logits: np.ndarray
     loaded: Any
+    damage: str = ""
+    """why these are fewer packets than the generation in force names"""
 
 
 class Device:
     """A device's model. `predict` may be called from any number of threads while one thread calls `apply`."""
 
-    def __init__(
-        self, store: Store, bundle: Bundle, threads: int = 0, without_newest: bool = False, unproved: bool = False
-    ) -> None:
+    def __init__(self, store: Store, bundle: Bundle, threads: int = 0, unproved: bool = False) -> None:
         self.bundle = bundle
         self._store = store
         self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
-        self._engine = open_engine(bundle, threads, store.path / "engine", unproved)
         generation = store.current()
-        self._live = self._build(generation.packets[: -1 if without_newest else None], generation.counter)
-        self._check_canary(self._live)
+        if generation.bundle != bundle.id:
+            raise InputError(f"{bundle.path / MANIFEST} is not the one this store was made with: flash the device again")
+        self._engine = open_engine(bundle, threads, store.path / "engine", unproved)
+        self._live = self._restore(generation)
+        for damage in self.status()["damage"]:
+            log.warning("%s", damage)
         self._publish()
 
     @classmethod
@@ -71,15 +75,18 @@ class Device:
         return cls.open(store, unproved=unproved)
 
     @classmethod
-    def open(cls, store: Path | str, threads: int = 0, without_newest: bool = False, unproved: bool = False) -> Device:
+    def open(cls, store: Path | str, threads: int = 0, unproved: bool = False) -> Device:
         """Open a store in the generation in force: every file verified, the canary run. Raises InputError, TrustError, HealthError.
 
-        threads: of the engine; 0 leaves it to the engine. without_newest: do not read the newest packet, which may be
-        damaged; for `rollback`. unproved: the engine's runtime is not here (`engines.Engine.runs`): updates are verified,
-        merged and published, and it is the program that loads them which has to try the canary.
+        Where a packet is damaged or cannot be read, or the canary fails, the longest beginning of the generation that is whole
+        and healthy is served instead, and `status()["damage"]` says so; nothing is written, and what has been confirmed stays
+        confirmed. Applying the damaged packet again mends the store.
+
+        threads: of the engine; 0 leaves it to the engine. unproved: the engine's runtime is not here (`engines.Engine.runs`):
+        updates are verified, merged and published, and it is the program that loads them which has to try the canary.
         """
         opened = Store(Path(store))
-        return cls(opened, open_bundle(opened.path / "bundle"), threads, without_newest, unproved)
+        return cls(opened, open_bundle(opened.path / "bundle"), threads, unproved)
 
     def predict(self, pictures: Iterable[Picture], top: int = 1, batch_size: int = 32) -> list[Prediction]:
         """The `top` best classes of each picture. Raises InputError naming a picture that cannot be read."""
@@ -113,6 +120,9 @@ class Device:
         verified = read_packet(data, self.bundle.trust)
         with self._store.lock():
             self._refresh()
+            if self._mend(data):
+                self._publish()
+                return self._applied(self._check_canary(self._live), begin)
             live, manifest = self._live, self.bundle.manifest
             verified.check(live.state, manifest.lineage, manifest.projections)
             highest = self._store.current().highest
@@ -129,17 +139,24 @@ class Device:
                 difference = self._check_canary(new)
             self._live = new
             self._publish()
+        return self._applied(difference, begin)
+
+    def _applied(self, difference: float, begin: float) -> dict[str, Any]:
         elapsed = (time.perf_counter() - begin) * 1000
         return {**self.status(), "canary_difference": difference, "apply_ms": round(elapsed, 1)}
 
     def rollback(self) -> dict[str, Any]:
-        """Go back by one packet, for good. Raises NothingToDo in the bundle's own state, HealthError (canary)."""
+        """Go back by one packet, for good; from a damaged generation, to what is left of it.
+
+        Raises NothingToDo in the bundle's own state, HealthError (canary).
+        """
         with self._store.lock():
-            packets = self._store.current().packets
-            if not packets:
+            self._refresh()
+            if not self._store.current().packets:
                 raise NothingToDo("nothing to roll back: this device is in the state it was flashed with")
-            with self._store.replacing(packets[:-1], 0) as generation:
-                new = self._build(packets[:-1], generation.counter)
+            packets = self._live.packets if self._live.damage else self._live.packets[:-1]
+            with self._store.replacing(packets, 0) as generation:
+                new = self._build(packets, generation.counter)
                 self._check_canary(new)
             self._live = new
             self._publish()
@@ -167,6 +184,7 @@ class Device:
             "classes": list(live.state.classes),
             "packets": len(live.packets),
             "store_bytes": self._store.size(),
+            "damage": [*filter(None, [live.damage]), *self._store.damage()],
         }
 
     def _publish(self) -> None:
@@ -174,7 +192,7 @@ class Device:
         when the store is next opened: the generation is in force without it."""
         try:
             with self._store.lock("publish.lock", wait=True):
-                if self._store.current().counter == self._live.counter:
+                if self._live.damage or self._store.current().counter == self._live.counter:
                     self._engine.publish(self._live.loaded)
         except StorageError as error:
             log.warning("generation %d is in force here, but not published: %s", self._live.counter, error)
@@ -185,7 +203,36 @@ class Device:
         if generation.counter < self._live.counter:
             raise InputError("the store has lost its newest generation record: open it again to go on from the one before it")
         if generation.counter > self._live.counter:
-            self._live = self._build(generation.packets, generation.counter)
+            self._live = self._restore(generation)
+
+    def _restore(self, generation: Generation) -> _Live:
+        """The generation, or the longest beginning of it that is whole and healthy."""
+        packets, damage = generation.packets, ""
+        while True:
+            try:
+                live = self._build(packets, generation.counter if packets == generation.packets else self._store.number(packets))
+                self._check_canary(live)
+                return replace(live, damage=damage)
+            except StorageError:
+                raise  # of an engine that cannot write: nothing is damaged
+            except (InputError, HealthError) as error:
+                if (now := self._store.current()) != generation:  # another process went on, and swept what this one was reading
+                    return self._restore(now)
+                if not packets:
+                    raise
+                packets = self._store.whole(packets[:-1])
+                damage = (
+                    f"generation {generation.counter} is served without its last {len(generation.packets) - len(packets)}: {error}"
+                )
+
+    def _mend(self, data: bytes) -> bool:
+        """Whether these are the bytes of a damaged packet that the generation in force names, and more of it is served with them."""
+        generation, left = self._store.current(), len(self._live.packets)
+        if sha256(data) not in generation.packets[left:]:
+            return False
+        self._store.add_packet(data)
+        self._live = self._restore(generation)
+        return len(self._live.packets) > left
 
     def _build(self, digests: tuple[str, ...], counter: int) -> _Live:
         """The generation made of the bundle and these packets."""

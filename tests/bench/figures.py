@@ -167,6 +167,13 @@ def chain(figure: dict[str, Any]) -> str:
     return table(["model", "ONNX Runtime", "ExecuTorch"], rows)
 
 
+def faults(figure: dict[str, Any]) -> str:
+    head = ["scenario", "operations", "cuts", "disks left", "cuts after a kill", "disks left", "restarts", "broken"]
+    keys = ["operations", "points", "states", "points_after_a_kill", "states_after_a_kill", "restarts", "problems"]
+    rows = [[row["scenario"], *(f"{row[key]:,}" for key in keys)] for row in figure["scenarios"]]
+    return table(head, [*rows, ["all", *(f"{sum(row[key] for row in figure['scenarios']):,}" for key in keys)]])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "loop": loop,
     "step_cost": step_cost,
@@ -174,6 +181,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "chain": chain,
     "precision": precision,
     "inference": inference,
+    "faults": faults,
 }
 
 
