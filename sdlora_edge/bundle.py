@@ -143,7 +143,7 @@ def open_bundle(path: Path) -> Bundle:
             raise InputError(f"{path / MANIFEST} names a file outside the bundle: {name!r}")
         if files.sha256_of(path / name) != (entry["sha256"], entry["size"]):
             raise InputError(f"{path / name} is not the file the manifest names: get the bundle again")
-    if missing := {TRUST, FACTORS, *(str(w["file"]) for w in manifest.weights.values())} - set(manifest.files):
+    if missing := {TRUST, FACTORS, *(str(w.get("file")) for w in manifest.weights.values())} - set(manifest.files):
         raise InputError(f"{path / MANIFEST} does not list {', '.join(sorted(missing))}")
     trust = Trust.from_dict(parse_json(files.read(path / TRUST), TRUST))
     stored = load_tensors(path / FACTORS)

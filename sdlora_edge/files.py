@@ -1,71 +1,86 @@
-"""The file operations of runs, bundles and stores: whole files, written so that a power cut leaves the old or the new one."""
+"""Whole files and folders, written so that a power cut leaves the old one or the new one: runs, bundles and stores.
+
+The rule, for a file and for a folder: fill it under a temporary name, sync all of it, rename it, sync the folder it lies in.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import disk
 from .errors import InputError, LimitError, StorageError, UsageError
 
 TEMPORARY = ".tmp-"
-"""how the name of a file begins that is not whole yet"""
+"""how the name of a file or folder begins that is not whole yet"""
 
 
 def read(path: Path, limit: int | None = None) -> bytes:
     """The file's bytes. Raises InputError where it cannot be read, LimitError where it holds more than `limit` bytes."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read() if limit is None else file.read(limit + 1)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
-    if limit is not None and len(data) > limit:
-        raise LimitError(f"{path} is larger than the {limit} bytes allowed here")
-    return data
+    found, size = [], 0
+    for chunk in _chunks(path):
+        found.append(chunk)
+        size += len(chunk)
+        if limit is not None and size > limit:
+            raise LimitError(f"{path} is larger than the {limit} bytes allowed here")
+    return b"".join(found)
 
 
 def sha256_of(path: Path) -> tuple[str, int]:
     """(hexadecimal SHA-256, size in bytes) of a file, read in chunks. Raises InputError."""
     digest, size = hashlib.sha256(), 0
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-                size += len(chunk)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    for chunk in _chunks(path):
+        digest.update(chunk)
+        size += len(chunk)
     return digest.hexdigest(), size
 
 
+def _chunks(path: Path) -> Iterator[bytes]:
+    with reading(path):
+        yield from disk.read(path)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What the operating system says about a file or folder that cannot be read, as an InputError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
 def write(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a whole file: temporary name, fsync, rename, fsync of the folder. Raises StorageError."""
+    """Write a whole file, in place of one that may be there. Raises StorageError: then the old one is there, or the new one."""
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.unlink(missing_ok=True)
-        # a fresh file of ours: never through a link, or with the permissions of, something that lay there
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
+        if disk.size(path.parent) is None:
+            make_folder(path.parent)
+        if disk.size(temporary) is not None:  # a killed process left it
+            disk.unlink(temporary)
+        disk.write(temporary, [data], mode)
+        disk.rename(temporary, path)
+        disk.sync(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            disk.unlink(temporary)
         raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def make_folder(path: Path) -> None:
+    """A folder and those above it that are missing, each to stay. Raises OSError."""
+    if disk.size(path) is None:
+        make_folder(path.parent)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            disk.mkdir(path)
+    keep_name(path)
+
+
+def keep_name(path: Path) -> None:
+    """Make the name of a folder survive that a killed process may have made, and not synced. Raises OSError."""
+    with contextlib.suppress(PermissionError):  # a folder we may not read is not one we make folders in
+        disk.sync(path.parent)
 
 
 @contextlib.contextmanager
@@ -76,22 +91,41 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     What a killed process left under the temporary name is removed by the next call.
     """
-    if path.exists() or path.is_symlink():
-        raise UsageError(f"{path} exists already: choose another name, or remove it first")
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir()
+        if disk.size(path) is not None:
+            raise UsageError(f"{path} exists already: choose another name, or remove it first")
+        make_folder(path.parent)
+        remove(temporary)
+        disk.mkdir(temporary)
         yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                with open(os.path.join(folder, name), "rb+") as file:
-                    os.fsync(file.fileno())
-            sync_folder(Path(folder))
-        os.rename(temporary, path)
-        sync_folder(path.parent)
+        _sync_all(temporary)
+        disk.rename(temporary, path)
+        disk.sync(path.parent)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            remove(temporary)
+
+
+def copy(source: Path, target: Path) -> None:
+    """A new file with the bytes of another, synced; its name is not. Raises InputError (source), OSError (target)."""
+    disk.write(target, _chunks(source))
+
+
+def remove(path: Path) -> None:
+    """Remove what has this name, if anything has: a file, a link (not what it leads to), a folder and all in it. Raises OSError."""
+    is_folder = disk.names(path.parent).get(path.name)
+    if is_folder:
+        for name in disk.names(path):
+            remove(path / name)
+        disk.rmdir(path)
+    elif is_folder is not None:
+        disk.unlink(path)
+
+
+def _sync_all(folder: Path) -> None:
+    for name, is_folder in disk.names(folder).items():
+        _sync_all(folder / name) if is_folder else disk.sync(folder / name)
+    disk.sync(folder)

@@ -193,6 +193,7 @@ def test_json_is_all_there_is_on_stdout(cli: Cli, fleet: Fleet, store: Path, tmp
     for arguments in (
         ("device", "apply", *fleet.packets, "--store", store),
         ("device", "status", "--store", store),
+        ("device", "verify", "--store", store),
         ("device", "predict", picture, picture, "--store", store, "--top", 3),
         ("device", "rollback", "--store", store),
         ("packet", "inspect", fleet.packets[0]),
@@ -212,7 +213,7 @@ def test_every_command_has_help(cli: Cli) -> None:
         "keys": ["new"],
         "bundle": ["inspect"],
         "packet": ["build", "inspect", "verify", "sign", "squash", "trust", "recall", "to-peft", "from-peft"],
-        "device": ["init", "apply", "predict", "status", "rollback", "export-adapter"],
+        "device": ["init", "apply", "predict", "status", "verify", "rollback", "export-adapter"],
     }
     words = [[], ["train"], ["export"], ["demo"], *([g, c] for g, commands in groups.items() for c in ["", *commands])]
     for line in words:

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     "errors",
     "canonical",
+    "disk",
     "files",
     "signing",
     "encoding",

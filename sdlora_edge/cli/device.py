@@ -8,13 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from ..device.runtime import Device
+from ..device.verify import verify as verified
+from ..errors import InputError
 from .output import Json, Store, emit, facts
 
 Unproved = Annotated[
     bool,
     typer.Option("--unproved", help="ExecuTorch without its Python runtime: the program that loads the pair tries the canary."),
 ]
-app = typer.Typer(no_args_is_help=True, help="Run a device: init, apply, predict, status, rollback.")
+app = typer.Typer(no_args_is_help=True, help="Run a device: init, apply, predict, status, verify, rollback.")
 _KINDS = {"update": "", "trust": "new keys, ", "recall": "recalled, "}
 _STATUS = (
     "task",
@@ -85,9 +87,23 @@ def status(store: Store, unproved: Unproved = False, json: Json = False) -> None
 
 
 @app.command()
+def verify(store: Store, unproved: Unproved = False, json: Json = False) -> None:
+    """Compare every file of a store with what it should be. Exit code 3 where something is damaged."""
+    found = verified(store, unproved)
+    lines = [f"{d['file']}: {d['problem']}: {d['remedy']}" for d in found["damage"]]
+    lines += [f"{name}: left over, removed by the next update" for name in found["leftovers"]]
+    serves = found["serves"]
+    lines.append(f"{found['files']} files, {found['bytes']:,} bytes: {len(found['damage'])} damaged")
+    lines.append(f"serves generation {serves['generation']}, task {serves['task']}" if serves else "serves nothing")
+    emit(found, json, lambda: "\n".join(lines))
+    if not found["whole"]:
+        raise typer.Exit(InputError.exit_code)
+
+
+@app.command()
 def rollback(store: Store, unproved: Unproved = False, json: Json = False) -> None:
-    """Go back by one packet, even from one whose file is damaged."""
-    _show(Device.open(store, without_newest=True, unproved=unproved).rollback(), json)
+    """Go back by one packet, for good; where packets are damaged, to what is left."""
+    _show(Device.open(store, unproved=unproved).rollback(), json)
 
 
 @app.command("export-adapter")

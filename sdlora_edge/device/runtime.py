@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from .. import files
-from ..bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle, open_bundle
+from ..bundle import HEAD_BIAS, HEAD_WEIGHT, MANIFEST, Bundle, open_bundle
+from ..canonical import sha256
 from ..container import LIMITS
-from ..errors import HealthError, InputError, NotForThisDevice, NothingToDo, StorageError
+from ..errors import HealthError, InputError, NotForThisDevice, NothingToDo, StorageError, TrustError
 from ..orders import Recall, Rotation, follow_trust, read_any, with_recall
 from ..packet import Packet
 from ..packet import read as read_packet
@@ -26,6 +27,8 @@ from .preprocessing import Picture, Preprocessing
 from .store import Generation, Store
 
 log = logging.getLogger("sdlora_edge")
+NOBODY = Trust((), 1)
+"""in force where a packet of keys is damaged: nothing is taken until the same packet has come again"""
 
 
 @dataclass(frozen=True)
@@ -49,21 +52,24 @@ class _Live:
     trust: Trust
     revision: int
     loaded: Any
+    damage: str = ""
+    """why these are fewer packets than the generation in force names"""
 
 
 class Device:
     """A device's model. `predict` may be called from any number of threads while one thread calls `apply`."""
 
-    def __init__(
-        self, store: Store, bundle: Bundle, threads: int = 0, without_newest: bool = False, unproved: bool = False
-    ) -> None:
+    def __init__(self, store: Store, bundle: Bundle, threads: int = 0, unproved: bool = False) -> None:
         self.bundle = bundle
         self._store = store
         self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
-        self._engine = open_engine(bundle, threads, store.path / "engine", unproved)
         record = store.current()
-        self._live = self._build(record.without(1) if without_newest else record)
-        self._check_canary(self._live)
+        if record.bundle != bundle.id:
+            raise InputError(f"{bundle.path / MANIFEST} is not the one this store was made with: flash the device again")
+        self._engine = open_engine(bundle, threads, store.path / "engine", unproved)
+        self._live = self._restore(record)
+        for damage in self.status()["damage"]:
+            log.warning("%s", damage)
         self._publish()
 
     @classmethod
@@ -76,15 +82,18 @@ class Device:
         return cls.open(store, unproved=unproved)
 
     @classmethod
-    def open(cls, store: Path | str, threads: int = 0, without_newest: bool = False, unproved: bool = False) -> Device:
+    def open(cls, store: Path | str, threads: int = 0, unproved: bool = False) -> Device:
         """Open a store in the generation in force: every file verified, the canary run. Raises InputError, TrustError, HealthError.
 
-        threads: of the engine; 0 leaves it to the engine. without_newest: do not read the newest packet, which may be
-        damaged; for `rollback`. unproved: the engine's runtime is not here (`engines.Engine.runs`): updates are verified,
-        merged and published, and it is the program that loads them which has to try the canary.
+        Where a packet is damaged or cannot be read, or the canary fails, the longest beginning of the generation that is whole
+        and healthy is served instead, and `status()["damage"]` says so; nothing is written, and what has been confirmed stays
+        confirmed. Applying the damaged packet again mends the store.
+
+        threads: of the engine; 0 leaves it to the engine. unproved: the engine's runtime is not here (`engines.Engine.runs`):
+        updates are verified, merged and published, and it is the program that loads them which has to try the canary.
         """
         opened = Store(Path(store))
-        return cls(opened, open_bundle(opened.path / "bundle"), threads, without_newest, unproved)
+        return cls(opened, open_bundle(opened.path / "bundle"), threads, unproved)
 
     def predict(self, pictures: Iterable[Picture], top: int = 1, batch_size: int = 32) -> list[Prediction]:
         """The `top` best classes of each picture. Raises InputError naming a picture that cannot be read."""
@@ -118,7 +127,10 @@ class Device:
         data = files.read(Path(packet), LIMITS.packet)
         with self._store.lock():
             self._refresh()
-            live, record = self._live, self._store.current()
+            if self._mend(data):
+                self._publish()
+                return self._applied("update", self._check_canary(self._live), begin)
+            live, record = self._live, self._whole_record()
             verified = read_any(data, live.trust)
             if isinstance(verified, Packet):
                 kind, manifest = "update", self.bundle.manifest
@@ -137,16 +149,23 @@ class Device:
             else:
                 kind = "recall"
                 difference = self._commit(self._recalling(record, verified), self._build)
+        return self._applied(kind, difference, begin)
+
+    def _applied(self, kind: str, difference: float, begin: float) -> dict[str, Any]:
         elapsed = (time.perf_counter() - begin) * 1000
         return {**self.status(), "kind": kind, "canary_difference": difference, "apply_ms": round(elapsed, 1)}
 
     def rollback(self) -> dict[str, Any]:
-        """Go back by one packet, for good. Raises NothingToDo in the bundle's own state, HealthError (canary)."""
+        """Go back by one packet, for good; from a damaged generation, to what is left of it.
+
+        Raises NothingToDo in the bundle's own state, HealthError (canary).
+        """
         with self._store.lock():
-            record = self._store.current()
-            if not record.packets:
+            self._refresh()
+            if not self._store.current().packets:
                 raise NothingToDo("nothing to roll back: this device is in the state it was flashed with")
-            self._commit(record.without(1), self._build)
+            record = self._whole_record()
+            self._commit(record if self._live.damage else record.without(1), self._build)
         return self.status()
 
     def current(self) -> tuple[TaskState, dict[str, np.ndarray]]:
@@ -201,6 +220,7 @@ class Device:
             "classes": list(live.state.classes),
             "packets": len(live.packets),
             "store_bytes": self._store.size(),
+            "damage": [*filter(None, [live.damage]), *self._store.damage()],
         }
 
     def _publish(self) -> None:
@@ -208,7 +228,7 @@ class Device:
         when the store is next opened: the generation is in force without it."""
         try:
             with self._store.lock("publish.lock", wait=True):
-                if self._store.current().counter == self._live.counter:
+                if self._live.damage or self._store.current().counter == self._live.counter:
                     self._engine.publish(self._live.loaded)
         except StorageError as error:
             log.warning("generation %d is in force here, but not published: %s", self._live.counter, error)
@@ -219,13 +239,59 @@ class Device:
         if generation.counter < self._live.counter:
             raise InputError("the store has lost its newest generation record: open it again to go on from the one before it")
         if generation.counter > self._live.counter:
-            self._live = self._build(generation)
+            self._live = self._restore(generation)
+
+    def _whole_record(self) -> Generation:
+        """The record in force, without the packets that cannot be served."""
+        record = self._store.current()
+        return record.without(len(record.packets) - len(self._live.packets))
+
+    def _restore(self, record: Generation) -> _Live:
+        """The generation of a record, or the longest beginning of it that is whole and healthy, with the keys of all of it."""
+        served, damage = record, self._lost_keys(record)
+        while True:
+            try:
+                live = self._build(served if served is record else replace(served, counter=self._store.number(served.packets)))
+                self._check_canary(live)
+                return replace(live, damage=damage)
+            except StorageError:
+                raise  # of an engine that cannot write: nothing is damaged
+            except (InputError, TrustError, HealthError) as error:
+                if (now := self._store.current()) != record:  # another process went on, and swept what this one was reading
+                    return self._restore(now)
+                if not served.packets:
+                    raise
+                lost = len(record.packets) - len(self._store.whole(served.packets[:-1]))
+                served = record.without(lost)
+                damage = damage or f"generation {record.counter} is served without its last {lost}: {error}"
+
+    def _lost_keys(self, record: Generation) -> str:
+        """Which packet of keys cannot be read any more, if one cannot."""
+        for digest, _ in record.trust:
+            try:
+                self._store.packet(digest)
+            except InputError as error:
+                return f"no packet is taken before this is mended: {error}"
+        return ""
+
+    def _mend(self, data: bytes) -> bool:
+        """Whether these are the bytes of a damaged packet that the generation in force names, and more of it is served with them."""
+        record, before = self._store.current(), self._live
+        named = (*record.packets[len(before.packets) :], *(digest for digest, _ in record.trust))
+        if not before.damage or sha256(data) not in named:
+            return False
+        self._store.add_packet(data)
+        self._live = self._restore(record)
+        return (self._live.packets, self._live.damage) != (before.packets, before.damage)
 
     def _keys(self, record: Generation) -> list[tuple[int, Trust]]:
         """The keys a record goes through: each with the place in its packets from which on they are in force."""
         keys = [(0, self.bundle.trust)]
         for digest, begin in record.trust:
-            keys.append((begin, follow_trust(keys[-1][1], [self._store.packet(digest)])))
+            try:
+                keys.append((begin, follow_trust(keys[-1][1], [self._store.packet(digest)])))
+            except InputError:  # damaged: the keys before it are replaced all the same
+                return [*keys, (begin, NOBODY)]
         return keys
 
     def _packets(self, record: Generation) -> list[Packet]:

@@ -4,22 +4,24 @@
     packets/<sha256>     applied packets (of tasks, and of keys), never changed, named by their digest
     generation.0.json    two records, written in turn; each names the packets of one generation, in order, and carries a
     generation.1.json    counter and a checksum. The generation in force is the CONFIRMED record with the highest counter.
+    *.lock               empty files, held while something is written
 
 A record replaces the older one by rename, so a power cut leaves the old record or the new one, and the record in force is
-never the one that is being replaced. Weights are never stored: they are computed from bundle and packets.
+never the one that is being replaced. A record that is not confirmed holds a copy of the one in force, so either of the two
+may be damaged and the other one still leads to a generation. Weights are never stored: they are computed from bundle
+and packets.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import shutil
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import files
+from .. import disk, files
 from ..bundle import MANIFEST, Bundle
 from ..canonical import dump_json, is_sha256, parse_json, sha256
 from ..container import LIMITS, natural
@@ -27,7 +29,10 @@ from ..errors import InputError, StorageError, TrustError, UsageError
 from ..orders import Recalled, with_recall
 from ..packet import Packet
 
+log = logging.getLogger(__name__)
+
 PENDING, CONFIRMED, FAILED = "pending", "confirmed", "failed"
+_RECORDS = ("generation.0.json", "generation.1.json")
 RECORD_LIMIT = 16 * 1024 * 1024
 
 
@@ -37,7 +42,8 @@ class Generation:
 
     packets: digests, in order. revision, highest: of the newest packet ever confirmed on this device, in this order.
     trust: packets that changed the keys, in order, each as (digest, n): in force for the n-th of `packets` (from 0) and later.
-    recalled: what is never taken again, as (sequence, revision).
+    recalled: what is never taken again, as (sequence, revision). bundle: the id of the bundle the store was made with.
+    before: in a record that is not confirmed, the one that was in force when it was written.
     """
 
     counter: int
@@ -47,6 +53,13 @@ class Generation:
     revision: int = 0
     trust: tuple[tuple[str, int], ...] = ()
     recalled: tuple[Recalled, ...] = ()
+    bundle: str = ""
+    before: Generation | None = None
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Every packet that this record needs, of tasks and of keys."""
+        return (*self.packets, *(digest for digest, _ in self.trust))
 
     def without(self, count: int) -> Generation:
         """The last `count` packets taken away; keys stay as new as they are."""
@@ -78,23 +91,30 @@ class Generation:
 
     @classmethod
     def from_json(cls, data: bytes) -> Generation:
-        """Raises InputError unless the checksum fits."""
+        """Raises InputError unless these are exactly the bytes that `to_json` makes, its checksum among them."""
         body = parse_json(data, "a generation record")
-        checksum = body.pop("checksum", None)
-        if checksum != sha256(dump_json(body)):
+        body.pop("checksum", None)
+        record = cls._from_body(body)
+        if record.to_json() != data:
             raise InputError("a generation record's checksum does not fit")
+        return record
+
+    @classmethod
+    def _from_body(cls, body: dict[str, Any]) -> Generation:
         try:
-            body["packets"] = tuple(body["packets"])
-            body["trust"] = tuple((digest, natural(n, len(body["packets"]))) for digest, n in body.get("trust", ()))
-            body["recalled"] = tuple(Recalled(natural(r["sequence"]), natural(r["revision"])) for r in body.get("recalled", ()))
-            record = cls(**body)
+            before = None if body["before"] is None else cls._from_body(body["before"])
+            packets = tuple(body["packets"])
+            trust = tuple((digest, natural(n, len(packets))) for digest, n in body["trust"])
+            recalled = tuple(Recalled(natural(r["sequence"]), natural(r["revision"])) for r in body["recalled"])
+            record = cls(**{**body, "packets": packets, "trust": trust, "recalled": recalled, "before": before})
             for number in (record.counter, record.highest, record.revision):
                 natural(number)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"a generation record is malformed: {error!r}") from error
-        digests = [*record.packets, *(digest for digest, _ in record.trust)]
-        if record.status not in (PENDING, CONFIRMED, FAILED) or not all(map(is_sha256, digests)):
+        if record.status not in (PENDING, CONFIRMED, FAILED) or not all(map(is_sha256, record.digests)):
             raise InputError("a generation record is malformed")
+        if (record.before is None) != (record.status == CONFIRMED):
+            raise InputError("a generation record that is not confirmed must hold the one before it")
         return record
 
 
@@ -103,7 +123,9 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not (path / "bundle" / MANIFEST).is_file():
+        with files.reading(path):
+            found = disk.size(path / "bundle" / MANIFEST)
+        if found is None:
             raise InputError(f"{path} is not a store: make one with sdlora-edge device init BUNDLE --store {path}")
 
     @classmethod
@@ -113,12 +135,14 @@ class Store:
         Raises UsageError where `path` exists, and what `prove` raises.
         """
         with files.new_folder(path) as folder:
-            (folder / "bundle").mkdir()
+            disk.mkdir(folder / "bundle")
             for name in [MANIFEST, *bundle.manifest.files]:
-                shutil.copyfile(bundle.path / name, folder / "bundle" / name)
-            (folder / "packets").mkdir()
-            first = Generation(1, CONFIRMED, (), bundle.manifest.task, bundle.manifest.revision)
-            files.write(folder / "generation.1.json", first.to_json())
+                files.copy(bundle.path / name, folder / "bundle" / name)
+            disk.sync(folder / "bundle")
+            disk.mkdir(folder / "packets")
+            first = Generation(1, CONFIRMED, (), bundle.manifest.task, bundle.manifest.revision, bundle=bundle.id)
+            for slot in (0, 1):  # both, so that either may be damaged
+                files.write(folder / _RECORDS[slot], first.to_json())
             prove(folder)
         return cls(path)
 
@@ -128,43 +152,59 @@ class Store:
 
         Raises UsageError where another one writes (unless it is to `wait`), StorageError where the store cannot be written.
         """
-        try:
-            file = open(self.path / name, "w")  # noqa: SIM115
-        except OSError as error:
-            raise StorageError(f"{self.path} cannot be written: {error.strerror or error}") from error
-        with file:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                held.enter_context(disk.lock(self.path / name, wait))
+                # what a killed process has renamed, and not synced, is built upon: let it stay
+                files.keep_name(self.path)
+                disk.sync(self.path / "packets")
+                disk.sync(self.path)
             except BlockingIOError as error:
                 raise UsageError(f"{self.path} is being updated by another process: try again when it is done") from error
+            except OSError as error:
+                raise StorageError(f"{self.path} cannot be written: {error.strerror or error}") from error
             yield
 
     def current(self) -> Generation:
-        """The generation in force. Raises InputError where a record cannot be read, or neither is whole and confirmed."""
+        """The generation in force. Raises InputError where a record cannot be read, or neither is whole."""
+        whole: list[Generation] = []
         for _ in range(2):  # between reading one record and the other, a writer may have changed both
-            confirmed = [g for g in map(self._read, (0, 1)) if g is not None and g.status == CONFIRMED]
+            whole = [g for g in self.records().values() if g is not None]
+            confirmed = [g for g in whole if g.status == CONFIRMED]
             if confirmed:
                 return max(confirmed, key=lambda g: g.counter)
-        raise InputError(f"{self.path} holds no confirmed generation: flash the device again with device init")
+        for record in whole:  # what is in force is damaged, and was about to be followed by this one
+            if record.before is not None:
+                return record.before
+        raise InputError(f"{self.path} holds no generation record that is whole: flash the device again with device init")
 
-    def _read(self, slot: int) -> Generation | None:
-        """A record, or None where it is missing or damaged; a disk that does not answer is an error, not a missing record."""
-        if not self._record(slot).exists():
-            return None
-        data = files.read(self._record(slot), RECORD_LIMIT)
-        try:
-            return Generation.from_json(data)
-        except (InputError, ValueError):
-            return None
+    def records(self) -> dict[Path, Generation | None]:
+        """Both records; None for one that is missing or damaged. A disk that does not answer is an error: raises InputError."""
+        return {self.path / name: _read_record(self.path / name) for name in _RECORDS}
+
+    def named(self) -> list[Generation]:
+        """Every generation that a whole record holds."""
+        whole = [record for record in self.records().values() if record is not None]
+        return whole + [record.before for record in whole if record.before is not None]
+
+    def damage(self) -> list[str]:
+        """A line for each record that is missing or damaged: the other one is in force, and the next update mends it."""
+        return [
+            f"{path} is missing or damaged: the other record is used" for path, record in self.records().items() if record is None
+        ]
+
+    def leftovers(self) -> list[Path]:
+        """What no record names: packets of failed or replaced generations, and what a cut left half written. Raises InputError."""
+        kept = {digest for record in self.named() for digest in record.digests}
+        with files.reading(self.path):
+            packets = [self._packet(name) for name in disk.names(self.path / "packets") if name not in kept]
+            return packets + [self.path / name for name in disk.names(self.path) if name.startswith(files.TEMPORARY)]
 
     def sweep(self) -> None:
-        """Remove what no record names: packets of failed or replaced generations, and files that a cut left half written."""
-        records = [g for g in map(self._read, (0, 1)) if g is not None]
-        kept = {digest for g in records for digest in (*g.packets, *(key for key, _ in g.trust))}
-        with contextlib.suppress(OSError):
-            for path in [*(self.path / "packets").iterdir(), *self.path.glob(f"{files.TEMPORARY}*")]:
-                if path.name not in kept:
-                    path.unlink()
+        """Remove the leftovers. One that cannot be removed does no harm and stays."""
+        for path in self.leftovers():
+            with contextlib.suppress(OSError):
+                files.remove(path)
 
     def add_packet(self, data: bytes) -> str:
         """Keep a verified packet under its digest, and read it back."""
@@ -178,37 +218,75 @@ class Store:
         path = self._packet(digest)
         data = files.read(path, LIMITS.packet)
         if sha256(data) != digest:
-            raise InputError(f"{path} is damaged: roll back, or flash the device again")
+            raise InputError(f"{path} is damaged: apply this packet again, or roll back")
         return data
+
+    def whole(self, digests: tuple[str, ...]) -> tuple[str, ...]:
+        """The longest beginning of these packets whose files are whole."""
+        for count, digest in enumerate(digests):
+            try:
+                self.packet(digest)
+            except InputError:
+                return digests[:count]
+        return digests
 
     @contextlib.contextmanager
     def replacing(self, new: Generation) -> Iterator[Generation]:
         """The commit point. `new` is the record in force, changed; it gets the next counter. It is pending while the block
         runs, confirmed where it ends without an error, and failed otherwise; in force is the old one until the record says
         confirmed."""
-        pending = replace(new, counter=self.current().counter + 1, status=PENDING)
-        self._write(pending)
+        old = self.current()
+        pending = replace(new, counter=old.counter + 1, status=PENDING, before=old)
+        path = self._spare()
+        _write_record(path, pending)
         try:
             yield pending
         except BaseException:
             with contextlib.suppress(StorageError):  # a record that stays pending is not in force either
-                self._write(replace(pending, status=FAILED))
+                _write_record(path, replace(pending, status=FAILED))
             raise
         try:
-            self._write(replace(pending, status=CONFIRMED))
-        except StorageError:
-            if self.current().counter != pending.counter:  # the rename may have been done, and what failed came after it
+            _write_record(path, replace(pending, status=CONFIRMED, before=None))
+        except StorageError as error:
+            if self.current().counter != pending.counter:
                 raise
+            # the rename has been done, and what failed came after it: every process sees the new generation
+            log.warning("%s: in force, but a power cut may bring back the generation before it", error)
 
-    def _write(self, record: Generation) -> None:
-        files.write(self._record(record.counter % 2), record.to_json())
-
-    def _record(self, slot: int) -> Path:
-        return self.path / f"generation.{slot}.json"
+    def _spare(self) -> Path:
+        """The record to write next: a damaged one, else one that is not confirmed, else the older one; never the one in force."""
+        records = self.records()
+        return min(records, key=lambda path: (0,) if (r := records[path]) is None else (1, r.status == CONFIRMED, r.counter))
 
     def _packet(self, digest: str) -> Path:
         return self.path / "packets" / digest
 
+    def number(self, packets: tuple[str, ...]) -> int:
+        """The counter of the generation, on record still, that was made of exactly these packets; 0 where none is."""
+        confirmed = [g.counter for g in self.named() if g.status == CONFIRMED and g.packets == packets]
+        return max(confirmed, default=0)
+
     def size(self) -> dict[str, Any]:
         """Bytes on disk, by part."""
-        return {part: sum(p.stat().st_size for p in (self.path / part).iterdir() if p.is_file()) for part in ("bundle", "packets")}
+        found = {}
+        for part in ("bundle", "packets"):
+            folder = self.path / part
+            with files.reading(folder):
+                found[part] = sum(disk.size(folder / name) or 0 for name in disk.names(folder))
+        return found
+
+
+def _write_record(path: Path, record: Generation) -> None:
+    files.write(path, record.to_json())
+
+
+def _read_record(path: Path) -> Generation | None:
+    with files.reading(path):
+        missing = disk.size(path) is None
+    if missing:
+        return None
+    data = files.read(path, RECORD_LIMIT)
+    try:
+        return Generation.from_json(data)
+    except (InputError, ValueError):
+        return None

@@ -201,6 +201,13 @@ def packet(figure: dict[str, Any]) -> str:
     return table(head, rows) + "\n\n" + note
 
 
+def faults(figure: dict[str, Any]) -> str:
+    head = ["scenario", "operations", "cuts", "disks left", "cuts after a kill", "disks left", "restarts", "broken"]
+    keys = ["operations", "points", "states", "points_after_a_kill", "states_after_a_kill", "restarts", "problems"]
+    rows = [[row["scenario"], *(f"{row[key]:,}" for key in keys)] for row in figure["scenarios"]]
+    return table(head, [*rows, ["all", *(f"{sum(row[key] for row in figure['scenarios']):,}" for key in keys)]])
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "loop": loop,
     "step_cost": step_cost,
@@ -209,6 +216,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "precision": precision,
     "inference": inference,
     "packet": packet,
+    "faults": faults,
 }
 
 

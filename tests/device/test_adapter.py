@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 from conftest import Fleet, Result
 
-from sdlora_edge import files
+from sdlora_edge import disk
 from sdlora_edge.device import Device
 from sdlora_edge.device.adapter import export_adapter, write_adapter
 from sdlora_edge.errors import UsageError
@@ -86,7 +86,7 @@ def test_it_is_written_whole_or_not_at_all(store: Path, cli: Cli, tmp_path: Path
         raise KeyboardInterrupt
 
     with monkeypatch.context() as cut:
-        cut.setattr(files.os, "replace", power_cut)
+        cut.setattr(disk.os, "replace", power_cut)
         assert cli("device", "export-adapter", "--store", store, "--out", out).code == 130
     assert out.read_bytes() == b"the one before"
     (tmp_path / "file").touch()

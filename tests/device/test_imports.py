@@ -31,6 +31,7 @@ for arguments in (
     ["device", "predict", folder + "/p.png", *store],
     ["device", "rollback", *store],
     ["device", "status", *store],
+    ["device", "verify", *store],
     ["packet", "verify", packets[0], "--bundle", bundle],
     ["packet", "inspect", packets[0]],
     ["bundle", "inspect", bundle],

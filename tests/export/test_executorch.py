@@ -21,7 +21,7 @@ from timm.models.efficientnet import EfficientNet
 from torch import nn
 from torch.func import functional_call
 
-from sdlora_edge import files
+from sdlora_edge import disk, files
 from sdlora_edge.bundle import HEAD_BIAS, HEAD_WEIGHT
 from sdlora_edge.device.engines.executorch import ExecutorchEngine, patch
 from sdlora_edge.errors import InputError, StorageError, UsageError
@@ -236,13 +236,13 @@ def test_publishing_moves_from_one_whole_pair_to_the_next(micro: Any, tmp_path: 
     second = some_weights(backbone, 6, 1)
     for operation in ("fsync", "replace"):
         with monkeypatch.context() as cut:
-            cut.setattr(files.os, operation, power_cut)
+            cut.setattr(disk.os, operation, power_cut)
             with pytest.raises(StorageError):
                 engine.load(second)
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == published
     new = engine.load(second)
     with monkeypatch.context() as cut:
-        cut.setattr(files.os, "replace", power_cut)
+        cut.setattr(disk.os, "replace", power_cut)
         with pytest.raises(StorageError):
             engine.publish(new)
     assert {p.name: p.read_bytes() for p in tmp_path.glob("model.*")} == published

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import files
+from ... import disk, files
 from ...bundle import DTYPES, HEAD_BIAS, Bundle
 from ...errors import InputError, StorageError
 from . import Engine, with_room
@@ -102,8 +102,8 @@ class ExecutorchEngine(Engine):
             if not (self._workspace / PROGRAM).exists():
                 _link_or_copy(self._bundle.path / PROGRAM, self._workspace / PROGRAM)
             if loaded.path.exists():
-                os.replace(loaded.path, self._workspace / DATA)
-            files.sync_folder(self._workspace)
+                disk.rename(loaded.path, self._workspace / DATA)
+            disk.sync(self._workspace)
         except OSError as error:
             raise StorageError(f"{self._workspace / DATA} cannot be written: {error.strerror or error}") from error
         for left in [*self._workspace.glob("new-*"), *self._workspace.glob(f"{files.TEMPORARY}*")]:

@@ -1,0 +1,83 @@
+"""Everything a store holds, compared with what it should be: for `device verify`, and for monitoring from afar."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .. import disk, files
+from ..bundle import MANIFEST, Manifest
+from ..canonical import sha256
+from ..errors import InputError, SdloraError
+from .runtime import Device
+from .store import Store
+
+FLASH, AGAIN, ITSELF = "flash the device again", "apply this packet again, or roll back", "the next update writes it anew"
+
+
+def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
+    """Read every byte of a store. Nothing is changed. unproved: as for `Device.open`. Raises InputError where `path` is no store.
+
+    Returns {"whole": bool, "damage": [{"file", "problem", "remedy"}], "leftovers": [file], "files": how many were compared,
+    "bytes": how many, "serves": {"generation", "task"} of the model that can be served in spite of the damage, or None}.
+    """
+    store, compared, damage = Store(Path(path)), [], []
+
+    def compare(file: Path, problem: str | None, remedy: str) -> None:
+        compared.append(file)
+        if problem is not None:
+            damage.append({"file": str(file.relative_to(store.path)), "problem": problem, "remedy": remedy})
+
+    records = store.records()
+    whole = [record for record in records.values() if record is not None]
+    for file, record in records.items():
+        compare(file, "missing or damaged" if record is None else None, ITSELF if whole else FLASH)
+    for file, problem in _bundle(store.path / "bundle", {record.bundle for record in whole}).items():
+        compare(file, problem, FLASH)
+    for digest in sorted({digest for record in store.named() for digest in record.digests}):
+        compare(store.path / "packets" / digest, _packet(store, digest), AGAIN)
+    leftovers = store.leftovers()
+    try:
+        status = Device.open(store.path, unproved=unproved).status()
+        serves = {"generation": status["generation"], "task": status["task"]}
+        if status["damage"] and not damage:  # every file is what it was, and still not all of it can be served
+            damage += [{"file": ".", "problem": problem, "remedy": AGAIN} for problem in status["damage"]]
+    except SdloraError as error:
+        serves = None
+        if not damage:  # every file is what it was, and still the model cannot be served
+            damage.append({"file": ".", "problem": str(error), "remedy": FLASH})
+    return {
+        "whole": not damage,
+        "damage": damage,
+        "leftovers": [str(file.relative_to(store.path)) for file in leftovers],
+        "files": len(compared),
+        "bytes": sum(disk.size(file) or 0 for file in compared),
+        "serves": serves,
+    }
+
+
+def _bundle(folder: Path, ids: set[str]) -> dict[Path, str | None]:
+    """{file: what is wrong with it, or None}. ids: what the records say the bundle is."""
+    found: dict[Path, str | None] = {folder / MANIFEST: None}
+    try:
+        data = files.read(folder / MANIFEST)
+        manifest = Manifest.from_json(data)
+    except InputError as error:
+        return {folder / MANIFEST: str(error)}
+    if ids and ids != {sha256(data)}:
+        return {folder / MANIFEST: "not the one this store was made with"}
+    for name, entry in manifest.files.items():
+        try:
+            same = files.sha256_of(folder / name) == (entry["sha256"], entry["size"])
+            found[folder / name] = None if same else "not the file the manifest names"
+        except InputError as error:
+            found[folder / name] = str(error)
+    return found
+
+
+def _packet(store: Store, digest: str) -> str | None:
+    try:
+        store.packet(digest)
+    except InputError as error:
+        return str(error)
+    return None

@@ -1,0 +1,248 @@
+"""What a device does while its power may fail, and what it must be found in afterwards. A scenario is plain functions of a path."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from conftest import Fleet
+from faults.simulator import Killed, Restarts, Simulator, Tree
+
+from sdlora_edge import packet, signing
+from sdlora_edge.canonical import sha256
+from sdlora_edge.device import Device
+from sdlora_edge.device.preprocessing import Preprocessing
+from sdlora_edge.device.store import Store
+from sdlora_edge.errors import HealthError, NothingToDo
+from sdlora_edge.train.run import Run
+
+Step = Callable[[Path], object]
+STORE = "device/store"
+"""below the root of the simulated disk: even the folder it lies in is not there before init"""
+
+
+class Found(NamedTuple):
+    """A generation as a restarted device serves it: its number, the highest task confirmed, and its logits, to the bit."""
+
+    generation: int
+    highest: int
+    logits: str
+
+
+NOTHING = "no store"
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """before: what has happened already, all of it synced. steps: what the power fails in."""
+
+    before: tuple[Step, ...]
+    steps: tuple[Step, ...]
+
+
+NAMES = (
+    "init",
+    "apply",
+    "apply a chain of three",
+    "failed canary",
+    "failed canary, then the right packet",
+    "rollback",
+    "rollback, then forward again",
+    "clean-up",
+    "mend a damaged packet",
+    "mend a damaged record",
+)
+
+
+@dataclass
+class Report:
+    """points: where the power was cut. operations: what the step did. states: different disks that were left. restarts: those that a restart can tell apart.
+    problems: one line each.
+    """
+
+    points: int = 0
+    operations: int = 0
+    states: int = 0
+    restarts: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+class Fixture:
+    """A fleet, what its generations answer, and the scenarios played with it."""
+
+    def __init__(self, fleet: Fleet, folder: Path) -> None:
+        self.fleet, self.folder = fleet, folder
+        self.wrong = wrong_canary(fleet, folder)
+        Device.init(fleet.bundle, folder / "reference")
+        device = Device.open(folder / "reference", threads=1)
+        prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
+        pictures = np.random.default_rng(0).integers(0, 255, (4, prepare.size, prepare.size, 3)).astype(np.uint8)
+        self.inputs = prepare.normalise(pictures)
+        self.logits = [self.digest(device)]
+        for path in fleet.packets:
+            device.apply(path)
+            self.logits.append(self.digest(device))
+        self.restarts = Restarts(self.restart, folder / "restarts")
+        (folder / "restarts").mkdir()
+        self._played = 0
+
+    def digest(self, device: Device) -> str:
+        return sha256(device.logits(self.inputs).tobytes())
+
+    def observe(self, store: Path) -> Found | str:
+        if not store.exists():
+            return NOTHING
+        device = Device.open(store, threads=1)
+        status = device.status()
+        return Found(status["generation"], status["highest_task"], self.digest(device))
+
+    def restart(self, root: Path) -> Found | str:
+        """Open what a disk was left in, and go on: make the store anew where there is none, apply the next packet."""
+        store = root / STORE
+        found = self.observe(store)
+        if found == NOTHING:
+            Device.init(self.fleet.bundle, store)
+        device = Device.open(store, threads=1)
+        if device.status()["task"] == len(self.fleet.packets):
+            device.rollback()
+        task = device.status()["task"]
+        assert self.digest(device) == self.logits[task]
+        device.apply(self.fleet.packets[task], allow_older=True)
+        again = Device.open(store, threads=1)
+        assert again.status()["task"] == task + 1
+        assert again.status()["damage"] == []
+        assert self.digest(again) == self.digest(device) == self.logits[task + 1]
+        assert not [p for p in store.rglob("*") if p.name.startswith(".tmp-")]
+        return found
+
+    def play(
+        self, scenario: Scenario, die_at: int = 0, sabotage: Callable[[Simulator, pytest.MonkeyPatch], object] | None = None
+    ) -> Report:
+        """Cut the power at every point of a scenario, in every way, and restart.
+
+        While a step runs, what was before it or what it leads to may be found; once it has returned, only the latter.
+        die_at: the first process is killed instead of its n-th operation, and a second one does the step again: the power fails
+        in either. sabotage: breaks the store while the steps run, and the first problem ends the play.
+        """
+        self._played += 1
+        root = self.folder / f"played{self._played}"
+        root.mkdir()
+        store = root / STORE
+        for step in scenario.before:
+            step(store)
+        seen = [self.observe(store)]
+        left: list[dict[object, Tree]] = []
+
+        def at_point(trees: list[Tree]) -> None:
+            left[-1].update({frozenset(tree.items()): tree for tree in trees})
+
+        simulator = Simulator(root, at_point, die_at)
+        for step in scenario.steps:
+            left.append({})
+            with simulator.installed() as patch:
+                if sabotage is not None:
+                    sabotage(simulator, patch)
+                try:
+                    step(store)
+                except Killed:
+                    simulator.die_at = 0
+                    step(store)
+            left.append({})
+            at_point(simulator.top.trees())
+            seen.append(self.observe(store))
+        before = self.restarts.count
+        report = Report(simulator.points, simulator.operations, len(set().union(*left)))
+        for index, trees in reversed(list(enumerate(left))):
+            allowed = {seen[index // 2 + index % 2], seen[index // 2 + 1]}
+            for tree in trees.values():
+                if (outcome := self.restarts.outcome(tree)) not in allowed:
+                    report.problems.append(f"{'after' if index % 2 else 'during'} step {index // 2 + 1}: {outcome!r}")
+                    if sabotage is not None:  # one is enough
+                        return report
+        report.restarts = self.restarts.count - before
+        return report
+
+    def scenarios(self) -> dict[str, Scenario]:
+        first, second, third = (self.apply(path) for path in self.fleet.packets)
+        return {
+            "init": Scenario((), (self.init,)),
+            "apply": Scenario((self.init,), (first,)),
+            "apply a chain of three": Scenario((self.init,), (first, second, third)),
+            "failed canary": Scenario((self.init,), (self.refused,)),
+            "failed canary, then the right packet": Scenario((self.init, self.refused), (first,)),
+            "rollback": Scenario((self.init, first, second), (rollback_to(1), rollback_to(0))),
+            "rollback, then forward again": Scenario((self.init, first, second, rollback_to(1)), (second, third)),
+            "clean-up": Scenario((self.init, first, leave_rubbish), (second,)),
+            "mend a damaged packet": Scenario((self.init, first, second, damage_newest), (second,)),
+            "mend a damaged record": Scenario((self.init, first, second, damage_record), (second,)),
+        }
+
+    def init(self, store: Path) -> None:
+        if store.exists():
+            acknowledge(store)
+        else:
+            Device.init(self.fleet.bundle, store)
+
+    def apply(self, path: Path) -> Step:
+        def step(store: Path) -> None:
+            with contextlib.suppress(NothingToDo):  # a process that was killed has done it
+                Device.open(store, threads=1).apply(path, allow_older=True)
+
+        return step
+
+    def refused(self, store: Path) -> None:
+        with contextlib.suppress(HealthError):
+            Device.open(store, threads=1).apply(self.wrong)
+
+
+def rollback_to(task: int) -> Step:
+    def step(store: Path) -> None:
+        device = Device.open(store, threads=1)
+        if device.status()["task"] > task:
+            device.rollback()
+        else:
+            acknowledge(store)
+
+    return step
+
+
+def acknowledge(store: Path) -> None:
+    """A process that was killed has done it already; whoever takes the lock makes it stay."""
+    with Store(store).lock():
+        pass
+
+
+def leave_rubbish(store: Path) -> None:
+    """What cuts and failed packets leave behind."""
+    (store / "packets" / ("ab" * 32)).write_bytes(b"of no generation")
+    (store / "packets" / ".tmp-left").write_bytes(b"")
+    (store / ".tmp-generation.0.json").write_bytes(b"half")
+
+
+def damage_newest(store: Path) -> None:
+    flip(store / "packets" / Store(store).current().packets[-1], -1)
+
+
+def damage_record(store: Path) -> None:
+    flip(store / f"generation.{Store(store).current().counter % 2}.json", 20)
+
+
+def flip(path: Path, position: int, bits: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= bits
+    path.write_bytes(data)
+
+
+def wrong_canary(fleet: Fleet, folder: Path) -> Path:
+    """A genuine first packet whose canary the device cannot meet."""
+    run = Run.open(fleet.run)
+    logits = np.full((2, len(run.states[1].classes)), 3.0, np.float32)
+    signers = [signing.load_signer(fleet.key)]
+    data = packet.build(run.updates[0], run.states[0], run.lineage, 1, logits, lambda p: signing.sign(p, signers))
+    (folder / "wrong.sdlora").write_bytes(data)
+    return folder / "wrong.sdlora"
