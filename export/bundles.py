@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +19,9 @@ from ..bundle import CONSTANTS, FACTORS, HEAD_BIAS, HEAD_WEIGHT, INPUTS, MANIFES
 from ..canonical import dump_json
 from ..device import adapter, canary
 from ..device.engines import open_engine
-from ..errors import NotForThisDevice, UsageError
+from ..errors import HealthError, InputError, NotForThisDevice, UsageError
 from ..method import backbones
-from ..state import factor_tensors
+from ..state import TaskState, factor_tensors
 from ..train import data
 from ..train.run import Run
 from ..train.score import test_pictures_by_class
@@ -36,6 +36,7 @@ ADAPTER = "onnx-adapter"
 CANARY_SEED = 0
 PARITY_PICTURES = 64
 PARITY_PICTURES_QUANTISED = 512
+MAX_CLASSES = 1_000_000
 CAPACITY = 1000
 """classes there is room for, where there must be a number and the user names none (twice those known, if more)"""
 
@@ -87,24 +88,21 @@ def export_bundle(
         raise UsageError(f"--also {also!r} is unknown: this version makes {ADAPTER}")
     if also and (target, weights_as) != ("onnx", INPUTS):
         raise UsageError(f"--also {also} goes with --target onnx --weights-as {INPUTS} alone")
+    if tolerance is not None and not 0 < tolerance < 1:
+        raise UsageError(f"--tolerance {tolerance:g} is not between 0 and 1")
+    if max_classes is not None and not 0 < max_classes <= MAX_CLASSES:
+        raise UsageError(f"--max-classes {max_classes} is not between 1 and {MAX_CLASSES}")
+    extra = Path(str(out) + adapter.SUFFIX) if also else None
+    if extra is not None and extra.exists():
+        raise UsageError(f"{extra} exists already: choose another --out")
     weights = run.weights(state.task) | {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
-    facts = {
-        "lineage": run.lineage,
-        "state": state.digest,
-        "task": state.task,
-        "task_name": state.name,
-        "model": run.config.backbone,
+    facts = _facts(run, state) | {
         "target": target,
         "precision": precision,
-        "tolerance": bounds.tolerance if tolerance is None else tolerance,
+        "tolerance": tolerance or bounds.tolerance,
+        "min_agreement": bounds.agreement if min_agreement is None else min_agreement,
         "weights_as": weights_as,
         "capacity": capacity,
-        "encoding": run.config.encoding,
-        "revision": run.revision(state.task),
-        "classes": state.classes,
-        "magnitudes": tuple(state.magnitudes.tolist()),
-        "preprocessing": asdict(run.preprocessing),
-        "projections": run.projections,
         "made_with": _made_with(target),
     }
     with files.new_folder(out) as folder:
@@ -113,23 +111,20 @@ def export_bundle(
             places = onnx.write_model(run.backbone, size, weights, folder, precision, weights_as, capacity, metadata(facts))
         else:
             places = executorch.write_program(run.backbone, size, weights, folder, precision, capacity)
-        stored = {f"{k}.{n}": t for k, f in enumerate(run.factors(state.task), 1) for n, t in factor_tensors(f).items()}
-        files.write(folder / FACTORS, safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in stored.items()}))
+        files.write(folder / FACTORS, _factors(run, state.task))
         files.write(folder / TRUST, dump_json(keys.to_dict()))
         seen = host_logits(run, state.task, canary.inputs(CANARY_SEED, run.preprocessing))
-        expected = {"seed": CANARY_SEED, "logits": seen.tolist()}
+        expected = {"seed": CANARY_SEED, "logits": seen.tolist(), "tolerance": bounds.canary}
         described = {path.name: bundle.describe(path) for path in sorted(folder.iterdir())}
         manifest = Manifest(**facts, weights=places, canary=expected, files=described)
         files.write(folder / MANIFEST, manifest.to_json())
-        proved = check_bundle(run, folder, min_agreement)
-    opened = open_bundle(out)
-    extras = {}
-    if also == ADAPTER:
-        extras["adapter"] = str(out) + adapter.SUFFIX
-        adapter.write_adapter(opened, weights, state.task, Path(extras["adapter"]))
+        proved = check_bundle(run, folder)
+        opened = open_bundle(folder)
+        if extra is not None:
+            adapter.write_adapter(opened, weights, state.task, extra)
     return {
         "bundle": str(out),
-        **extras,
+        **({"adapter": str(extra)} if extra is not None else {}),
         "id": opened.id,
         "task": state.task,
         "classes": list(state.classes),
@@ -143,24 +138,67 @@ def export_bundle(
     }
 
 
-def check_bundle(run: Run, path: Path, min_agreement: float | None = None) -> Parity:
-    """Compare a bundle, in its engine, with torch: on its canary and on test pictures of the run that can still be read.
+def check_bundle(run: Run, path: Path, tolerance: float | None = None, min_agreement: float | None = None) -> Parity:
+    """Compare a bundle with its run: all that the manifest says of it, and what its engine computes, with torch, on the canary
+    and on test pictures that can still be read. tolerance, min_agreement: other bounds than the manifest's own.
 
-    Raises HealthError where they differ by more than the bundle's precision may, NotForThisDevice for another run's bundle.
+    Raises HealthError where the engine differs by more than the bounds, InputError where the manifest says something else than
+    the run, NotForThisDevice for another run's bundle.
     """
     opened = open_bundle(path)
     manifest, bounds, run = opened.manifest, precisions.named(opened.manifest.precision), run.encoded(opened.manifest.encoding)
     if manifest.lineage != run.lineage or run.state(manifest.task).digest != manifest.state:
         raise NotForThisDevice(f"{path} was not exported from {run.path}: name the run it came from with --run")
+    for name, value in _facts(run, run.state(manifest.task)).items():
+        if _plain(value) != _plain(getattr(manifest, name)):
+            raise InputError(f"{path / MANIFEST} was changed: its {name} is not that of {run.path}; export the bundle again")
+    if files.read(path / FACTORS) != _factors(run, manifest.task):
+        raise InputError(f"{path / FACTORS} was changed: it does not hold the factors of {run.path}; export the bundle again")
     inputs = canary.inputs(manifest.canary["seed"], run.preprocessing)
+    known = len(inputs)
     pixels = _some_pixels(run, manifest.task, PARITY_PICTURES_QUANTISED if bounds.quantised else PARITY_PICTURES)
     if len(pixels):
         inputs = np.concatenate([inputs, run.preprocessing.normalise(pixels)])
     else:
         log.warning("no test picture can be read: the exported model is compared on its canary only")
-    found = compare(engine_logits(opened, inputs), host_logits(run, manifest.task, inputs))
-    agreement = bounds.agreement if min_agreement is None else min_agreement
-    return found.require(manifest.tolerance, agreement, bounds.unit, f"the {manifest.precision} model")
+    logits, reference = engine_logits(opened, inputs), host_logits(run, manifest.task, inputs)
+    if canary.largest_difference(np.array(manifest.canary["logits"], np.float32), reference[:known]) > 1e-5:
+        raise InputError(f"{path / MANIFEST} was changed: its canary is not what {run.path} computes; export the bundle again")
+    if (difference := canary.largest_difference(logits[:known], reference[:known])) > opened.canary_tolerance:
+        raise HealthError(
+            f"the {manifest.precision} model fails its canary: {difference:.2g} (allowed {opened.canary_tolerance:g})"
+        )
+    allowed = manifest.tolerance if tolerance is None else tolerance
+    agreement = manifest.min_agreement if min_agreement is None else min_agreement
+    return compare(logits, reference).require(allowed, agreement, bounds.unit, f"the {manifest.precision} model")
+
+
+def _facts(run: Run, state: TaskState) -> dict[str, Any]:
+    """What the manifest says that the run alone decides."""
+    return {
+        "lineage": run.lineage,
+        "state": state.digest,
+        "task": state.task,
+        "task_name": state.name,
+        "model": run.config.backbone,
+        "encoding": run.config.encoding,
+        "revision": run.revision(state.task),
+        "classes": state.classes,
+        "magnitudes": tuple(state.magnitudes.tolist()),
+        "preprocessing": asdict(run.preprocessing),
+        "projections": run.projections,
+    }
+
+
+def _plain(value: Any) -> bytes:
+    """For comparing a value with what comes back from JSON."""
+    return dump_json({"": [asdict(p) for p in value] if value and isinstance(value, tuple) and is_dataclass(value[0]) else value})
+
+
+def _factors(run: Run, task: int) -> bytes:
+    """FACTORS of the tasks up to `task`."""
+    stored = {f"{k}.{n}": t for k, f in enumerate(run.factors(task), 1) for n, t in factor_tensors(f).items()}
+    return safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in stored.items()})
 
 
 def engine_logits(opened: Bundle, inputs: np.ndarray) -> np.ndarray:

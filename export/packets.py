@@ -63,6 +63,7 @@ def build_packets(
         raise UsageError(f"--task {task}: {bundle_path} knows the tasks up to {first - 1}, and {run_path} has {last}")
     if first > last:
         raise NothingToDo(f"{bundle_path} knows all {last} tasks of {run_path}: nothing to ship")
+    bundle.require_room(len(run.states[task or last].classes))
     keys = orders.follow_trust(bundle.trust, trust)
     _require(signers, keys, bundle_path)
     if revision is not None:

@@ -45,11 +45,12 @@ class Manifest:
     """The facts about an exported model. `state` is S_e, `task` is e, `magnitudes` alpha_k(e) for k = 1..e, each a number or,
     where projections have their own, a list of one for each.
 
-    revision: of task e. precision: of what is not adapted. tolerance: the largest logit difference it may show, as `canary` measures it.
-    weights_as: INPUTS or CONSTANTS. capacity: how many classes the model has room for; 0 where it has room for any number.
+    revision: of task e. precision: of what is not adapted. tolerance: the largest logit difference to torch it may show on
+    pictures (`export.precision`); min_agreement: the least share of them that gets the same class. weights_as: INPUTS or CONSTANTS. capacity: how many classes the model has room for; 0 where it has room for any number.
     weights: {tensor: {"file", "offset", "dtype", "shape"}}, where it lies raw, row by row, little endian; the head fills
     the first rows of its capacity. preprocessing: the fields of `device.preprocessing.Preprocessing`.
-    canary: {"seed": int, "logits": [[float]]}, what the host got for the canary inputs. made_with: versions.
+    canary: {"seed": int, "logits": [[float]], "tolerance": float}, what the host got for the canary inputs, and the largest
+    difference that a device may find, as `device.canary` measures it (left out: the other tolerance). made_with: versions.
     files: {name: {"sha256", "size"}}.
     """
 
@@ -73,6 +74,7 @@ class Manifest:
     made_with: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
     revision: int = 0
+    min_agreement: float = 1.0
 
     def to_json(self) -> bytes:
         value = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -122,6 +124,11 @@ class Bundle:
     def model_bytes(self) -> int:
         """What shipping the whole model instead would cost: graph and weights."""
         return sum(int(f["size"]) for name, f in self.manifest.files.items() if name not in (TRUST, FACTORS))
+
+    @property
+    def canary_tolerance(self) -> float:
+        """The largest difference of canaries, as `device.canary` measures it."""
+        return float(self.manifest.canary.get("tolerance", self.manifest.tolerance))
 
     def require_room(self, classes: int) -> None:
         """Raises NotForThisDevice where the model has no room for so many classes."""
@@ -177,12 +184,21 @@ def _check_types(manifest: Manifest) -> None:
             raise ValueError(f"task or capacity {number!r}")
     if manifest.weights_as not in (INPUTS, CONSTANTS):
         raise ValueError(f"weights as {manifest.weights_as!r}")
+    if manifest.weights_as == CONSTANTS and not manifest.capacity:
+        raise ValueError("constants have no capacity")
+    if manifest.capacity not in (0, manifest.weights[HEAD_WEIGHT]["shape"][0]):
+        raise ValueError(f"a capacity of {manifest.capacity} for a head of {manifest.weights[HEAD_WEIGHT]['shape'][0]} rows")
+    if not (0 <= manifest.min_agreement <= 1 and 0 < manifest.canary.get("tolerance", manifest.tolerance) < 1):
+        raise ValueError("bounds beyond 1")
     if 0 < manifest.capacity < len(manifest.classes):
         raise ValueError(f"{len(manifest.classes)} classes, but capacity for {manifest.capacity}")
     for name, entry in manifest.weights.items():
         whole = [entry["offset"], *entry["shape"]]
         if entry["dtype"] not in DTYPES or not all(type(n) is int and n >= 0 for n in whole) or len(whole) not in (2, 3):
             raise ValueError(f"weight {name!r} has no place in a file")
+        size = int(np.prod(entry["shape"], dtype=object)) * DTYPES[entry["dtype"]].itemsize
+        if entry["file"] in manifest.files and entry["offset"] + size > manifest.files[entry["file"]]["size"]:
+            raise ValueError(f"weight {name!r} lies beyond the end of {entry['file']}")
     natural(manifest.revision)
     if manifest.encoding not in ENCODINGS:
         raise ValueError(f"encoding {manifest.encoding!r} is unknown")

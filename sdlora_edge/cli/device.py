@@ -55,9 +55,10 @@ def apply(
         done.append(device.apply(path, allow_older))
         if not json:
             last = done[-1]
+            canary = "not run" if last["canary_difference"] is None else f"{last['canary_difference']:.1e}"
             typer.echo(
                 f"{path}: {_KINDS[last['kind']]}task {last['task']} in force, {len(last['classes'])} classes, "
-                f"{last['apply_ms']} ms, canary {last['canary_difference']:.1e}"
+                f"{last['apply_ms']} ms, canary {canary}"
             )
     if json:
         emit({"applied": done}, json, str)

@@ -11,7 +11,7 @@ from .output import Json, emit, facts
 
 
 def export(
-    target: Annotated[str, typer.Option(help="onnx")] = "onnx",
+    target: Annotated[str, typer.Option(help="onnx or executorch")] = "onnx",
     run: Annotated[Optional[Path], typer.Option(help="The run. Default: runs/latest.")] = None,
     task: Annotated[Optional[int], typer.Option(help="The state to export: 0 is before the first task. Default: the last.")] = None,
     encoding: Annotated[Optional[str], typer.Option(help="How its packets carry factors: fp32, fp16, int8 or int4. Default: the run's.")] = None,
@@ -28,6 +28,7 @@ def export(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Export a run's model as a bundle, and prove that it computes what torch computes."""
+    from ..errors import UsageError
     from ..export.bundles import check_bundle, export_bundle
     from ..train.run import Run, newest
 
@@ -35,7 +36,11 @@ def export(
     opened = opened.encoded(encoding or opened.config.encoding)
     proof = ("pictures", "agreement", "largest_difference", "largest_logit")
     if check is not None:
-        value = {"bundle": str(check), **check_bundle(opened, check, min_agreement).to_dict()}
+        if (target, precision, threshold, str(out)) != ("onnx", "fp32", 1, "bundle") or any(
+            option is not None for option in (task, trust, weights_as, max_classes, also)
+        ):
+            raise UsageError("--check takes --run, --tolerance and --min-agreement alone: the bundle says the rest itself")
+        value = {"bundle": str(check), **check_bundle(opened, check, tolerance, min_agreement).to_dict()}
         emit(value, json, lambda: facts(value, "bundle", *proof))
         return
     value = export_bundle(

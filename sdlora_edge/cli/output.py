@@ -15,12 +15,12 @@ Store = Annotated[Path, typer.Option("--store", help="The device's directory.")]
 
 def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
     """The result, on stdout: JSON, or what `text` makes of it."""
-    typer.echo(json.dumps(value, ensure_ascii=False) if as_json else text())
+    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text())
 
 
 def facts(value: dict[str, Any], *names: str) -> str:
     """Some entries of a result, a line each."""
-    width = max(len(name) for name in names)
+    width = max((len(name) for name in names), default=0)
     return "\n".join(f"{name.replace('_', ' '):{width}}  {_short(value[name])}" for name in names)
 
 

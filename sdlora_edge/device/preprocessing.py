@@ -64,7 +64,8 @@ class Preprocessing:
             raise ValueError(f"crop_mode {self.crop_mode!r} is none of {', '.join(CROP_MODES)}")
         if self.interpolation not in _FILTERS:
             raise ValueError(f"interpolation {self.interpolation!r} is none of {', '.join(_FILTERS)}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
+        numbers = [*self.mean, *self.std]
+        if len(self.mean) != 3 or len(self.std) != 3 or not np.isfinite(numbers).all() or not all(s > 0 for s in self.std):
             raise ValueError(f"mean {self.mean} and std {self.std} must be three numbers each, std above 0")
 
     @classmethod

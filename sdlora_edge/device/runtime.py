@@ -151,7 +151,7 @@ class Device:
                 difference = self._commit(self._recalling(record, verified), self._build)
         return self._applied(kind, difference, begin)
 
-    def _applied(self, kind: str, difference: float, begin: float) -> dict[str, Any]:
+    def _applied(self, kind: str, difference: float | None, begin: float) -> dict[str, Any]:
         elapsed = (time.perf_counter() - begin) * 1000
         return {**self.status(), "kind": kind, "canary_difference": difference, "apply_ms": round(elapsed, 1)}
 
@@ -173,7 +173,7 @@ class Device:
         live = self._live
         return live.state, self._merged(live.state, live.factors)
 
-    def _commit(self, record: Generation, build: Callable[[Generation], _Live]) -> float:
+    def _commit(self, record: Generation, build: Callable[[Generation], _Live]) -> float | None:
         """Put a record in force, once its canary is as it should be: returns the largest difference."""
         with self._store.replacing(record) as generation:
             new = build(generation)
@@ -325,15 +325,16 @@ class Device:
         weights = merge(self.bundle.weights, self.bundle.manifest.projections, [*self.bundle.factors, *factors], coefficients)
         return weights | {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
 
-    def _check_canary(self, live: _Live) -> float:
+    def _check_canary(self, live: _Live) -> float | None:
+        """The largest difference; None where the engine runs nothing. Raises HealthError."""
         if not self._engine.runs:
-            return float("nan")
-        manifest = self.bundle.manifest
+            return None
+        tolerance = self.bundle.canary_tolerance
         inputs = canary.inputs(live.canary_seed, self._prepare, len(live.canary_logits))
         difference = canary.largest_difference(self._engine.run(live.loaded, inputs), live.canary_logits)
-        if not difference <= manifest.tolerance:
+        if not difference <= tolerance:
             raise HealthError(
-                f"canary of task {live.state.task} failed: logits differ by {difference:.2g}, more than {manifest.tolerance:g}; "
+                f"canary of task {live.state.task} failed: logits differ by {difference:.2g}, more than {tolerance:g}; "
                 "the generation before it stays in force"
             )
         return difference

@@ -53,7 +53,7 @@ from sdlora_edge.cli import main
 for arguments in (
     ["device", "init", sys.argv[1], "--store", sys.argv[2]],
     ["device", "init", sys.argv[1], "--store", sys.argv[2], "--unproved"],
-    ["device", "apply", sys.argv[3], "--store", sys.argv[2], "--unproved"],
+    ["device", "apply", sys.argv[3], "--store", sys.argv[2], "--unproved", "--json"],
     ["device", "status", "--store", sys.argv[2]],
 ):
     print(main(arguments))
@@ -63,6 +63,7 @@ for arguments in (
     assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["3", "0", "0", "3"]
     assert done.stderr.count("executorch is not installed: pip install") == 2
     assert "Traceback" not in done.stderr
+    assert '"canary_difference": null' in done.stdout
     pairs = [(tmp_path / name / "engine" / "model.ptd").read_bytes() for name in ("proved", "store")]
     assert pairs[0] == pairs[1]
 

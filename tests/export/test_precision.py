@@ -133,15 +133,35 @@ def test_an_export_below_the_agreement_is_refused_and_can_be_checked_again(fleet
     assert cli("export", *run, "--check", tmp_path / "b").code == 6
 
 
+def test_a_manifest_that_says_something_else_than_the_run_is_found(fleet: Fleet, tmp_path: Path) -> None:
+    import shutil
+
+    manifest = parse_json((fleet.bundle / "manifest.json").read_bytes(), "x")
+    other = {
+        "classes": [*manifest["classes"][:2], *reversed(manifest["classes"][2:])],
+        "preprocessing": {**manifest["preprocessing"], "mean": [0.4, 0.5, 0.5]},
+        "canary": {**manifest["canary"], "logits": (np.array(manifest["canary"]["logits"]) + 0.01).tolist()},
+        "task_name": "other",
+        "model": "other",
+    }
+    for field, value in other.items():
+        shutil.copytree(fleet.bundle, tmp_path / field)
+        (tmp_path / field / "manifest.json").write_bytes(dump_json({**manifest, field: value}))
+        with pytest.raises(InputError, match=f"its {field} is not"):
+            check_bundle(Run.open(fleet.run), tmp_path / field)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"tolerance": 2.0}, "--tolerance 2"),
+        ({"max_classes": 10**12}, "--max-classes 1000000000000"),
         ({"precision": "int3"}, "precision 'int3' is none of"),
         ({"target": "tpu"}, "target 'tpu' is none of"),
         ({"weights_as": "files"}, "neither inputs nor constants"),
     ],
 )
-def test_options_that_make_no_sense(fleet: Fleet, tmp_path: Path, options: dict[str, str], message: str) -> None:
+def test_options_that_make_no_sense(fleet: Fleet, tmp_path: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         exported(fleet, tmp_path / "b", **options)
 

@@ -1,4 +1,5 @@
-"""What runs the model: one file per engine, each an `Engine`. Another package adds one by an entry point, named as its target:
+"""What runs the model: one file per engine, each an `Engine`. Another package adds one by an entry point, named as the target
+that the manifests of its bundles name (it makes these itself: `export` writes for the built-in targets):
 
 [project.entry-points."sdlora_edge.engines"]
 mytarget = "mypackage.engine:MyEngine"
@@ -63,7 +64,10 @@ def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = 
     if target in BUILT_IN:
         found: type[Engine] = getattr(import_module(f".{target}", __name__), BUILT_IN[target])
     elif target in others:
-        found = others[target].load()
+        try:
+            found = others[target].load()
+        except Exception as error:  # whatever another package does when it is imported
+            raise InputError(f"the engine for target {target!r} cannot be loaded: {error}") from error
     else:
         raise InputError(f"no engine for target {target!r}: this device has {', '.join(sorted({*BUILT_IN, *others}))}")
     return found.without_running(bundle, workspace) if unproved else found(bundle, threads, workspace)

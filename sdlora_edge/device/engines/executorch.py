@@ -108,12 +108,14 @@ class ExecutorchEngine(Engine):
             raise StorageError(f"{self._workspace / DATA} cannot be written: {error.strerror or error}") from error
         for left in [*self._workspace.glob("new-*"), *self._workspace.glob(f"{files.TEMPORARY}*")]:
             with contextlib.suppress(OSError):
-                if time.time() - left.stat().st_mtime > ABANDONED:
+                # a link has the age of what it links to, so its name says when it was made
+                begun = int(left.name.split("-")[1]) if left.name.startswith("new-") else left.stat().st_mtime
+                if time.time() - begun > ABANDONED:
                     left.unlink()
 
     def _place(self, data: bytes) -> Path:
         """These bytes in a file of their own: another name of the published one where that is the same, or else a new file."""
-        path = self._workspace / f"new-{uuid.uuid4().hex}.ptd"
+        path = self._workspace / f"new-{time.time():.0f}-{uuid.uuid4().hex}.ptd"
         with contextlib.suppress(OSError):
             # by a name of our own, for another process may publish while this one reads
             os.link(self._workspace / DATA, path)
