@@ -164,13 +164,14 @@ def check_bundle(run: Run, path: Path, tolerance: float | None = None, min_agree
     logits, reference = engine_logits(opened, inputs), host_logits(run, manifest.task, inputs)
     if canary.largest_difference(np.array(manifest.canary["logits"], np.float32), reference[:known]) > 1e-5:
         raise InputError(f"{path / MANIFEST} was changed: its canary is not what {run.path} computes; export the bundle again")
+    allowed = manifest.tolerance if tolerance is None else tolerance
+    agreement = manifest.min_agreement if min_agreement is None else min_agreement
+    found = compare(logits, reference).require(allowed, agreement, bounds.unit, f"the {manifest.precision} model")
     if (difference := canary.largest_difference(logits[:known], reference[:known])) > opened.canary_tolerance:
         raise HealthError(
             f"the {manifest.precision} model fails its canary: {difference:.2g} (allowed {opened.canary_tolerance:g})"
         )
-    allowed = manifest.tolerance if tolerance is None else tolerance
-    agreement = manifest.min_agreement if min_agreement is None else min_agreement
-    return compare(logits, reference).require(allowed, agreement, bounds.unit, f"the {manifest.precision} model")
+    return found
 
 
 def _facts(run: Run, state: TaskState) -> dict[str, Any]:
