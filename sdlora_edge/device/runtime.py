@@ -171,7 +171,6 @@ class Device:
             record = self._store.current()
             lost = len(record.packets) - len(self._live.packets)
             self._commit(record.without(lost or 1), self._build)
-            self._live = replace(self._live, damage=self._lost_keys(self._store.current()))
         return self.status()
 
     def current(self) -> tuple[TaskState, dict[str, np.ndarray]]:
@@ -254,12 +253,12 @@ class Device:
 
     def _restore(self, record: Generation) -> _Live:
         """The generation of a record, or the longest beginning of it that is whole and healthy, with the keys of all of it."""
-        served, damage = record, self._lost_keys(record)
+        served, damage = record, ""
         while True:
             try:
                 live = self._build(served if served is record else replace(served, counter=self._store.number(served.packets)))
                 self._check_canary(live)
-                return replace(live, damage=damage)
+                return replace(live, damage=live.damage or damage)
             except StorageError:
                 raise  # of an engine that cannot write: nothing is damaged
             except (InputError, TrustError, HealthError) as error:
@@ -307,12 +306,12 @@ class Device:
         return [read_packet(self._store.packet(digest), trust) for digest, trust in zip(record.packets, trusts)]
 
     def _build(self, record: Generation) -> _Live:
-        """The generation of a record, made from the bundle."""
+        """The generation of a record, made from the bundle; where its keys are damaged, that is its damage."""
         manifest = self.bundle.manifest
         seed, logits = manifest.canary["seed"], np.array(manifest.canary["logits"], np.float32)
         trust = self._keys(record)[-1][1]
         flashed = _Live(record.counter, (), self.bundle.state, (), seed, logits, trust, manifest.revision, None)
-        return self._follow(flashed, self._packets(record), record)
+        return replace(self._follow(flashed, self._packets(record), record), damage=self._lost_keys(record))
 
     def _rekeyed(self, live: _Live, keys: Trust, record: Generation) -> _Live:
         """The generation of a record that has other keys, and nothing else, than the one that is served."""

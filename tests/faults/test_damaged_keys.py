@@ -123,7 +123,7 @@ def test_a_rotation_on_a_device_with_a_damaged_packet_and_a_damaged_record(devic
         assert (status["task"], status["highest_task"], status["trust_version"]) == (1, 2, 2)
         assert len(status["damage"]) == 1  # the record is written anew
         assert device_life.digest(one) == device_life.logits[1]
-    with pytest.raises(InputError):
+    with pytest.raises((InputError, TrustError)):
         device.apply(store / "packets" / Store(store).current().packets[-1])
     assert device.apply(fleet.packets[1])["damage"] == []
     assert device_life.digest(device) == device_life.digest(Device.open(store, threads=1)) == device_life.logits[2]
@@ -141,3 +141,17 @@ def test_a_lost_record_of_a_rotation_brings_back_the_keys_before_it(device_life:
     status = device.apply(device_life.orders.rotation)
     assert (status["trust_version"], status["damage"]) == (2, [])
     assert device.apply(device_life.orders.renewed[1])["task"] == 2
+
+
+def test_keys_damaged_in_a_running_program_that_goes_back(device_life: Fixture, rotated: Path) -> None:
+    """It rolls back, reads its keys anew, and says that they are lost; then they are mended."""
+    orders = device_life.orders
+    device = Device.open(rotated, threads=1)
+    damage_keys(rotated)
+    with pytest.raises(TrustError):  # signed by the old keys
+        device.apply(orders.recall)
+    device.rollback()
+    assert device_life.digest(device) == device_life.logits[1]
+    assert (device.status()["trust_version"], len(device.status()["damage"])) == (0, 1)
+    assert device.apply(orders.rotation)["damage"] == []
+    assert device.apply(orders.renewed[1], allow_older=True)["task"] == 2
