@@ -27,7 +27,7 @@ from .preprocessing import Picture, Preprocessing
 from .store import Generation, Store
 
 log = logging.getLogger("sdlora_edge")
-NOBODY = Trust((), 1)
+NOBODY = Trust((), 1, version=0)
 """in force where a packet of keys is damaged: nothing is taken until the same packet has come again"""
 
 
@@ -53,7 +53,7 @@ class _Live:
     revision: int
     loaded: Any
     damage: str = ""
-    """why these are fewer packets than the generation in force names"""
+    """why these are fewer packets than the generation in force names, or who may sign is not known"""
 
 
 class Device:
@@ -129,8 +129,11 @@ class Device:
             self._refresh()
             if self._mend(data):
                 self._publish()
-                return self._applied("update", self._check_canary(self._live), begin)
+                kind = "trust" if sha256(data) in dict(self._store.current().trust) else "update"
+                return self._applied(kind, self._check_canary(self._live), begin)
             live, record = self._live, self._whole_record()
+            if live.trust is NOBODY:
+                raise TrustError(live.damage)
             verified = read_any(data, live.trust)
             if isinstance(verified, Packet):
                 kind, manifest = "update", self.bundle.manifest
@@ -144,8 +147,9 @@ class Device:
                 kind, keys = "trust", verified.trust
                 verified.check(live.trust)
                 self._store.sweep()
+                record = self._store.current()  # with what is damaged: other keys do not make it any less mendable
                 record = replace(record, trust=(*record.trust, (self._store.add_packet(data), len(record.packets))))
-                difference = self._commit(record, lambda generation: self._follow(replace(live, trust=keys), [], generation))
+                difference = self._commit(record, lambda generation: self._rekeyed(live, keys, generation))
             else:
                 kind = "recall"
                 difference = self._commit(self._recalling(record, verified), self._build)
@@ -164,8 +168,9 @@ class Device:
             self._refresh()
             if not self._store.current().packets:
                 raise NothingToDo("nothing to roll back: this device is in the state it was flashed with")
-            record = self._whole_record()
-            self._commit(record if self._live.damage else record.without(1), self._build)
+            record = self._store.current()
+            lost = len(record.packets) - len(self._live.packets)
+            self._commit(record.without(lost or 1), self._build)
         return self.status()
 
     def current(self) -> tuple[TaskState, dict[str, np.ndarray]]:
@@ -248,12 +253,12 @@ class Device:
 
     def _restore(self, record: Generation) -> _Live:
         """The generation of a record, or the longest beginning of it that is whole and healthy, with the keys of all of it."""
-        served, damage = record, self._lost_keys(record)
+        served, damage = record, ""
         while True:
             try:
                 live = self._build(served if served is record else replace(served, counter=self._store.number(served.packets)))
                 self._check_canary(live)
-                return replace(live, damage=damage)
+                return replace(live, damage=live.damage or damage)
             except StorageError:
                 raise  # of an engine that cannot write: nothing is damaged
             except (InputError, TrustError, HealthError) as error:
@@ -275,14 +280,14 @@ class Device:
         return ""
 
     def _mend(self, data: bytes) -> bool:
-        """Whether these are the bytes of a damaged packet that the generation in force names, and more of it is served with them."""
-        record, before = self._store.current(), self._live
-        named = (*record.packets[len(before.packets) :], *(digest for digest, _ in record.trust))
-        if not before.damage or sha256(data) not in named:
+        """Whether these are the bytes of a damaged packet that the generation in force names, and with them more of it is served,
+        or as much as before where the damage came while it was being served."""
+        record, before, digest = self._store.current(), self._live, sha256(data)
+        if digest not in record.digests or not (before.damage or self._store.whole((digest,)) == ()):
             return False
         self._store.add_packet(data)
         self._live = self._restore(record)
-        return (self._live.packets, self._live.damage) != (before.packets, before.damage)
+        return not before.damage or (self._live.packets, self._live.damage) != (before.packets, before.damage)
 
     def _keys(self, record: Generation) -> list[tuple[int, Trust]]:
         """The keys a record goes through: each with the place in its packets from which on they are in force."""
@@ -301,12 +306,17 @@ class Device:
         return [read_packet(self._store.packet(digest), trust) for digest, trust in zip(record.packets, trusts)]
 
     def _build(self, record: Generation) -> _Live:
-        """The generation of a record, made from the bundle."""
+        """The generation of a record, made from the bundle; where its keys are damaged, that is its damage."""
         manifest = self.bundle.manifest
         seed, logits = manifest.canary["seed"], np.array(manifest.canary["logits"], np.float32)
         trust = self._keys(record)[-1][1]
         flashed = _Live(record.counter, (), self.bundle.state, (), seed, logits, trust, manifest.revision, None)
-        return self._follow(flashed, self._packets(record), record)
+        return replace(self._follow(flashed, self._packets(record), record), damage=self._lost_keys(record))
+
+    def _rekeyed(self, live: _Live, keys: Trust, record: Generation) -> _Live:
+        """The generation of a record that has other keys, and nothing else, than the one that is served."""
+        counter = self._store.number(live.packets) if live.damage else record.counter
+        return replace(live, trust=keys, counter=counter)
 
     def _follow(self, live: _Live, packets: Sequence[Packet], record: Generation) -> _Live:
         """The generation of a record, made from another one and the packets it has more."""

@@ -218,7 +218,7 @@ class Store:
         path = self._packet(digest)
         data = files.read(path, LIMITS.packet)
         if sha256(data) != digest:
-            raise InputError(f"{path} is damaged: apply this packet again, or roll back")
+            raise InputError(f"{path} is damaged: apply this packet again")
         return data
 
     def whole(self, digests: tuple[str, ...]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from .runtime import Device
 from .store import Store
 
 FLASH, AGAIN, ITSELF = "flash the device again", "apply this packet again, or roll back", "the next update writes it anew"
+KEYS = "apply this packet of keys again: until then no other packet is taken"
 
 
 def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
@@ -34,8 +35,9 @@ def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
         compare(file, "missing or damaged" if record is None else None, ITSELF if whole else FLASH)
     for file, problem in _bundle(store.path / "bundle", {record.bundle for record in whole}).items():
         compare(file, problem, FLASH)
+    keys = {digest for record in store.named() for digest, _ in record.trust}
     for digest in sorted({digest for record in store.named() for digest in record.digests}):
-        compare(store.path / "packets" / digest, _packet(store, digest), AGAIN)
+        compare(store.path / "packets" / digest, _packet(store, digest), KEYS if digest in keys else AGAIN)
     leftovers = store.leftovers()
     try:
         status = Device.open(store.path, unproved=unproved).status()

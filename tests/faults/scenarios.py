@@ -6,19 +6,21 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from conftest import Fleet
 from faults.simulator import Killed, Restarts, Simulator, Tree
 
-from sdlora_edge import packet, signing
+from sdlora_edge import orders, packet, signing
 from sdlora_edge.canonical import sha256
 from sdlora_edge.device import Device
 from sdlora_edge.device.preprocessing import Preprocessing
 from sdlora_edge.device.store import Store
 from sdlora_edge.errors import HealthError, NothingToDo
+from sdlora_edge.orders import Recalled
+from sdlora_edge.packet import Packet
 from sdlora_edge.train.run import Run
 
 Step = Callable[[Path], object]
@@ -27,11 +29,14 @@ STORE = "device/store"
 
 
 class Found(NamedTuple):
-    """A generation as a restarted device serves it: its number, the highest task confirmed, and its logits, to the bit."""
+    """A generation as a restarted device serves it: its number, the highest task confirmed, its logits, to the bit, the version of
+    the keys it obeys, and what it never takes again."""
 
     generation: int
     highest: int
     logits: str
+    trust_version: int
+    recalled: tuple[tuple[int, int], ...]
 
 
 NOTHING = "no store"
@@ -56,6 +61,11 @@ NAMES = (
     "clean-up",
     "mend a damaged packet",
     "mend a damaged record",
+    "rotation of keys",
+    "rotation, then a packet signed by the new keys",
+    "mend damaged keys",
+    "recall",
+    "squash",
 )
 
 
@@ -78,6 +88,7 @@ class Fixture:
     def __init__(self, fleet: Fleet, folder: Path) -> None:
         self.fleet, self.folder = fleet, folder
         self.wrong = wrong_canary(fleet, folder)
+        self.orders = Orders(fleet, folder)
         Device.init(fleet.bundle, folder / "reference")
         device = Device.open(folder / "reference", threads=1)
         prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
@@ -99,7 +110,8 @@ class Fixture:
             return NOTHING
         device = Device.open(store, threads=1)
         status = device.status()
-        return Found(status["generation"], status["highest_task"], self.digest(device))
+        recalled = tuple((sequence, revision) for sequence, revision in status["recalled"])
+        return Found(status["generation"], status["highest_task"], self.digest(device), status["trust_version"], recalled)
 
     def restart(self, root: Path) -> Found | str:
         """Open what a disk was left in, and go on: make the store anew where there is none, apply the next packet."""
@@ -112,7 +124,9 @@ class Fixture:
             device.rollback()
         task = device.status()["task"]
         assert self.digest(device) == self.logits[task]
-        device.apply(self.fleet.packets[task], allow_older=True)
+        if device.status()["trust_version"] == 0:
+            device.apply(self.orders.rotation)
+        device.apply(self.orders.packet_for(device.status()), allow_older=True)
         again = Device.open(store, threads=1)
         assert again.status()["task"] == task + 1
         assert again.status()["damage"] == []
@@ -169,6 +183,8 @@ class Fixture:
 
     def scenarios(self) -> dict[str, Scenario]:
         first, second, third = (self.apply(path) for path in self.fleet.packets)
+        orders = self.orders
+        rotation, recall, squash, renewed = map(self.apply, (orders.rotation, orders.recall, orders.squash, orders.renewed[1]))
         return {
             "init": Scenario((), (self.init,)),
             "apply": Scenario((self.init,), (first,)),
@@ -180,6 +196,11 @@ class Fixture:
             "clean-up": Scenario((self.init, first, leave_rubbish), (second,)),
             "mend a damaged packet": Scenario((self.init, first, second, damage_newest), (second,)),
             "mend a damaged record": Scenario((self.init, first, second, damage_record), (second,)),
+            "rotation of keys": Scenario((self.init, first), (rotation,)),
+            "rotation, then a packet signed by the new keys": Scenario((self.init, first), (rotation, renewed)),
+            "mend damaged keys": Scenario((self.init, first, rotation, damage_keys), (rotation,)),
+            "recall": Scenario((self.init, first, second), (recall,)),
+            "squash": Scenario((self.init, first), (squash,)),
         }
 
     def init(self, store: Path) -> None:
@@ -228,6 +249,10 @@ def damage_newest(store: Path) -> None:
     flip(store / "packets" / Store(store).current().packets[-1], -1)
 
 
+def damage_keys(store: Path) -> None:
+    flip(store / "packets" / Store(store).current().trust[-1][0], -1)
+
+
 def damage_record(store: Path) -> None:
     flip(store / f"generation.{Store(store).current().counter % 2}.json", 20)
 
@@ -236,6 +261,45 @@ def flip(path: Path, position: int, bits: int = 1) -> None:
     data = bytearray(path.read_bytes())
     data[position] ^= bits
     path.write_bytes(data)
+
+
+class Orders:
+    """Other keys, and the tasks signed by them; a recall of task 2, and revision 1 of what it takes back; a squash of tasks 2 and 3.
+
+    The states are those of the fleet's own packets, so the logits are too.
+    """
+
+    def __init__(self, fleet: Fleet, folder: Path) -> None:
+        old = signing.load_signer(fleet.key)
+        new = signing.load_signer(signing.new_key("new", folder / "keys")[0])
+        self.trust = signing.Trust((new.public_key,), 1, 2)
+        self._folder, self._run = folder, Run.open(fleet.run)
+        read = [packet.read(path.read_bytes(), fleet.trust) for path in fleet.packets]
+        self.old = fleet.packets
+        self.renewed = [self._again(one, new, 0) for one in read]
+        """by the new keys"""
+        self.revised = [self._again(one, old, 1) for one in read]
+        """by the old keys, each in revision 1"""
+        self.rotation = self._keep("rotation", orders.build_trust(self.trust, lambda p: signing.sign(p, [old, new])))
+        recall = orders.build_recall(self._run.lineage, Recalled(2, 0), lambda p: signing.sign(p, [old]))
+        self.recall = self._keep("recall", recall)
+        self.squash = self._keep("squash", packet.squash(read[1:], lambda p: signing.sign(p, [old])))
+
+    def packet_for(self, status: dict[str, Any]) -> Path:
+        """What a device takes next, by the keys it obeys and what was recalled."""
+        packets = self.renewed if status["trust_version"] == 2 else self.revised if status["recalled"] else self.old
+        return packets[status["task"]]
+
+    def _again(self, one: Packet, signer: signing.CryptoSigner, revision: int) -> Path:
+        before, name = self._run.states[one.first - 1], f"{one.sequence}.{revision}.{signer.public_key.keyid[:6]}"
+        canary = (one.canary_seed, one.canary_logits)
+        sign = lambda payload: signing.sign(payload, [signer])  # noqa: E731
+        return self._keep(name, packet.build(one.updates, before, self._run.lineage, *canary, sign, revisions=[revision]))
+
+    def _keep(self, name: str, data: bytes) -> Path:
+        path = self._folder / f"{name}.sdlora"
+        path.write_bytes(data)
+        return path
 
 
 def wrong_canary(fleet: Fleet, folder: Path) -> Path:
