@@ -13,6 +13,9 @@ import numpy as np
 
 from .errors import InputError
 
+DEPTH = 16
+"""of objects and lists in one another: ours need 6, and what is deeper could exhaust the stack of whoever prints it"""
+
 
 def dump_json(value: Any) -> bytes:
     """Canonical JSON: ASCII, no white space, keys sorted, finite numbers only (ValueError otherwise)."""
@@ -20,7 +23,7 @@ def dump_json(value: Any) -> bytes:
 
 
 def parse_json(data: bytes, what: str) -> dict[str, Any]:
-    """Parse a JSON object strictly: UTF-8, no duplicate key, no NaN or infinity.
+    """Parse a JSON object strictly: UTF-8, no duplicate key, no NaN or infinity, at most DEPTH levels.
 
     Raises InputError, naming `what`, for anything else.
     """
@@ -32,7 +35,19 @@ def parse_json(data: bytes, what: str) -> dict[str, Any]:
         raise InputError(f"{what} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise InputError(f"{what} is not a JSON object")
+    if _deeper(value, DEPTH):
+        raise InputError(f"{what} has more than {DEPTH} levels")
     return value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether objects and lists lie more than so many levels in one another. One level after the other: no recursion."""
+    level = [value]
+    for _ in range(levels):
+        level = [c for v in level for c in (v.values() if isinstance(v, dict) else v) if isinstance(c, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def tensors(table: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     end = 0
     for name, entry in sorted(table.items(), key=lambda item: (item[1]["data_offsets"], item[0])):
-        start, stop = entry["data_offsets"]
+        start, stop = (natural(n) for n in entry["data_offsets"])
         dtype, shape = _DTYPES[entry["dtype"]], tuple(natural(n) for n in entry["shape"])
         if len(shape) > 2:
             raise ValueError(f"{name} has {len(shape)} dimensions")

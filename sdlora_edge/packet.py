@@ -274,6 +274,8 @@ def _parse(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray], digest: s
 
 
 def _task(number: int, task: Mapping[str, Any], arrays: Mapping[str, np.ndarray], encoding: str, limits: Limits) -> TaskUpdate:
+    if not isinstance(task["classes"], list):
+        raise ValueError(f"classes {task['classes']!r} are not a list")
     for name in (task["name"], *task["classes"]):
         if problem := name_problem(name, limits):
             raise ValueError(f"name {name!r} {problem}")
@@ -316,7 +318,9 @@ def _check_update(update: TaskUpdate, state: TaskState, projections: Mapping[str
             raise InputError(f"packet {update.task} adapts {name!r}, which this bundle does not have")
         if encoding == "int4" and (p.columns % 2 or (p.stop - p.start) % 2):
             raise InputError(f"packet {update.task}: {name} has an odd width, which int4 cannot carry")
-        rank = factors.stored["A"].shape[0] if factors.stored["A"].ndim == 2 else -1
+        rank = factors.stored["A"].shape[0] if factors.stored["A"].ndim == 2 else 0
+        if rank < 1:
+            raise InputError(f"packet {update.task}: {name}.A has no rows")
         for part, shape in encodings.shapes(encoding, rank, p.stop - p.start, p.columns).items():
             dtype = (encodings.SCALE_DTYPES if part.endswith(".scale") else encodings.DTYPES)[encoding]
             expected.append((f"{name}.{part}", factors.stored[part], dtype, shape))
