@@ -15,11 +15,25 @@ A message names the offending thing first and ends with what to do.
 
 from __future__ import annotations
 
+import json
+
+MESSAGE_LIMIT = 1000
+"""characters: what a hostile file put into a message cannot flood a log"""
+
+
+def printable(text: str) -> str:
+    """The text with everything but spaces and line ends that a terminal would obey, or could not show, written as \\uXXXX."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
 
 class SdloraError(Exception):
     """Root of the tree; `exit_code` is what the process ends with."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        half = MESSAGE_LIMIT // 2
+        super().__init__(printable(message if len(message) <= MESSAGE_LIMIT else f"{message[:half]} ... {message[-half:]}"))
 
 
 class UsageError(SdloraError):

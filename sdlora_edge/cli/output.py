@@ -9,13 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
+from ..errors import printable
+
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
 Store = Annotated[Path, typer.Option("--store", help="The device's directory.")]
 
 
 def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
     """The result, on stdout: JSON, or what `text` makes of it."""
-    typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text())
+    # a packet that is only looked at may hold any text: none of it reaches the terminal as a command
+    typer.echo(printable(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text()))
 
 
 def facts(value: dict[str, Any], *names: str) -> str:
