@@ -15,7 +15,7 @@ from ..orders import Recalled
 
 def sign(file: Path, keys: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     """Add signatures to a packet: in place, or into `out`. Raises InputError for a damaged file, NothingToDo for a key that has signed."""
-    sealed = countersigned(files.read(file, LIMITS.packet), [signing.load_signer(key) for key in keys])
+    sealed = countersigned(files.receive(file, LIMITS.packet), [signing.load_signer(key) for key in keys])
     files.write(out or file, sealed)
     return {"file": str(out or file), "bytes": len(sealed), "signed_by": packet.unverified_manifest(sealed)["signed_by"]}
 
@@ -28,7 +28,7 @@ def squash(packets: Sequence[Path], keys: Sequence[Path], out: Path, trust: Sequ
     """
     signers = [signing.load_signer(key) for key in keys]
     obeyed = {signer.public_key.keyid: signer.public_key for signer in signers} | _public(trust)
-    read = [packet.read(files.read(path, LIMITS.packet), signing.Trust(tuple(obeyed.values()), 1)) for path in packets]
+    read = [packet.read(files.receive(path, LIMITS.packet), signing.Trust(tuple(obeyed.values()), 1)) for path in packets]
     if len(read) < 2:
         raise UsageError("squash makes one packet of several: name two or more")
     read.sort(key=lambda one: one.sequence)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +28,36 @@ def read(path: Path, limit: int | None = None) -> bytes:
         if limit is not None and size > limit:
             raise LimitError(f"{path} is larger than the {limit} bytes allowed here")
     return b"".join(found)
+
+
+def receive(path: Path, limit: int) -> bytes:
+    """A file that came from outside: one that is too large is not begun, and a pipe or device is not waited for.
+
+    Raises InputError, LimitError.
+    """
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+    if stat.S_ISREG(found.st_mode) and found.st_size > limit:
+        raise LimitError(f"{path} has {found.st_size} bytes, more than the {limit} allowed here")
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise InputError(f"{path} is a pipe or device, not a file: name a whole file")
+    return read(path, limit)
+
+
+def refuse_links(*folders: Path) -> None:
+    """Raises InputError where something in a folder is neither a file nor a folder: what lies elsewhere is not ours to read or write."""
+    for folder in folders:
+        try:
+            with os.scandir(folder) as entries:
+                odd = [e for e in entries if not (e.is_file(follow_symlinks=False) or e.is_dir(follow_symlinks=False))]
+        except OSError as error:
+            raise InputError(f"{folder}: {error.strerror or error}") from error
+        if found := [e.path for e in odd if os.path.lexists(e.path)]:
+            raise InputError(
+                f"{found[0]} is a link or a device, which a store never holds: put the file itself there, or flash anew"
+            )
 
 
 def sha256_of(path: Path) -> tuple[str, int]:

@@ -128,7 +128,7 @@ def _recall(sealed: Sealed, limits: Limits) -> Recall:
 def follow_trust(trust: signing.Trust, packets: Sequence[Path | bytes]) -> signing.Trust:
     """The keys in force after these trust packets, in order. Raises what `read_any` and `Rotation.check` raise."""
     for one in packets:
-        data: Any = files.read(one, LIMITS.packet) if isinstance(one, Path) else one
+        data: Any = files.receive(one, LIMITS.packet) if isinstance(one, Path) else one
         order = read_any(data, trust)
         if not isinstance(order, Rotation):
             raise InputError(f"{one if isinstance(one, Path) else 'the packet'} changes no keys: name trust packets only")

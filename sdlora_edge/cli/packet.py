@@ -85,7 +85,7 @@ def _missing(built: list[dict[str, Any]]) -> list[str]:
 @app.command()
 def inspect(file: Path, json: Json = False) -> None:
     """Show what a packet claims, WITHOUT verifying it."""
-    data = files.read(file, packet.LIMITS.packet)
+    data = files.receive(file, packet.LIMITS.packet)
     claims = packet.unverified_manifest(data)
     value: dict[str, Any] = {"verified": False, "bytes": len(data), **claims}
 

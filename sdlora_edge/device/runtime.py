@@ -124,7 +124,7 @@ class Device:
         milliseconds it took.
         """
         begin = time.perf_counter()
-        data = files.read(Path(packet), LIMITS.packet)
+        data = files.receive(Path(packet), LIMITS.packet)
         with self._store.lock():
             self._refresh()
             if self._mend(data):
@@ -352,7 +352,7 @@ class Device:
 
 def open_packet(path: Path, bundle: Bundle, trust: Trust) -> Packet | Rotation | Recall:
     """Read a packet file, verify it against keys, and that it belongs to the bundle's lineage."""
-    packet = read_any(files.read(path, LIMITS.packet), trust)
+    packet = read_any(files.receive(path, LIMITS.packet), trust)
     lineage = packet.manifest["lineage"] if isinstance(packet, Packet) else getattr(packet, "lineage", bundle.manifest.lineage)
     if lineage != bundle.manifest.lineage:
         raise NotForThisDevice(f"{path} belongs to another lineage than {bundle.path}")

@@ -127,6 +127,7 @@ class Store:
             found = disk.size(path / "bundle" / MANIFEST)
         if found is None:
             raise InputError(f"{path} is not a store: make one with sdlora-edge device init BUNDLE --store {path}")
+        files.refuse_links(path, path / "bundle", path / "packets")
 
     @classmethod
     def create(cls, path: Path, bundle: Bundle, prove: Callable[[Path], object]) -> Store:
