@@ -5,13 +5,17 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test lint bench bench-chain bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults figures clean
+.PHONY: demo test fuzz lint bench bench-chain bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest
+
+# changed packets into the reader; FUZZ=n for another number than 200,000
+fuzz: .venv/installed
+	$(BIN)/python tests/attacks/fuzz.py --count $(or $(FUZZ),200000)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

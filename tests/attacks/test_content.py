@@ -1,0 +1,297 @@
+"""Packets that the fleet's own key has signed, by a thief or by a builder with a bug: senseless inside. None may harm a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from attacks_kit import Cli, Victim
+from conftest import Fleet
+from forge import Draft
+from sdlora_edge.export.bundles import export_bundle
+from sdlora_edge.export.packets import build_packets
+
+from sdlora_edge.device import Device
+from sdlora_edge.train.run import Run
+
+NAN, INF = float("nan"), float("inf")
+
+
+def tensor(draft: Draft, ending: str) -> str:
+    """The first tensor of that kind."""
+    return next(name for name in sorted(draft.arrays) if name.endswith(ending))
+
+
+def forged(victim: Victim, change: Callable[[Draft], Any], source: Path | None = None, **options: Any) -> bytes:
+    draft = Draft(source or victim.next)
+    change(draft)
+    return draft.sealed(victim.signer, **options)
+
+
+def put(ending: str, value: float, place: int = 0) -> Callable[[Draft], None]:
+    def change(draft: Draft) -> None:
+        array = draft.arrays[tensor(draft, ending)]
+        with np.errstate(all="ignore"):
+            array.flat[place] = np.array(value).astype(array.dtype)
+
+    return change
+
+
+def test_a_forged_packet_without_a_fault_is_taken(victim: Victim) -> None:
+    """So that every refusal below is for its own fault."""
+    data = forged(victim, lambda draft: None)
+    assert victim.apply(data).code == 0
+
+
+@pytest.mark.parametrize("ending", [".A", ".B", "head.new.weight", "head.new.bias", "head.old.scale", "head.old.bias"])
+def test_nan_infinity_and_huge_magnitudes(victim: Victim, fleet: Fleet, ending: str) -> None:
+    def change(value: float) -> Callable[[Draft], None]:
+        def apply(draft: Draft) -> None:
+            if ".old." in ending and not draft.arrays[tensor(draft, ending)].size:  # this head changes no row: let it change one
+                features = draft.arrays["2.head.new.weight"].shape[1]
+                draft.arrays["2.head.old.index"] = np.zeros(1, np.int32)
+                draft.arrays["2.head.old.step"] = np.zeros((1, features), np.int8)
+                draft.arrays["2.head.old.scale"] = draft.arrays["2.head.old.bias"] = np.zeros(1, np.float32)
+                draft.arrays["2.head.old.bias"] = draft.arrays["2.head.old.bias"].copy()
+            put(ending, value)(draft)
+
+        return apply
+
+    values = [NAN, INF, -INF, 20_000.0, -20_000.0]
+    victim.refuses_each((forged(victim, change(value)), 3, "out of bounds") for value in values)
+
+
+def test_nan_infinity_and_huge_numbers_in_the_manifest(victim: Victim) -> None:
+    def deltas(value: Any) -> Callable[[Draft], None]:
+        return lambda draft: draft.manifest["tasks"][0]["deltas"].__setitem__(-1, value)
+
+    numbers = [1.1e4, -1e300, 10**400, True, "1.0", None, [1.0], {}]
+    victim.refuses_each((forged(victim, deltas(value)), 3, "") for value in numbers)
+    written = [b"NaN", b"Infinity", b"-Infinity", b"1e400", b"9" * 5000, b"9" * 100_000]
+    mark = b"0.123456789"
+    victim.refuses_each(
+        (forged(victim, deltas(0.123456789), payload=lambda text, new=value: text.replace(mark, new)), 3, "not valid JSON")
+        for value in written
+    )
+    canaries = [(field, value) for field in ("seed", "count") for value in (-1, 1.0, "1", None, [[]])] + [("count", 10**6)]
+    victim.refuses_each((forged(victim, lambda d, c=c: d.manifest["canary"].update([c])), 3, "") for c in canaries)
+
+
+@pytest.mark.parametrize("way", ["twice", "levels", "trailing", "list", "empty", "utf-16", "bom"])
+def test_a_signed_manifest_that_is_no_strict_json(victim: Victim, way: str) -> None:
+    """Duplicate keys: two readers could each see another manifest. The rest: no reader should guess."""
+    change: Callable[[bytes], bytes] = {
+        "twice": lambda t: t[:-1] + b',"sequence":1}',
+        "levels": lambda t: t[:-1] + b',"x":' + b"[" * 700 + b"]" * 700 + b"}",
+        "trailing": lambda t: t + b"{}",
+        "list": lambda t: b"[" + t + b"]",
+        "empty": lambda t: b"",
+        "utf-16": lambda t: t.decode().encode("utf-16"),
+        "bom": lambda t: b"\xef\xbb\xbf" + t,
+    }[way]
+    data = forged(victim, lambda draft: None, payload=change)
+    victim.refuses(data, 3, "the manifest")
+    inspected = victim.cli("packet", "inspect", victim.file(data))
+    assert (inspected.code, inspected.out) == (3, "")
+
+
+def test_wrong_shapes_dtypes_and_ranks(victim: Victim) -> None:
+    def reshape(ending: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Draft], None]:
+        def apply(draft: Draft) -> None:
+            draft.arrays[tensor(draft, ending)] = change(draft.arrays[tensor(draft, ending)])
+
+        return apply
+
+    changes = [
+        reshape(".A", lambda a: a[:, 1:]),
+        reshape(".A", lambda a: a.T),
+        reshape(".A", lambda a: a[:1]),
+        reshape(".A", lambda a: a[:0]),
+        reshape(".A", lambda a: a.reshape(-1)),
+        reshape(".A", lambda a: a.reshape(1, *a.shape)),
+        reshape(".A", lambda a: np.zeros((0, 2**40), np.float16)),
+        reshape(".A", lambda a: a.astype(np.float32)),
+        reshape(".B", lambda a: a.astype(np.float64)),
+        reshape(".B", lambda a: a.astype(np.int8)),
+        reshape(".B", lambda a: a[:-1]),
+        reshape("head.new.weight", lambda a: a[:, :-1]),
+        reshape("head.new.weight", lambda a: a[:-1]),
+        reshape("head.new.weight", lambda a: a.astype(np.float32)),
+        reshape("head.new.bias", lambda a: a[:-1]),
+        reshape("head.new.bias", lambda a: a.reshape(-1, 1)),
+        reshape("head.old.index", lambda a: np.array([[0]], np.int32)),
+        reshape("head.old.index", lambda a: np.array([5000], np.int32)),
+        reshape("head.old.index", lambda a: np.array([-1], np.int32)),
+        reshape("canary.logits", lambda a: a[:, :-1]),
+        reshape("canary.logits", lambda a: a[:0]),
+        reshape("canary.logits", lambda a: a.reshape(-1)),
+        reshape("canary.logits", lambda a: a * np.float32(NAN)),
+    ]
+    victim.refuses_each((forged(victim, change), 3, "") for change in changes)
+
+    def no_rank(draft: Draft) -> None:
+        for name, array in draft.arrays.items():
+            if name.endswith((".A", ".B")):
+                draft.arrays[name] = array[:0] if name.endswith(".A") else array[:, :0]
+
+    victim.refuses(forged(victim, no_rank), 3, "has no rows")
+
+
+def test_overlapping_or_missing_tensors(victim: Victim) -> None:
+    def table(change: Callable[[dict[str, Any], str], Any]) -> bytes:
+        return forged(victim, lambda d: None, table=lambda entries: change(entries, tensor_in(entries)))
+
+    def tensor_in(entries: dict[str, Any]) -> str:
+        return next(name for name in sorted(entries) if name.endswith(".A"))
+
+    def offsets(shift: int, grow: int) -> Callable[[dict[str, Any], str], Any]:
+        def change(entries: dict[str, Any], name: str) -> None:
+            begin, end = entries[name]["data_offsets"]
+            entries[name]["data_offsets"] = [begin + shift, end + shift + grow]
+
+        return change
+
+    changes: list[Callable[[dict[str, Any], str], Any]] = [
+        offsets(-2, 0),
+        offsets(2, 0),
+        offsets(0, 2),
+        offsets(2**62, 0),
+        offsets(-(10**6), 0),
+        lambda e, n: e[n].update(data_offsets=[False, True]),
+        lambda e, n: e[n].update(data_offsets=[0.0, 1.0]),
+        lambda e, n: e[n].update(data_offsets=[0]),
+        lambda e, n: e[n].update(data_offsets="ab"),
+        lambda e, n: e[n].update(shape=[2**62, 2**62]),
+        lambda e, n: e[n].update(shape=[-1, 4]),
+        lambda e, n: e[n].update(shape=[1] * 40),
+        lambda e, n: e[n].update(shape=[10**4000]),
+        lambda e, n: e[n].update(dtype="F8"),
+        lambda e, n: e[n].update(dtype=["F16"]),
+        lambda e, n: e[n].pop("shape"),
+        lambda e, n: e.pop(n),
+        lambda e, n: e.update({n: 5}),
+        lambda e, n: e.update({n: None}),
+        lambda e, n: e.update({"twin": dict(e[n])}),
+        lambda e, n: e.update({"../../x": e.pop(n)}),
+        lambda e, n: e.clear(),
+    ]
+    victim.refuses_each((table(change), 3, "does not describe its tensors") for change in changes)
+    endings = (".A", ".B", "head.new.weight", "head.old.index", "canary.logits")
+    missing = [forged(victim, lambda d, e=ending: d.arrays.pop(tensor(d, e))) for ending in endings]
+    victim.refuses_each((data, 3, "does not describe its tensors") for data in missing)
+    # whole, but of a projection that this bundle does not have
+    victim.refuses(
+        forged(victim, lambda d: [d.arrays.update({f"2.../../x.{part}": d.arrays.pop(tensor(d, f".{part}"))}) for part in "AB"]),
+        3,
+        "which this bundle does not have",
+    )
+
+
+def test_class_names(victim: Victim) -> None:
+    """Duplicated, known already, empty, non-NFC, with control characters, path separators or `..`, endless, or no names at all."""
+
+    def named(value: Any, where: str = "class") -> Callable[[Draft], None]:
+        def change(draft: Draft) -> None:
+            (task,) = draft.manifest["tasks"]
+            if where == "class":
+                task["classes"] = [value, *task["classes"][1:]]
+            else:
+                task[where] = value
+
+        return change
+
+    bad: list[Any] = [
+        "",
+        " ",
+        "e\u0301",
+        "a\nb",
+        "a\0",
+        "\x1b[31m",
+        "\x9b",
+        "\u202eevil",
+        "\ud800",
+        "a/b",
+        "a\\b",
+        "../up",
+        "x" * 201,
+    ]
+    bad += [5, None, ["a"], {"a": 1}, True]
+    victim.refuses_each((forged(victim, named(name)), 3, "") for name in bad)
+    victim.refuses_each((forged(victim, named(name, "name")), 3, "") for name in bad)
+    count = len(Draft(victim.next).manifest["tasks"][0]["classes"])
+    victim.refuses_each((forged(victim, named(name, "classes")), 3, "") for name in ("ab"[:count], {}, None, ["a"] * count, ["a"]))
+    known = victim.stand()[0]["classes"][0]
+    victim.refuses(forged(victim, named(known)), 3, "known already")
+
+
+def test_an_encoding_that_is_unknown_or_not_the_tensors(victim: Victim) -> None:
+    encodings = ("fp32", "int8", "int4", "int3", "", None, ["fp16"], "../fp16")
+    victim.refuses_each((forged(victim, lambda d, e=encoding: d.manifest.update(encoding=e)), 3, "") for encoding in encodings)
+
+
+@pytest.mark.parametrize("encoding", ["int8", "int4"])
+def test_bad_scales(cli: Cli, fleet: Fleet, victim: Victim, tmp_path: Path, encoding: str) -> None:
+    """Zero is a good scale: all its values are 0. Negative, NaN, infinite, or so large that a product leaves the bounds: refused."""
+    export_bundle(Run.open(fleet.run).encoded(encoding), tmp_path / "bundle", 0, [str(fleet.key.with_suffix(".pub"))])
+    built = build_packets(fleet.run, tmp_path / "bundle", fleet.key, out=tmp_path / "packets")
+    Device.init(tmp_path / "bundle", tmp_path / "own").apply(built[0]["file"])
+    own = Victim(cli, tmp_path / "own", victim.pictures, Path(built[1]["file"]), victim.folder, victim.signer)
+    values = (-1.0, NAN, INF, 6e4 if encoding == "int4" else 3e38, 79.0)
+    own.refuses_each((forged(own, put(e, v)), 3, "out of bounds") for e in (".A.scale", ".B.scale") for v in values)
+    for ending in (".A.scale", ".B.scale"):
+        own.refuses(forged(own, lambda d, e=ending: d.arrays.pop(tensor(d, e))), 3, "does not describe its tensors")
+        own.refuses(forged(own, lambda d, e=ending: d.arrays.update({tensor(d, e): d.arrays[tensor(d, e)][:-1]})), 3, "not float")
+
+    def emptied(draft: Draft) -> None:
+        """Rank rows without scales: nothing to decode."""
+        for name, array in draft.arrays.items():
+            if name.startswith("2.blocks"):
+                draft.arrays[name] = array[:0]
+
+    own.refuses(forged(own, emptied), 3, "has no rows")
+
+    def zeros(draft: Draft) -> None:
+        for name, array in draft.arrays.items():
+            if name.endswith((".A.scale", ".B.scale")):
+                array[...] = 0
+
+    stand = own.stand()
+    result = own.apply(forged(own, zeros))
+    # in order, but its canary was computed with other factors
+    assert (result.code, result.out) == (6, ""), result
+    assert own.stand() == without_bytes(stand, own)
+
+
+def test_canary_that_fails(victim: Victim) -> None:
+    """A packet that is in order and computes something else than its host did: rolled back by itself, and the next one is taken."""
+    stand = victim.stand()
+    result = victim.apply(forged(victim, put("canary.logits", 50.0)))
+    assert (result.code, result.out) == (6, ""), result
+    assert len(result.err.splitlines()) == 1
+    assert "canary of task 2 failed" in result.err
+    assert victim.stand() == without_bytes(stand, victim)
+
+
+def without_bytes(stand: Any, victim: Victim) -> Any:
+    """What was seen before, with the bytes that are in the store now: a packet that failed lies there until the next is taken."""
+    stand[0]["store_bytes"] = victim.stand()[0]["store_bytes"]
+    return stand
+
+
+def test_canary_with_overflowing_weights(victim: Victim) -> None:
+    """Within every bound, and yet the sum of it all is beyond float32's reach for the model: found by the canary, not by a user."""
+    stand = victim.stand()
+
+    def huge(draft: Draft) -> None:
+        for name, array in draft.arrays.items():
+            if name.endswith((".A", ".B")):
+                array[...] = 9984.0
+        draft.manifest["tasks"][0]["deltas"][-1] = 9999.0
+
+    result = victim.apply(forged(victim, huge))
+    assert (result.code, result.out) == (6, ""), result
+    assert len(result.err.splitlines()) == 1
+    assert victim.stand() == without_bytes(stand, victim)

@@ -1,0 +1,199 @@
+"""Attacks on who may sign: packets of strangers, of too few, and on the way that keys change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attacks_kit import Cli, Victim
+from conftest import Fleet
+from forge import Draft, joined, split
+from sdlora_edge.export.bundles import export_bundle
+
+from sdlora_edge import orders, signing
+from sdlora_edge.canonical import dump_json
+from sdlora_edge.device import Device
+from sdlora_edge.orders import Recalled
+from sdlora_edge.train.run import Run
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A device that wants both of two keys, at task 1."""
+
+    victim: Victim
+    keys: tuple[Any, Any]
+
+
+@pytest.fixture
+def pair(cli: Cli, fleet: Fleet, victim: Victim, tmp_path: Path) -> Pair:
+    signers = (victim.signer, signing.load_signer(signing.new_key("second", tmp_path / "keys")[0]))
+    publics = [str(fleet.key.with_suffix(".pub")), str(tmp_path / "keys" / "second.pub")]
+    export_bundle(Run.open(fleet.run), tmp_path / "two", 0, publics, threshold=2)
+    first = victim.file(Draft(fleet.packets[0]).sealed(*signers), "first.sdlora")
+    Device.init(tmp_path / "two", tmp_path / "two store").apply(first)
+    return Pair(replace(victim, store=tmp_path / "two store"), signers)
+
+
+def resigned(data: bytes, change: Any) -> bytes:
+    """The same file with another list of signatures."""
+    envelope, _, table, content = split(data)
+    envelope["signatures"] = change(envelope["signatures"])
+    return joined(dump_json(envelope).decode(), table, content)
+
+
+def test_unknown_key(victim: Victim, stranger: Any) -> None:
+    draft = Draft(victim.next)
+    victim.refuses(draft.sealed(stranger), 4, "signature refused")
+    # under the name of the key that the device knows
+    known = victim.signer.public_key.keyid
+    forged = resigned(draft.sealed(stranger), lambda found: [{**found[0], "keyid": known}])
+    victim.refuses(forged, 4, "signature refused")
+
+
+def test_no_signature(victim: Victim) -> None:
+    victim.refuses(resigned(victim.next.read_bytes(), lambda found: []), 3, "0 signatures")
+
+
+def test_signature_of_another_packet(victim: Victim, fleet: Fleet) -> None:
+    """TUF: mix and match. The envelope of one packet around the tensors of another, and one's signature on the other's manifest."""
+    one, two = (path.read_bytes() for path in fleet.packets[1:3])
+    envelope, _, _, _ = split(one)
+    other, _, table, content = split(two)
+    victim.refuses(joined(dump_json(envelope).decode(), table, content), 3, "damaged")
+    victim.refuses(
+        joined(dump_json({**other, "signatures": envelope["signatures"]}).decode(), table, content), 4, "signature refused"
+    )
+
+
+def test_signatures_below_threshold(pair: Pair, stranger: Any) -> None:
+    draft = Draft(pair.victim.next)
+    for signers in ([pair.keys[0]], [pair.keys[1]], [pair.keys[0], stranger]):
+        pair.victim.refuses(draft.sealed(*signers), 4, "2 good signature(s)")
+    assert pair.victim.apply(draft.sealed(*pair.keys, stranger)).code == 0
+
+
+def test_the_same_key_twice(pair: Pair) -> None:
+    """One key may not be counted as two: not by two signatures, nor under two names, nor with its name written another way."""
+    one = Draft(pair.victim.next).sealed(pair.keys[0])
+    second = pair.keys[1].public_key.keyid
+    pair.victim.refuses_each(
+        [
+            (resigned(one, lambda found: found * 2), 3, "malformed"),
+            (resigned(one, lambda found: [*found, {**found[0], "keyid": second}]), 4, "2 good signature(s)"),
+            (resigned(one, lambda found: [*found, {**found[0], "keyid": found[0]["keyid"].upper()}]), 3, "malformed"),
+            (resigned(one, lambda found: [*found, {**found[0], "keyid": "0" * 64}]), 4, "2 good signature(s)"),
+        ]
+    )
+    assert pair.victim.apply(Draft(pair.victim.next).sealed(*pair.keys)).code == 0
+
+
+def test_a_bundle_that_names_one_key_twice(cli: Cli, fleet: Fleet, tmp_path: Path) -> None:
+    """Nor can `trust.json` name it twice."""
+    trust = fleet.trust.to_dict()
+    (key,) = trust["keys"].values()
+    trust |= {"threshold": 2, "keys": {**trust["keys"], "ab" * 32: key}}
+    shutil.copytree(fleet.bundle, tmp_path / "bundle")
+    (tmp_path / "bundle" / "trust.json").write_bytes(dump_json(trust))
+    result = cli("device", "init", tmp_path / "bundle", "--store", tmp_path / "store")
+    assert result.code == 3
+    assert not (tmp_path / "store").exists()
+
+
+def rotation(victim: Victim, version: int, threshold: int, keys: list[Any], signers: list[Any]) -> bytes:
+    trust = signing.Trust(tuple(key.public_key for key in keys), threshold, version)
+    return orders.build_trust(trust, lambda payload: signing.sign(payload, signers))
+
+
+def test_trust_packet_signed_by_new_keys_only(victim: Victim, stranger: Any) -> None:
+    victim.refuses(rotation(victim, 2, 1, [stranger], [stranger]), 4, "signature refused")
+
+
+def test_trust_packet_signed_by_old_keys_only(victim: Victim, stranger: Any) -> None:
+    victim.refuses(rotation(victim, 2, 1, [stranger], [victim.signer]), 4, "new keys have not signed")
+    victim.refuses(rotation(victim, 2, 2, [stranger, victim.signer], [victim.signer]), 4, "new keys have not signed")
+
+
+def test_replayed_old_trust_packet(victim: Victim, fleet: Fleet, stranger: Any) -> None:
+    """A key that was let in and thrown out again does not come back with the packet that let it in."""
+    two = rotation(victim, 2, 1, [victim.signer, stranger], [victim.signer])
+    three = rotation(victim, 3, 1, [victim.signer], [victim.signer])
+    assert victim.apply(two, three).code == 0
+    draft = Draft(victim.next)
+    victim.refuses_each(
+        [
+            (two, 4, "version 2, and this device has seen version 3"),
+            (three, 7, "in force already"),
+            (rotation(victim, 1, 1, [stranger], [victim.signer, stranger]), 4, "version 1"),
+            (rotation(victim, 3, 1, [stranger], [victim.signer, stranger]), 4, "version 3"),
+            (draft.sealed(stranger), 4, "signature refused"),
+        ]
+    )
+
+
+def test_a_key_that_was_replaced_signs_nothing(victim: Victim, fleet: Fleet, stranger: Any) -> None:
+    """TUF: key compromise. After the keys have changed, the stolen one is worth nothing, also once the device has rolled back."""
+    assert victim.apply(rotation(victim, 2, 1, [stranger], [victim.signer, stranger])).code == 0
+    draft = Draft(victim.next)
+    victim.refuses(draft.sealed(victim.signer), 4, "signature refused")
+    assert victim.cli("device", "rollback", "--store", victim.store).code == 0
+    victim.refuses(draft.sealed(victim.signer), 4, "signature refused")
+    recall = orders.build_recall(draft.manifest["lineage"], Recalled(1, 0), lambda p: signing.sign(p, [victim.signer]))
+    victim.refuses(recall, 4, "signature refused")
+    first = Draft(fleet.packets[0]).sealed(stranger)
+    again = victim.cli("device", "apply", victim.file(first), "--store", victim.store, "--allow-older")
+    assert again.code == 0, again
+    assert victim.apply(draft.sealed(stranger)).code == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": 0},
+        {"threshold": -1},
+        {"threshold": 2},
+        {"threshold": True},
+        {"threshold": 1.0},
+        {"threshold": None},
+        {"keys": {}},
+        {"keys": []},
+        {"keys": {"../x": {}}},
+        {"keys": {"\x1b[2J" * 50: {"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": "0" * 64}}}},
+        {"keys": {"0" * 64: {"keytype": "rsa\x1b[31m", "scheme": "x" * 5000, "keyval": {"public": "0"}}}},
+        {"version": 0},
+        {"version": 10**7},
+        {"version": 1.5},
+        {"version": [[[]]]},
+        {"more": 1},
+    ],
+)
+def test_senseless_trust_packets_that_the_keys_have_signed(victim: Victim, change: dict[str, Any]) -> None:
+    draft = Draft(rotation(victim, 2, 1, [victim.signer], [victim.signer]))
+    draft.manifest["trust"] |= change
+    victim.refuses(draft.sealed(victim.signer), 3, "")
+
+
+def test_a_packet_signed_for_another_purpose(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as other:
+        other.setattr(signing, "PAYLOAD_TYPE", "application/vnd.in-toto+json")
+        data = Draft(victim.next).sealed(victim.signer)
+    victim.refuses(data, 4, "another purpose")
+
+
+def test_a_signature_written_another_way(victim: Victim) -> None:
+    """Base64 with other padding, spaces, or the same curve point with another number: one packet has one form."""
+    good = victim.next.read_bytes()
+
+    def with_sig(change: Any) -> bytes:
+        return resigned(good, lambda found: [{**found[0], "sig": change(found[0]["sig"])}])
+
+    victim.refuses_each(
+        [(with_sig(change), 3, "") for change in (lambda s: s + "\n", lambda s: s.rstrip("="), lambda s: s[:10] + " " + s[10:])]
+    )
+    envelope, _, table, content = split(good)
+    spaced = json.dumps(envelope).encode()
+    victim.refuses(joined(spaced.decode(), table, content), 3, "canonical")

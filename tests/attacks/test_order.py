@@ -1,0 +1,158 @@
+"""Genuine packets at the wrong time, in the wrong place, or not meant for this device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attacks_kit import Cli, Victim
+from conftest import Fleet
+from forge import Draft
+
+from sdlora_edge import orders, packet, signing
+from sdlora_edge.canonical import sha256
+from sdlora_edge.orders import Recalled
+
+VECTORS = Path(__file__).resolve().parents[1] / "vectors"
+
+
+@pytest.fixture(scope="session")
+def squash(fleet: Fleet) -> bytes:
+    """Tasks 1 to 3 in one."""
+    signers = [signing.load_signer(fleet.key)]
+    read = [packet.read(path.read_bytes(), fleet.trust) for path in fleet.packets]
+    return packet.squash(read, lambda payload: signing.sign(payload, signers))
+
+
+def recall(victim: Victim, task: int, revision: int = 0, lineage: str | None = None) -> bytes:
+    lineage = lineage or Draft(victim.next).manifest["lineage"]
+    return orders.build_recall(lineage, Recalled(task, revision), lambda payload: signing.sign(payload, [victim.signer]))
+
+
+def fork(victim: Victim, path: Path, revision: int = 0, scale: float = 0.5) -> bytes:
+    """Another successor of the state that `path` follows, as good as it is: signed, and leading where it says. Its canary is the other's."""
+    draft = Draft(path)
+    (task,) = draft.manifest["tasks"]
+    task["deltas"] = [*task["deltas"][:-1], task["deltas"][-1] * scale]
+    task["revision"] = revision
+    return draft.sealed(victim.signer)
+
+
+def test_replay(victim: Victim, fleet: Fleet) -> None:
+    """The packet that is in force, and one before it."""
+    victim.refuses(fleet.packets[0], 7, "applied already")
+    assert victim.apply(victim.next).code == 0
+    victim.refuses_each([(fleet.packets[0], 4, "replay"), (fleet.packets[1], 7, "applied already")])
+
+
+def test_rollback(victim: Victim, fleet: Fleet) -> None:
+    """TUF: rollback. No packet brings an older state; going back is a local order, and packets do not undo it."""
+    assert victim.apply(victim.next).code == 0
+    victim.refuses(fork(victim, fleet.packets[0]), 4, "replay")
+    assert victim.cli("device", "rollback", "--store", victim.store).code == 0
+    victim.refuses(victim.next, 4, "not newer than packet 2")
+    victim.refuses(fork(victim, victim.next), 4, "not newer than packet 2")
+    assert victim.cli("device", "apply", victim.next, "--store", victim.store, "--allow-older").code == 0
+
+
+def test_skipped_predecessor(victim: Victim, fleet: Fleet) -> None:
+    victim.refuses(fleet.packets[2], 5, "apply 2 first")
+    # one that says that it comes next, and does not
+    draft = Draft(fleet.packets[2])
+    draft.manifest["sequence"] = 2
+    victim.refuses(draft.sealed(victim.signer), 3, "does not describe")
+    draft = Draft(fleet.packets[2])
+    draft.manifest["from"] = Draft(victim.next).manifest["from"]
+    victim.refuses(draft.sealed(victim.signer), 5, "apply 2 first")
+
+
+def test_fork(victim: Victim, fleet: Fleet) -> None:
+    """Two successors of one state: whoever took the one never takes what follows the other."""
+    other = Draft(fleet.packets[1])
+    other.manifest["from"] = sha256(b"the other branch")
+    victim.refuses(other.sealed(victim.signer), 5, "follows another state")
+    victim.refuses(fork(victim, fleet.packets[0]), 4, "replay")
+    victim.refuses(fork(victim, fleet.packets[0], revision=1), 5, "roll back to task 0")
+
+
+def test_another_lineage(victim: Victim) -> None:
+    """A packet of another run, signed with a key that this device obeys: another run's own, and one that says it is this one's."""
+    for number, name in enumerate(("1", "2")):
+        draft = Draft(VECTORS / f"{name}.sdlora")
+        victim.refuses(draft.sealed(victim.signer), 5, "another lineage")
+        draft.manifest["lineage"] = Draft(victim.next).manifest["lineage"]
+        victim.refuses(draft.sealed(victim.signer), *[(4, "replay"), (5, "follows another state")][number])
+
+
+def test_squash_over_a_state_the_device_is_not_in(victim: Victim, fleet: Fleet, squash: bytes) -> None:
+    victim.refuses(squash, 5, "leads from task 0 to 3")
+    draft = Draft(squash)
+    draft.manifest["from"] = Draft(victim.next).manifest["from"]
+    victim.refuses(draft.sealed(victim.signer), 5, "leads from task 0 to 3")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(sequence=m["sequence"] + 1),
+        lambda m: m.update(sequence=m["sequence"] - 1),
+        lambda m: m.update(sequence=0),
+        lambda m: m.update(sequence=10**4000),
+        lambda m: m.update(sequence=2.0),
+        lambda m: m.update(tasks=m["tasks"] * 2),
+        lambda m: m.update(tasks=m["tasks"] * 2000),
+        lambda m: m.update(tasks=[]),
+        lambda m: m.update(to="0" * 64),
+        lambda m: m.update({"from": "../../etc/passwd"}),
+        lambda m: m["tasks"][0].update(revision=-1),
+        lambda m: m["tasks"][0].update(revision=10**7),
+        lambda m: m["tasks"][0].update(revision=[[]]),
+    ],
+)
+def test_manifests_that_lead_nowhere(victim: Victim, change: Any) -> None:
+    draft = Draft(victim.next)
+    change(draft.manifest)
+    victim.refuses(draft.sealed(victim.signer, leads=False), 3, "")
+
+
+def test_a_packet_that_leads_where_the_device_is(victim: Victim) -> None:
+    draft = Draft(victim.next)
+    draft.manifest["to"] = draft.manifest["from"]
+    victim.refuses(draft.sealed(victim.signer, leads=False), 7, "applied already")
+
+
+def test_recall_of_another_lineage(victim: Victim) -> None:
+    victim.refuses(recall(victim, 1, lineage=sha256(b"another")), 5, "another lineage")
+
+
+def test_recall_that_says_nothing(victim: Victim) -> None:
+    for change in ({"sequence": 0}, {"sequence": -1}, {"revision": 10**7}, {"revision": "0"}, {"lineage": "x"}, {"more": 1}):
+        draft = Draft(recall(victim, 1))
+        draft.manifest |= change
+        victim.refuses(draft.sealed(victim.signer), 3, "")
+    # with tensors
+    draft = Draft(recall(victim, 1))
+    draft.arrays = Draft(victim.next).arrays
+    victim.refuses(draft.sealed(victim.signer), 3, "carries tensors")
+
+
+def test_recalled_revision_applied_again(cli: Cli, victim: Victim, fleet: Fleet) -> None:
+    """For ever: alone, in a squash, also with --allow-older, also before the recall is seen twice."""
+    assert victim.apply(victim.next).code == 0
+    assert victim.apply(recall(victim, 2)).code == 0
+    assert victim.stand()[0]["task"] == 1
+    victim.refuses_each(
+        [(victim.next, 4, "recalled"), (recall(victim, 2), 7, "recalled already"), (recall(victim, 3), 7, "recalled already")]
+    )
+    older = cli("device", "apply", victim.next, "--store", victim.store, "--allow-older")
+    assert (older.code, older.out) == (4, "")
+    assert "recalled" in older.err
+    signers = [victim.signer]
+    read = [packet.read(path.read_bytes(), fleet.trust) for path in fleet.packets[1:]]
+    victim.refuses(packet.squash(read, lambda payload: signing.sign(payload, signers)), 4, "recalled")
+    # a newer revision of it is taken
+    draft = Draft(victim.next)
+    draft.manifest["tasks"][0]["revision"] = 1
+    assert victim.apply(draft.sealed(victim.signer)).code == 0
+    victim.refuses(recall(victim, 2), 7, "recalled already")
