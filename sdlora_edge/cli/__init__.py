@@ -28,6 +28,8 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(packet.app, name="packet")
 device.app.command("watch")(watch.watch)
+device.app.command("selftest")(watch.selftest)
+app.command("expect")(watch.expect)
 app.add_typer(device.app, name="device")
 app.command("demo")(demo.demo)
 

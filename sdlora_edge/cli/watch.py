@@ -1,7 +1,8 @@
-"""`sdlora-edge device watch` and `device selftest`: what a device does on its own, for days or for a minute."""
+"""`sdlora-edge device watch` and `device selftest`: what a device does on its own; and what the host records for it."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..device.watch import JsonLog, Watcher
+from ..errors import HealthError, SdloraError
 from .output import Json, Store, emit, facts
 
 _SHOWN = ("task", "task_name", "generation", "classes", "files", "counts", "trouble")
@@ -41,3 +43,44 @@ def watch(
     emit(report, json, lambda: facts(report, *_SHOWN))
     if error := report["last_error"]:
         raise typer.Exit(error["exit_code"])
+
+
+def selftest(
+    bundle: Annotated[Path, typer.Option(help="The bundle that devices are flashed with.")],
+    packets: Annotated[Path, typer.Option(help="A folder with packets that follow from it.")],
+    expected: Annotated[Optional[Path], typer.Option(help="What sdlora-edge expect recorded on the host.")] = None,
+    store: Annotated[Optional[Path], typer.Option(help="A folder on the disk to test. Default: where temporary files go.")] = None,
+    report: Annotated[Optional[Path], typer.Option(help="The JSON file to send back.")] = None,
+    json: Json = False,
+) -> None:
+    """Check this very device, in a scratch store: signatures, equality with the host, updates under load, kills, times, memory."""
+    from ..device.selftest import CHECKS, Report, open_kit
+
+    found = Report()
+    with open_kit(bundle, packets, expected, store) as kit:
+        for name in CHECKS:
+            with contextlib.suppress(SdloraError):
+                found.check(name, kit)
+            typer.echo(f"{name}: {'passed' if found.value()['checks'][name]['passed'] else 'FAILED'}", err=True)
+    if report:
+        found.write(report)
+    value = found.value()
+    emit(value, json, lambda: "\n\n".join(f"{name}\n{facts(check, *check)}" for name, check in value["checks"].items()))
+    if not value["passed"]:
+        raise typer.Exit(HealthError.exit_code)
+
+
+def expect(
+    pictures: Annotated[
+        Path, typer.Argument(help="A folder of pictures, of the place where devices work; never training pictures.")
+    ],
+    run: Annotated[Optional[Path], typer.Option(help="The run. Default: runs/latest.")] = None,
+    out: Annotated[Path, typer.Option(help="The new folder to copy to devices.")] = Path("expected"),
+    json: Json = False,
+) -> None:
+    """Record what this host answers, in every state of a run, for device selftest to compare with."""
+    from ..export.expected import record
+    from ..train.run import Run, newest
+
+    value = record(Run.open(run or newest()), pictures, out)
+    emit(value, json, lambda: facts(value, *value))
