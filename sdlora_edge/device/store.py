@@ -141,11 +141,19 @@ class Store:
 
     def current(self) -> Generation:
         """The generation in force. Raises InputError where a record cannot be read, or neither is whole and confirmed."""
-        for _ in range(2):  # between reading one record and the other, a writer may have changed both
-            confirmed = [g for g in map(self._read, (0, 1)) if g is not None and g.status == CONFIRMED]
-            if confirmed:
-                return max(confirmed, key=lambda g: g.counter)
+        confirmed = [g for g in self._at_one_moment() if g is not None and g.status == CONFIRMED]
+        if confirmed:
+            return max(confirmed, key=lambda g: g.counter)
         raise InputError(f"{self.path} holds no confirmed generation: flash the device again with device init")
+
+    def _at_one_moment(self) -> list[Generation | None]:
+        """Both records: read again until nothing has changed, since a writer may go on twice between one and the other."""
+        found = [self._read(0), self._read(1)]
+        for _ in range(100):
+            before, found = found, [self._read(0), self._read(1)]
+            if found == before:
+                break
+        return found
 
     def _read(self, slot: int) -> Generation | None:
         """A record, or None where it is missing or damaged; a disk that does not answer is an error, not a missing record."""

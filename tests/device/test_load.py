@@ -17,7 +17,7 @@ from sdlora_edge.errors import UsageError
 
 def test_a_hundred_updates_under_load_fail_no_prediction_and_mix_none(fleet: Fleet, tmp_path: Path) -> None:
     kit = Kit(fleet.bundle, tuple(fleet.packets), tmp_path)
-    found = hot_swap(kit, updates=100, threads=3, processes=2)
+    found = hot_swap(kit, updates=100, threads=2, processes=2)
     assert found["updates"] == 100
     assert found["predictions"] > 300
     assert found["generations_seen"] > 50
