@@ -5,7 +5,7 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test lint bench bench-chain bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet figures clean
+.PHONY: demo test lint bench bench-chain bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-device figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
@@ -18,7 +18,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-loop bench-step-cost bench-method bench-inference bench-packet bench-chain bench-precision
+bench: bench-loop bench-step-cost bench-method bench-inference bench-packet bench-chain bench-precision bench-device
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
@@ -46,6 +46,10 @@ bench-precision: .venv/installed
 
 bench-packet: .venv/installed
 	$(BIN)/python tests/bench/packet.py
+	$(MAKE) figures
+
+bench-device: .venv/installed
+	$(BIN)/python tests/bench/device.py
 	$(MAKE) figures
 
 figures: .venv/installed

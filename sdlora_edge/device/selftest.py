@@ -302,7 +302,7 @@ def _next_update_works(device: Device, kit: Kit) -> None:
     device.rollback() if held == len(kit.chain) else device.apply(kit.chain[held], allow_older=True)
 
 
-def cost(kit: Kit, seconds: float = 3.0) -> dict[str, Any]:
+def cost(kit: Kit, seconds: float = 1.0) -> dict[str, Any]:
     """Times and memory of a whole life: open, predict, apply every packet, predict; in a process of its own."""
     with kit.store() as store:
         process = program(lifetime, store, seconds, *kit.chain)

@@ -26,7 +26,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from .. import files, packet
+from .. import files
 from ..canonical import dump_json, is_sha256, parse_json, sha256
 from ..errors import (
     HealthError,
@@ -39,6 +39,8 @@ from ..errors import (
     TrustError,
     UsageError,
 )
+from ..orders import Recall, read_any
+from ..packet import LIMITS, SUFFIX, Packet
 from ..signing import Trust
 from .runtime import Device
 from .store import Store
@@ -125,7 +127,10 @@ class Watcher:
         steady = [path for path, stamp in self._stamps.items() if not settled or before.get(path) == stamp]
         generation = self._store.current()
         # a packet that the store holds is applied; where one is damaged there, its file here may mend it
-        decided = {*self._failed, *(() if self._device.get("damage") else generation.packets)}
+        decided = {
+            *self._failed,
+            *(() if self._device.get("damage") else (*generation.packets, *(digest for digest, _ in generation.trust))),
+        }
         decided |= {digest for digest, verdict in self._verdicts.items() if verdict in (NEVER, generation.counter)}
         found = {digest: path for path in steady if (digest := self._digest(path))}
         candidates = {digest: path for digest, path in found.items() if digest not in decided}
@@ -140,7 +145,7 @@ class Watcher:
         try:
             with os.scandir(self._folder) as entries:
                 for entry in entries:
-                    if entry.name.endswith(packet.SUFFIX) and not entry.name.startswith(".") and entry.is_file():
+                    if entry.name.endswith(SUFFIX) and not entry.name.startswith(".") and entry.is_file():
                         s = entry.stat()
                         found[Path(entry.path)] = (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
             self._say("folder", "")
@@ -154,7 +159,7 @@ class Watcher:
         if path not in self._digests or self._digests[path][0] != stamp:
             digest = ""
             try:
-                digest = sha256(files.read(path, packet.LIMITS.packet))
+                digest = sha256(files.read(path, LIMITS.packet))
                 self._said.pop(path, None)
             except LimitError as error:
                 self._refuse("refused", path, error)
@@ -177,7 +182,7 @@ class Watcher:
         found = []
         for digest, path in candidates.items():
             try:
-                data = files.read(path, packet.LIMITS.packet)
+                data = files.read(path, LIMITS.packet)
                 if sha256(data) == digest:  # else it has changed since, and waits for the next look
                     found.append((_rank(data, trust), digest, path))
             except SdloraError as error:
@@ -203,7 +208,7 @@ class Watcher:
             return self._generation
         now = self._device
         self._generation = now["generation"]
-        facts = {key: now[key] for key in ("task", "task_name", "generation", "apply_ms", "canary_difference")}
+        facts = {key: now[key] for key in ("kind", "task", "task_name", "generation", "apply_ms", "canary_difference")}
         self._counts["applied"] += 1
         self._emit("applied", {"file": str(path), **facts})
         return NEVER
@@ -272,8 +277,15 @@ class Watcher:
 
 
 def _rank(data: bytes, trust: Trust) -> tuple[int, ...]:
-    """Where a packet stands in the order of trying: smaller first. Raises InputError, LimitError, TrustError."""
-    return (packet.read(data, trust).sequence,)
+    """Where a packet stands in the order of trying, smaller first: recalls, updates in their order, and other keys.
+
+    Keys come last, since updates that were signed before them would not be trusted after them. Raises InputError, LimitError,
+    TrustError.
+    """
+    found = read_any(data, trust)
+    if isinstance(found, Packet):
+        return 1, found.revision, found.sequence
+    return (0,) if isinstance(found, Recall) else (2, found.trust.version)
 
 
 def notify(message: str) -> None:
