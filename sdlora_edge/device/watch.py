@@ -277,15 +277,14 @@ class Watcher:
 
 
 def _rank(data: bytes, trust: Trust) -> tuple[int, ...]:
-    """Where a packet stands in the order of trying, smaller first: recalls, updates in their order, and other keys.
+    """Where a packet stands in the order of trying, smaller first: other keys, recalls, and updates in their order.
 
-    Keys come last, since updates that were signed before them would not be trusted after them. Raises InputError, LimitError,
-    TrustError.
+    Keys come first: what a retired key signed may be forged. Raises InputError, LimitError, TrustError.
     """
     found = read_any(data, trust)
     if isinstance(found, Packet):
-        return 1, found.revision, found.sequence
-    return (0,) if isinstance(found, Recall) else (2, found.trust.version)
+        return 2, found.revision, found.sequence
+    return (1,) if isinstance(found, Recall) else (0, found.trust.version)
 
 
 def notify(message: str) -> None:

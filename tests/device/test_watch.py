@@ -18,7 +18,7 @@ import pytest
 from conftest import Fleet, Result, snapshot
 from sdlora_edge.export.parity import host_logits
 
-from sdlora_edge import files, packet, signing
+from sdlora_edge import files, orders, packet, signing
 from sdlora_edge.device import Device, canary
 from sdlora_edge.device.store import Store
 from sdlora_edge.device.watch import Watcher
@@ -151,6 +151,25 @@ def test_what_was_rolled_back_by_hand_stays_so(fleet: Fleet, store: Path, folder
         assert report["task"] == 1
     shutil.copy(fleet.packets[2], folder)
     assert Watched(folder, store).look()[0]["task"] == 1, "task 3 does not follow task 1"
+
+
+def test_new_keys_and_recalls_go_before_updates(fleet: Fleet, store: Path, folder: Path, tmp_path: Path) -> None:
+    private, public = signing.new_key("next", tmp_path / "keys")
+    old, new = signing.load_signer(fleet.key), signing.load_signer(private)
+    keys = signing.Trust((signing.load_public(public),), 1, fleet.trust.version + 1)
+    (folder / "z.sdlora").write_bytes(orders.build_trust(keys, lambda payload: signing.sign(payload, [old, new])))
+    (folder / "b.sdlora").write_bytes(built(fleet, 1, key=private))
+    shutil.copy(fleet.packets[0], folder / "a.sdlora")
+    watched = Watched(folder, store)
+    report, events = watched.look()
+    assert events.count("applied") == 1, "the keys alone: the old key's packet is not trusted after them"
+    assert report["task"] == 0
+    report, events = watched.look()
+    assert (report["task"], "applied" in events) == (1, True)
+    recall = orders.build_recall(Run.open(fleet.run).lineage, orders.Recalled(1, 0), lambda payload: signing.sign(payload, [new]))
+    (folder / "y.sdlora").write_bytes(recall)
+    assert watched.look()[0]["task"] == 0
+    assert watched.look()[0]["task"] == 0, "what was recalled is not taken again"
 
 
 def test_a_missing_folder_an_unreadable_file_and_a_full_disk_are_survived(
