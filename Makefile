@@ -5,7 +5,7 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test fuzz lint bench bench-chain bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults figures clean
+.PHONY: demo test fuzz lint bench bench-chain bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
@@ -22,7 +22,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-chain bench-precision
+bench: bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device bench-chain bench-precision
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
@@ -54,6 +54,10 @@ bench-packet: .venv/installed
 
 bench-faults: .venv/installed
 	$(BIN)/python tests/bench/power_cuts.py
+	$(MAKE) figures
+
+bench-device: .venv/installed
+	$(BIN)/python tests/bench/device.py
 	$(MAKE) figures
 
 figures: .venv/installed

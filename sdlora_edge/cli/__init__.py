@@ -14,7 +14,7 @@ import typer
 
 from .. import __version__
 from ..errors import SdloraError
-from . import bundle, demo, device, eval, export, keys, packet, report, train
+from . import bundle, demo, device, eval, export, keys, packet, report, train, watch
 
 # click's ClickException: the root of what typer raises for wrong arguments, whichever click it carries
 _ArgumentError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -27,6 +27,9 @@ app.command("export")(export.export)
 app.add_typer(keys.app, name="keys")
 app.add_typer(bundle.app, name="bundle")
 app.add_typer(packet.app, name="packet")
+device.app.command("watch")(watch.watch)
+device.app.command("selftest")(watch.selftest)
+app.command("expect")(watch.expect)
 app.add_typer(device.app, name="device")
 app.command("demo")(demo.demo)
 

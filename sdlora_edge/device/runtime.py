@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,7 @@ class Device:
     def __init__(self, store: Store, bundle: Bundle, threads: int = 0, unproved: bool = False) -> None:
         self.bundle = bundle
         self._store = store
+        self._changing = threading.Lock()  # held by the one thread that may set `_live`
         self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
         record = store.current()
         if record.bundle != bundle.id:
@@ -125,8 +127,8 @@ class Device:
         """
         begin = time.perf_counter()
         data = files.receive(Path(packet), LIMITS.packet)
-        with self._store.lock():
-            self._refresh()
+        with self._store.lock(), self._changing:
+            self._follow_store()
             if self._mend(data):
                 self._publish()
                 kind = "trust" if sha256(data) in dict(self._store.current().trust) else "update"
@@ -159,13 +161,34 @@ class Device:
         elapsed = (time.perf_counter() - begin) * 1000
         return {**self.status(), "kind": kind, "canary_difference": difference, "apply_ms": round(elapsed, 1)}
 
+    def refresh(self) -> bool:
+        """Take over what another process has committed to this store since: whether there was anything.
+
+        Reads two small files where there was nothing. Else new weights are built beside the old ones, as in `apply`: call it
+        between pictures, or every second from a thread of its own, so that `predict` goes on meanwhile. Where it raises
+        InputError or HealthError, the generation before stays in force here.
+        """
+        if not self._changing.acquire(blocking=False):  # another thread is at it
+            return False
+        try:
+            before = self._live.counter
+            self._follow_store()
+            return self._live.counter != before
+        finally:
+            self._changing.release()
+
+    @property
+    def trust(self) -> Trust:
+        """The keys that a packet must be signed with now."""
+        return self._live.trust
+
     def rollback(self) -> dict[str, Any]:
         """Go back by one packet, for good; from a damaged generation, to what is left of it.
 
         Raises NothingToDo in the bundle's own state, HealthError (canary).
         """
-        with self._store.lock():
-            self._refresh()
+        with self._store.lock(), self._changing:
+            self._follow_store()
             if not self._store.current().packets:
                 raise NothingToDo("nothing to roll back: this device is in the state it was flashed with")
             record = self._store.current()
@@ -238,8 +261,7 @@ class Device:
         except StorageError as error:
             log.warning("generation %d is in force here, but not published: %s", self._live.counter, error)
 
-    def _refresh(self) -> None:
-        """Follow what another process has committed since this one opened the store."""
+    def _follow_store(self) -> None:
         generation = self._store.current()
         if generation.counter < self._live.counter:
             raise InputError("the store has lost its newest generation record: open it again to go on from the one before it")

@@ -168,12 +168,9 @@ class Store:
 
     def current(self) -> Generation:
         """The generation in force. Raises InputError where a record cannot be read, or neither is whole."""
-        whole: list[Generation] = []
-        for _ in range(2):  # between reading one record and the other, a writer may have changed both
-            whole = [g for g in self.records().values() if g is not None]
-            confirmed = [g for g in whole if g.status == CONFIRMED]
-            if confirmed:
-                return max(confirmed, key=lambda g: g.counter)
+        whole = [g for g in self.records().values() if g is not None]
+        if confirmed := [g for g in whole if g.status == CONFIRMED]:
+            return max(confirmed, key=lambda g: g.counter)
         for record in whole:  # what is in force is damaged, and was about to be followed by this one
             if record.before is not None:
                 return record.before
@@ -181,7 +178,12 @@ class Store:
 
     def records(self) -> dict[Path, Generation | None]:
         """Both records; None for one that is missing or damaged. A disk that does not answer is an error: raises InputError."""
-        return {self.path / name: _read_record(self.path / name) for name in _RECORDS}
+        found = {self.path / name: _read_record(self.path / name) for name in _RECORDS}
+        for _ in range(100):  # both at one moment: a writer may go on twice between one and the other
+            before, found = found, {path: _read_record(path) for path in found}
+            if found == before:
+                break
+        return found
 
     def named(self) -> list[Generation]:
         """Every generation that a whole record holds."""

@@ -208,6 +208,36 @@ def faults(figure: dict[str, Any]) -> str:
     return table(head, [*rows, ["all", *(f"{sum(row[key] for row in figure['scenarios']):,}" for key in keys)]])
 
 
+def device(figure: dict[str, Any]) -> str:
+    def mega(name: str) -> str:
+        return f"{figure[name] / 1e6:.1f} MB"
+
+    stored = figure["store_bytes_100_tasks"]
+    rows = [
+        ["apply one packet, whole", f"{figure['apply_ms']:.0f} ms (longest {figure['apply_ms_longest']:.0f})"],
+        ["... verify signature, digest and tensors", f"{figure['verify_ms']:.1f} ms"],
+        ["... merge", f"{figure['merge_ms']:.0f} ms"],
+        [f"... the canary's inference, {figure['canary_pictures']} pictures", f"{figure['canary_ms']:.0f} ms"],
+        ["longest pause of a predictor by the swap", f"{figure['pause_ms_p100']:.2f} ms"],
+        ["... longest wait for the same thing without updates", f"{figure['reference_ms_p100_without_updates']:.2f} ms"],
+        ["one prediction, nothing beside it", f"{figure['predict_ms']:.0f} ms (longest {figure['predict_ms_longest']:.0f})"],
+        [
+            "... beside updates, which take their share of the cores",
+            f"{figure['predict_ms_beside_updates']:.0f} ms (longest {figure['predict_ms_beside_updates_longest']:.0f})",
+        ],
+        ["adapted weights", mega("adapted_bytes")],
+        ["memory while applying, over steady", mega("peak_over_steady_bytes")],
+        ["steady memory of the process", mega("steady_bytes")],
+        ["cold open to first answer, no packet", f"{figure['open_to_first_answer_ms_0_packets'] / 1000:.2f} s"],
+        ["... 100 packets", f"{figure['open_to_first_answer_ms_100_packets'] / 1000:.2f} s"],
+        ["100 packets in one go", f"{figure['apply_100_packets_s']:.1f} s"],
+        ["merge of 100 tasks", f"{figure['merge_100_tasks_s']:.2f} s"],
+        ["store after 100 tasks", f"{stored['bundle'] / 1e6:.0f} MB bundle, {stored['packets'] / 1e6:.0f} MB packets"],
+    ]
+    title = f"{figure['model']}, {figure['threads']} threads"
+    return table([title, ""], rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "loop": loop,
     "step_cost": step_cost,
@@ -217,6 +247,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "inference": inference,
     "packet": packet,
     "faults": faults,
+    "device": device,
 }
 
 

@@ -35,7 +35,9 @@ class OnnxEngine(Engine):
 
     def load(self, weights: Mapping[str, np.ndarray]) -> _Loaded:
         stored = with_room(weights, self._capacity)
-        values = {name: ort.OrtValue.ortvalue_from_numpy(array.astype(self._dtypes[name])) for name, array in stored.items()}
+        # neither step copies an array that is of the right kind already: an OrtValue refers to numpy's memory
+        arrays = {name: np.ascontiguousarray(array, self._dtypes[name]) for name, array in stored.items()}
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
         session, feed = (self._session, values) if self._session else (self._open(values), {})
         return _Loaded(session, feed, len(weights[HEAD_BIAS]))
 

@@ -1,0 +1,12 @@
+"""Every promise, on this very device."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdlora_edge.device.selftest import CHECKS, Kit, Report
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_device(name: str, kit: Kit, report: Report) -> None:
+    report.check(name, kit)

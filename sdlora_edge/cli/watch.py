@@ -1,0 +1,86 @@
+"""`sdlora-edge device watch` and `device selftest`: what a device does on its own; and what the host records for it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..device.watch import JsonLog, Watcher
+from ..errors import HealthError, SdloraError
+from .output import Json, Store, emit, facts
+
+_SHOWN = ("task", "task_name", "generation", "classes", "files", "counts", "trouble")
+
+
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where packets appear. It may be missing for a while.")],
+    store: Store,
+    interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks.")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once, at files as they are, and end.")] = False,
+    status: Annotated[Optional[Path], typer.Option(help="A JSON file to keep for monitoring; best in memory, as in /run.")] = None,
+    json: Json = False,
+) -> None:
+    """Apply packets as they appear in a folder, until SIGTERM or Ctrl-C. Events go to stderr, one JSON line each.
+
+    With --once, the exit code is that of the last packet that was refused, if any was.
+    """
+    logging.basicConfig(handlers=[JsonLog()], level=logging.WARNING, force=True)
+    watcher = Watcher(folder, store, status)
+    if not once:
+        handlers = {s: signal.signal(s, lambda *_: watcher.stop()) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            watcher.run(interval)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return
+    report = watcher.look(settled=False)
+    emit(report, json, lambda: facts(report, *_SHOWN))
+    if error := report["last_error"]:
+        raise typer.Exit(error["exit_code"])
+
+
+def selftest(
+    bundle: Annotated[Path, typer.Option(help="The bundle that devices are flashed with.")],
+    packets: Annotated[Path, typer.Option(help="A folder with packets that follow from it.")],
+    expected: Annotated[Optional[Path], typer.Option(help="What sdlora-edge expect recorded on the host.")] = None,
+    store: Annotated[Optional[Path], typer.Option(help="A folder on the disk to test. Default: where temporary files go.")] = None,
+    report: Annotated[Optional[Path], typer.Option(help="The JSON file to send back.")] = None,
+    json: Json = False,
+) -> None:
+    """Check this very device, in a scratch store: signatures, equality with the host, updates under load, kills, times, memory."""
+    from ..device.selftest import CHECKS, Report, open_kit
+
+    found = Report()
+    with open_kit(bundle, packets, expected, store) as kit:
+        for name in CHECKS:
+            with contextlib.suppress(SdloraError):
+                found.check(name, kit)
+            typer.echo(f"{name}: {'passed' if found.value()['checks'][name]['passed'] else 'FAILED'}", err=True)
+    if report:
+        found.write(report)
+    value = found.value()
+    emit(value, json, lambda: "\n\n".join(f"{name}\n{facts(check, *check)}" for name, check in value["checks"].items()))
+    if not value["passed"]:
+        raise typer.Exit(HealthError.exit_code)
+
+
+def expect(
+    pictures: Annotated[
+        Path, typer.Argument(help="A folder of pictures, of the place where devices work; never training pictures.")
+    ],
+    run: Annotated[Optional[Path], typer.Option(help="The run. Default: runs/latest.")] = None,
+    out: Annotated[Path, typer.Option(help="The new folder to copy to devices.")] = Path("expected"),
+    json: Json = False,
+) -> None:
+    """Record what this host answers, in every state of a run, for device selftest to compare with."""
+    from ..export.expected import record
+    from ..train.run import Run, newest
+
+    value = record(Run.open(run or newest()), pictures, out)
+    emit(value, json, lambda: facts(value, *value))

@@ -1,0 +1,301 @@
+"""`device watch`: packets applied as they appear in a folder, however they get there: a USB stick, MQTT, rsync, scp.
+
+A file counts once two looks in a row find it unchanged, and then by its bytes alone: what its signature proves decides the
+order in which packets are tried, never a name or a time. What becomes of one is remembered by its digest:
+
+    applied, or nothing to do     for as long as this process lives
+    refused, or out of order      until the device is in another generation: keys or predecessors may have come
+    canary failed                 for ever, in the store: until a newer packet comes in its place
+    disk full, store locked, ...  not at all: it is tried again, ever less often
+
+Nothing in the folder is ever changed. The model is loaded only while there is something to apply.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from .. import files
+from ..canonical import dump_json, is_sha256, parse_json, sha256
+from ..errors import (
+    HealthError,
+    InputError,
+    LimitError,
+    NotForThisDevice,
+    NothingToDo,
+    SdloraError,
+    StorageError,
+    TrustError,
+    UsageError,
+)
+from ..orders import Recall, read_any
+from ..packet import LIMITS, SUFFIX, Packet
+from ..signing import Trust
+from .runtime import Device
+from .store import Store
+
+FAILED = "failed.json"
+"""in the store: digests of packets whose canary failed, oldest first"""
+FAILED_LIMIT = 1000
+LONGEST_WAIT = 300.0
+"""seconds between two looks when the store cannot be written, at most"""
+HEARTBEAT = 60.0
+"""seconds after which the status file is written anew though nothing has happened"""
+NEVER = -1
+"""instead of the generation in which a packet was refused: not to be tried in another one either"""
+Stamp = tuple[int, int, int, int]
+"""inode, bytes, time of change of bytes and of attributes: a file with the same stamp is not read again"""
+Emit = Callable[[str, dict[str, Any]], None]
+
+
+def to_stderr(event: str, fields: dict[str, Any]) -> None:
+    """One JSON line on stderr."""
+    print(json.dumps({"time": _now(), "event": event, **fields}), file=sys.stderr, flush=True)
+
+
+class JsonLog(logging.Handler):
+    """Warnings of the library, as events."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        to_stderr("log", {"level": record.levelname.lower(), "message": record.getMessage()})
+
+
+class Watcher:
+    """One folder and one store. Errors of packets, folder and disk become events; only a store that is none raises."""
+
+    def __init__(self, folder: Path, store: Path, status: Path | None = None, emit: Emit = to_stderr, threads: int = 0) -> None:
+        """status: the JSON file to keep. threads: of the engine. Raises InputError where `store` is no store."""
+        self._folder, self._store, self._status, self._emit, self._threads = folder, Store(store), status, emit, threads
+        self._stop = threading.Event()
+        self._stamps: dict[Path, Stamp] = {}
+        self._digests: dict[Path, tuple[Stamp, str]] = {}
+        self._verdicts: dict[str, int] = {}
+        """{digest: the generation it was refused in, or NEVER}"""
+        self._failed = self._read_failed()
+        self._counts: Counter[str] = Counter()
+        self._said: dict[object, str] = {}
+        self._troubles = 0
+        self._device: dict[str, Any] = {}
+        """its status, when it was last open"""
+        self._generation = NEVER
+        """in force then"""
+        self._last_error: dict[str, Any] | None = None
+        self._written: tuple[str, float] = "", 0.0
+
+    def stop(self) -> None:
+        """Make `run` return before the next packet. May be called by a signal handler, or another thread."""
+        self._stop.set()
+
+    def run(self, interval: float) -> None:
+        """Look every `interval` seconds, until `stop`."""
+        self._emit("started", {"folder": str(self._folder), "store": str(self._store.path)})
+        while not self._stop.is_set():
+            self.look()
+            notify("READY=1\nWATCHDOG=1")
+            self._stop.wait(min(interval * 2**self._troubles, max(interval, LONGEST_WAIT)))
+        notify("STOPPING=1")
+        self._emit("stopped", dict(self._counts))
+
+    def look(self, settled: bool = True) -> dict[str, Any]:
+        """One look at the folder: apply what can be applied, and return what the status file holds.
+
+        settled: leave a file alone that has changed since the look before.
+        """
+        try:
+            self._look(settled)
+            self._troubles = 0
+            self._say("trouble", "")
+        except Exception as error:  # whatever it was, the next look may go better, and the device serves meanwhile
+            self._troubles = min(self._troubles + 1, 30)
+            self._trouble("trouble", error)
+        return self._report()
+
+    def _look(self, settled: bool) -> None:
+        before, self._stamps = self._stamps, self._stamps_now()
+        self._digests = {path: known for path, known in self._digests.items() if path in self._stamps}
+        steady = [path for path, stamp in self._stamps.items() if not settled or before.get(path) == stamp]
+        generation = self._store.current()
+        # a packet that the store holds is applied; where one is damaged there, its file here may mend it
+        decided = {
+            *self._failed,
+            *(() if self._device.get("damage") else (*generation.packets, *(digest for digest, _ in generation.trust))),
+        }
+        decided |= {digest for digest, verdict in self._verdicts.items() if verdict in (NEVER, generation.counter)}
+        found = {digest: path for path in steady if (digest := self._digest(path))}
+        candidates = {digest: path for digest, path in found.items() if digest not in decided}
+        if candidates or generation.counter != self._generation:
+            device = Device.open(self._store.path, self._threads)
+            self._device, self._generation = device.status(), generation.counter
+            self._apply(device, candidates)
+
+    def _stamps_now(self) -> dict[Path, Stamp]:
+        """The packets in the folder; none where it is missing, which a USB stick's folder often is."""
+        found = {}
+        try:
+            with os.scandir(self._folder) as entries:
+                for entry in entries:
+                    if entry.name.endswith(SUFFIX) and not entry.name.startswith(".") and entry.is_file():
+                        s = entry.stat()
+                        found[Path(entry.path)] = (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+            self._say("folder", "")
+        except OSError as error:
+            self._trouble("folder", InputError(f"{self._folder}: {error.strerror or error}"))
+        return dict(sorted(found.items()))
+
+    def _digest(self, path: Path) -> str | None:
+        """Of the file's bytes, read once for each stamp; None where it cannot be read, or is too large."""
+        stamp = self._stamps[path]
+        if path not in self._digests or self._digests[path][0] != stamp:
+            digest = ""
+            try:
+                digest = sha256(files.read(path, LIMITS.packet))
+                self._said.pop(path, None)
+            except LimitError as error:
+                self._refuse("refused", path, error)
+            except InputError as error:  # tried again at every look, reported once
+                self._trouble("unreadable", error, path)
+                return None
+            self._digests[path] = stamp, digest
+        return self._digests[path][1] or None
+
+    def _apply(self, device: Device, candidates: dict[str, Path]) -> None:
+        """Try them in order."""
+        for digest, path in self._in_order(device.trust, candidates):
+            if self._stop.is_set():
+                return
+            self._verdicts[digest] = self._try(device, digest, path)
+            notify("WATCHDOG=1")
+
+    def _in_order(self, trust: Trust, candidates: dict[str, Path]) -> list[tuple[str, Path]]:
+        """Those whose signatures hold, in the order in which they can follow each other."""
+        found = []
+        for digest, path in candidates.items():
+            try:
+                data = files.read(path, LIMITS.packet)
+                if sha256(data) == digest:  # else it has changed since, and waits for the next look
+                    found.append((_rank(data, trust), digest, path))
+            except SdloraError as error:
+                # more keys may come; a damaged file stays damaged
+                self._verdicts[digest] = self._generation if isinstance(error, TrustError) else NEVER
+                self._refuse("refused", path, error)
+        return [(digest, path) for _, digest, path in sorted(found)]
+
+    def _try(self, device: Device, digest: str, path: Path) -> int:
+        """The verdict. Raises what is no fault of the packet."""
+        try:
+            self._device = device.apply(path)
+        except (StorageError, UsageError):
+            raise
+        except NothingToDo:
+            return NEVER
+        except HealthError as error:
+            self._refuse("failed", path, error)
+            self._keep_failed(digest)
+            return NEVER
+        except SdloraError as error:
+            self._refuse("waiting" if isinstance(error, NotForThisDevice) else "refused", path, error)
+            return self._generation
+        now = self._device
+        self._generation = now["generation"]
+        facts = {key: now[key] for key in ("kind", "task", "task_name", "generation", "apply_ms", "canary_difference")}
+        self._counts["applied"] += 1
+        self._emit("applied", {"file": str(path), **facts})
+        return NEVER
+
+    def _read_failed(self) -> dict[str, None]:
+        path = self._store.path / FAILED
+        try:
+            if path.exists():
+                return dict.fromkeys(d for d in parse_json(files.read(path), FAILED)["digests"] if is_sha256(d))
+        except (InputError, KeyError, TypeError) as error:
+            self._trouble("forgotten", error)
+        return {}
+
+    def _keep_failed(self, digest: str) -> None:
+        """Remember it; where the disk is full, at least as long as this process lives."""
+        self._failed = dict.fromkeys([*self._failed, digest][-FAILED_LIMIT:])
+        files.write(self._store.path / FAILED, dump_json({"digests": list(self._failed)}))
+
+    def _refuse(self, event: str, path: Path, error: SdloraError) -> None:
+        self._counts[event] += 1
+        self._note(error, path)
+        self._emit(event, {"file": str(path), "error": str(error), "exit_code": error.exit_code})
+
+    def _trouble(self, event: str, error: Exception, path: Path | None = None) -> None:
+        """What does not go away by itself is said once."""
+        text = str(error) if isinstance(error, SdloraError) else repr(error)
+        if self._say(path or event, text):
+            self._note(error, path)
+            where = {} if path is None else {"file": str(path)}
+            self._emit(event, {**where, "error": text, "exit_code": getattr(error, "exit_code", 1)})
+
+    def _say(self, key: object, text: str) -> bool:
+        """Whether `text` is news; an end of trouble is an event of its own."""
+        before, self._said[key] = self._said.get(key, ""), text
+        if before and not text:
+            self._emit("recovered", {"from": before})
+        return text != before
+
+    def _note(self, error: Exception, path: Path | None) -> None:
+        text = str(error) if isinstance(error, SdloraError) else repr(error)
+        code = getattr(error, "exit_code", 1)
+        self._last_error = {"time": _now(), "file": path and str(path), "error": text, "exit_code": code}
+
+    def _report(self) -> dict[str, Any]:
+        """Write the status file, where anything has changed or a minute has passed."""
+        shown = ("generation", "task", "task_name", "classes", "state", "lineage", "bundle", "store_bytes", "damage")
+        value = {
+            "folder": str(self._folder),
+            "store": str(self._store.path),
+            **{key: self._device.get(key) for key in shown},
+            "files": len(self._stamps),
+            "counts": {key: self._counts[key] for key in ("applied", "waiting", "refused", "failed")},
+            "trouble": next((text for key, text in self._said.items() if text), None),
+            "last_error": self._last_error,
+        }
+        text, clock = json.dumps(value), time.monotonic()
+        report = {"time": _now(), **value}
+        if self._status and (text != self._written[0] or clock - self._written[1] >= HEARTBEAT):
+            try:
+                files.write(self._status, json.dumps(report, indent=1).encode() + b"\n")
+                self._written = text, clock
+                self._said.pop("status", None)
+            except StorageError as error:
+                self._trouble("status", error)
+        return report
+
+
+def _rank(data: bytes, trust: Trust) -> tuple[int, ...]:
+    """Where a packet stands in the order of trying, smaller first: other keys, recalls, and updates in their order.
+
+    Keys come first: what a retired key signed may be forged. Raises InputError, LimitError, TrustError.
+    """
+    found = read_any(data, trust)
+    if isinstance(found, Packet):
+        return 2, found.revision, found.sequence
+    return (1,) if isinstance(found, Recall) else (0, found.trust.version)
+
+
+def notify(message: str) -> None:
+    """Tell systemd, where it has started this process (sd_notify: one datagram)."""
+    if address := os.environ.get("NOTIFY_SOCKET", ""):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
+            try:
+                to.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
+            except OSError:  # it has gone: nobody is there to be told
+                return
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,117 @@
+"""The suite that is carried to a device runs there: where only what the core install declares can be imported."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import venv
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from conftest import Fleet, Result, make_pictures, snapshot
+
+from sdlora_edge.device.selftest import EXPECTED
+
+Cli = Callable[..., Result]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def required(names: list[str]) -> set[str]:
+    """These distributions and all they require on this machine, without extras."""
+    found: set[str] = set()
+    while names:
+        name = re.sub(r"[-_.]+", "-", names.pop()).lower()
+        if name in found:
+            continue
+        found.add(name)
+        for requirement in metadata.requires(name) or []:
+            text, _, marker = requirement.partition(";")
+            if "extra" not in marker and not re.search(r"python_version\s*<|win32|Windows|tomllib", marker):
+                names.append(re.split(r"[\s<>=!~\[(]", text.strip())[0])
+    return found
+
+
+@pytest.fixture(scope="module")
+def device_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a virtual environment with the wheel, its declared dependencies, and pytest; links to those that are here."""
+    folder = tmp_path_factory.mktemp("device")
+    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    subprocess.run(wheel, check=True)
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    (built,) = folder.glob("*.whl")
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(built)]
+    subprocess.run(install, check=True)
+    for name in required(["sdlora-edge", "pytest"]) - {"sdlora-edge"}:
+        for file in metadata.distribution(name).files or []:
+            top = file.parts[0]
+            if top not in ("..", "__pycache__") and not (site / top).exists():
+                (site / top).symlink_to(Path(str(metadata.distribution(name).locate_file(top))).resolve())
+    return folder / "venv" / "bin" / "python"
+
+
+@pytest.fixture
+def expected(fleet: Fleet, tmp_path: Path, cli: Cli) -> Path:
+    """What the host answers for pictures of two sizes and kinds."""
+    pictures = make_pictures(tmp_path / "made", ["a", "b"], 3, size=23)
+    flat = tmp_path / "pictures"
+    flat.mkdir()
+    for path in pictures.rglob("*.png"):
+        path.rename(flat / f"{path.parent.name}{path.name}")
+    result = cli("expect", flat, "--run", fleet.run, "--out", tmp_path / "expected", "--json")
+    assert json.loads(result.out) == {"expected": str(tmp_path / "expected"), "pictures": 6, "states": 4}
+    return tmp_path / "expected"
+
+
+def test_a_device_without_torch_passes_every_check(fleet: Fleet, device_python: Path, expected: Path, tmp_path: Path) -> None:
+    without = [str(device_python), "-c", "import onnxruntime, sdlora_edge.device, torch"]
+    assert "No module named 'torch'" in subprocess.run(without, capture_output=True, text=True, check=False, cwd=tmp_path).stderr
+    packets, report = fleet.packets[0].parent, tmp_path / "report.json"
+    shutil.copytree(ROOT / "device_tests", tmp_path / "carried")
+    command = [device_python, "-m", "pytest", tmp_path / "carried", "--bundle", fleet.bundle, "--packets", packets]
+    command += ["--expected", expected, "--store", tmp_path / "disk", "--report", report, "-p", "no:cacheprovider"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 passed" in done.stdout
+    found = json.loads(report.read_text())
+    assert found["passed"]
+    checks = found["checks"]
+    assert "torch" not in checks["environment"]["versions"]
+    assert checks["signatures"]["packets"] == 3
+    assert (checks["parity"]["pictures"], checks["parity"]["states"], checks["parity"]["same_answers"]) == (6, 4, 24)
+    assert 0 < checks["parity"]["largest_difference"] <= 1e-4
+    assert checks["hot_swap"]["predictions"] > 20
+    assert checks["kill_and_reopen"]["kills"] == 5
+    assert checks["cost"]["apply_ms"] > 0
+    assert not list((tmp_path / "disk").iterdir()), "the scratch store is gone"
+
+
+def test_the_selftest_command_reports_what_failed(fleet: Fleet, device_python: Path, expected: Path, tmp_path: Path) -> None:
+    known = json.loads((expected / EXPECTED).read_text())
+    for state in known["states"].values():
+        state["logits"][2][0] += 0.5
+    (expected / EXPECTED).write_text(json.dumps(known))
+    before = snapshot(fleet.bundle)
+    command = [device_python, "-m", "sdlora_edge", "device", "selftest", "--bundle", fleet.bundle, "--expected", expected]
+    command += ["--packets", fleet.packets[0].parent, "--report", tmp_path / "report.json", "--json"]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 6, done.stderr
+    found = json.loads(done.stdout)
+    assert found == json.loads((tmp_path / "report.json").read_text())
+    assert {name for name, check in found["checks"].items() if not check["passed"]} == {"parity"}
+    assert "logits differ from the host's by" in found["checks"]["parity"]["error"]
+    assert snapshot(fleet.bundle) == before
+
+
+def test_bad_kits_are_one_clear_line(fleet: Fleet, cli: Cli, expected: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = cli("device", "selftest", "--bundle", fleet.bundle, "--packets", tmp_path / "empty")
+    assert (result.code, len(result.err.splitlines())) == (3, 1)
+    assert "no packet that this bundle trusts" in result.err
+    assert cli("expect", tmp_path / "empty", "--run", fleet.run, "--out", tmp_path / "e").code == 3
+    assert not (tmp_path / "e").exists()

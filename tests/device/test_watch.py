@@ -1,0 +1,246 @@
+"""A folder is watched: whatever arrives, in whatever order, the device ends where it should, and says what it did."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Fleet, Result, snapshot
+from sdlora_edge.export.parity import host_logits
+
+from sdlora_edge import files, orders, packet, signing
+from sdlora_edge.device import Device, canary
+from sdlora_edge.device.store import Store
+from sdlora_edge.device.watch import Watcher
+from sdlora_edge.errors import InputError, StorageError
+from sdlora_edge.train.run import Run
+
+Cli = Callable[..., Result]
+
+
+class Watched:
+    """A watcher, and the events it told."""
+
+    def __init__(self, folder: Path, store: Path, status: Path | None = None) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.watcher = Watcher(folder, store, status, lambda event, fields: self.events.append((event, fields)), threads=1)
+
+    def look(self, settled: bool = False) -> tuple[dict[str, Any], list[str]]:
+        """(report, the events of this look)."""
+        before = len(self.events)
+        report = self.watcher.look(settled)
+        return report, [event for event, _ in self.events[before:]]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    return tmp_path / "in"
+
+
+def built(fleet: Fleet, task: int, shift: float = 0.0, key: Path | None = None) -> bytes:
+    """The run's packet of a task, made again; `shift` is added to the canary."""
+    run, signers = Run.open(fleet.run), [signing.load_signer(key or fleet.key)]
+    logits = host_logits(run, task, canary.inputs(9, run.preprocessing)) + shift
+    return packet.build(
+        run.updates[task - 1], run.states[task - 1], run.lineage, 9, logits, lambda payload: signing.sign(payload, signers)
+    )
+
+
+def test_packets_are_applied_in_their_order_whatever_they_are_called(fleet: Fleet, store: Path, folder: Path) -> None:
+    for name, path in zip(("c", "b", "a"), fleet.packets, strict=True):
+        shutil.copy(path, folder / f"{name}.sdlora")
+    before = snapshot(folder)
+    watched = Watched(folder, store)
+    report, events = watched.look()
+    assert events == ["applied"] * 3
+    assert [fields["task"] for _, fields in watched.events] == [1, 2, 3]
+    assert (report["task"], report["counts"]["applied"], report["last_error"]) == (3, 3, None)
+    assert watched.look()[1] == []
+    assert Watched(folder, store).look()[1] == [], "what the store holds is not tried again"
+    assert snapshot(folder) == before
+
+
+def test_a_later_packet_waits_for_those_before_it(fleet: Fleet, store: Path, folder: Path) -> None:
+    watched = Watched(folder, store)
+    shutil.copy(fleet.packets[2], folder)
+    shutil.copy(fleet.packets[1], folder)
+    assert watched.look()[1] == ["waiting", "waiting"]
+    assert watched.look()[1] == []
+    shutil.copy(fleet.packets[0], folder)
+    assert watched.look()[1] == ["applied"]
+    report, events = watched.look()  # in another generation, those that waited are tried again
+    assert events == ["applied", "applied"]
+    assert report["task"] == 3
+
+
+def test_a_file_counts_once_it_is_whole(fleet: Fleet, store: Path, folder: Path) -> None:
+    watched, path, data = Watched(folder, store), folder / "p.sdlora", fleet.packets[0].read_bytes()
+    path.write_bytes(data[:1000])
+    assert watched.look(settled=True)[1] == [], "it may still grow"
+    path.write_bytes(data[:2000])
+    assert watched.look(settled=True)[1] == []
+    assert watched.look(settled=True)[1] == ["refused"]
+    assert watched.look(settled=True)[1] == [], "it is the same, and not tried again"
+    path.write_bytes(data)
+    assert watched.look(settled=True)[1] == []
+    report, events = watched.look(settled=True)
+    assert events == ["applied"]
+    assert report["counts"] == {"applied": 1, "waiting": 0, "refused": 1, "failed": 0}
+    shutil.copy(fleet.packets[1], folder / ".partial.sdlora")
+    shutil.copy(fleet.packets[1], folder / "partial.sdlora.tmp")
+    os.mkfifo(folder / "pipe.sdlora")
+    assert watched.look()[1] == []
+
+
+def test_forged_and_foreign_files_do_not_stand_in_the_way(fleet: Fleet, store: Path, folder: Path, tmp_path: Path) -> None:
+    other, _ = signing.new_key("other", tmp_path / "keys")
+    (folder / "0.sdlora").write_bytes(built(fleet, 1, key=other))
+    (folder / "1.sdlora").write_bytes(b"\xff" * 500)
+    shutil.copy(fleet.packets[0], folder / "2.sdlora")
+    with open(folder / "3.sdlora", "wb") as huge:
+        huge.truncate(packet.LIMITS.packet + 1)
+    watched = Watched(folder, store)
+    report, events = watched.look()
+    assert sorted(events) == ["applied", "refused", "refused", "refused"]
+    assert report["last_error"]["exit_code"] in (3, 4)
+    assert report["task"] == 1
+    watched.look()  # keys might have come with the new generation
+    assert watched.look()[1] == []
+
+
+def test_a_packet_whose_canary_failed_is_never_tried_again_but_a_newer_one_is(
+    fleet: Fleet, store: Path, folder: Path, cli: Cli
+) -> None:
+    (folder / "1.sdlora").write_bytes(built(fleet, 1, shift=3.0))
+    result = cli("device", "watch", folder, "--store", store, "--once", "--json")
+    assert result.code == 6, result
+    assert json.loads(result.out)["counts"]["failed"] == 1
+    assert json.loads(result.err.splitlines()[-1])["event"] == "failed"
+    assert Device.open(store).status()["task"] == 0
+    generation = Store(store).current().counter
+    result = cli("device", "watch", folder, "--store", store, "--once", "--json")
+    assert (result.code, result.err) == (0, ""), "another process, and it knows"
+    (folder / "1.sdlora").touch()
+    shutil.copy(folder / "1.sdlora", folder / "copy.sdlora")
+    assert Watched(folder, store).look()[1] == []
+    assert Store(store).current().counter == generation
+    shutil.copy(fleet.packets[0], folder / "newer.sdlora")
+    report, events = Watched(folder, store).look()
+    assert (report["task"], events) == (1, ["applied"])
+
+
+def test_what_was_rolled_back_by_hand_stays_so(fleet: Fleet, store: Path, folder: Path) -> None:
+    watched = Watched(folder, store)
+    for path in fleet.packets[:2]:
+        shutil.copy(path, folder)
+    watched.look()
+    Device.open(store).rollback()
+    for again in (watched, Watched(folder, store)):
+        report, _ = again.look()
+        assert report["task"] == 1
+    shutil.copy(fleet.packets[2], folder)
+    assert Watched(folder, store).look()[0]["task"] == 1, "task 3 does not follow task 1"
+
+
+def test_new_keys_and_recalls_go_before_updates(fleet: Fleet, store: Path, folder: Path, tmp_path: Path) -> None:
+    private, public = signing.new_key("next", tmp_path / "keys")
+    old, new = signing.load_signer(fleet.key), signing.load_signer(private)
+    keys = signing.Trust((signing.load_public(public),), 1, fleet.trust.version + 1)
+    (folder / "z.sdlora").write_bytes(orders.build_trust(keys, lambda payload: signing.sign(payload, [old, new])))
+    (folder / "b.sdlora").write_bytes(built(fleet, 1, key=private))
+    shutil.copy(fleet.packets[0], folder / "a.sdlora")
+    watched = Watched(folder, store)
+    report, events = watched.look()
+    assert events.count("applied") == 1, "the keys alone: the old key's packet is not trusted after them"
+    assert report["task"] == 0
+    report, events = watched.look()
+    assert (report["task"], "applied" in events) == (1, True)
+    recall = orders.build_recall(Run.open(fleet.run).lineage, orders.Recalled(1, 0), lambda payload: signing.sign(payload, [new]))
+    (folder / "y.sdlora").write_bytes(recall)
+    assert watched.look()[0]["task"] == 0
+    assert watched.look()[0]["task"] == 0, "what was recalled is not taken again"
+
+
+def test_a_missing_folder_an_unreadable_file_and_a_full_disk_are_survived(
+    fleet: Fleet, store: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.rmdir()
+    watched = Watched(folder, store, tmp_path / "status.json")
+    assert watched.look()[1] == ["folder"]
+    assert watched.look()[1] == [], "said once"
+    folder.mkdir()
+    assert watched.look()[1] == ["recovered"]
+    shutil.copy(fleet.packets[0], folder / "p.sdlora")
+    read = files.read
+
+    def unreadable(path: Path, limit: int | None = None) -> bytes:
+        if path.name == "p.sdlora":
+            raise InputError(f"{path}: Input/output error")
+        return read(path, limit)
+
+    def full(path: Path, data: bytes, mode: int = 0o644) -> None:
+        raise StorageError(f"{path} cannot be written: No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(files, "read", unreadable)
+        assert watched.look()[1] == ["unreadable"]
+        assert watched.look()[1] == []
+    with monkeypatch.context() as disk:
+        disk.setattr(files, "write", full)
+        report, events = watched.look()
+        assert events == ["trouble", "status"]
+        assert "No space left" in report["trouble"]
+        assert watched.look()[1] == []
+    with Store(store).lock():
+        assert watched.look()[1] == ["trouble"], "another error, and the packet is tried each time"
+    report, events = watched.look()
+    assert events == ["applied", "recovered"]
+    assert report["trouble"] is None
+    assert json.loads((tmp_path / "status.json").read_text())["task"] == 1
+
+
+def test_only_a_folder_that_is_no_store_ends_it(cli: Cli, folder: Path) -> None:
+    result = cli("device", "watch", folder, "--store", folder)
+    assert result.code == 3
+    assert "not a store" in result.err
+
+
+def test_a_service_follows_the_folder_tells_systemd_and_stops_when_asked(fleet: Fleet, store: Path, tmp_path: Path) -> None:
+    program = "import sys; from sdlora_edge.cli import main; sys.exit(main(sys.argv[1:]))"
+    status, folder = tmp_path / "run" / "status.json", tmp_path / "later"
+    arguments = ["device", "watch", folder, "--store", store, "--interval", "0.05", "--status", status]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(30)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        command = [sys.executable, "-c", program, *map(str, arguments)]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as service:
+            try:
+                assert systemd.recv(100).startswith(b"READY=1")
+                folder.mkdir()
+                for path in fleet.packets:
+                    shutil.copy(path, folder)
+                    systemd.recv(100)
+                deadline = time.monotonic() + 30
+                while (not status.exists() or json.loads(status.read_text())["task"] != 3) and time.monotonic() < deadline:
+                    systemd.recv(100)
+            finally:
+                service.send_signal(signal.SIGTERM)
+            _, err = service.communicate(timeout=30)
+    events = [json.loads(line)["event"] for line in err.splitlines()]
+    assert events[0] == "started"
+    assert events[-1] == "stopped"
+    assert events.count("applied") == 3
+    assert service.returncode == 0
+    assert Device.open(store).status()["task"] == 3
