@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attacks_kit import Cli, Victim
+from attacks_kit import Cli, Victim, said_no
 from conftest import Fleet
 from forge import Draft
 from sdlora_edge.export.bundles import export_bundle
@@ -46,22 +46,21 @@ def test_a_forged_packet_without_a_fault_is_taken(victim: Victim) -> None:
     assert victim.apply(data).code == 0
 
 
-@pytest.mark.parametrize("ending", [".A", ".B", "head.new.weight", "head.new.bias", "head.old.scale", "head.old.bias"])
-def test_nan_infinity_and_huge_magnitudes(victim: Victim, fleet: Fleet, ending: str) -> None:
-    def change(value: float) -> Callable[[Draft], None]:
+def test_nan_infinity_and_huge_magnitudes(victim: Victim) -> None:
+    def change(ending: str, value: float) -> Callable[[Draft], None]:
         def apply(draft: Draft) -> None:
-            if ".old." in ending and not draft.arrays[tensor(draft, ending)].size:  # this head changes no row: let it change one
+            if ".old." in ending:  # this head changes no row: let it change one
                 features = draft.arrays["2.head.new.weight"].shape[1]
                 draft.arrays["2.head.old.index"] = np.zeros(1, np.int32)
                 draft.arrays["2.head.old.step"] = np.zeros((1, features), np.int8)
-                draft.arrays["2.head.old.scale"] = draft.arrays["2.head.old.bias"] = np.zeros(1, np.float32)
-                draft.arrays["2.head.old.bias"] = draft.arrays["2.head.old.bias"].copy()
+                draft.arrays["2.head.old.scale"], draft.arrays["2.head.old.bias"] = np.zeros((2, 1), np.float32)
             put(ending, value)(draft)
 
         return apply
 
+    endings = [".A", ".B", "head.new.weight", "head.new.bias", "head.old.scale", "head.old.bias"]
     values = [NAN, INF, -INF, 20_000.0, -20_000.0]
-    victim.refuses_each((forged(victim, change(value)), 3, "out of bounds") for value in values)
+    victim.refuses_each((forged(victim, change(ending, value)), 3, "out of bounds") for ending in endings for value in values)
 
 
 def test_nan_infinity_and_huge_numbers_in_the_manifest(victim: Victim) -> None:
@@ -80,10 +79,9 @@ def test_nan_infinity_and_huge_numbers_in_the_manifest(victim: Victim) -> None:
     victim.refuses_each((forged(victim, lambda d, c=c: d.manifest["canary"].update([c])), 3, "") for c in canaries)
 
 
-@pytest.mark.parametrize("way", ["twice", "levels", "trailing", "list", "empty", "utf-16", "bom"])
-def test_a_signed_manifest_that_is_no_strict_json(victim: Victim, way: str) -> None:
+def test_a_signed_manifest_that_is_no_strict_json(victim: Victim) -> None:
     """Duplicate keys: two readers could each see another manifest. The rest: no reader should guess."""
-    change: Callable[[bytes], bytes] = {
+    changes: dict[str, Callable[[bytes], bytes]] = {
         "twice": lambda t: t[:-1] + b',"sequence":1}',
         "levels": lambda t: t[:-1] + b',"x":' + b"[" * 700 + b"]" * 700 + b"}",
         "trailing": lambda t: t + b"{}",
@@ -91,11 +89,11 @@ def test_a_signed_manifest_that_is_no_strict_json(victim: Victim, way: str) -> N
         "empty": lambda t: b"",
         "utf-16": lambda t: t.decode().encode("utf-16"),
         "bom": lambda t: b"\xef\xbb\xbf" + t,
-    }[way]
-    data = forged(victim, lambda draft: None, payload=change)
-    victim.refuses(data, 3, "the manifest")
-    inspected = victim.cli("packet", "inspect", victim.file(data))
-    assert (inspected.code, inspected.out) == (3, "")
+    }
+    packets = [forged(victim, lambda draft: None, payload=change) for change in changes.values()]
+    victim.refuses_each((data, 3, "the manifest") for data in packets)
+    for data in packets:
+        said_no(victim.cli("packet", "inspect", victim.file(data)), 3, "the manifest")
 
 
 def test_wrong_shapes_dtypes_and_ranks(victim: Victim) -> None:
@@ -241,9 +239,11 @@ def test_bad_scales(cli: Cli, fleet: Fleet, victim: Victim, tmp_path: Path, enco
     own = Victim(cli, tmp_path / "own", victim.pictures, Path(built[1]["file"]), victim.folder, victim.signer)
     values = (-1.0, NAN, INF, 6e4 if encoding == "int4" else 3e38, 79.0)
     own.refuses_each((forged(own, put(e, v)), 3, "out of bounds") for e in (".A.scale", ".B.scale") for v in values)
-    for ending in (".A.scale", ".B.scale"):
-        own.refuses(forged(own, lambda d, e=ending: d.arrays.pop(tensor(d, e))), 3, "does not describe its tensors")
-        own.refuses(forged(own, lambda d, e=ending: d.arrays.update({tensor(d, e): d.arrays[tensor(d, e)][:-1]})), 3, "not float")
+    gone = [forged(own, lambda d, e=e: d.arrays.pop(tensor(d, e))) for e in (".A.scale", ".B.scale")]
+    short = [
+        forged(own, lambda d, e=e: d.arrays.update({tensor(d, e): d.arrays[tensor(d, e)][:-1]})) for e in (".A.scale", ".B.scale")
+    ]
+    own.refuses_each([*((data, 3, "does not describe its tensors") for data in gone), *((data, 3, "not float") for data in short)])
 
     def emptied(draft: Draft) -> None:
         """Rank rows without scales: nothing to decode."""

@@ -179,32 +179,38 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("bomb", BOMBS)
-def test_json_bombs_and_duplicate_keys_in_the_header(victim: Victim, bomb: str) -> None:
+def test_json_bombs_and_duplicate_keys_in_the_header(victim: Victim) -> None:
     """Refused quickly, within a small multiple of the header, and with a short line, by whoever looks at the file."""
-    data = framed(BOMBS[bomb][: container.LIMITS.header - 8])
-    begin = time.process_time()
-    victim_file = victim.file(data)
-    before = snapshot(victim.store)
-    said_no(victim.apply(victim_file), 3, "")
-    assert snapshot(victim.store) == before
-    said_no(victim.cli("packet", "inspect", victim_file), 3, "")
-    assert time.process_time() - begin < 10
-    tracemalloc.start()
-    with pytest.raises(SdloraError):
-        container.opened(data)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 64 * container.LIMITS.header
+    bombs = {name: framed(text[: container.LIMITS.header - 8]) for name, text in BOMBS.items()}
+    victim.refuses_each((data, 3, "") for data in bombs.values())
+    for name, data in bombs.items():
+        begin = time.process_time()
+        said_no(victim.cli("packet", "inspect", victim.file(data)), 3, "")
+        assert time.process_time() - begin < 5, name
+        tracemalloc.start()
+        with pytest.raises(SdloraError):
+            container.opened(data)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 64 * container.LIMITS.header, name
 
 
-@pytest.mark.parametrize("bomb", [name for name in BOMBS if b"__metadata__" not in BOMBS[name]])
-def test_json_bombs_in_the_envelope(victim: Victim, bomb: str) -> None:
+def test_json_bombs_in_the_envelope(victim: Victim) -> None:
     _, _, table, content = split(victim.next.read_bytes())
-    text = BOMBS[bomb].decode("latin-1")[: container.LIMITS.header // 8]
-    before = snapshot(victim.store)
-    said_no(victim.apply(joined(text, table, content)), 3, "")
-    assert snapshot(victim.store) == before
+    texts = [text.decode("latin-1")[: container.LIMITS.header // 8] for text in BOMBS.values() if b"__metadata__" not in text]
+    victim.refuses_each((joined(text, table, content), 3, "") for text in texts)
+
+
+def test_a_header_written_another_way(victim: Victim) -> None:
+    """The signed content is the same, the file is not: one packet has one form, so one digest."""
+    good = victim.next.read_bytes()
+    (length,) = struct.unpack("<Q", good[:8])
+    header, content = good[8 : 8 + length], good[8 + length :]
+    value = json.loads(header)
+    turned = dict(reversed(value.items()))
+    ways = [header + bytes(b" " * 8), json.dumps(value).encode(), json.dumps(turned, separators=(",", ":")).encode()]
+    ways.append(header.rstrip().replace(b'"dtype"', b'"\\u0064type"', 1))
+    victim.refuses_each((framed(way, content), 3, "canonical") for way in ways)
 
 
 def test_nothing_in_a_packet_is_decompressed(victim: Victim) -> None:

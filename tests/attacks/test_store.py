@@ -12,7 +12,7 @@ import pytest
 from attacks_kit import Cli, Victim, said_no
 from conftest import Fleet, snapshot
 
-from sdlora_edge.canonical import dump_json
+from sdlora_edge.canonical import dump_json, sha256
 
 
 def moved(path: Path, outside: Path) -> Path:
@@ -88,7 +88,8 @@ def test_file_names_that_lead_outside(cli: Cli, fleet: Fleet, tmp_path: Path, na
         if number:
             next(iter(manifest["weights"].values()))["file"] = name
         else:
-            manifest["files"][name] = dict(manifest["files"]["trust.json"])
+            manifest["files"][name] = {"sha256": sha256(b"secret"), "size": 6}  # what lies at ../secret is as the manifest says
         (bundle / "manifest.json").write_bytes(dump_json(manifest))
         said_no(cli("device", "init", bundle, "--store", store), 3, "")
         assert not store.exists()
+        assert not list(tmp_path.glob("store*"))
