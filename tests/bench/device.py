@@ -164,7 +164,7 @@ def under_load(folder: Path, store: Path) -> dict[str, Any]:
                     if call is generation:
                         time.sleep(0.001)
 
-            asker = threading.Thread(target=ask)
+            asker = threading.Thread(target=ask, daemon=True)
             asker.start()
             if beside:
                 for path in packets[:FEW]:
