@@ -16,7 +16,7 @@ from ..errors import UsageError
 
 FEW = 1024
 """a constant of fewer numbers is left as it is: it weighs nothing, and may be sensitive"""
-BLOCK = 16
+BLOCK = 32
 """weights of one scale, along the input dimension: one for each whole channel (row) loses a point more agreement"""
 KEPT = 1 / 6
 """of the matrices, the first ones, stay float16: what is lost there goes through the whole depth"""

@@ -146,13 +146,18 @@ class HeadRows:
 
     @classmethod
     def between(cls, old_weight: np.ndarray, old_bias: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> HeadRows:
-        """From a state's head, (C, features) and (C,), to the whole head after the task, (C + n, features) and (C + n,)."""
+        """From a state's head, (C, features) and (C,), to the whole head after the task, (C + n, features) and (C + n,).
+
+        A row that differs by no more than float16 rounds away is not a change: it was shipped so when it was new.
+        """
         known = len(old_weight)
         change = weight[:known].astype(np.float32) - old_weight
         scale = (np.abs(change).max(axis=1, initial=0.0) / np.float32(127)).astype(np.float32)
         step = _whole(change, scale[:, None], 127)
         bias = bias.astype(np.float32)
-        index = np.flatnonzero(step.any(axis=1) | (bias[:known] != old_bias)).astype(np.int32)
+        moved = (weight[:known].astype(np.float16) != old_weight.astype(np.float16)).any(axis=1)
+        step[~moved] = 0
+        index = np.flatnonzero(moved | (bias[:known] != old_bias)).astype(np.int32)
         return cls(weight[known:].astype(np.float16), bias[known:], index, step[index], scale[index], bias[index])
 
     def applied(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

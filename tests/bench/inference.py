@@ -13,7 +13,7 @@ Contestants, all of the same network (random weights: time does not depend on th
 
 Before anything is timed they must agree with each other. Within a round every contestant has its turn, in an order that rotates;
 a ratio is the median over rounds of the ratio WITHIN a round, so what slows the machine down for a while slows both sides.
-A cell (model, threads, batch) runs in a process of its own and is kept in build/inference, as the models are (5 GB): a run that
+Each contestant has a process of its own. A cell (model, threads, batch) is kept in build/inference, as the models are (5 GB): a run that
 was stopped goes on where it was. Delete that folder to measure anew.
 """
 
@@ -26,6 +26,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -156,36 +157,73 @@ def write_onnx(whole: nn.Module, size: int, path: Path) -> None:
     program.save(path)
 
 
-def contestants(folder: Path, threads: int, pictures: np.ndarray) -> dict[str, Call]:
-    """Everything that is timed, loaded."""
+NAMES = ("constants", *(f"tasks_{t}" for t in TASKS), "constants_bundle_100", *(f"branches_{t}" for t in BRANCHES), "torch")
 
-    def device(name: str) -> Call:
+
+def load(name: str, folder: Path, threads: int, pictures: np.ndarray) -> Call:
+    """A contestant: what computes the logits of the pictures."""
+    if name == "torch":
+        torch.set_num_threads(threads)
+        whole, tensor = Whole(backbones.create(MODELS[folder.name], None, None, pretrained=False)[0]), torch.from_numpy(pictures)
+        whole.load_state_dict(torch.load(folder / "whole.pt"))
+
+        def eager() -> np.ndarray:
+            with torch.inference_mode():
+                return whole(tensor).numpy()
+
+        return eager
+    if (folder / "stores" / name).exists():
         opened = Device.open(folder / "stores" / name, threads)
         return lambda: opened.logits(pictures)
-
-    def plain(name: str) -> Call:
-        options = ort.SessionOptions()
-        options.log_severity_level, options.intra_op_num_threads = 3, threads
-        session = ort.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
-        pictures_name = session.get_inputs()[0].name
-        return lambda: session.run(None, {pictures_name: pictures})[0]
-
-    whole, tensor = Whole(backbones.create(MODELS[folder.name], None, None, pretrained=False)[0]), torch.from_numpy(pictures)
-    whole.load_state_dict(torch.load(folder / "whole.pt"))
-
-    def eager() -> np.ndarray:
-        with torch.inference_mode():
-            return whole(tensor).numpy()
-
-    found = {"constants": plain("constants")}
-    found |= {name: device(name) for name in (*(f"tasks_{t}" for t in TASKS), "constants_bundle_100")}
-    found |= {f"branches_{t}": plain(f"branches_{t}") for t in BRANCHES}
-    return found | {"torch": eager}
+    options = ort.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, threads
+    session = ort.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+    pictures_name = session.get_inputs()[0].name
+    return lambda: session.run(None, {pictures_name: pictures})[0]
 
 
-def agree(calls: dict[str, Call]) -> float:
+def serve(name: str, model: str, threads: int, batch: int) -> None:
+    """A contestant's own process: for each line with a number, so many calls, and the milliseconds of one; a path: logits go there."""
+    pictures = np.random.default_rng(1).standard_normal((batch, 3, 224, 224)).astype(np.float32)
+    call = load(name, BUILD / model, threads, pictures)
+    for line in sys.stdin:
+        if not line.strip().isdigit():
+            np.save(line.strip(), call())
+            print("saved", flush=True)
+            continue
+        call()  # its threads and caches are cold after the others' turns
+        begin = time.perf_counter()
+        for _ in range(int(line)):
+            call()
+        print(1e3 * (time.perf_counter() - begin) / int(line), flush=True)
+
+
+class Contestant:
+    """Loaded in a process of its own: the threads of an ONNX Runtime session disturb those of another in one process, by half."""
+
+    def __init__(self, name: str, *where: object) -> None:
+        command = [sys.executable, __file__, "--serve", name, *map(str, where)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def logits(self, folder: str) -> np.ndarray:
+        self._ask(f"{folder}/logits.npy")
+        return np.load(f"{folder}/logits.npy")
+
+    def milliseconds(self, calls: int) -> float:
+        return float(self._ask(str(calls)))
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def _ask(self, line: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(line, file=self._process.stdin, flush=True)
+        return self._process.stdout.readline()
+
+
+def agree(logits: dict[str, np.ndarray]) -> float:
     """The largest difference, as a share of the largest logit. Stops unless all compute what they stand for."""
-    logits = {name: call() for name, call in calls.items()}
     pairs = [("tasks_100", n) for n in ("constants", "constants_bundle_100", "branches_100", "torch")] + [
         ("tasks_20", "branches_20")
     ]
@@ -198,37 +236,20 @@ def agree(calls: dict[str, Call]) -> float:
     return worst
 
 
-def timed(calls: dict[str, Call], seconds: float) -> list[dict[str, float]]:
-    """For every round: milliseconds of a call of each contestant."""
-    once = {}
-    for name, call in calls.items():
-        begin = time.perf_counter()
-        call()
-        once[name] = time.perf_counter() - begin
-    repeats = {name: max(1, round(TURN / spent)) for name, spent in once.items()}
-    names, rows, end = list(calls), [], time.perf_counter() + seconds
-    while len(rows) < LEAST_ROUNDS or time.perf_counter() < end:
-        row, turn = {}, len(rows) % len(names)
-        for name in names[turn:] + names[:turn]:
-            if once[name] < TURN:
-                calls[name]()  # threads of the contestant before may still spin, and the caches are full of its weights
-            begin = time.perf_counter()
-            for _ in range(repeats[name]):
-                calls[name]()
-            row[name] = 1e3 * (time.perf_counter() - begin) / repeats[name]
-        rows.append(row)
-    return rows
-
-
 def cell(model: str, threads: int, batch: int, seconds: float) -> dict[str, float]:
     """Everything about one model, number of threads and number of pictures."""
-    torch.set_num_threads(threads)
-    pictures = np.random.default_rng(1).standard_normal((batch, 3, 224, 224)).astype(np.float32)
-    calls = contestants(BUILD / model, threads, pictures)
-    difference = agree(calls)
-    rows = timed(calls, seconds)
-    found = {f"{n}_over_constants": round(median(r[n] / r["constants"] for r in rows), 4) for n in calls if n != "constants"}
-    found |= {f"{name}_ms": round(median(r[name] for r in rows), 3) for name in calls}
+    contestants = {name: Contestant(name, model, threads, batch) for name in NAMES}
+    with tempfile.TemporaryDirectory() as folder:
+        difference = agree({name: one.logits(folder) for name, one in contestants.items()})
+    repeats = {name: max(1, round(1e3 * TURN / one.milliseconds(1))) for name, one in contestants.items()}
+    rows, end = [], time.perf_counter() + seconds
+    while len(rows) < LEAST_ROUNDS or time.perf_counter() < end:
+        turn = len(rows) % len(NAMES)
+        rows.append({name: contestants[name].milliseconds(repeats[name]) for name in NAMES[turn:] + NAMES[:turn]})
+    for one in contestants.values():
+        one.close()
+    found = {f"{n}_over_constants": round(median(r[n] / r["constants"] for r in rows), 4) for n in NAMES if n != "constants"}
+    found |= {f"{name}_ms": round(median(r[name] for r in rows), 3) for name in NAMES}
     return found | {"largest_difference": float(f"{difference:.1e}"), "rounds": len(rows)}
 
 
@@ -236,15 +257,15 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="of measuring, for each cell")
     parser.add_argument("--models", default=",".join(MODELS), help="comma-separated")
-    parser.add_argument("--cell", nargs=3, metavar=("MODEL", "THREADS", "BATCH"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", nargs=4, metavar=("NAME", "MODEL", "THREADS", "BATCH"), help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     options = arguments()
-    if options.cell:
-        model, threads, batch = options.cell[0], int(options.cell[1]), int(options.cell[2])
-        print(json.dumps(cell(model, threads, batch, options.seconds)))
+    if options.serve:
+        name, model, threads, batch = options.serve
+        serve(name, model, int(threads), int(batch))
         return
     values: dict[str, Any] = {"image_size": 224, "rank": random_runs.RANK, "classes": CLASSES, "seconds": options.seconds}
     for model in options.models.split(","):
@@ -254,18 +275,7 @@ def main() -> None:
             for batch in BATCHES:
                 kept = BUILD / f"{model}-{threads}-{batch}.json"
                 if not kept.exists():
-                    command = [
-                        sys.executable,
-                        __file__,
-                        "--seconds",
-                        str(options.seconds),
-                        "--cell",
-                        model,
-                        str(threads),
-                        str(batch),
-                    ]
-                    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-                    kept.write_text(found)
+                    kept.write_text(json.dumps(cell(model, threads, batch, options.seconds)))
                 measured = json.loads(kept.read_text())
                 print(model, threads, batch, measured, file=sys.stderr, flush=True)
                 values.setdefault(model, {}).setdefault(str(threads), {})[str(batch)] = measured

@@ -44,7 +44,8 @@ def test_host_and_device_agree_on_every_variant(name: str, tmp_path: Path) -> No
         assert run.updates[-1].deltas[0] != 0  # it went into the old magnitudes
     elif name == "a frozen backbone":
         assert ranks == {0}
-        assert run.metrics[-1]["correct"] == run.metrics[-1]["frozen_correct"]
+        shipped, exact = (np.array(run.metrics[-1][name][-1]) for name in ("correct", "frozen_correct"))
+        assert np.abs(shipped - exact).max() <= 1  # rows of known classes travel as int8 steps
     else:
         assert ranks == {4}
     width = () if name not in ("a magnitude for each projection", "the authors' settings") else (len(run.projections),)
