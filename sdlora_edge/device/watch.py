@@ -127,10 +127,7 @@ class Watcher:
         steady = [path for path, stamp in self._stamps.items() if not settled or before.get(path) == stamp]
         generation = self._store.current()
         # a packet that the store holds is applied; where one is damaged there, its file here may mend it
-        decided = {
-            *self._failed,
-            *(() if self._device.get("damage") else (*generation.packets, *(digest for digest, _ in generation.trust))),
-        }
+        decided = {*self._failed, *(() if self._device.get("damage") else generation.digests)}
         decided |= {digest for digest, verdict in self._verdicts.items() if verdict in (NEVER, generation.counter)}
         found = {digest: path for path in steady if (digest := self._digest(path))}
         candidates = {digest: path for digest, path in found.items() if digest not in decided}
@@ -159,7 +156,7 @@ class Watcher:
         if path not in self._digests or self._digests[path][0] != stamp:
             digest = ""
             try:
-                digest = sha256(files.read(path, LIMITS.packet))
+                digest = sha256(files.receive(path, LIMITS.packet))
                 self._said.pop(path, None)
             except LimitError as error:
                 self._refuse("refused", path, error)
@@ -182,7 +179,7 @@ class Watcher:
         found = []
         for digest, path in candidates.items():
             try:
-                data = files.read(path, LIMITS.packet)
+                data = files.receive(path, LIMITS.packet)
                 if sha256(data) == digest:  # else it has changed since, and waits for the next look
                     found.append((_rank(data, trust), digest, path))
             except SdloraError as error:

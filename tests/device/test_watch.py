@@ -172,6 +172,19 @@ def test_new_keys_and_recalls_go_before_updates(fleet: Fleet, store: Path, folde
     assert watched.look()[0]["task"] == 0, "what was recalled is not taken again"
 
 
+def test_a_packet_damaged_in_the_store_is_mended_from_the_folder(fleet: Fleet, store: Path, folder: Path) -> None:
+    for path in fleet.packets:
+        shutil.copy(path, folder)
+    Watched(folder, store).look()
+    newest = store / "packets" / Store(store).current().packets[-1]
+    newest.write_bytes(newest.read_bytes()[:-1])
+    watched = Watched(folder, store)
+    report, _ = watched.look()
+    assert (report["task"], len(report["damage"])) == (2, 1)
+    report, events = watched.look()
+    assert (report["task"], report["damage"], events) == (3, [], ["applied"])
+
+
 def test_a_missing_folder_an_unreadable_file_and_a_full_disk_are_survived(
     fleet: Fleet, store: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
