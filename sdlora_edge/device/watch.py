@@ -127,7 +127,8 @@ class Watcher:
         steady = [path for path, stamp in self._stamps.items() if not settled or before.get(path) == stamp]
         generation = self._store.current()
         # a packet that the store holds is applied; where one is damaged there, its file here may mend it
-        decided = {*self._failed, *(() if self._device.get("damage") else generation.digests)}
+        damaged = self._device.get("damage")
+        decided = {*self._failed, *(d for d in generation.digests if not damaged or self._store.whole((d,)))}
         decided |= {digest for digest, verdict in self._verdicts.items() if verdict in (NEVER, generation.counter)}
         found = {digest: path for path in steady if (digest := self._digest(path))}
         candidates = {digest: path for digest, path in found.items() if digest not in decided}
