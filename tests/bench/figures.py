@@ -158,7 +158,7 @@ def precision(figure: dict[str, Any]) -> str:
 
 
 def chain(figure: dict[str, Any]) -> str:
-    names = {"vit_tiny_patch16_224": "ViT-Tiny, 96 px", "vit_base_patch16_224": "ViT-B/16, 224 px"}
+    names = {"vit_tiny_patch16_224": "ViT-Tiny, 96 px", "vit_base_patch16_224": "ViT-B/16, 96 px"}
     names["efficientnet_lite0"] = "EfficientNet-Lite0, 96 px"
     rows = [
         [title, *(f"{figure[model][t]['largest_difference']:.1e}" for t in ("onnx", "executorch"))]
