@@ -21,6 +21,8 @@ from sdlora_edge.export.bundles import TARGETS
     ],
 )
 def test_a_chain_of_twenty_packets(model: str, size: int | None, weights: str | None, target: str, tmp_path: Path) -> None:
+    if (model, target) == ("vit_tiny_patch16_224", "executorch"):
+        pytest.skip("lowering takes half a minute: make bench-chain has it")
     shared("omniglot_small1.zip")
     found = shared(weights) if weights else None
     run = random_runs.make_run(model, tmp_path / "run", chain.PACKETS, chain.BASE, chain.NEW, size=size, weights=found)
