@@ -24,7 +24,7 @@ from torch.fx import GraphModule, Node
 from .. import files
 from ..bundle import HEAD_BIAS, HEAD_WEIGHT
 from ..device.engines import with_room
-from ..device.engines.executorch import DATA, PROGRAM, patch
+from ..device.engines.executorch import DATA, PROGRAM, patched
 from ..errors import InputError, UsageError
 from . import executorch_int8 as int8
 
@@ -54,7 +54,7 @@ def write_program(
     """
     if precision not in PRECISIONS:
         raise UsageError(f"target executorch has no precision {precision!r}: choose {', '.join(PRECISIONS)}")
-    stored = with_room(weights, capacity)
+    stored = {name: with_room(name, weight, capacity) for name, weight in weights.items()}
     model, noise = _with_noise(backbone, stored)
     if precision in int8.PRECISIONS:
         int8.quantise(model, set(noise.values()), precision)
@@ -62,7 +62,7 @@ def write_program(
     lowered.write_tensor_data_to_file(str(folder))
     data = files.read(folder / DATA)
     places = {name: _find(data, model.get_parameter(parameter), name, stored[name].shape) for name, parameter in noise.items()}
-    data = patch(data, places, stored)
+    data = b"".join(patched(io.BytesIO(data), places, stored))
     for name, place in places.items():
         found = np.frombuffer(data, np.float32, stored[name].size, place["offset"])
         if not np.array_equal(found, stored[name].reshape(-1)):

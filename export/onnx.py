@@ -66,7 +66,7 @@ def write_model(
 
     facts: the model's metadata_props. Returns the manifest's `weights`. Raises InputError where torch cannot export it.
     """
-    stored = with_room(weights, capacity)
+    stored = {name: with_room(name, weight, capacity) for name, weight in weights.items()}
     model = _trace(backbone.cpu().eval(), size, stored)
     model = precisions.lower(model, precision)
     for name, value in stored.items():

@@ -9,11 +9,11 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from . import disk
-from .errors import InputError, LimitError, StorageError, UsageError
+from .errors import InputError, LimitError, SdloraError, StorageError, UsageError
 
 TEMPORARY = ".tmp-"
 """how the name of a file or folder begins that is not whole yet"""
@@ -83,20 +83,25 @@ def reading(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def write(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Write a whole file, in place of one that may be there. Raises StorageError: then the old one is there, or the new one."""
+def write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644) -> None:
+    """Write a whole file, in place of one that may be there. Raises StorageError: then the old one is there, or the new one.
+
+    data: its bytes, or pieces of them, of which one at a time is held; what making them raises leaves the old file.
+    """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         if disk.size(path.parent) is None:
             make_folder(path.parent)
         if disk.size(temporary) is not None:  # a killed process left it
             disk.unlink(temporary)
-        disk.write(temporary, [data], mode)
+        disk.write(temporary, [data] if isinstance(data, bytes) else data, mode)
         disk.rename(temporary, path)
         disk.sync(path.parent)
-    except OSError as error:
+    except (OSError, SdloraError) as error:
         with contextlib.suppress(OSError):
             disk.unlink(temporary)
+        if isinstance(error, SdloraError):
+            raise
         raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
 
 

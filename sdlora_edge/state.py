@@ -2,12 +2,12 @@
 
     W_t = W_e + sum_k ( alpha_k(t) - alpha_k(e) ) * B_k A_k          (alpha_k(e) = 0 for k > e)
 
-`merge` is that line. Host and device both call it, on the factors as the packet carries them.
+`Merging` is that line. Host and device both use it, on the factors as the packet carries them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,26 +153,52 @@ def advance(state: TaskState, update: TaskUpdate) -> TaskState:
     return TaskState(update.task, update.name, digest, classes, magnitudes, weight, bias, update.factors)
 
 
+class Merging(Mapping[str, np.ndarray]):
+    """W + sum_k c_k B_k A_k by the name of the weight, each computed when it is asked for: whoever takes one after the other
+    holds one at a time. The one place where updates become weights.
+
+    weights: {tensor: float32 (rows, columns)}, left as they are; those that no projection adapts come out as they went in.
+    factors: one mapping per task, in task order. coefficients: float64 (tasks,) or (tasks, projections), alpha_k(t) -
+    alpha_k(e). Computes new float32 arrays. A task without factors for a projection (an absorbed task) adds nothing to it.
+    Fixed order: tasks first to last, one product per projection. Raises ValueError unless there is a coefficient for each task.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, np.ndarray],
+        projections: Sequence[Projection],
+        factors: Sequence[Mapping[str, Factors]],
+        coefficients: np.ndarray,
+    ) -> None:
+        if len(factors) != len(coefficients):
+            raise ValueError(f"{len(factors)} tasks of factors but {len(coefficients)} coefficients")
+        self._weights, self._projections, self._factors, self._coefficients = weights, projections, factors, coefficients
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        merged = np.array(self._weights[name], np.float32)
+        for i, p in enumerate(self._projections):
+            if p.tensor != name:
+                continue
+            own = self._coefficients if self._coefficients.ndim == 1 else self._coefficients[:, i]
+            used = [(f[p.name], np.float32(c)) for f, c in zip(self._factors, own, strict=True) if p.name in f and c != 0.0]
+            if used:
+                A = np.concatenate([f.A.astype(np.float32) for f, _ in used])  # (sum of ranks, columns)
+                B = np.concatenate([f.B.astype(np.float32) * c for f, c in used], axis=1)  # (rows, sum of ranks)
+                merged[p.start : p.stop] += B @ A
+        return merged
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
 def merge(
     weights: Mapping[str, np.ndarray],
     projections: Sequence[Projection],
     factors: Sequence[Mapping[str, Factors]],
     coefficients: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """W + sum_k c_k B_k A_k for every adapted weight; the one place where updates become weights.
-
-    weights: {tensor: float32 (rows, columns)}, left as they are. factors: one mapping per task, in task order.
-    coefficients: float64 (tasks,) or (tasks, projections), alpha_k(t) - alpha_k(e). Returns new float32 arrays. A task without factors for a
-    projection (an absorbed task) adds nothing to it. Fixed order: tasks first to last, one product per projection.
-    """
-    if len(factors) != len(coefficients):
-        raise ValueError(f"{len(factors)} tasks of factors but {len(coefficients)} coefficients")
-    merged = {name: np.array(weight, np.float32) for name, weight in weights.items()}
-    for i, p in enumerate(projections):
-        own = coefficients if coefficients.ndim == 1 else coefficients[:, i]
-        used = [(f[p.name], np.float32(c)) for f, c in zip(factors, own, strict=True) if p.name in f and c != 0.0]
-        if used:
-            A = np.concatenate([f.A.astype(np.float32) for f, _ in used])  # (sum of ranks, columns)
-            B = np.concatenate([f.B.astype(np.float32) * c for f, c in used], axis=1)  # (rows, sum of ranks)
-            merged[p.tensor][p.start : p.stop] += B @ A
-    return merged
+    """All of `Merging` at once."""
+    return dict(Merging(weights, projections, factors, coefficients))

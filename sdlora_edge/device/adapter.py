@@ -47,7 +47,8 @@ def write_adapter(bundle: Bundle, weights: Mapping[str, np.ndarray], task: int, 
     adapter.set_adapter_version(task)
     adapter.set_model_version(manifest.task)
     stored = {
-        n: np.ascontiguousarray(w, DTYPES[manifest.weights[n]["dtype"]]) for n, w in with_room(weights, manifest.capacity).items()
+        n: np.ascontiguousarray(with_room(n, w, manifest.capacity), DTYPES[manifest.weights[n]["dtype"]])
+        for n, w in weights.items()
     }
     adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(w) for name, w in stored.items()})
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from torch.func import functional_call
 
 from sdlora_edge import disk, files
 from sdlora_edge.bundle import HEAD_BIAS, HEAD_WEIGHT
-from sdlora_edge.device.engines.executorch import ExecutorchEngine, patch
+from sdlora_edge.device.engines.executorch import ExecutorchEngine, patched
 from sdlora_edge.errors import InputError, StorageError, UsageError
 from sdlora_edge.method import backbones
 from sdlora_edge.method.backbones import shaped
@@ -194,10 +195,10 @@ import sys
 for name in ("torch", "executorch", "torchao", "timm", "onnx", "onnxruntime"):
     sys.modules[name] = None
 import numpy as np
-from sdlora_edge.device.engines.executorch import ExecutorchEngine, patch
+from sdlora_edge.device.engines.executorch import ExecutorchEngine, patched
 from sdlora_edge.errors import InputError
-data, changed = open({str(bundle.path / "model.ptd")!r}, "rb").read(), dict(np.load(sys.argv[1] + "/changed.npz"))
-open(sys.argv[1] + "/patched", "wb").write(patch(data, {bundle.manifest.weights!r}, changed))
+data, changed = open({str(bundle.path / "model.ptd")!r}, "rb"), dict(np.load(sys.argv[1] + "/changed.npz"))
+open(sys.argv[1] + "/patched", "wb").writelines(patched(data, {bundle.manifest.weights!r}, changed))
 try:
     ExecutorchEngine(None, 0, None)
 except InputError as error:
@@ -214,10 +215,11 @@ except InputError as error:
 
 def test_a_patch_that_does_not_fit_is_refused() -> None:
     places = {"w": {"file": "model.ptd", "offset": 8, "dtype": "float32", "shape": [2, 2]}}
-    assert patch(bytes(24), places, {"w": np.ones((2, 2), np.float32)})[8:] == np.ones(4, np.float32).tobytes()
+    ones = {"w": np.ones((2, 2), np.float32)}
+    assert b"".join(patched(io.BytesIO(bytes(24)), places, ones)) == bytes(8) + ones["w"].tobytes()
     for data, weights in ((24, {"v": np.ones((2, 2))}), (24, {"w": np.ones((2, 3))}), (20, {"w": np.ones((2, 2))})):
         with pytest.raises(InputError, match=r"no place for v|w \(2, "):
-            patch(bytes(data), places, {n: w.astype(np.float32) for n, w in weights.items()})
+            list(patched(io.BytesIO(bytes(data)), places, {n: w.astype(np.float32) for n, w in weights.items()}))
 
 
 def test_publishing_moves_from_one_whole_pair_to_the_next(micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

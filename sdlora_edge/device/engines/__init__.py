@@ -42,7 +42,10 @@ class Engine(ABC):
 
     @abstractmethod
     def load(self, weights: Mapping[str, np.ndarray]) -> Any:
-        """Take float32 weights and head into the engine's own memory; the result is passed to `run`, old ones stay valid."""
+        """Take float32 weights and head into the engine's own memory; the result is passed to `run`, old ones stay valid.
+
+        Each weight is computed when it is asked for: take one after the other, and hold none of them twice.
+        """
 
     @abstractmethod
     def run(self, loaded: Any, inputs: np.ndarray) -> np.ndarray:
@@ -73,13 +76,9 @@ def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = 
     return found.without_running(bundle, workspace) if unproved else found(bundle, threads, workspace)
 
 
-def with_room(weights: Mapping[str, np.ndarray], capacity: int) -> dict[str, np.ndarray]:
-    """The same weights, the head with `capacity` rows: those beyond the classes can never win. As it is where capacity is 0."""
-    if not capacity:
-        return dict(weights)
-    more = capacity - len(weights[HEAD_BIAS])
-    return {
-        **weights,
-        HEAD_WEIGHT: np.pad(weights[HEAD_WEIGHT], ((0, more), (0, 0))),
-        HEAD_BIAS: np.pad(weights[HEAD_BIAS], (0, more), constant_values=UNUSED),
-    }
+def with_room(name: str, weight: np.ndarray, capacity: int) -> np.ndarray:
+    """The same weight; a head's with `capacity` rows: those beyond the classes can never win. As it is where capacity is 0."""
+    if not capacity or name not in (HEAD_WEIGHT, HEAD_BIAS):
+        return weight
+    rows = [(0, capacity - len(weight)), *[(0, 0)] * (weight.ndim - 1)]
+    return np.pad(weight, rows, constant_values=UNUSED if name == HEAD_BIAS else 0)

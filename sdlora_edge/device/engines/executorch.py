@@ -14,9 +14,9 @@ import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -30,21 +30,27 @@ ABANDONED = 3600
 """seconds after which a new-*.ptd that nobody published is one that a killed process left"""
 
 
-def patch(data: bytes, places: Mapping[str, Mapping[str, Any]], weights: Mapping[str, np.ndarray]) -> bytes:
-    """A .ptd file's bytes with other values. places: as the manifest's `weights`. weights: {tensor: float32, of the place's shape}.
+def patched(
+    data: BinaryIO, places: Mapping[str, Mapping[str, Any]], weights: Mapping[str, np.ndarray], capacity: int = 0
+) -> Iterator[bytes]:
+    """The bytes of a .ptd file with other values, piece by piece: one weight at a time need be held.
 
+    places: as the manifest's `weights`. weights: {tensor: float32, of the place's shape once it has room for `capacity` classes}.
     Raises InputError for a tensor that has no place, has another shape, or would lie outside the file.
     """
-    patched = bytearray(data)
-    for name, array in weights.items():
-        if name not in places:
-            raise InputError(f"{DATA} has no place for {name}: export the bundle again")
-        place = places[name]
-        dtype, offset, shape = DTYPES[place["dtype"]], place["offset"], tuple(place["shape"])
-        if array.shape != shape or offset + array.size * dtype.itemsize > len(patched):
-            raise InputError(f"{name} {array.shape} does not fit {DATA}, which has {shape} at byte {offset} of {len(patched)}")
-        np.frombuffer(patched, dtype, array.size, offset)[:] = array.reshape(-1)
-    return bytes(patched)
+    if missing := set(weights) - set(places):
+        raise InputError(f"{DATA} has no place for {', '.join(sorted(missing))}: export the bundle again")
+    size = data.seek(0, os.SEEK_END)
+    end = data.seek(0)
+    for name in sorted(weights, key=lambda name: places[name]["offset"]):
+        start, shape = places[name]["offset"], tuple(places[name]["shape"])
+        values = with_room(name, weights[name], capacity).astype(DTYPES[places[name]["dtype"]])
+        if values.shape != shape or not end <= start <= size - values.nbytes:
+            raise InputError(f"{name} {values.shape} does not fit {DATA}, which has {shape} at byte {start} of {size}")
+        yield data.read(start - end)
+        yield values.tobytes()
+        end = data.seek(start + values.nbytes)
+    yield data.read()
 
 
 class _Loaded:
@@ -76,8 +82,7 @@ class ExecutorchEngine(Engine):
     def load(self, weights: Mapping[str, np.ndarray]) -> _Loaded:
         """Raises InputError where the pair cannot be loaded, StorageError where the workspace cannot be written."""
         manifest = self._bundle.manifest
-        flashed = files.read(self._bundle.path / DATA)
-        path = self._place(patch(flashed, manifest.weights, with_room(weights, manifest.capacity)))
+        path = self._place(lambda data: patched(data, manifest.weights, weights, manifest.capacity))
         try:
             return _Loaded(self._load(self._bundle.path / PROGRAM, path), path, len(weights[HEAD_BIAS]))
         except Exception as error:  # the runtime raises RuntimeError, or what pybind11 makes of the rest
@@ -113,16 +118,18 @@ class ExecutorchEngine(Engine):
                 if time.time() - begun > ABANDONED:
                     left.unlink()
 
-    def _place(self, data: bytes) -> Path:
-        """These bytes in a file of their own: another name of the published one where that is the same, or else a new file."""
+    def _place(self, values: Callable[[BinaryIO], Iterator[bytes]]) -> Path:
+        """The flashed .ptd with other values, in a file of its own: another name of the published one where that is the same."""
         path = self._workspace / f"new-{time.time():.0f}-{uuid.uuid4().hex}.ptd"
-        with contextlib.suppress(OSError):
-            # by a name of our own, for another process may publish while this one reads
-            os.link(self._workspace / DATA, path)
-            if files.read(path) == data:
-                return path
-            path.unlink()
-        files.write(path, data)
+        with files.reading(self._bundle.path / DATA), open(self._bundle.path / DATA, "rb") as flashed:
+            with contextlib.suppress(OSError):
+                # by a name of our own, for another process may publish while this one reads
+                os.link(self._workspace / DATA, path)
+                with open(path, "rb") as published:
+                    if all(published.read(len(piece)) == piece for piece in values(flashed)) and not published.read(1):
+                        return path
+                path.unlink()
+            files.write(path, values(flashed))
         return path
 
 

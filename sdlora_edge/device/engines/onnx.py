@@ -34,10 +34,10 @@ class OnnxEngine(Engine):
         self._session = None if bundle.manifest.weights_as == CONSTANTS else self._open({})
 
     def load(self, weights: Mapping[str, np.ndarray]) -> _Loaded:
-        stored = with_room(weights, self._capacity)
-        # neither step copies an array that is of the right kind already: an OrtValue refers to numpy's memory
-        arrays = {name: np.ascontiguousarray(array, self._dtypes[name]) for name, array in stored.items()}
-        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
+        values = {  # neither step copies an array that is of the right kind already: an OrtValue refers to numpy's memory
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(with_room(name, array, self._capacity), self._dtypes[name]))
+            for name, array in weights.items()
+        }
         session, feed = (self._session, values) if self._session else (self._open(values), {})
         return _Loaded(session, feed, len(weights[HEAD_BIAS]))
 
