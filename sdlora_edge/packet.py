@@ -69,6 +69,11 @@ class Packet:
         """Of the last task."""
         return self.revisions[-1]
 
+    @property
+    def versions(self) -> list[tuple[int, int]]:
+        """(task, revision) of each task."""
+        return list(enumerate(self.revisions, self.first))
+
     def check(self, state: TaskState, lineage: str, projections: Sequence[Projection], revision: int = 0) -> TaskState:
         """The state after this packet, where it may follow `state`, which came with `revision`.
 

@@ -16,6 +16,8 @@ from sdlora_edge.export.packets import build_packets
 
 from sdlora_edge import signing
 from sdlora_edge.cli import main
+from sdlora_edge.device import Device
+from sdlora_edge.device.preprocessing import Preprocessing
 from sdlora_edge.train.config import resolve
 from sdlora_edge.train.run import Run
 from sdlora_edge.train.trainer import train
@@ -105,3 +107,14 @@ def shared(name: str) -> Path:
     if not path.is_file():
         pytest.skip(f"{path} is not here: real pictures and weights lie beside the project")
     return path
+
+
+def pictures(count: int = 6) -> list[np.ndarray]:
+    """Of the fleet's size, uint8."""
+    return list(np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3)).astype(np.uint8))
+
+
+def inputs(device: Device) -> np.ndarray:
+    """The same pictures, preprocessed."""
+    prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
+    return prepare.normalise(np.stack([prepare.pixels(p) for p in pictures()]))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..device.runtime import Device
+from ..device.runtime import IN_PLACE, Device
 from ..device.verify import verify as verified
 from ..errors import InputError
 from .output import Json, Store, emit, facts
@@ -49,7 +49,7 @@ def apply(
     json: Json = False,
 ) -> None:
     """Verify packets and apply them, in the order given. Stops at the first that is refused."""
-    device = Device.open(store, unproved=unproved)
+    device = Device.open(store, unproved=unproved, swap=IN_PLACE)
     done: list[dict[str, Any]] = []
     for path in packets:
         done.append(device.apply(path, allow_older))
@@ -104,7 +104,7 @@ def verify(store: Store, unproved: Unproved = False, json: Json = False) -> None
 @app.command()
 def rollback(store: Store, unproved: Unproved = False, json: Json = False) -> None:
     """Go back by one packet, for good; where packets are damaged, to what is left."""
-    _show(Device.open(store, unproved=unproved).rollback(), json)
+    _show(Device.open(store, unproved=unproved, swap=IN_PLACE).rollback(), json)
 
 
 @app.command("export-adapter")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,35 +17,44 @@ from .. import files
 from ..bundle import HEAD_BIAS, HEAD_WEIGHT, MANIFEST, Bundle, open_bundle
 from ..canonical import sha256
 from ..container import LIMITS
-from ..errors import HealthError, InputError, NotForThisDevice, NothingToDo, StorageError, TrustError
-from ..orders import Recall, Rotation, follow_trust, read_any, with_recall
+from ..errors import HealthError, InputError, NotForThisDevice, NothingToDo, StorageError, TrustError, UsageError
+from ..orders import Recall, Rotation, read_any
 from ..packet import Packet
-from ..packet import read as read_packet
 from ..signing import Trust
-from ..state import Factors, TaskState, extended, merge
+from ..state import Factors, Merging, TaskState, extended
 from . import canary
+from .chain import NOBODY, Chain
 from .engines import open_engine
+from .gate import Gate
 from .preprocessing import Picture, Preprocessing
 from .store import Generation, Store
 
 log = logging.getLogger("sdlora_edge")
-NOBODY = Trust((), 1, version=0)
-"""in force where a packet of keys is damaged: nothing is taken until the same packet has come again"""
+DOUBLE_BUFFER, IN_PLACE = "double_buffer", "in_place"
+"""how an update takes the place of the weights before it: beside them, or after they have been given up"""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best classes of one picture, best first, as (class name, probability); `generation` says which model answered."""
+    """The best classes of one picture, best first, as (class name, probability).
+
+    generation: which model answered; 0 for what is left of a damaged one.
+    """
 
     top: tuple[tuple[str, float], ...]
     generation: int
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Live:
-    """Everything one generation needs to answer. Never changed: an update makes another one and swaps the reference."""
+    """Everything one generation needs to answer. Never changed, but for `loaded` where memory is short: an update makes another
+    one and swaps the reference.
 
-    counter: int
+    record: the counter of the record it was made from. loaded: the engine's; None while it is given up. damage: why these are
+    fewer packets than the record names, or who may sign is not known. broken: the packets of the record that are damaged.
+    """
+
+    record: int
     packets: tuple[str, ...]
     state: TaskState
     factors: tuple[dict[str, Factors], ...]
@@ -52,24 +62,35 @@ class _Live:
     canary_logits: np.ndarray
     trust: Trust
     revision: int
-    loaded: Any
+    loaded: Any = None
     damage: str = ""
-    """why these are fewer packets than the generation in force names, or who may sign is not known"""
+    broken: tuple[str, ...] = ()
+    partial: bool = False
+
+    @property
+    def counter(self) -> int:
+        """The generation's; 0 for what is left of a damaged one."""
+        return 0 if self.partial else self.record
 
 
 class Device:
     """A device's model. `predict` may be called from any number of threads while one thread calls `apply`."""
 
-    def __init__(self, store: Store, bundle: Bundle, threads: int = 0, unproved: bool = False) -> None:
+    def __init__(self, store: Store, bundle: Bundle, threads: int = 0, unproved: bool = False, swap: str = DOUBLE_BUFFER) -> None:
+        if swap not in (DOUBLE_BUFFER, IN_PLACE):
+            raise UsageError(f"swap {swap!r} is unknown: choose {DOUBLE_BUFFER} or {IN_PLACE}")
         self.bundle = bundle
         self._store = store
         self._changing = threading.Lock()  # held by the one thread that may set `_live`
+        self._gate: Gate | None = None
+        self._chain = Chain(store, bundle)
         self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
         record = store.current()
         if record.bundle != bundle.id:
             raise InputError(f"{bundle.path / MANIFEST} is not the one this store was made with: flash the device again")
         self._engine = open_engine(bundle, threads, store.path / "engine", unproved)
-        self._live = self._restore(record)
+        self._live = self._longest(record)
+        self._gate = Gate() if swap == IN_PLACE else None
         for damage in self.status()["damage"]:
             log.warning("%s", damage)
         self._publish()
@@ -84,7 +105,7 @@ class Device:
         return cls.open(store, unproved=unproved)
 
     @classmethod
-    def open(cls, store: Path | str, threads: int = 0, unproved: bool = False) -> Device:
+    def open(cls, store: Path | str, threads: int = 0, unproved: bool = False, swap: str = DOUBLE_BUFFER) -> Device:
         """Open a store in the generation in force: every file verified, the canary run. Raises InputError, TrustError, HealthError.
 
         Where a packet is damaged or cannot be read, or the canary fails, the longest beginning of the generation that is whole
@@ -93,33 +114,36 @@ class Device:
 
         threads: of the engine; 0 leaves it to the engine. unproved: the engine's runtime is not here (`engines.Engine.runs`):
         updates are verified, merged and published, and it is the program that loads them which has to try the canary.
+        swap: DOUBLE_BUFFER builds an update beside the weights that serve, and no predictor ever waits; IN_PLACE gives those up
+        first, for a device without the memory for both: predictors wait until the new ones are proved, or the old ones back.
         """
         opened = Store(Path(store))
-        return cls(opened, open_bundle(opened.path / "bundle"), threads, unproved)
+        return cls(opened, open_bundle(opened.path / "bundle"), threads, unproved, swap)
 
     def predict(self, pictures: Iterable[Picture], top: int = 1, batch_size: int = 32) -> list[Prediction]:
         """The `top` best classes of each picture. Raises InputError naming a picture that cannot be read."""
-        live = self._live
         prepare = self._prepare
         pixels = [prepare.pixels(picture) for picture in pictures]
         found: list[Prediction] = []
-        for start in range(0, len(pixels), batch_size):
-            logits = self._engine.run(live.loaded, prepare.normalise(np.stack(pixels[start : start + batch_size])))
-            scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-            scores /= scores.sum(axis=1, keepdims=True)
-            for row in scores:
-                best = np.argsort(-row, kind="stable")[:top]
-                found.append(Prediction(tuple((live.state.classes[i], float(row[i])) for i in best), live.counter))
+        with self._serving() as live:
+            for start in range(0, len(pixels), batch_size):
+                logits = self._engine.run(live.loaded, prepare.normalise(np.stack(pixels[start : start + batch_size])))
+                scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+                scores /= scores.sum(axis=1, keepdims=True)
+                for row in scores:
+                    best = np.argsort(-row, kind="stable")[:top]
+                    found.append(Prediction(tuple((live.state.classes[i], float(row[i])) for i in best), live.counter))
         return found
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
         """float32 (N, 3, size, size), preprocessed, to logits float32 (N, classes)."""
-        return self._engine.run(self._live.loaded, inputs)
+        with self._serving() as live:
+            return self._engine.run(live.loaded, inputs)
 
     def apply(self, packet: Path | str, allow_older: bool = False) -> dict[str, Any]:
         """Verify a packet, build the new weights beside the old, run the canary, commit, swap. Keys and recalls go the same way.
 
-        Until this returns the old generation answers; where it raises, the old one stays in force: InputError or LimitError
+        Until this returns the old generation answers (IN_PLACE: predictors wait); where it raises, the old one stays in force: InputError or LimitError
         (unreadable), TrustError (signature, replay, recalled), NotForThisDevice (lineage, order, capacity), HealthError (canary),
         NothingToDo (applied already). After a rollback, packets not newer than the newest ever confirmed are refused
         unless `allow_older`. Returns what `status` does, with the packet's kind, the canary's largest difference and the
@@ -151,10 +175,10 @@ class Device:
                 self._store.sweep()
                 record = self._store.current()  # with what is damaged: other keys do not make it any less mendable
                 record = replace(record, trust=(*record.trust, (self._store.add_packet(data), len(record.packets))))
-                difference = self._commit(record, lambda generation: self._rekeyed(live, keys, generation))
+                difference = self._commit(record, lambda generation: replace(live, trust=keys, record=generation.counter))
             else:
                 kind = "recall"
-                difference = self._commit(self._recalling(record, verified), self._build)
+                difference = self._commit(self._chain.recalled(self._store.current(), verified), self._longest)
         return self._applied(kind, difference, begin)
 
     def _applied(self, kind: str, difference: float | None, begin: float) -> dict[str, Any]:
@@ -171,9 +195,9 @@ class Device:
         if not self._changing.acquire(blocking=False):  # another thread is at it
             return False
         try:
-            before = self._live.counter
+            before = self._live
             self._follow_store()
-            return self._live.counter != before
+            return self._live is not before
         finally:
             self._changing.release()
 
@@ -199,34 +223,46 @@ class Device:
     def current(self) -> tuple[TaskState, dict[str, np.ndarray]]:
         """The state in force, and its merged weights and head, float32, by the names of the model's own: computed anew."""
         live = self._live
-        return live.state, self._merged(live.state, live.factors)
+        return live.state, dict(self._merged(live.state, live.factors))
 
     def _commit(self, record: Generation, build: Callable[[Generation], _Live]) -> float | None:
         """Put a record in force, once its canary is as it should be: returns the largest difference."""
-        with self._store.replacing(record) as generation:
-            new = build(generation)
-            difference = self._check_canary(new)
-        self._live = new
+        with self._swapping():
+            new = None
+            try:
+                with self._store.replacing(record) as generation:
+                    new = build(generation)
+                    difference = self._check_canary(new)
+            except BaseException:
+                if new is not None:
+                    new.loaded = None  # its memory may be needed, and the error still refers to it
+                raise
+            self._live = new
         self._publish()
         return difference
 
-    def _recalling(self, record: Generation, recall: Recall) -> Generation:
-        """The record after a recall: before the first packet that it names, where this device holds one."""
-        manifest, recalled = self.bundle.manifest, recall.recalled
-        if recall.lineage != manifest.lineage:
-            raise NotForThisDevice(f"the recall of task {recalled.sequence} is for another lineage ({recall.lineage[:12]})")
-        if any(known.covers(recalled.sequence, recalled.revision) for known in record.recalled):
-            raise NothingToDo(f"task {recalled.sequence} in revision {recalled.revision} is recalled already")
-        if recalled.covers(manifest.task, manifest.revision):
-            raise NotForThisDevice(
-                f"the recalled task {recalled.sequence} is part of the bundle itself, which knows task {manifest.task}: "
-                "flash this device with another bundle"
-            )
-        held = [
-            any(recalled.covers(*mark) for mark in enumerate(packet.revisions, packet.first)) for packet in self._packets(record)
-        ]
-        dropped = len(held) - held.index(True) if True in held else 0
-        return replace(record.without(dropped), recalled=with_recall(record.recalled, recalled))
+    @contextlib.contextmanager
+    def _serving(self) -> Iterator[_Live]:
+        """The generation to answer with. Raises HealthError where there is none."""
+        with self._gate.inside() if self._gate else contextlib.nullcontext():
+            live = self._live
+            if live.loaded is None:
+                raise HealthError("no model is loaded, for neither an update nor the one before it could be: call refresh")
+            yield live
+
+    @contextlib.contextmanager
+    def _swapping(self) -> Iterator[None]:
+        """Around whatever sets `_live`. In place, predictors wait, and get back what was given up for one that is not served."""
+        if self._gate is None:
+            yield
+            return
+        with self._gate.closed():
+            try:
+                yield
+            except BaseException:
+                if (live := self._live).loaded is None:
+                    live.loaded = self._engine.load(self._merged(live.state, live.factors))
+                raise
 
     def status(self) -> dict[str, Any]:
         """Where this device stands, as plain values."""
@@ -262,83 +298,64 @@ class Device:
             log.warning("generation %d is in force here, but not published: %s", self._live.counter, error)
 
     def _follow_store(self) -> None:
-        generation = self._store.current()
-        if generation.counter < self._live.counter:
+        """Serve the generation in force, where it is another one than here, or what was damaged has been mended."""
+        record, live = self._store.current(), self._live
+        if record.counter < live.record:
             raise InputError("the store has lost its newest generation record: open it again to go on from the one before it")
-        if generation.counter > self._live.counter:
-            self._live = self._restore(generation)
+        mended = len(self._store.broken(live.broken)) < len(live.broken)
+        if record.counter > live.record or mended or live.loaded is None:
+            self._restore(record)
+
+    def _restore(self, record: Generation) -> None:
+        with self._swapping():
+            self._live = self._longest(record)
 
     def _whole_record(self) -> Generation:
         """The record in force, without the packets that cannot be served."""
         record = self._store.current()
         return record.without(len(record.packets) - len(self._live.packets))
 
-    def _restore(self, record: Generation) -> _Live:
+    def _longest(self, record: Generation) -> _Live:
         """The generation of a record, or the longest beginning of it that is whole and healthy, with the keys of all of it."""
         served, damage = record, ""
         while True:
             try:
-                live = self._build(served if served is record else replace(served, counter=self._store.number(served.packets)))
+                live = self._build(served)
                 self._check_canary(live)
-                return replace(live, damage=live.damage or damage)
             except StorageError:
                 raise  # of an engine that cannot write: nothing is damaged
             except (InputError, TrustError, HealthError) as error:
-                if (now := self._store.current()) != record:  # another process went on, and swept what this one was reading
-                    return self._restore(now)
+                if (now := self._store.current()).counter > record.counter:
+                    # another process went on, and swept what this one was reading
+                    record = served = now
+                    continue
                 if not served.packets:
                     raise
-                lost = len(record.packets) - len(self._store.whole(served.packets[:-1]))
+                broken = self._store.broken(served.packets[:-1])
+                lost = len(record.packets) - (served.packets.index(broken[0]) if broken else len(served.packets) - 1)
                 served = record.without(lost)
                 damage = damage or f"generation {record.counter} is served without its last {lost}: {error}"
-
-    def _lost_keys(self, record: Generation) -> str:
-        """Which packet of keys cannot be read any more, if one cannot."""
-        for digest, _ in record.trust:
-            try:
-                self._store.packet(digest)
-            except InputError as error:
-                return f"no packet is taken before this is mended: {error}"
-        return ""
+            else:
+                broken = self._store.broken(record.digests) if live.damage or damage else ()
+                return replace(live, damage=live.damage or damage, broken=broken, partial=served is not record)
 
     def _mend(self, data: bytes) -> bool:
         """Whether these are the bytes of a damaged packet that the generation in force names, and with them more of it is served,
         or as much as before where the damage came while it was being served."""
         record, before, digest = self._store.current(), self._live, sha256(data)
-        if digest not in record.digests or not (before.damage or self._store.whole((digest,)) == ()):
+        if digest not in record.digests or not (before.damage or self._store.broken((digest,))):
             return False
         self._store.add_packet(data)
-        self._live = self._restore(record)
+        self._restore(record)
         return not before.damage or (self._live.packets, self._live.damage) != (before.packets, before.damage)
-
-    def _keys(self, record: Generation) -> list[tuple[int, Trust]]:
-        """The keys a record goes through: each with the place in its packets from which on they are in force."""
-        keys = [(0, self.bundle.trust)]
-        for digest, begin in record.trust:
-            try:
-                keys.append((begin, follow_trust(keys[-1][1], [self._store.packet(digest)])))
-            except InputError:  # damaged: the keys before it are replaced all the same
-                return [*keys, (begin, NOBODY)]
-        return keys
-
-    def _packets(self, record: Generation) -> list[Packet]:
-        """Its packets, each verified with the keys that were in force when it was applied."""
-        keys = self._keys(record)
-        trusts = [[trust for begin, trust in keys if begin <= i][-1] for i in range(len(record.packets))]
-        return [read_packet(self._store.packet(digest), trust) for digest, trust in zip(record.packets, trusts)]
 
     def _build(self, record: Generation) -> _Live:
         """The generation of a record, made from the bundle; where its keys are damaged, that is its damage."""
         manifest = self.bundle.manifest
         seed, logits = manifest.canary["seed"], np.array(manifest.canary["logits"], np.float32)
-        trust = self._keys(record)[-1][1]
-        flashed = _Live(record.counter, (), self.bundle.state, (), seed, logits, trust, manifest.revision, None)
-        return replace(self._follow(flashed, self._packets(record), record), damage=self._lost_keys(record))
-
-    def _rekeyed(self, live: _Live, keys: Trust, record: Generation) -> _Live:
-        """The generation of a record that has other keys, and nothing else, than the one that is served."""
-        counter = self._store.number(live.packets) if live.damage else record.counter
-        return replace(live, trust=keys, counter=counter)
+        keys = self._chain.trust(record)
+        flashed = _Live(record.counter, (), self.bundle.state, (), seed, logits, keys, manifest.revision)
+        return replace(self._follow(flashed, self._chain.packets(record), record), damage=self._chain.lost_keys(record))
 
     def _follow(self, live: _Live, packets: Sequence[Packet], record: Generation) -> _Live:
         """The generation of a record, made from another one and the packets it has more."""
@@ -348,14 +365,16 @@ class Device:
             state = packet.check(state, manifest.lineage, manifest.projections, revision)
             factors += [dict(update.factors) for update in packet.updates]
             seed, logits, revision = packet.canary_seed, packet.canary_logits, packet.revision
+        if self._gate:
+            self._live.loaded = None  # its memory is needed now
         loaded = self._engine.load(self._merged(state, factors))
         return _Live(record.counter, record.packets, state, tuple(factors), seed, logits, live.trust, revision, loaded)
 
-    def _merged(self, state: TaskState, factors: Sequence[Mapping[str, Factors]]) -> dict[str, np.ndarray]:
+    def _merged(self, state: TaskState, factors: Sequence[Mapping[str, Factors]]) -> Mapping[str, np.ndarray]:
         """W_t and the head of a state; factors: of the tasks after the bundle's."""
         coefficients = state.magnitudes - extended(self.bundle.state.magnitudes, state.magnitudes)
-        weights = merge(self.bundle.weights, self.bundle.manifest.projections, [*self.bundle.factors, *factors], coefficients)
-        return weights | {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
+        weights = {**self.bundle.weights, HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
+        return Merging(weights, self.bundle.manifest.projections, [*self.bundle.factors, *factors], coefficients)
 
     def _check_canary(self, live: _Live) -> float | None:
         """The largest difference; None where the engine runs nothing. Raises HealthError."""

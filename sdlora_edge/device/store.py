@@ -2,21 +2,21 @@
 
     bundle/              what the device was flashed with, never changed
     packets/<sha256>     applied packets (of tasks, and of keys), never changed, named by their digest
-    generation.0.json    two records, written in turn; each names the packets of one generation, in order, and carries a
-    generation.1.json    counter and a checksum. The generation in force is the CONFIRMED record with the highest counter.
+    generation.0.json    the record of the generation in force, twice: it names packets, in order, and carries a counter and
+    generation.1.json    a checksum. In force is the CONFIRMED record with the highest counter.
     *.lock               empty files, held while something is written
 
-A record replaces the older one by rename, so a power cut leaves the old record or the new one, and the record in force is
-never the one that is being replaced. A record that is not confirmed holds a copy of the one in force, so either of the two
-may be damaged and the other one still leads to a generation. Weights are never stored: they are computed from bundle
-and packets.
+A record is replaced by rename, so a power cut leaves the old one or the new one. While a new generation is made, one of the
+two is its PENDING record, which holds a copy of the one in force; the commit is the rename that makes it CONFIRMED, and then
+the other one becomes its copy. So either may be damaged at any time, and nothing is forgotten. Weights are never stored: they
+are computed from bundle and packets.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,15 +70,19 @@ class Generation:
         """One packet more. One of a higher revision recalls all that was built of its tasks before."""
         newest = max((self.revision, self.highest), (packet.revision, packet.sequence))
         recalled = self.recalled
-        for sequence, revision in enumerate(packet.revisions, packet.first):
+        for sequence, revision in packet.versions:
             recalled = with_recall(recalled, Recalled(sequence, revision - 1)) if revision else recalled
         return replace(self, packets=(*self.packets, digest), revision=newest[0], highest=newest[1], recalled=recalled)
 
-    def admits(self, packet: Packet, allow_older: bool) -> None:
-        """Raises TrustError for a packet that was recalled, or is not newer than the newest ever confirmed."""
-        for sequence, revision in enumerate(packet.revisions, packet.first):
+    def refuse_recalled(self, packet: Packet) -> None:
+        """Raises TrustError for a packet with a task that was recalled."""
+        for sequence, revision in packet.versions:
             if any(r.covers(sequence, revision) for r in self.recalled):
                 raise TrustError(f"packet {sequence} in revision {revision} was recalled: get a newer revision of it")
+
+    def admits(self, packet: Packet, allow_older: bool) -> None:
+        """Raises TrustError for a packet that was recalled, or is not newer than the newest ever confirmed."""
+        self.refuse_recalled(packet)
         if (packet.revision, packet.sequence) <= (self.revision, self.highest) and not allow_older:
             raise TrustError(
                 f"packet {packet.sequence} is not newer than packet {self.highest}, which this device has confirmed and then "
@@ -224,14 +228,15 @@ class Store:
             raise InputError(f"{path} is damaged: apply this packet again")
         return data
 
-    def whole(self, digests: tuple[str, ...]) -> tuple[str, ...]:
-        """The longest beginning of these packets whose files are whole."""
-        for count, digest in enumerate(digests):
+    def broken(self, digests: Iterable[str]) -> tuple[str, ...]:
+        """Those of these packets whose files are damaged."""
+        found = []
+        for digest in digests:
             try:
                 self.packet(digest)
             except InputError:
-                return digests[:count]
-        return digests
+                found.append(digest)
+        return tuple(found)
 
     @contextlib.contextmanager
     def replacing(self, new: Generation) -> Iterator[Generation]:
@@ -248,26 +253,29 @@ class Store:
             with contextlib.suppress(StorageError):  # a record that stays pending is not in force either
                 _write_record(path, replace(pending, status=FAILED))
             raise
+        confirmed = replace(pending, status=CONFIRMED, before=None)
         try:
-            _write_record(path, replace(pending, status=CONFIRMED, before=None))
+            _write_record(path, confirmed)
         except StorageError as error:
-            if self.current().counter != pending.counter:
+            if self.current().counter != confirmed.counter:
                 raise
             # the rename has been done, and what failed came after it: every process sees the new generation
             log.warning("%s: in force, but a power cut may bring back the generation before it", error)
+        try:
+            _write_record(self._other(path), confirmed)
+        except StorageError as error:
+            log.warning("%s: in force, but a damaged record would bring back the generation before it", error)
 
     def _spare(self) -> Path:
-        """The record to write next: a damaged one, else one that is not confirmed, else the older one; never the one in force."""
+        """The record to write next: a damaged one, else one that is not confirmed, else the older one, if they differ."""
         records = self.records()
         return min(records, key=lambda path: (0,) if (r := records[path]) is None else (1, r.status == CONFIRMED, r.counter))
 
+    def _other(self, record: Path) -> Path:
+        return next(path for name in _RECORDS if (path := self.path / name) != record)
+
     def _packet(self, digest: str) -> Path:
         return self.path / "packets" / digest
-
-    def number(self, packets: tuple[str, ...]) -> int:
-        """The counter of the generation, on record still, that was made of exactly these packets; 0 where none is."""
-        confirmed = [g.counter for g in self.named() if g.status == CONFIRMED and g.packets == packets]
-        return max(confirmed, default=0)
 
     def size(self) -> dict[str, Any]:
         """Bytes on disk, by part."""

@@ -42,7 +42,7 @@ from ..errors import (
 from ..orders import Recall, read_any
 from ..packet import LIMITS, SUFFIX, Packet
 from ..signing import Trust
-from .runtime import Device
+from .runtime import IN_PLACE, Device
 from .store import Store
 
 FAILED = "failed.json"
@@ -128,12 +128,12 @@ class Watcher:
         generation = self._store.current()
         # a packet that the store holds is applied; where one is damaged there, its file here may mend it
         damaged = self._device.get("damage")
-        decided = {*self._failed, *(d for d in generation.digests if not damaged or self._store.whole((d,)))}
+        decided = {*self._failed, *(d for d in generation.digests if not damaged or not self._store.broken((d,)))}
         decided |= {digest for digest, verdict in self._verdicts.items() if verdict in (NEVER, generation.counter)}
         found = {digest: path for path in steady if (digest := self._digest(path))}
         candidates = {digest: path for digest, path in found.items() if digest not in decided}
         if candidates or generation.counter != self._generation:
-            device = Device.open(self._store.path, self._threads)
+            device = Device.open(self._store.path, self._threads, swap=IN_PLACE)
             self._device, self._generation = device.status(), generation.counter
             self._apply(device, candidates)
 

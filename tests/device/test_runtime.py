@@ -10,26 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Fleet, snapshot
+from conftest import Fleet, inputs, pictures, snapshot
+from faults.scenarios import wrong_canary
 from sdlora_edge.export.parity import host_logits
 
-from sdlora_edge import files, packet, signing
+from sdlora_edge import files
 from sdlora_edge.canonical import dump_json, sha256
 from sdlora_edge.device import Device
+from sdlora_edge.device.runtime import DOUBLE_BUFFER, IN_PLACE
 from sdlora_edge.device.store import CONFIRMED, FAILED, PENDING, Generation, Store
 from sdlora_edge.errors import HealthError, InputError, NothingToDo, UsageError
 from sdlora_edge.train.run import Run
-
-
-def pictures(count: int = 6) -> list[np.ndarray]:
-    return list(np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3)).astype(np.uint8))
-
-
-def inputs(device: Device) -> np.ndarray:
-    from sdlora_edge.device.preprocessing import Preprocessing
-
-    prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
-    return prepare.normalise(np.stack([prepare.pixels(p) for p in pictures()]))
 
 
 def test_after_every_packet_the_device_computes_what_the_host_does(fleet: Fleet, store: Path) -> None:
@@ -73,16 +64,6 @@ def test_a_bundle_of_any_task_takes_the_same_packets(fleet: Fleet, store: Path, 
         np.testing.assert_allclose(first.logits(inputs(first)), later.logits(inputs(first)), atol=1e-4)
 
 
-def wrong_canary(fleet: Fleet, tmp_path: Path) -> Path:
-    """A genuine packet whose canary the device cannot meet."""
-    run = Run.open(fleet.run)
-    logits = np.full((2, len(run.states[1].classes)), 3.0, np.float32)
-    signers = [signing.load_signer(fleet.key)]
-    data = packet.build(run.updates[0], run.states[0], run.lineage, 1, logits, lambda p: signing.sign(p, signers))
-    (tmp_path / "wrong.sdlora").write_bytes(data)
-    return tmp_path / "wrong.sdlora"
-
-
 def test_a_failing_canary_leaves_the_old_generation_in_force(fleet: Fleet, store: Path, tmp_path: Path) -> None:
     device = Device.open(store)
     before, status = device.logits(inputs(device)), device.status()
@@ -114,9 +95,10 @@ def test_a_pending_or_damaged_record_is_never_in_force(fleet: Fleet, store: Path
         Device.open(store)
 
 
-def test_predictions_go_on_while_packets_are_applied(fleet: Fleet, store: Path) -> None:
+@pytest.mark.parametrize("swap", [DOUBLE_BUFFER, IN_PLACE])
+def test_predictions_go_on_while_packets_are_applied(fleet: Fleet, store: Path, swap: str) -> None:
     """Each answer is wholly of one generation, and none fails."""
-    device = Device.open(store)
+    device = Device.open(store, swap=swap)
     stop, seen, errors = threading.Event(), set(), []
 
     def serve() -> None:
@@ -163,6 +145,8 @@ def test_init_refuses_what_exists_and_a_failed_apply_writes_no_packet(fleet: Fle
 
 
 def test_a_disk_that_does_not_answer_is_no_older_generation(fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [store / name for name in ("generation.0.json", "generation.1.json")]
+    older = [record.read_bytes() for record in records]
     device = Device.open(store)
     device.apply(fleet.packets[0])
     read = files.read
@@ -176,7 +160,8 @@ def test_a_disk_that_does_not_answer_is_no_older_generation(fleet: Fleet, store:
         disk.setattr(files, "read", failing)
         with pytest.raises(InputError, match="output error"):
             Device.open(store)
-    (store / "generation.0.json").unlink()
+    for record, data in zip(records, older, strict=True):
+        record.write_bytes(data)
     with pytest.raises(InputError, match="lost its newest"):
         device.apply(fleet.packets[0])
     assert len(device.predict(pictures())) == 6

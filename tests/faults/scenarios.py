@@ -195,7 +195,7 @@ class Fixture:
             "rollback, then forward again": Scenario((self.init, first, second, rollback_to(1)), (second, third)),
             "clean-up": Scenario((self.init, first, leave_rubbish), (second,)),
             "mend a damaged packet": Scenario((self.init, first, second, damage_newest), (second,)),
-            "mend a damaged record": Scenario((self.init, first, second, damage_record), (second,)),
+            "mend a damaged record": Scenario((self.init, first, second, damage_record), (third,)),
             "rotation of keys": Scenario((self.init, first), (rotation,)),
             "rotation, then a packet signed by the new keys": Scenario((self.init, first), (rotation, renewed)),
             "mend damaged keys": Scenario((self.init, first, rotation, damage_keys), (rotation,)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Fleet, Result, snapshot
-from faults.scenarios import Fixture, damage_keys, damage_newest, damage_record, flip
+from faults.scenarios import Fixture, damage_keys, damage_newest, flip
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.store import Store
@@ -130,17 +130,22 @@ def test_a_rotation_on_a_device_with_a_damaged_packet_and_a_damaged_record(devic
     assert device.apply(device_life.orders.renewed[2])["task"] == 3
 
 
-def test_a_lost_record_of_a_rotation_brings_back_the_keys_before_it(device_life: Fixture, fleet: Fleet, store: Path) -> None:
+@pytest.mark.parametrize("name", ["generation.0.json", "generation.1.json"])
+def test_either_record_may_be_lost_after_a_rotation(device_life: Fixture, fleet: Fleet, store: Path, name: str) -> None:
+    """Retired keys stay retired, and what was recalled stays recalled."""
     device = Device.open(store, threads=1)
-    for path in (fleet.packets[0], device_life.orders.rotation):
+    for path in (*fleet.packets[:2], device_life.orders.recall, device_life.orders.rotation):
         device.apply(path)
-    damage_record(store)
+    flip(store / name, 20)
     device = Device.open(store, threads=1)
-    assert (device.status()["trust_version"], len(device.status()["damage"])) == (1, 1)
+    status = device.status()
+    assert (status["trust_version"], status["recalled"], len(status["damage"])) == (2, [[2, 0]], 1)
     assert device_life.digest(device) == device_life.logits[1]
-    status = device.apply(device_life.orders.rotation)
-    assert (status["trust_version"], status["damage"]) == (2, [])
-    assert device.apply(device_life.orders.renewed[1])["task"] == 2
+    before = snapshot(store)
+    for path in (fleet.packets[1], device_life.orders.renewed[1]):
+        with pytest.raises(TrustError, match=r"signature refused|was recalled"):
+            device.apply(path, allow_older=True)
+    assert snapshot(store) == before
 
 
 def test_keys_damaged_in_a_running_program_that_goes_back(device_life: Fixture, rotated: Path) -> None:

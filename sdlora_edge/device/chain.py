@@ -1,0 +1,83 @@
+"""What a generation record stands for: its keys, and its packets, each verified with the keys in force when it was applied."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+from ..bundle import Bundle
+from ..errors import InputError, NotForThisDevice, NothingToDo
+from ..orders import Recall, follow_trust, with_recall
+from ..packet import Packet
+from ..packet import read as read_packet
+from ..signing import Trust
+from .store import Generation, Store
+
+NOBODY = Trust((), 1, version=0)
+"""in force where a packet of keys is damaged: nothing is taken until the same packet has come again"""
+
+
+class Chain:
+    """The packets of one store, on top of its bundle."""
+
+    def __init__(self, store: Store, bundle: Bundle) -> None:
+        self._store, self._bundle = store, bundle
+
+    def trust(self, record: Generation) -> Trust:
+        """The keys that the next packet must be signed with."""
+        return self._keys(record)[-1][1]
+
+    def packets(self, record: Generation) -> list[Packet]:
+        """All of them. Raises InputError (damaged), TrustError (of keys that are lost, or recalled)."""
+        found = [read_packet(self._store.packet(digest), trust) for digest, trust in self._signed(record)]
+        for packet in found:
+            record.refuse_recalled(packet)
+        return found
+
+    def lost_keys(self, record: Generation) -> str:
+        """Which packet of keys cannot be read any more, if one cannot."""
+        for digest, _ in record.trust:
+            try:
+                self._store.packet(digest)
+            except InputError as error:
+                return f"no packet is taken before this is mended: {error}"
+        return ""
+
+    def recalled(self, record: Generation, recall: Recall) -> Generation:
+        """The record after a recall: before the first packet that it names, where this device holds one. One that is damaged is
+        kept: once it is mended, `packets` says whether it was recalled.
+
+        Raises NotForThisDevice (another lineage, or the bundle itself), NothingToDo (recalled already).
+        """
+        manifest, named = self._bundle.manifest, recall.recalled
+        if recall.lineage != manifest.lineage:
+            raise NotForThisDevice(f"the recall of task {named.sequence} is for another lineage ({recall.lineage[:12]})")
+        if any(known.covers(named.sequence, named.revision) for known in record.recalled):
+            raise NothingToDo(f"task {named.sequence} in revision {named.revision} is recalled already")
+        if named.covers(manifest.task, manifest.revision):
+            raise NotForThisDevice(
+                f"the recalled task {named.sequence} is part of the bundle itself, which knows task {manifest.task}: "
+                "flash this device with another bundle"
+            )
+        after = replace(record, recalled=with_recall(record.recalled, named))
+        for place, (digest, trust) in enumerate(self._signed(record)):
+            with contextlib.suppress(InputError):
+                packet = read_packet(self._store.packet(digest), trust)
+                if any(named.covers(*version) for version in packet.versions):
+                    return after.without(len(record.packets) - place)
+        return after
+
+    def _keys(self, record: Generation) -> list[tuple[int, Trust]]:
+        """The keys a record goes through: each with the place in its packets from which on they are in force."""
+        keys = [(0, self._bundle.trust)]
+        for digest, begin in record.trust:
+            try:
+                keys.append((begin, follow_trust(keys[-1][1], [self._store.packet(digest)])))
+            except InputError:  # damaged: the keys before it are replaced all the same
+                return [*keys, (begin, NOBODY)]
+        return keys
+
+    def _signed(self, record: Generation) -> list[tuple[str, Trust]]:
+        """Its packets, each with the keys that were in force when it was applied."""
+        keys = self._keys(record)
+        return [(digest, [trust for begin, trust in keys if begin <= i][-1]) for i, digest in enumerate(record.packets)]

@@ -1,0 +1,139 @@
+"""A device without the memory for two models gives up the old one first, and is never left with none."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Fleet, inputs, pictures
+from faults.scenarios import wrong_canary
+
+from sdlora_edge.device import Device
+from sdlora_edge.device.runtime import IN_PLACE
+from sdlora_edge.device.watch import Watcher
+from sdlora_edge.errors import HealthError, UsageError
+
+
+class Counting:
+    """Counts the models in memory whenever another one is about to be loaded. Fails to load where `broken`."""
+
+    def __init__(self, device: Device) -> None:
+        self.load, self.models, self.most, self.broken = device._engine.load, [], 0, False
+        self.keep(device._live.loaded)
+
+    def keep(self, loaded: Any) -> Any:
+        self.models.append(weakref.ref(loaded.feed["head.weight"]))
+        return loaded
+
+    def __call__(self, weights: Mapping[str, np.ndarray]) -> Any:
+        self.most = max(self.most, sum(model() is not None for model in self.models))
+        if self.broken:
+            raise MemoryError
+        return self.keep(self.load(weights))
+
+
+@pytest.fixture
+def counted(store: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Device, Counting]:
+    device = Device.open(store, swap=IN_PLACE)
+    counting = Counting(device)
+    monkeypatch.setattr(device._engine, "load", counting)
+    return device, counting
+
+
+def test_in_place_no_two_models_are_ever_in_memory(fleet: Fleet, tmp_path: Path, counted: tuple[Device, Counting]) -> None:
+    """In updates, roll-backs, what another process did, and updates that fail."""
+    device, counting = counted
+    seen = [device.logits(inputs(device))]
+    for path in fleet.packets:
+        device.apply(path)
+        seen.append(device.logits(inputs(device)))
+    for task in (2, 1, 0):
+        device.rollback()
+        np.testing.assert_array_equal(device.logits(inputs(device)), seen[task])
+    with pytest.raises(HealthError, match="canary"):
+        device.apply(wrong_canary(fleet, tmp_path), allow_older=True)
+    np.testing.assert_array_equal(device.logits(inputs(device)), seen[0])
+    Device.open(device._store.path).apply(fleet.packets[0], allow_older=True)
+    assert device.refresh()
+    np.testing.assert_array_equal(device.logits(inputs(device)), seen[1])
+    assert (len(counting.models), counting.most) == (1 + 3 + 3 + 2 + 1, 0)
+
+
+def test_predictors_wait_for_an_update_in_place(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
+    """One that is inside keeps its weights; those that come later are answered by the new ones."""
+    device, _ = counted
+    answers: list[tuple[int, int]] = []
+    order: list[str] = []
+    asked, released = threading.Event(), threading.Event()
+    run, first = device._engine.run, threading.Event()
+
+    def slow(loaded: Any, pixels: np.ndarray) -> np.ndarray:
+        if not first.is_set():
+            first.set()
+            asked.set()
+            released.wait(10)
+            order.append("answered")
+        return run(loaded, pixels)
+
+    def ask() -> None:
+        one = device.predict(pictures(1), top=20)[0]
+        answers.append((one.generation, len(one.top)))
+
+    def update() -> None:
+        device.apply(fleet.packets[0])
+        order.append("updated")
+
+    device._engine.run = slow  # type: ignore[method-assign]
+    threads = [threading.Thread(target=ask), threading.Thread(target=update), threading.Thread(target=ask)]
+    threads[0].start()
+    assert asked.wait(10)
+    threads[1].start()
+    while not device._gate._closed:  # type: ignore[union-attr]
+        pass
+    threads[2].start()
+    assert device._live.loaded is not None
+    released.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["answered", "updated"]
+    assert answers == [(1, 4), (2, 6)]
+
+
+def test_a_device_that_can_load_nothing_says_so_and_recovers(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
+    device, counting = counted
+    before = device.logits(inputs(device))
+    counting.broken = True
+    with pytest.raises(MemoryError):
+        device.apply(fleet.packets[0])
+    with pytest.raises(HealthError, match="no model is loaded"):
+        device.predict(pictures(1))
+    counting.broken = False
+    assert device.refresh()
+    np.testing.assert_array_equal(device.logits(inputs(device)), before)
+    assert device.apply(fleet.packets[0])["task"] == 1
+
+
+def test_another_way_to_swap_is_refused(store: Path) -> None:
+    with pytest.raises(UsageError, match="swap 'sideways' is unknown: choose double_buffer or in_place"):
+        Device.open(store, swap="sideways")
+
+
+def test_programs_that_serve_nobody_hold_one_model(fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
+    """`device apply`, `rollback` and `watch`: nobody waits for their predictions."""
+    opened: list[str] = []
+    begin = Device.__init__
+
+    def init(self: Device, *arguments: Any, **named: Any) -> None:
+        begin(self, *arguments, **named)
+        opened.append(type(self._gate).__name__)
+
+    monkeypatch.setattr(Device, "__init__", init)
+    assert cli("device", "apply", fleet.packets[0], "--store", store).code == 0
+    assert cli("device", "rollback", "--store", store).code == 0
+    Watcher(fleet.packets[0].parent, store, emit=lambda event, fields: None).look(settled=False)
+    assert opened == ["Gate"] * 3
