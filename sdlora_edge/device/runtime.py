@@ -53,6 +53,10 @@ class _Live:
     trust: Trust
     revision: int
     loaded: Any
+    record: Generation
+    """in force when it was made"""
+    lost: tuple[str, ...] = ()
+    """its packets that could not be read then, where there is damage"""
     damage: str = ""
     """why these are fewer packets than the generation in force names, or who may sign is not known"""
 
@@ -171,9 +175,9 @@ class Device:
         if not self._changing.acquire(blocking=False):  # another thread is at it
             return False
         try:
-            before = self._live.counter
+            before = self._live
             self._follow_store()
-            return self._live.counter != before
+            return (self._live.record, self._live.packets, self._live.trust) != (before.record, before.packets, before.trust)
         finally:
             self._changing.release()
 
@@ -256,17 +260,22 @@ class Device:
         when the store is next opened: the generation is in force without it."""
         try:
             with self._store.lock("publish.lock", wait=True):
-                if self._live.damage or self._store.current().counter == self._live.counter:
+                if self._serves(self._store.current()):
                     self._engine.publish(self._live.loaded)
         except StorageError as error:
             log.warning("generation %d is in force here, but not published: %s", self._live.counter, error)
 
     def _follow_store(self) -> None:
         generation = self._store.current()
-        if generation.counter < self._live.counter:
+        if generation.counter < self._live.record.counter:
             raise InputError("the store has lost its newest generation record: open it again to go on from the one before it")
-        if generation.counter > self._live.counter:
+        if not self._serves(generation):
             self._live = self._restore(generation)
+
+    def _serves(self, generation: Generation) -> bool:
+        """Whether nothing was committed or mended since. By the whole record: where one was lost, its number is given again."""
+        live = self._live
+        return generation == live.record and not (live.damage and self._store.lost(generation.digests) != live.lost)
 
     def _whole_record(self) -> Generation:
         """The record in force, without the packets that cannot be served."""
@@ -280,7 +289,8 @@ class Device:
             try:
                 live = self._build(served if served is record else replace(served, counter=self._store.number(served.packets)))
                 self._check_canary(live)
-                return replace(live, damage=live.damage or damage)
+                damage = live.damage or damage
+                return replace(live, record=record, damage=damage, lost=self._store.lost(record.digests) if damage else ())
             except StorageError:
                 raise  # of an engine that cannot write: nothing is damaged
             except (InputError, TrustError, HealthError) as error:
@@ -332,13 +342,13 @@ class Device:
         manifest = self.bundle.manifest
         seed, logits = manifest.canary["seed"], np.array(manifest.canary["logits"], np.float32)
         trust = self._keys(record)[-1][1]
-        flashed = _Live(record.counter, (), self.bundle.state, (), seed, logits, trust, manifest.revision, None)
+        flashed = _Live(record.counter, (), self.bundle.state, (), seed, logits, trust, manifest.revision, None, record)
         return replace(self._follow(flashed, self._packets(record), record), damage=self._lost_keys(record))
 
     def _rekeyed(self, live: _Live, keys: Trust, record: Generation) -> _Live:
         """The generation of a record that has other keys, and nothing else, than the one that is served."""
         counter = self._store.number(live.packets) if live.damage else record.counter
-        return replace(live, trust=keys, counter=counter)
+        return replace(live, trust=keys, counter=counter, record=record.confirmed())
 
     def _follow(self, live: _Live, packets: Sequence[Packet], record: Generation) -> _Live:
         """The generation of a record, made from another one and the packets it has more."""
@@ -349,7 +359,8 @@ class Device:
             factors += [dict(update.factors) for update in packet.updates]
             seed, logits, revision = packet.canary_seed, packet.canary_logits, packet.revision
         loaded = self._engine.load(self._merged(state, factors))
-        return _Live(record.counter, record.packets, state, tuple(factors), seed, logits, live.trust, revision, loaded)
+        made_from = record.confirmed()
+        return _Live(record.counter, record.packets, state, tuple(factors), seed, logits, live.trust, revision, loaded, made_from)
 
     def _merged(self, state: TaskState, factors: Sequence[Mapping[str, Factors]]) -> dict[str, np.ndarray]:
         """W_t and the head of a state; factors: of the tasks after the bundle's."""

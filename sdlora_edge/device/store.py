@@ -61,6 +61,10 @@ class Generation:
         """Every packet that this record needs, of tasks and of keys."""
         return (*self.packets, *(digest for digest, _ in self.trust))
 
+    def confirmed(self) -> Generation:
+        """The same, in force."""
+        return replace(self, status=CONFIRMED, before=None)
+
     def without(self, count: int) -> Generation:
         """The last `count` packets taken away; keys stay as new as they are."""
         packets = self.packets[: len(self.packets) - count]
@@ -233,6 +237,10 @@ class Store:
                 return digests[:count]
         return digests
 
+    def lost(self, digests: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of these packets that cannot be read, or are damaged."""
+        return tuple(digest for digest in digests if not self.whole((digest,)))
+
     @contextlib.contextmanager
     def replacing(self, new: Generation) -> Iterator[Generation]:
         """The commit point. `new` is the record in force, changed; it gets the next counter. It is pending while the block
@@ -249,7 +257,7 @@ class Store:
                 _write_record(path, replace(pending, status=FAILED))
             raise
         try:
-            _write_record(path, replace(pending, status=CONFIRMED, before=None))
+            _write_record(path, pending.confirmed())
         except StorageError as error:
             if self.current().counter != pending.counter:
                 raise
