@@ -124,6 +124,7 @@ class Watcher:
     def _look(self, settled: bool) -> None:
         before, self._stamps = self._stamps, self._stamps_now()
         self._digests = {path: known for path, known in self._digests.items() if path in self._stamps}
+        self._said = {key: text for key, text in self._said.items() if not isinstance(key, Path) or key in self._stamps}
         steady = [path for path, stamp in self._stamps.items() if not settled or before.get(path) == stamp]
         generation = self._store.current()
         # a packet that the store holds is applied; where one is damaged there, its file here may mend it

@@ -303,3 +303,15 @@ def test_what_came_in_a_packets_place_is_not_held_against_it(fleet: Fleet, store
     shutil.copy(fleet.packets[1], folder / "2.sdlora")
     watched.watcher._emit = lambda event, fields: None
     assert watched.look()[0]["task"] == 2
+
+
+def test_the_trouble_with_a_file_ends_with_the_file(
+    fleet: Fleet, store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(folder, store)
+    shutil.copy(fleet.packets[0], folder / "p.sdlora")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "receive", lambda path, limit: files.read(path / "none"))
+        assert watched.look()[1] == ["unreadable"]
+    (folder / "p.sdlora").unlink()
+    assert watched.look()[0]["trouble"] is None
