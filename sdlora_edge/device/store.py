@@ -25,7 +25,7 @@ from .. import disk, files
 from ..bundle import MANIFEST, Bundle
 from ..canonical import dump_json, is_sha256, parse_json, sha256
 from ..container import LIMITS, natural
-from ..errors import InputError, StorageError, TrustError, UsageError
+from ..errors import InputError, LimitError, StorageError, TrustError, UsageError
 from ..orders import Recalled, with_recall
 from ..packet import Packet
 
@@ -296,7 +296,10 @@ def _read_record(path: Path) -> Generation | None:
         missing = disk.size(path) is None
     if missing:
         return None
-    data = files.read(path, RECORD_LIMIT)
+    try:
+        data = files.read(path, RECORD_LIMIT)
+    except LimitError:  # nobody wrote it: it is damaged
+        return None
     try:
         return Generation.from_json(data)
     except (InputError, ValueError):
