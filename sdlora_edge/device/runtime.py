@@ -343,7 +343,9 @@ class Device:
         seed, logits = manifest.canary["seed"], np.array(manifest.canary["logits"], np.float32)
         trust = self._keys(record)[-1][1]
         flashed = _Live(record.counter, (), self.bundle.state, (), seed, logits, trust, manifest.revision, None, record)
-        return replace(self._follow(flashed, self._packets(record), record), damage=self._lost_keys(record))
+        damage = self._lost_keys(record)
+        lost = self._store.lost(record.digests) if damage else ()
+        return replace(self._follow(flashed, self._packets(record), record), damage=damage, lost=lost)
 
     def _rekeyed(self, live: _Live, keys: Trust, record: Generation) -> _Live:
         """The generation of a record that has other keys, and nothing else, than the one that is served."""

@@ -72,3 +72,16 @@ def test_a_beginning_is_not_published_over_what_was_mended_meanwhile(
     Device.open(store, threads=1)
     assert len(Store(store).current().packets) == 2
     assert published[-1] == len(device.status()["classes"])
+
+
+def test_what_a_device_with_damaged_keys_goes_back_to_is_published(
+    device_life: Fixture, fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published: list[int] = []
+    monkeypatch.setattr(OnnxEngine, "publish", lambda self, loaded: published.append(loaded.classes))
+    device = Device.open(store, threads=1)
+    for path in (*fleet.packets[:2], device_life.orders.rotation):
+        device.apply(path)
+    damage_keys(store)
+    status = Device.open(store, threads=1).rollback()
+    assert published[-1] == len(status["classes"])
