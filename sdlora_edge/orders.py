@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from . import files, packet, signing
+from .bundle import Bundle
 from .canonical import is_sha256
 from .container import LIMITS, Limits, Sealed, Sign, natural, seal, unseal
-from .errors import InputError, NothingToDo, TrustError
+from .errors import InputError, NotForThisDevice, NothingToDo, TrustError
 from .packet import Packet
 
 TRUST, RECALL = "trust", "recall"
@@ -97,6 +98,15 @@ def read_any(data: bytes, trust: signing.Trust, limits: Limits = LIMITS) -> Pack
         return _rotation(sealed, limits) if kind == TRUST else _recall(sealed, limits)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"the packet's manifest is malformed: {error!r}") from error
+
+
+def open_packet(path: Path, bundle: Bundle, trust: signing.Trust) -> Packet | Rotation | Recall:
+    """Read a packet file, verify it against keys, and that it belongs to the bundle's lineage."""
+    packet = read_any(files.receive(path, LIMITS.packet), trust)
+    lineage = packet.manifest["lineage"] if isinstance(packet, Packet) else getattr(packet, "lineage", bundle.manifest.lineage)
+    if lineage != bundle.manifest.lineage:
+        raise NotForThisDevice(f"{path} belongs to another lineage than {bundle.path}")
+    return packet
 
 
 def _rotation(sealed: Sealed, limits: Limits) -> Rotation:

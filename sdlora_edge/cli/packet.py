@@ -110,7 +110,7 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check a packet's signatures, content and lineage against a bundle."""
-    from ..device.runtime import open_packet
+    from ..orders import open_packet
 
     flashed = open_bundle(bundle)
     opened = open_packet(file, flashed, follow_trust(flashed.trust, after or []))

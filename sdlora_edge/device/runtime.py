@@ -17,8 +17,8 @@ from .. import files
 from ..bundle import HEAD_BIAS, HEAD_WEIGHT, MANIFEST, Bundle, open_bundle
 from ..canonical import sha256
 from ..container import LIMITS
-from ..errors import HealthError, InputError, NotForThisDevice, NothingToDo, StorageError, TrustError, UsageError
-from ..orders import Recall, Rotation, read_any
+from ..errors import HealthError, InputError, NothingToDo, StorageError, TrustError, UsageError
+from ..orders import Rotation, read_any
 from ..packet import Packet
 from ..signing import Trust
 from ..state import Factors, Merging, TaskState, extended
@@ -50,11 +50,11 @@ class _Live:
     """Everything one generation needs to answer. Never changed, but for `loaded` where memory is short: an update makes another
     one and swaps the reference.
 
-    record: the counter of the record it was made from. loaded: the engine's; None while it is given up. damage: why these are
-    fewer packets than the record names, or who may sign is not known. broken: the packets of the record that are damaged.
+    record: in force when it was made. loaded: the engine's; None while it is given up. damage: why these are fewer packets than
+    the record names, or who may sign is not known. broken: the packets of the record that were damaged then.
     """
 
-    record: int
+    record: Generation
     packets: tuple[str, ...]
     state: TaskState
     factors: tuple[dict[str, Factors], ...]
@@ -65,12 +65,11 @@ class _Live:
     loaded: Any = None
     damage: str = ""
     broken: tuple[str, ...] = ()
-    partial: bool = False
 
     @property
     def counter(self) -> int:
         """The generation's; 0 for what is left of a damaged one."""
-        return 0 if self.partial else self.record
+        return self.record.counter if self.packets == self.record.packets else 0
 
 
 class Device:
@@ -155,7 +154,7 @@ class Device:
             self._follow_store()
             if self._mend(data):
                 self._publish()
-                kind = "trust" if sha256(data) in dict(self._store.current().trust) else "update"
+                kind = "trust" if sha256(data) in dict(self._live.record.trust) else "update"
                 return self._applied(kind, self._check_canary(self._live), begin)
             live, record = self._live, self._whole_record()
             if live.trust is NOBODY:
@@ -175,7 +174,7 @@ class Device:
                 self._store.sweep()
                 record = self._store.current()  # with what is damaged: other keys do not make it any less mendable
                 record = replace(record, trust=(*record.trust, (self._store.add_packet(data), len(record.packets))))
-                difference = self._commit(record, lambda generation: replace(live, trust=keys, record=generation.counter))
+                difference = self._commit(record, lambda generation: replace(live, trust=keys, record=generation.confirmed()))
             else:
                 kind = "recall"
                 difference = self._commit(self._chain.recalled(self._store.current(), verified), self._longest)
@@ -265,8 +264,14 @@ class Device:
                 raise
 
     def status(self) -> dict[str, Any]:
-        """Where this device stands, as plain values."""
-        live, manifest, record = self._live, self.bundle.manifest, self._store.current()
+        """Where this device stands, as plain values. A disk that does not answer is part of the damage."""
+        live, manifest = self._live, self.bundle.manifest
+        record, size, damage = live.record, {}, [live.damage] if live.damage else []
+        try:
+            size = self._store.size()
+            damage += self._store.damage()
+        except InputError as error:
+            damage.append(str(error))
         return {
             "generation": live.counter,
             "task": live.state.task,
@@ -283,8 +288,8 @@ class Device:
             "precision": manifest.precision,
             "classes": list(live.state.classes),
             "packets": len(live.packets),
-            "store_bytes": self._store.size(),
-            "damage": [*filter(None, [live.damage]), *self._store.damage()],
+            "store_bytes": size,
+            "damage": damage,
         }
 
     def _publish(self) -> None:
@@ -292,19 +297,23 @@ class Device:
         when the store is next opened: the generation is in force without it."""
         try:
             with self._store.lock("publish.lock", wait=True):
-                if self._live.damage or self._store.current().counter == self._live.counter:
+                if self._serves(self._store.current()):
                     self._engine.publish(self._live.loaded)
-        except StorageError as error:
+        except InputError as error:  # of the disk: what is in force stays in force
             log.warning("generation %d is in force here, but not published: %s", self._live.counter, error)
 
     def _follow_store(self) -> None:
         """Serve the generation in force, where it is another one than here, or what was damaged has been mended."""
         record, live = self._store.current(), self._live
-        if record.counter < live.record:
+        if record.counter < live.record.counter:
             raise InputError("the store has lost its newest generation record: open it again to go on from the one before it")
-        mended = len(self._store.broken(live.broken)) < len(live.broken)
-        if record.counter > live.record or mended or live.loaded is None:
+        if not self._serves(record) or live.loaded is None:
             self._restore(record)
+
+    def _serves(self, record: Generation) -> bool:
+        """Whether nothing was committed or mended since. By the whole record: where one was lost, its number is given again."""
+        live = self._live
+        return record == live.record and self._store.broken(live.broken) == live.broken
 
     def _restore(self, record: Generation) -> None:
         with self._swapping():
@@ -336,8 +345,9 @@ class Device:
                 served = record.without(lost)
                 damage = damage or f"generation {record.counter} is served without its last {lost}: {error}"
             else:
-                broken = self._store.broken(record.digests) if live.damage or damage else ()
-                return replace(live, damage=live.damage or damage, broken=broken, partial=served is not record)
+                damage = live.damage or damage
+                broken = self._store.broken(record.digests) if damage else ()
+                return replace(live, record=record.confirmed(), damage=damage, broken=broken)
 
     def _mend(self, data: bytes) -> bool:
         """Whether these are the bytes of a damaged packet that the generation in force names, and with them more of it is served,
@@ -354,8 +364,10 @@ class Device:
         manifest = self.bundle.manifest
         seed, logits = manifest.canary["seed"], np.array(manifest.canary["logits"], np.float32)
         keys = self._chain.trust(record)
-        flashed = _Live(record.counter, (), self.bundle.state, (), seed, logits, keys, manifest.revision)
-        return replace(self._follow(flashed, self._chain.packets(record), record), damage=self._chain.lost_keys(record))
+        flashed = _Live(record, (), self.bundle.state, (), seed, logits, keys, manifest.revision)
+        damage = self._chain.lost_keys(record)
+        broken = self._store.broken(record.digests) if damage else ()
+        return replace(self._follow(flashed, self._chain.packets(record), record), damage=damage, broken=broken)
 
     def _follow(self, live: _Live, packets: Sequence[Packet], record: Generation) -> _Live:
         """The generation of a record, made from another one and the packets it has more."""
@@ -368,7 +380,7 @@ class Device:
         if self._gate:
             self._live.loaded = None  # its memory is needed now
         loaded = self._engine.load(self._merged(state, factors))
-        return _Live(record.counter, record.packets, state, tuple(factors), seed, logits, live.trust, revision, loaded)
+        return _Live(record.confirmed(), record.packets, state, tuple(factors), seed, logits, live.trust, revision, loaded)
 
     def _merged(self, state: TaskState, factors: Sequence[Mapping[str, Factors]]) -> Mapping[str, np.ndarray]:
         """W_t and the head of a state; factors: of the tasks after the bundle's."""
@@ -389,12 +401,3 @@ class Device:
                 "the generation before it stays in force"
             )
         return difference
-
-
-def open_packet(path: Path, bundle: Bundle, trust: Trust) -> Packet | Rotation | Recall:
-    """Read a packet file, verify it against keys, and that it belongs to the bundle's lineage."""
-    packet = read_any(files.receive(path, LIMITS.packet), trust)
-    lineage = packet.manifest["lineage"] if isinstance(packet, Packet) else getattr(packet, "lineage", bundle.manifest.lineage)
-    if lineage != bundle.manifest.lineage:
-        raise NotForThisDevice(f"{path} belongs to another lineage than {bundle.path}")
-    return packet

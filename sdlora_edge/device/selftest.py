@@ -30,7 +30,7 @@ import numpy as np
 from .. import files, packet
 from ..bundle import Bundle, open_bundle
 from ..canonical import parse_json, sha256
-from ..errors import HealthError, InputError, SdloraError
+from ..errors import HealthError, InputError, SdloraError, StorageError
 from . import canary
 from .load import ask, churn, endless_updates, follow, lifetime, program
 from .preprocessing import Preprocessing
@@ -66,12 +66,17 @@ class Kit:
 def open_kit(bundle: Path, packets: Path, expected: Path | None = None, scratch: Path | None = None) -> Iterator[Kit]:
     """scratch: a folder on the disk that stores lie on, made if it is missing; by default where temporary files go.
 
-    Raises InputError for a damaged bundle, or where no packet in the folder follows from it.
+    Raises InputError for a damaged bundle, or where no packet in the folder follows from it; StorageError for a scratch folder
+    that cannot be written.
     """
     chain = _chain(open_bundle(bundle), packets)
-    if scratch is not None:
-        scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="sdlora-edge-", dir=scratch) as folder:
+    try:
+        if scratch is not None:
+            scratch.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(prefix="sdlora-edge-", dir=scratch)
+    except OSError as error:
+        raise StorageError(f"{scratch or 'the temporary folder'} cannot be written: {error.strerror or error}") from error
+    with made as folder:
         yield Kit(bundle, chain, Path(folder), expected)
 
 

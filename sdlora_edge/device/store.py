@@ -25,7 +25,7 @@ from .. import disk, files
 from ..bundle import MANIFEST, Bundle
 from ..canonical import dump_json, is_sha256, parse_json, sha256
 from ..container import LIMITS, natural
-from ..errors import InputError, StorageError, TrustError, UsageError
+from ..errors import InputError, LimitError, StorageError, TrustError, UsageError
 from ..orders import Recalled, with_recall
 from ..packet import Packet
 
@@ -60,6 +60,10 @@ class Generation:
     def digests(self) -> tuple[str, ...]:
         """Every packet that this record needs, of tasks and of keys."""
         return (*self.packets, *(digest for digest, _ in self.trust))
+
+    def confirmed(self) -> Generation:
+        """The same, in force."""
+        return replace(self, status=CONFIRMED, before=None)
 
     def without(self, count: int) -> Generation:
         """The last `count` packets taken away; keys stay as new as they are."""
@@ -253,16 +257,15 @@ class Store:
             with contextlib.suppress(StorageError):  # a record that stays pending is not in force either
                 _write_record(path, replace(pending, status=FAILED))
             raise
-        confirmed = replace(pending, status=CONFIRMED, before=None)
         try:
-            _write_record(path, confirmed)
+            _write_record(path, pending.confirmed())
         except StorageError as error:
-            if self.current().counter != confirmed.counter:
+            if self.current().counter != pending.counter:
                 raise
             # the rename has been done, and what failed came after it: every process sees the new generation
             log.warning("%s: in force, but a power cut may bring back the generation before it", error)
         try:
-            _write_record(self._other(path), confirmed)
+            _write_record(self._other(path), pending.confirmed())
         except StorageError as error:
             log.warning("%s: in force, but a damaged record would bring back the generation before it", error)
 
@@ -296,7 +299,10 @@ def _read_record(path: Path) -> Generation | None:
         missing = disk.size(path) is None
     if missing:
         return None
-    data = files.read(path, RECORD_LIMIT)
+    try:
+        data = files.read(path, RECORD_LIMIT)
+    except LimitError:  # nobody wrote it: it is damaged
+        return None
     try:
         return Generation.from_json(data)
     except (InputError, ValueError):

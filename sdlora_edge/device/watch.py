@@ -124,6 +124,7 @@ class Watcher:
     def _look(self, settled: bool) -> None:
         before, self._stamps = self._stamps, self._stamps_now()
         self._digests = {path: known for path, known in self._digests.items() if path in self._stamps}
+        self._said = {key: text for key, text in self._said.items() if not isinstance(key, Path) or key in self._stamps}
         steady = [path for path, stamp in self._stamps.items() if not settled or before.get(path) == stamp]
         generation = self._store.current()
         # a packet that the store holds is applied; where one is damaged there, its file here may mend it
@@ -172,36 +173,50 @@ class Watcher:
         for digest, path in self._in_order(device.trust, candidates):
             if self._stop.is_set():
                 return
-            self._verdicts[digest] = self._try(device, digest, path)
+            if (verdict := self._try(device, digest, path)) is not None:
+                self._verdicts[digest] = verdict
             notify("WATCHDOG=1")
 
     def _in_order(self, trust: Trust, candidates: dict[str, Path]) -> list[tuple[str, Path]]:
         """Those whose signatures hold, in the order in which they can follow each other."""
         found = []
         for digest, path in candidates.items():
+            if (data := self._still(path, digest)) is None:
+                continue
             try:
-                data = files.receive(path, LIMITS.packet)
-                if sha256(data) == digest:  # else it has changed since, and waits for the next look
-                    found.append((_rank(data, trust), digest, path))
+                found.append((_rank(data, trust), digest, path))
             except SdloraError as error:
                 # more keys may come; a damaged file stays damaged
                 self._verdicts[digest] = self._generation if isinstance(error, TrustError) else NEVER
                 self._refuse("refused", path, error)
         return [(digest, path) for _, digest, path in sorted(found)]
 
-    def _try(self, device: Device, digest: str, path: Path) -> int:
-        """The verdict. Raises what is no fault of the packet."""
+    def _still(self, path: Path, digest: str) -> bytes | None:
+        """The file's bytes, unless it has changed since, or is gone with the stick it was on: then the next look reads it anew."""
+        try:
+            data = files.receive(path, LIMITS.packet)
+        except InputError:
+            data = b""
+        if sha256(data) == digest:
+            return data
+        self._digests.pop(path, None)
+        return None
+
+    def _try(self, device: Device, digest: str, path: Path) -> int | None:
+        """The verdict; None where the file has changed meanwhile. Raises what is no fault of the packet."""
         try:
             self._device = device.apply(path)
         except (StorageError, UsageError):
             raise
-        except NothingToDo:
-            return NEVER
-        except HealthError as error:
-            self._refuse("failed", path, error)
-            self._keep_failed(digest)
-            return NEVER
         except SdloraError as error:
+            if self._still(path, digest) is None:
+                return None
+            if isinstance(error, NothingToDo):
+                return NEVER
+            if isinstance(error, HealthError):
+                self._refuse("failed", path, error)
+                self._keep_failed(digest)
+                return NEVER
             self._refuse("waiting" if isinstance(error, NotForThisDevice) else "refused", path, error)
             return self._generation
         now = self._device

@@ -115,3 +115,11 @@ def test_bad_kits_are_one_clear_line(fleet: Fleet, cli: Cli, expected: Path, tmp
     assert "no packet that this bundle trusts" in result.err
     assert cli("expect", tmp_path / "empty", "--run", fleet.run, "--out", tmp_path / "e").code == 3
     assert not (tmp_path / "e").exists()
+
+
+def test_a_scratch_folder_that_cannot_be_made_is_named(fleet: Fleet, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for scratch in (tmp_path / "file", tmp_path / "file" / "below"):
+        found = cli("device", "selftest", "--bundle", fleet.bundle, "--packets", fleet.packets[0].parent, "--store", scratch)
+        assert found.code == 3
+        assert str(scratch) in found.err

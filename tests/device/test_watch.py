@@ -257,3 +257,61 @@ def test_a_service_follows_the_folder_tells_systemd_and_stops_when_asked(fleet: 
     assert events.count("applied") == 3
     assert service.returncode == 0
     assert Device.open(store).status()["task"] == 3
+
+
+@pytest.mark.parametrize("pulled", ["while the model loads", "between two packets"])
+def test_a_stick_pulled_while_packets_are_applied(
+    fleet: Fleet, store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, pulled: str
+) -> None:
+    """What could not be read then is applied when the stick is back."""
+    away, load = folder.with_name("away"), Device.open
+    for path in fleet.packets[:2]:
+        shutil.copy(path, folder)
+
+    def slowly(*arguments: Any, **settings: Any) -> Device:
+        device = load(*arguments, **settings)
+        folder.rename(away)
+        return device
+
+    watched = Watched(folder, store)
+    if pulled == "while the model loads":
+        with monkeypatch.context() as patch:
+            patch.setattr(Device, "open", slowly)
+            assert watched.look()[1] == []
+    else:
+        watcher = watched.watcher
+        watcher._emit = lambda event, fields: folder.rename(away) if event == "applied" else None  # type: ignore[assignment]
+        watcher.look(settled=False)
+        watcher._emit = lambda event, fields: watched.events.append((event, fields))
+    assert watched.look()[1] == ["folder"]
+    away.rename(folder)
+    assert "refused" not in watched.look()[1]
+    assert Device.open(store, threads=1).status()["task"] == 2
+
+
+def test_what_came_in_a_packets_place_is_not_held_against_it(fleet: Fleet, store: Path, folder: Path) -> None:
+    shutil.copy(fleet.packets[0], folder / "1.sdlora")
+    shutil.copy(fleet.packets[1], folder / "2.sdlora")
+    watched = Watched(folder, store)
+
+    def replaced(event: str, fields: dict[str, Any]) -> None:
+        if event == "applied":  # the first one
+            (folder / "2.sdlora").write_bytes(built(fleet, 2, shift=1.0))
+
+    watched.watcher._emit = replaced
+    watched.watcher.look(settled=False)
+    shutil.copy(fleet.packets[1], folder / "2.sdlora")
+    watched.watcher._emit = lambda event, fields: None
+    assert watched.look()[0]["task"] == 2
+
+
+def test_the_trouble_with_a_file_ends_with_the_file(
+    fleet: Fleet, store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(folder, store)
+    shutil.copy(fleet.packets[0], folder / "p.sdlora")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "receive", lambda path, limit: files.read(path / "none"))
+        assert watched.look()[1] == ["unreadable"]
+    (folder / "p.sdlora").unlink()
+    assert watched.look()[0]["trouble"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import struct
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from faults.scenarios import Fixture, flip
 
 from sdlora_edge.bundle import open_bundle
 from sdlora_edge.device import Device
-from sdlora_edge.device.store import Store
+from sdlora_edge.device.store import RECORD_LIMIT, Store
 from sdlora_edge.device.verify import verify
 from sdlora_edge.errors import HealthError, InputError
 
@@ -106,6 +107,16 @@ def test_either_record_of_a_fresh_store_may_be_lost(device_life: Fixture, store:
         (store / name).write_bytes(kept)
     (store / name).unlink()
     assert Device.open(store).apply(device_life.fleet.packets[0])["damage"] == []
+
+
+def test_a_record_of_absurd_size_leaves_the_other_one(device_life: Fixture, used: Path) -> None:
+    for name in ("generation.0.json", "generation.1.json"):
+        kept = (used / name).read_bytes()
+        os.truncate(used / name, RECORD_LIMIT + 1)
+        device = Device.open(used, threads=1)
+        assert name in device.status()["damage"][0]
+        assert device_life.digest(device) == device_life.logits[2]
+        (used / name).write_bytes(kept)
 
 
 def test_the_lock_holds_nothing(device_life: Fixture, used: Path) -> None:
