@@ -12,8 +12,10 @@ from ..errors import InputError, SdloraError
 from .runtime import Device
 from .store import Store
 
-FLASH, AGAIN, ITSELF = "flash the device again", "apply this packet again, or roll back", "the next update writes it anew"
-KEYS = "apply this packet of keys again: until then no other packet is taken"
+FLASH, ITSELF = "flash the device again", "the next update writes it anew"
+AGAIN = "apply the packet that has this SHA-256 again, or roll back"
+PAST = "of the generation before the one in force, which lacks nothing: the next update forgets it"
+KEYS = "apply the packet of keys that has this SHA-256 again: until then no other packet is taken"
 
 
 def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
@@ -35,9 +37,11 @@ def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
         compare(file, "missing or damaged" if record is None else None, ITSELF if whole else FLASH)
     for file, problem in _bundle(store.path / "bundle", {record.bundle for record in whole}).items():
         compare(file, problem, FLASH)
+    needed = _needed(store)
     keys = {digest for record in store.named() for digest, _ in record.trust}
     for digest in sorted({digest for record in store.named() for digest in record.digests}):
-        compare(store.path / "packets" / digest, _packet(store, digest), KEYS if digest in keys else AGAIN)
+        remedy = PAST if digest not in needed else KEYS if digest in keys else AGAIN
+        compare(store.path / "packets" / digest, _packet(store, digest), remedy)
     leftovers = store.leftovers()
     try:
         status = Device.open(store.path, unproved=unproved).status()
@@ -77,9 +81,19 @@ def _bundle(folder: Path, ids: set[str]) -> dict[Path, str | None]:
     return found
 
 
+def _needed(store: Store) -> set[str]:
+    """What the generation in force consists of; where none is, what any record names."""
+    try:
+        return set(store.current().digests)
+    except InputError:
+        return {digest for record in store.named() for digest in record.digests}
+
+
 def _packet(store: Store, digest: str) -> str | None:
+    path = store.path / "packets" / digest
     try:
         store.packet(digest)
     except InputError as error:
-        return str(error)
+        problem = str(error).removeprefix(f"{path}: ")
+        return "damaged" if problem.startswith(f"{path} is damaged") else problem
     return None

@@ -16,7 +16,7 @@ from faults.scenarios import Fixture, flip
 from sdlora_edge.bundle import open_bundle
 from sdlora_edge.device import Device
 from sdlora_edge.device.store import Generation, Store
-from sdlora_edge.device.verify import verify
+from sdlora_edge.device.verify import PAST, verify
 from sdlora_edge.errors import HealthError, InputError
 
 Cli = Callable[..., Result]
@@ -42,6 +42,16 @@ def places(path: Path) -> Iterable[int]:
         table = json.loads(data[8 : 8 + length])
         found |= {7, 8, 7 + length, *(8 + length + t["data_offsets"][0] for t in list(table.values())[:20] if "data_offsets" in t)}
     return sorted(found)
+
+
+def test_what_only_the_generation_before_needs_is_no_reason_to_roll_back(fleet: Fleet, used: Path) -> None:
+    newest = Store(used).current().packets[-1]
+    Device.open(used).rollback()
+    flip(used / "packets" / newest, -1)
+    (found,) = verify(used)["damage"]
+    assert (found["file"], found["problem"], found["remedy"]) == (f"packets/{newest}", "damaged", PAST)
+    Device.open(used).apply(fleet.packets[1], allow_older=True)  # the next update
+    assert verify(used)["whole"]
 
 
 def test_one_wrong_byte_in_any_file_of_the_bundle(used: Path) -> None:
