@@ -147,7 +147,7 @@ def test_of_several_packets_those_that_a_device_has_are_passed_over(cli: Cli, fl
     """The README's `apply packets/*.sdlora`, week after week."""
     for count in (1, 3):
         result = cli("device", "apply", *fleet.packets[:count], "--store", store)
-        assert (result.code, "task %d in force" % count in result.out) == (0, True)
+        assert (result.code, f"task {count} in force" in result.out) == (0, True)
     before = snapshot(store)
     refused(cli("device", "apply", *fleet.packets, "--store", store), 7, "all 3 packets")
     cut = tmp_path / "cut.sdlora"
