@@ -9,13 +9,15 @@ from typing import Any
 from .. import files, orders, packet, signing
 from ..bundle import open_bundle
 from ..container import LIMITS, countersigned, opened
-from ..errors import InputError, NothingToDo, TrustError, UsageError
+from ..errors import InputError, NothingToDo, TrustError, UsageError, naming
 from ..orders import Recalled
 
 
 def sign(file: Path, keys: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
     """Add signatures to a packet: in place, or into `out`. Raises InputError for a damaged file, NothingToDo for a key that has signed."""
-    sealed = countersigned(files.receive(file, LIMITS.packet), [signing.load_signer(key) for key in keys])
+    signers = [signing.load_signer(key) for key in keys]
+    with naming(file):
+        sealed = countersigned(files.receive(file, LIMITS.packet), signers)
     files.write(out or file, sealed)
     return {"file": str(out or file), "bytes": len(sealed), "signed_by": packet.unverified_manifest(sealed)["signed_by"]}
 
@@ -28,7 +30,13 @@ def squash(packets: Sequence[Path], keys: Sequence[Path], out: Path, trust: Sequ
     """
     signers = [signing.load_signer(key) for key in keys]
     obeyed = {signer.public_key.keyid: signer.public_key for signer in signers} | _public(trust)
-    read = [packet.read(files.receive(path, LIMITS.packet), signing.Trust(tuple(obeyed.values()), 1)) for path in packets]
+    read = []
+    for path in packets:
+        with naming(path):
+            try:
+                read.append(packet.read(files.receive(path, LIMITS.packet), signing.Trust(tuple(obeyed.values()), 1)))
+            except TrustError as error:
+                raise TrustError(f"{error}; or name a key that has signed it with --trust") from error
     if len(read) < 2:
         raise UsageError("squash makes one packet of several: name two or more")
     read.sort(key=lambda one: one.sequence)
@@ -87,12 +95,14 @@ def rotate(
     }
 
 
-def recall(bundle: Path, task: int, revision: int, keys: Sequence[Path], out: Path) -> dict[str, Any]:
+def recall(bundle: Path, task: int, revision: int, keys: Sequence[Path], out: Path, after: Sequence[Path] = ()) -> dict[str, Any]:
     """Write a packet that takes devices of a bundle back to before `task`, wherever they hold it in a revision up to `revision`.
 
-    Raises UsageError for a task that the bundle itself knows.
+    after: as for `rotate`; it decides only how many of the signatures are said to count. Raises UsageError for a task that the
+    bundle itself knows.
     """
-    manifest = open_bundle(bundle).manifest
+    flashed = open_bundle(bundle)
+    manifest, obeyed = flashed.manifest, orders.follow_trust(flashed.trust, after)
     if task <= manifest.task:
         raise UsageError(f"--task {task}: {bundle} knows the tasks up to {manifest.task} itself; no packet can take them back")
     if not 0 <= revision <= LIMITS.revision:
@@ -100,7 +110,9 @@ def recall(bundle: Path, task: int, revision: int, keys: Sequence[Path], out: Pa
     signers = [signing.load_signer(key) for key in keys]
     sealed = orders.build_recall(manifest.lineage, Recalled(task, revision), lambda payload: signing.sign(payload, signers))
     _new(out, sealed)
-    return {"file": str(out), "task": task, "revision": revision, "bytes": len(sealed)}
+    count = signing.good_signatures(opened(sealed)[0].encode(), obeyed)
+    facts = {"file": str(out), "task": task, "revision": revision, "bytes": len(sealed)}
+    return facts | {"signatures": count, "threshold": obeyed.threshold}
 
 
 def _public(names: Sequence[str]) -> dict[str, Any]:

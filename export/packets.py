@@ -15,6 +15,7 @@ import numpy as np
 from .. import files, orders, packet, signing
 from ..bundle import MANIFEST, TRUST, Bundle, describe, open_bundle
 from ..canonical import dump_json
+from ..container import LIMITS, countersigned, opened
 from ..device import canary
 from ..device.runtime import Device
 from ..errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
@@ -92,18 +93,34 @@ def build_packets(
             status = device.apply(proof)
             if task in (None, number):
                 facts = _facts(run, number, pictures)
+                sealed = _with_others(out / name, sealed, signers)
                 files.write(out / name, sealed)
                 built.append(
                     {
                         "file": str(out / name),
                         **facts,
                         "bytes": len(sealed),
-                        "signatures": len(signers),
+                        "signatures": signing.good_signatures(opened(sealed)[0].encode(), keys),
                         "threshold": keys.threshold,
                         "canary_difference": status["canary_difference"],
                     }
                 )
     return built
+
+
+def _with_others(path: Path, sealed: bytes, signers: Sequence[Any]) -> bytes:
+    """The new packet; where the very same one lies there already, that one, with what others have signed."""
+    if not path.exists():
+        return sealed
+    try:
+        old = files.receive(path, LIMITS.packet)
+        envelopes = [opened(data)[0].encode() for data in (old, sealed)]
+        if len({signing.unverified_payload(envelope) for envelope in envelopes}) > 1:
+            return sealed
+        signed = signing.unverified_keyids(envelopes[0])
+        return countersigned(old, [signer for signer in signers if signer.public_key.keyid not in signed])
+    except InputError:  # damaged: the new one takes its place
+        return sealed
 
 
 def _facts(run: Run, task: int, folder: str | None) -> dict[str, Any]:

@@ -41,10 +41,10 @@ from torch import nn
 from .. import files
 from ..bundle import Bundle, open_bundle
 from ..canonical import parse_json
+from ..device.chain import open_packet
 from ..encoding import encode
 from ..errors import InputError, NothingToDo, UsageError
 from ..method import backbones
-from ..orders import open_packet
 from ..packet import LIMITS, Packet
 from ..state import Factors, Projection, TaskState, round_magnitudes
 from ..train.run import Run

@@ -16,6 +16,9 @@ A message names the offending thing first and ends with what to do.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 MESSAGE_LIMIT = 1000
 """characters: what a hostile file put into a message cannot flood a log"""
@@ -32,8 +35,23 @@ class SdloraError(Exception):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        half = MESSAGE_LIMIT // 2
-        super().__init__(printable(message if len(message) <= MESSAGE_LIMIT else f"{message[:half]} ... {message[-half:]}"))
+        super().__init__(_shortened(printable(_shortened(message))))  # printable makes up to twelve characters of one
+
+
+def _shortened(text: str) -> str:
+    half = MESSAGE_LIMIT // 2 - 3
+    return text if len(text) <= MESSAGE_LIMIT else f"{text[:half]} ... {text[-half:]}"
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of what a file holds, raised in this block, begin with its name."""
+    try:
+        yield
+    except SdloraError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise type(error)(f"{path}: {error}") from error
 
 
 class UsageError(SdloraError):

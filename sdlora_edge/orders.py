@@ -12,15 +12,14 @@ The file is that of `container`, with an empty tensor table.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from . import files, packet, signing
-from .bundle import Bundle
 from .canonical import is_sha256
 from .container import LIMITS, Limits, Sealed, Sign, natural, seal, unseal
-from .errors import InputError, NotForThisDevice, NothingToDo, TrustError
+from .errors import InputError, NothingToDo, TrustError, naming
 from .packet import Packet
 
 TRUST, RECALL = "trust", "recall"
@@ -100,15 +99,6 @@ def read_any(data: bytes, trust: signing.Trust, limits: Limits = LIMITS) -> Pack
         raise InputError(f"the packet's manifest is malformed: {error!r}") from error
 
 
-def open_packet(path: Path, bundle: Bundle, trust: signing.Trust) -> Packet | Rotation | Recall:
-    """Read a packet file, verify it against keys, and that it belongs to the bundle's lineage."""
-    packet = read_any(files.receive(path, LIMITS.packet), trust)
-    lineage = packet.manifest["lineage"] if isinstance(packet, Packet) else getattr(packet, "lineage", bundle.manifest.lineage)
-    if lineage != bundle.manifest.lineage:
-        raise NotForThisDevice(f"{path} belongs to another lineage than {bundle.path}")
-    return packet
-
-
 def _rotation(sealed: Sealed, limits: Limits) -> Rotation:
     if set(sealed.manifest) != {"format", "kind", "trust", "content"}:
         raise ValueError("fields are missing or unknown")
@@ -138,10 +128,10 @@ def _recall(sealed: Sealed, limits: Limits) -> Recall:
 def follow_trust(trust: signing.Trust, packets: Sequence[Path | bytes]) -> signing.Trust:
     """The keys in force after these trust packets, in order. Raises what `read_any` and `Rotation.check` raise."""
     for one in packets:
-        data: Any = files.receive(one, LIMITS.packet) if isinstance(one, Path) else one
-        order = read_any(data, trust)
-        if not isinstance(order, Rotation):
-            raise InputError(f"{one if isinstance(one, Path) else 'the packet'} changes no keys: name trust packets only")
-        order.check(trust)
+        with naming(one) if isinstance(one, Path) else nullcontext():
+            order = read_any(files.receive(one, LIMITS.packet) if isinstance(one, Path) else one, trust)
+            if not isinstance(order, Rotation):
+                raise InputError("this packet changes no keys: name trust packets only")
+            order.check(trust)
         trust = order.trust
     return trust

@@ -133,7 +133,8 @@ def find_key(name: str | None, suffix: str, folder: Path = Path("keys")) -> Path
         raise InputError(f"no key {name!r}: neither a file of that name nor {folder / (name + suffix)} exists")
     found = sorted(folder.glob(f"*{suffix}")) if folder.is_dir() else []
     if len(found) > 1:
-        raise UsageError(f"{folder} holds several keys ({', '.join(p.stem for p in found)}): name the one you mean")
+        option = "--key" if suffix == ".key" else "--trust"
+        raise UsageError(f"{folder} holds several keys ({', '.join(p.stem for p in found)}): name the one you mean with {option}")
     return found[0] if found else None
 
 
@@ -205,7 +206,7 @@ def verify(envelope_json: bytes, trust: Trust) -> bytes:
         trusted = ", ".join(sorted(k.keyid[:12] for k in trust.keys))
         raise TrustError(
             f"signature refused: signed by {signed_by}, but {trust.threshold} good signature(s) of {trusted} are needed; "
-            "sign it with a key this bundle trusts, or get an undamaged copy"
+            "sign it with more of these keys, or get an undamaged copy"
         ) from error
     return envelope.payload
 

@@ -17,6 +17,7 @@ from conftest import SMALL, Fleet, Result, make_fleet, make_pictures, snapshot
 from PIL import Image
 
 from sdlora_edge.device import Device
+from sdlora_edge.errors import MESSAGE_LIMIT, InputError
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,6 +141,28 @@ def test_replays_and_repeats(cli: Cli, fleet: Fleet, store: Path) -> None:
     refused(cli("device", "apply", fleet.packets[0], "--store", store), 4, "not newer than packet 2")
     assert cli("device", "apply", *fleet.packets[:2], "--store", store, "--allow-older").code == 0
     assert cli("device", "apply", fleet.packets[2], "--store", store).code == 0
+
+
+def test_of_several_packets_those_that_a_device_has_are_passed_over(cli: Cli, fleet: Fleet, store: Path, tmp_path: Path) -> None:
+    """The README's `apply packets/*.sdlora`, week after week."""
+    for count in (1, 3):
+        result = cli("device", "apply", *fleet.packets[:count], "--store", store)
+        assert (result.code, f"task {count} in force" in result.out) == (0, True)
+    before = snapshot(store)
+    refused(cli("device", "apply", *fleet.packets, "--store", store), 7, "all 3 packets")
+    cut = tmp_path / "cut.sdlora"
+    cut.write_bytes(fleet.packets[0].read_bytes()[:100])
+    refused(cli("device", "apply", fleet.packets[2], cut, "--store", store), 3, str(cut), "cut short")
+    assert snapshot(store) == before
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "\x1b" * 999, "\U000e0001" * 5000])
+def test_a_message_is_never_longer_than_its_limit(text: str) -> None:
+    shown = str(InputError(f"begin {text} end"))
+    assert len(shown) <= MESSAGE_LIMIT
+    assert shown.isprintable()
+    assert shown.startswith("begin")
+    assert shown.endswith("end")
 
 
 def test_bad_runs_bundles_stores_and_keys(

@@ -162,7 +162,12 @@ def test_keys_rotate_when_old_and_new_ones_have_signed(
     assert (half["signatures"], half["threshold"]) == (1, 2)
     unchanged(store, lambda: apply(half["file"]), 4, "2 good signature(s)")
     assert cli("packet", "sign", half["file"], "--key", keys.key("one")).code == 0
+    # built again, as every week, it keeps what others have signed
+    again = json.loads(cli(*build, "--key", keys.key("three"), "--after", rotation, "--json").out)["packets"][0]
+    assert (again["file"], again["signatures"]) == (half["file"], 2)
     assert "good, task 2" in cli("packet", "verify", half["file"], "--bundle", fleet.bundle, "--after", rotation).out
+    order = ("packet", "recall", "--bundle", fleet.bundle, "--task", 2, "--key", keys.key("one"), "--after", rotation)
+    assert "signed by 1 of the 2 keys" in cli(*order, "--out", tmp_path / "recall.sdlora").out
     assert apply(half["file"]).code == 0
     # rolled back below the rotation and open again: the keys stay, and each packet is verified under its own
     for task in (1, 0):

@@ -7,9 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
+from .. import files
+from ..canonical import sha256
 from ..device.runtime import IN_PLACE, Device
+from ..device.store import Store as Files
 from ..device.verify import verify as verified
-from ..errors import InputError
+from ..errors import InputError, NothingToDo, naming
+from ..packet import LIMITS
 from .output import Json, Store, emit, facts
 
 Unproved = Annotated[
@@ -48,11 +52,13 @@ def apply(
     unproved: Unproved = False,
     json: Json = False,
 ) -> None:
-    """Verify packets and apply them, in the order given. Stops at the first that is refused."""
+    """Verify packets and apply them, in the order given. Of several, those that the device holds are passed over; the first that is
+    refused ends it."""
     device = Device.open(store, unproved=unproved, swap=IN_PLACE)
     done: list[dict[str, Any]] = []
-    for path in packets:
-        done.append(device.apply(path, allow_older))
+    for path in packets if len(packets) == 1 else _news(Path(store), packets):
+        with naming(path):
+            done.append(device.apply(path, allow_older))
         if not json:
             last = done[-1]
             canary = "not run" if last["canary_difference"] is None else f"{last['canary_difference']:.1e}"
@@ -120,5 +126,17 @@ def export_adapter(
     emit(value, json, lambda: facts(value, *value))
 
 
+def _news(store: Path, packets: list[Path]) -> list[Path]:
+    """Without what the device holds, to the bit, and undamaged. Raises NothingToDo where that is all."""
+    opened = Files(store)
+    digests = opened.current().digests
+    held = {*digests} - {*opened.broken(digests)}
+    news = [path for path in packets if not path.is_file() or sha256(files.receive(path, LIMITS.packet)) not in held]
+    if not news:
+        raise NothingToDo(f"all {len(packets)} packets are applied already")
+    return news
+
+
 def _show(value: dict[str, Any], json: bool) -> None:
-    emit(value, json, lambda: facts(value, *_STATUS))
+    shown = {**value, "recalled": [f"task {task} up to revision {revision}" for task, revision in value["recalled"]]}
+    emit(value, json, lambda: facts(shown, *_STATUS, *(["recalled"] if shown["recalled"] else [])))

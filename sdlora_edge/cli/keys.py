@@ -26,5 +26,7 @@ def new(
 ) -> None:
     """Make an Ed25519 key pair: NAME.key signs packets, NAME.pub goes into bundles."""
     private, public = signing.new_key(name, out)
-    value = {"private": str(private), "public": str(public), "keyid": signing.load_public(public).keyid}
-    emit(value, json, lambda: f"private key: {private} (keep it secret, and a copy safe)\npublic key:  {public}")
+    keyid = signing.load_public(public).keyid
+    value = {"private": str(private), "public": str(public), "keyid": keyid}
+    lines = f"private key: {private} (keep it secret, and a copy safe)\npublic key:  {public}\nits name in messages: {keyid}"
+    emit(value, json, lambda: lines)

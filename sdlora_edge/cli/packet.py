@@ -9,7 +9,7 @@ import typer
 
 from .. import files, packet
 from ..bundle import open_bundle
-from ..errors import UsageError
+from ..errors import UsageError, naming
 from ..orders import Recall, Rotation, follow_trust
 from .output import Json, emit, facts, table
 
@@ -79,19 +79,22 @@ def _missing(built: list[dict[str, Any]]) -> list[str]:
     last = built[-1]
     if last["signatures"] >= last["threshold"]:
         return []
-    return [f"signed by {last['signatures']} of the {last['threshold']} keys needed: add the others with sdlora-edge packet sign"]
+    return [f"signed by {last['signatures']} of the {last['threshold']} keys needed: add others with sdlora-edge packet sign"]
 
 
 @app.command()
 def inspect(file: Path, json: Json = False) -> None:
     """Show what a packet claims, WITHOUT verifying it."""
     data = files.receive(file, packet.LIMITS.packet)
-    claims = packet.unverified_manifest(data)
+    with naming(file):
+        claims = packet.unverified_manifest(data)
     value: dict[str, Any] = {"verified": False, "bytes": len(data), **claims}
 
     def text() -> str:
         shown = value | {"tasks": [f"{t['name']} (revision {t['revision']}): {', '.join(t['classes'])}" for t in claims["tasks"]]}
         shown |= {"tensors": [f"{name} {dtype}{shape}" for name, (dtype, shape) in claims["tensors"].items()]}
+        if isinstance(keys := claims.get("trust"), dict) and isinstance(keys.get("keys"), dict):
+            shown |= {"trust": f"version {keys.get('version')}, {keys.get('threshold')} of {', '.join(map(str, keys['keys']))}"}
         shown = {name: v for name, v in shown.items() if v != []}
         names = ("format", "kind", "lineage", "sequence", "revision", "from", "to", "encoding", "tasks", "trust", "signed_by", "bytes", "tensors")  # fmt: skip
         return (
@@ -110,10 +113,12 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check a packet's signatures, content and lineage against a bundle."""
-    from ..orders import open_packet
+    from ..device.chain import open_packet
 
     flashed = open_bundle(bundle)
-    opened = open_packet(file, flashed, follow_trust(flashed.trust, after or []))
+    keys = follow_trust(flashed.trust, after or [])
+    with naming(file):
+        opened = open_packet(file, flashed, keys)
     value: dict[str, Any] = {"verified": True}
     if isinstance(opened, Rotation):
         value |= {"kind": "trust", **opened.trust.to_dict()}
@@ -184,13 +189,14 @@ def recall(
     task: Annotated[int, typer.Option(help="The task to take back, with all after it.")] = ...,  # type: ignore[assignment]
     revision: Annotated[int, typer.Option(help="The highest revision of it that was bad.")] = 0,
     key: Keys = None,
+    after: After = None,
     json: Json = False,
 ) -> None:
     """Make devices go back to before a task by themselves, and refuse it for ever. A later build --revision replaces it."""
     from ..export import orders
 
-    value = orders.recall(bundle, task, revision, _keys(key), out)
-    emit(value, json, lambda: facts(value, "file", "task", "revision", "bytes"))
+    value = orders.recall(bundle, task, revision, _keys(key), out, after or [])
+    emit(value, json, lambda: "\n".join([facts(value, "file", "task", "revision", "bytes"), *_missing([value])]))
 
 
 @app.command("to-peft")

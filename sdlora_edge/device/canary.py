@@ -6,6 +6,7 @@ import hashlib
 
 import numpy as np
 
+from ..errors import HealthError
 from .preprocessing import Preprocessing
 
 COUNT = 2
@@ -31,3 +32,14 @@ def largest_difference(logits: np.ndarray, expected: np.ndarray) -> float:
         return float("inf")
     scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
     return float(np.abs(logits - expected).max(initial=0.0)) / scale
+
+
+def check(logits: np.ndarray, expected: np.ndarray, tolerance: float, task: int) -> float:
+    """The largest difference. Raises HealthError where it is beyond the tolerance, or no number."""
+    difference = largest_difference(logits, expected)
+    if not difference <= tolerance:
+        raise HealthError(
+            f"canary of task {task} failed: logits differ by {difference:.2g}, more than {tolerance:g}; "
+            "the generation before it stays in force"
+        )
+    return difference

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from pathlib import Path
 
+from .. import files
 from ..bundle import Bundle
+from ..container import LIMITS
 from ..errors import InputError, NotForThisDevice, NothingToDo
-from ..orders import Recall, follow_trust, with_recall
+from ..orders import Recall, Rotation, follow_trust, read_any, with_recall
 from ..packet import Packet
 from ..packet import read as read_packet
 from ..signing import Trust
@@ -81,3 +84,12 @@ class Chain:
         """Its packets, each with the keys that were in force when it was applied."""
         keys = self._keys(record)
         return [(digest, [trust for begin, trust in keys if begin <= i][-1]) for i, digest in enumerate(record.packets)]
+
+
+def open_packet(path: Path, bundle: Bundle, trust: Trust) -> Packet | Rotation | Recall:
+    """Read a packet file, verify it against keys, and that it belongs to the bundle's lineage."""
+    packet = read_any(files.receive(path, LIMITS.packet), trust)
+    lineage = packet.manifest["lineage"] if isinstance(packet, Packet) else getattr(packet, "lineage", bundle.manifest.lineage)
+    if lineage != bundle.manifest.lineage:
+        raise NotForThisDevice(f"{path} belongs to another lineage than {bundle.path}")
+    return packet

@@ -392,12 +392,5 @@ class Device:
         """The largest difference; None where the engine runs nothing. Raises HealthError."""
         if not self._engine.runs:
             return None
-        tolerance = self.bundle.canary_tolerance
-        inputs = canary.inputs(live.canary_seed, self._prepare, len(live.canary_logits))
-        difference = canary.largest_difference(self._engine.run(live.loaded, inputs), live.canary_logits)
-        if not difference <= tolerance:
-            raise HealthError(
-                f"canary of task {live.state.task} failed: logits differ by {difference:.2g}, more than {tolerance:g}; "
-                "the generation before it stays in force"
-            )
-        return difference
+        logits = self._engine.run(live.loaded, canary.inputs(live.canary_seed, self._prepare, len(live.canary_logits)))
+        return canary.check(logits, live.canary_logits, self.bundle.canary_tolerance, live.state.task)

@@ -12,8 +12,9 @@ from ..errors import InputError, SdloraError
 from .runtime import Device
 from .store import Store
 
-FLASH, AGAIN, ITSELF = "flash the device again", "apply this packet again, or roll back", "the next update writes it anew"
-KEYS = "apply this packet of keys again: until then no other packet is taken"
+FLASH, ITSELF = "flash the device again", "the next update writes it anew"
+AGAIN = "apply the packet that has this SHA-256 again, or roll back"
+KEYS = "apply the packet of keys that has this SHA-256 again: until then no other packet is taken"
 
 
 def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
     for file, problem in _bundle(store.path / "bundle", {record.bundle for record in whole}).items():
         compare(file, problem, FLASH)
     keys = {digest for record in store.named() for digest, _ in record.trust}
-    for digest in sorted({digest for record in store.named() for digest in record.digests}):
+    for digest in sorted(_needed(store)):
         compare(store.path / "packets" / digest, _packet(store, digest), KEYS if digest in keys else AGAIN)
     leftovers = store.leftovers()
     try:
@@ -77,9 +78,19 @@ def _bundle(folder: Path, ids: set[str]) -> dict[Path, str | None]:
     return found
 
 
+def _needed(store: Store) -> set[str]:
+    """What the generation in force consists of; where none is, what any record names."""
+    try:
+        return set(store.current().digests)
+    except InputError:
+        return {digest for record in store.named() for digest in record.digests}
+
+
 def _packet(store: Store, digest: str) -> str | None:
+    path = store.path / "packets" / digest
     try:
         store.packet(digest)
     except InputError as error:
-        return str(error)
+        problem = str(error).removeprefix(f"{path}: ")
+        return "damaged" if problem.startswith(f"{path} is damaged") else problem
     return None

@@ -184,7 +184,8 @@ def task_classes(classes: Sequence[str], base: int, tasks: int, seed: int) -> li
     rest = order[base:]
     if base == 1 or len(rest) < 2 * tasks:
         raise UsageError(
-            f"{len(classes)} classes are too few for {tasks} tasks of at least two" + f" after a base of {base}" * (base > 0)
+            f"{len(classes)} classes are too few for {tasks} tasks of at least two"
+            + (f" after a base of {base}: fewer --tasks or --base-classes" if base else ": fewer --tasks")
         )
     cuts = np.array_split(np.arange(len(rest)), tasks)
     return ([order[:base]] if base else []) + [[rest[i] for i in cut] for cut in cuts]
