@@ -183,7 +183,7 @@ def _facts(run: Run, state: TaskState) -> dict[str, Any]:
         "task_name": state.name,
         "model": run.config.backbone,
         "encoding": run.config.encoding,
-        "revision": run.revision(state.task),
+        "revisions": tuple(run.revision(task) for task in range(1, state.task + 1)),
         "classes": state.classes,
         "magnitudes": tuple(state.magnitudes.tolist()),
         "preprocessing": asdict(run.preprocessing),

@@ -45,7 +45,7 @@ class Manifest:
     """The facts about an exported model. `state` is S_e, `task` is e, `magnitudes` alpha_k(e) for k = 1..e, each a number or,
     where projections have their own, a list of one for each.
 
-    revision: of task e. precision: of what is not adapted. tolerance: the largest logit difference to torch it may show on
+    revisions: of the tasks 1 to e. precision: of what is not adapted. tolerance: the largest logit difference to torch it may show on
     pictures (`export.precision`); min_agreement: the least share of them that gets the same class. weights_as: INPUTS or CONSTANTS. capacity: how many classes the model has room for; 0 where it has room for any number.
     weights: {tensor: {"file", "offset", "dtype", "shape"}}, where it lies raw, row by row, little endian; the head fills
     the first rows of its capacity. preprocessing: the fields of `device.preprocessing.Preprocessing`.
@@ -73,8 +73,13 @@ class Manifest:
     canary: Mapping[str, Any]
     made_with: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
-    revision: int = 0
+    revisions: tuple[int, ...] = ()
     min_agreement: float = 1.0
+
+    @property
+    def revision(self) -> int:
+        """Of task e."""
+        return self.revisions[-1] if self.revisions else 0
 
     def to_json(self) -> bytes:
         value = {name: getattr(self, name) for name in self.__dataclass_fields__}
@@ -98,6 +103,7 @@ class Manifest:
             return replace(
                 manifest,
                 classes=tuple(manifest.classes),
+                revisions=tuple(manifest.revisions),
                 magnitudes=tuple(magnitudes.tolist()),
                 projections=tuple(Projection.from_dict(p) for p in value["projections"]),
             )
@@ -199,7 +205,8 @@ def _check_types(manifest: Manifest) -> None:
         size = int(np.prod(entry["shape"], dtype=object)) * DTYPES[entry["dtype"]].itemsize
         if entry["file"] in manifest.files and entry["offset"] + size > manifest.files[entry["file"]]["size"]:
             raise ValueError(f"weight {name!r} lies beyond the end of {entry['file']}")
-    natural(manifest.revision)
+    if len(manifest.revisions) != manifest.task or sorted(map(natural, manifest.revisions)) != list(manifest.revisions):
+        raise ValueError(f"revisions {manifest.revisions!r} of {manifest.task} tasks")
     if manifest.encoding not in ENCODINGS:
         raise ValueError(f"encoding {manifest.encoding!r} is unknown")
     for name, entry in manifest.files.items():

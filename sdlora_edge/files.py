@@ -56,7 +56,7 @@ def refuse_links(*folders: Path) -> None:
             raise InputError(f"{folder}: {error.strerror or error}") from error
         if found := [e.path for e in odd if os.path.lexists(e.path)]:
             raise InputError(
-                f"{found[0]} is a link or a device, which a store never holds: put the file itself there, or flash anew"
+                f"{found[0]} is a link or a device, which a store never holds: remove it, put the file itself there, or flash anew"
             )
 
 

@@ -139,4 +139,4 @@ def _news(store: Path, packets: list[Path]) -> list[Path]:
 
 def _show(value: dict[str, Any], json: bool) -> None:
     shown = {**value, "recalled": [f"task {task} up to revision {revision}" for task, revision in value["recalled"]]}
-    emit(value, json, lambda: facts(shown, *_STATUS, *(["recalled"] if shown["recalled"] else [])))
+    emit(value, json, lambda: facts(shown, *_STATUS, *(name for name in ("recalled", "damage") if shown[name])))

@@ -57,9 +57,9 @@ class Chain:
             raise NotForThisDevice(f"the recall of task {named.sequence} is for another lineage ({recall.lineage[:12]})")
         if any(known.covers(named.sequence, named.revision) for known in record.recalled):
             raise NothingToDo(f"task {named.sequence} in revision {named.revision} is recalled already")
-        if named.covers(manifest.task, manifest.revision):
+        if inside := [task for task, revision in enumerate(manifest.revisions, 1) if named.covers(task, revision)]:
             raise NotForThisDevice(
-                f"the recalled task {named.sequence} is part of the bundle itself, which knows task {manifest.task}: "
+                f"the recalled task {inside[0]} is part of the bundle itself, which knows task {manifest.task}: "
                 "flash this device with another bundle"
             )
         after = replace(record, recalled=with_recall(record.recalled, named))

@@ -92,7 +92,6 @@ class Device:
         self._gate = Gate() if swap == IN_PLACE else None
         for damage in self.status()["damage"]:
             log.warning("%s", damage)
-        self._publish()
 
     @classmethod
     def init(cls, bundle: Path | str, store: Path | str, unproved: bool = False) -> Device:
@@ -117,7 +116,9 @@ class Device:
         first, for a device without the memory for both: predictors wait until the new ones are proved, or the old ones back.
         """
         opened = Store(Path(store))
-        return cls(opened, open_bundle(opened.path / "bundle"), threads, unproved, swap)
+        device = cls(opened, open_bundle(opened.path / "bundle"), threads, unproved, swap)
+        device._publish()
+        return device
 
     def predict(self, pictures: Iterable[Picture], top: int = 1, batch_size: int = 32) -> list[Prediction]:
         """The `top` best classes of each picture. Raises InputError naming a picture that cannot be read."""
@@ -342,9 +343,10 @@ class Device:
                     raise
                 broken = self._store.broken(served.packets[:-1])
                 lost = len(record.packets) - (served.packets.index(broken[0]) if broken else len(served.packets) - 1)
-                served = record.without(lost)
-                damage = damage or f"generation {record.counter} is served without its last {lost}: {error}"
+                served, damage = record.without(lost), damage or str(error)
             else:
+                if damage:
+                    damage = f"generation {record.counter} is served up to task {live.state.task} only: {damage}"
                 damage = live.damage or damage
                 broken = self._store.broken(record.digests) if damage else ()
                 return replace(live, record=record.confirmed(), damage=damage, broken=broken)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import disk, files
-from ..bundle import MANIFEST, Manifest
+from ..bundle import MANIFEST, Manifest, open_bundle
 from ..canonical import sha256
 from ..errors import InputError, SdloraError
 from .runtime import Device
@@ -41,7 +41,7 @@ def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
         compare(store.path / "packets" / digest, _packet(store, digest), KEYS if digest in keys else AGAIN)
     leftovers = store.leftovers()
     try:
-        status = Device.open(store.path, unproved=unproved).status()
+        status = Device(store, open_bundle(store.path / "bundle"), unproved=unproved).status()
         serves = {"generation": status["generation"], "task": status["task"]}
         if status["damage"] and not damage:  # every file is what it was, and still not all of it can be served
             damage += [{"file": ".", "problem": problem, "remedy": AGAIN} for problem in status["damage"]]

@@ -3,9 +3,10 @@
 A file counts once two looks in a row find it unchanged, and then by its bytes alone: what its signature proves decides the
 order in which packets are tried, never a name or a time. What becomes of one is remembered by its digest:
 
-    applied, or nothing to do     for as long as this process lives
+    applied, or nothing to do     for as long as it lies there
     refused, or out of order      until the device is in another generation: keys or predecessors may have come
     canary failed                 for ever, in the store: until a newer packet comes in its place
+    process killed while at it    counted, in the store: at the third time as if its canary had failed
     disk full, store locked, ...  not at all: it is tried again, ever less often
 
 Nothing in the folder is ever changed. The model is loaded only while there is something to apply.
@@ -28,6 +29,7 @@ from typing import Any
 
 from .. import files
 from ..canonical import dump_json, is_sha256, parse_json, sha256
+from ..container import natural
 from ..errors import (
     HealthError,
     InputError,
@@ -45,9 +47,12 @@ from ..signing import Trust
 from .runtime import IN_PLACE, Device
 from .store import Store
 
-FAILED = "failed.json"
-"""in the store: digests of packets whose canary failed, oldest first"""
+MEMORY = "watch.json"
+"""in the store: {"failed": digests of packets whose canary failed, oldest first; "trying": that of the one being applied, or null;
+"killed": {digest: how many processes have ended while they applied it}}"""
 FAILED_LIMIT = 1000
+KILLED_LIMIT = 3
+"""times that a process may die at the same packet: a power cut is not the packet's fault, memory that runs out is"""
 LONGEST_WAIT = 300.0
 """seconds between two looks when the store cannot be written, at most"""
 HEARTBEAT = 60.0
@@ -82,9 +87,10 @@ class Watcher:
         self._digests: dict[Path, tuple[Stamp, str]] = {}
         self._verdicts: dict[str, int] = {}
         """{digest: the generation it was refused in, or NEVER}"""
-        self._failed = self._read_failed()
         self._counts: Counter[str] = Counter()
         self._said: dict[object, str] = {}
+        self._failed: dict[str, None] = {}
+        self._killed: dict[str, int] = {}
         self._troubles = 0
         self._device: dict[str, Any] = {}
         """its status, when it was last open"""
@@ -92,6 +98,7 @@ class Watcher:
         """in force then"""
         self._last_error: dict[str, Any] | None = None
         self._written: tuple[str, float] = "", 0.0
+        self._recollect()
 
     def stop(self) -> None:
         """Make `run` return before the next packet. May be called by a signal handler, or another thread."""
@@ -105,6 +112,7 @@ class Watcher:
             notify("READY=1\nWATCHDOG=1")
             self._stop.wait(min(interval * 2**self._troubles, max(interval, LONGEST_WAIT)))
         notify("STOPPING=1")
+        self._report()
         self._emit("stopped", dict(self._counts))
 
     def look(self, settled: bool = True) -> dict[str, Any]:
@@ -132,6 +140,8 @@ class Watcher:
         decided = {*self._failed, *(d for d in generation.digests if not damaged or not self._store.broken((d,)))}
         decided |= {digest for digest, verdict in self._verdicts.items() if verdict in (NEVER, generation.counter)}
         found = {digest: path for path in steady if (digest := self._digest(path))}
+        here = {digest for _, digest in self._digests.values()}
+        self._verdicts = {digest: verdict for digest, verdict in self._verdicts.items() if digest in here}
         candidates = {digest: path for digest, path in found.items() if digest not in decided}
         if candidates or generation.counter != self._generation:
             device = Device.open(self._store.path, self._threads, swap=IN_PLACE)
@@ -204,6 +214,14 @@ class Watcher:
 
     def _try(self, device: Device, digest: str, path: Path) -> int | None:
         """The verdict; None where the file has changed meanwhile. Raises what is no fault of the packet."""
+        self._remember(digest)
+        try:
+            return self._apply_one(device, digest, path)
+        finally:  # not where the process is killed
+            self._killed.pop(digest, None)
+            self._remember()
+
+    def _apply_one(self, device: Device, digest: str, path: Path) -> int | None:
         try:
             self._device = device.apply(path)
         except (StorageError, UsageError):
@@ -215,7 +233,7 @@ class Watcher:
                 return NEVER
             if isinstance(error, HealthError):
                 self._refuse("failed", path, error)
-                self._keep_failed(digest)
+                self._failed[digest] = None
                 return NEVER
             self._refuse("waiting" if isinstance(error, NotForThisDevice) else "refused", path, error)
             return self._generation
@@ -226,19 +244,32 @@ class Watcher:
         self._emit("applied", {"file": str(path), **facts})
         return NEVER
 
-    def _read_failed(self) -> dict[str, None]:
-        path = self._store.path / FAILED
+    def _recollect(self) -> None:
+        """What processes before this one have left."""
+        path = self._store.path / MEMORY
         try:
-            if path.exists():
-                return dict.fromkeys(d for d in parse_json(files.read(path), FAILED)["digests"] if is_sha256(d))
-        except (InputError, KeyError, TypeError) as error:
-            self._trouble("forgotten", error)
-        return {}
+            if not path.exists():
+                return
+            memory = parse_json(files.read(path), MEMORY)
+            self._failed = dict.fromkeys(filter(is_sha256, memory["failed"]))
+            self._killed = {digest: natural(times) for digest, times in memory["killed"].items() if is_sha256(digest)}
+            last = memory["trying"]
+        except (AttributeError, InputError, KeyError, TypeError, ValueError) as error:
+            return self._trouble("forgotten", error)
+        if last is None or last in self._store.current().digests:
+            return
+        self._killed[last] = self._killed.get(last, 0) + 1
+        if self._killed[last] >= KILLED_LIMIT:
+            del self._killed[last]
+            self._failed[last] = None
+            self._counts["failed"] += 1
+            self._trouble("failed", HealthError(f"packet {last}: {KILLED_LIMIT} processes ended while they applied it"))
 
-    def _keep_failed(self, digest: str) -> None:
-        """Remember it; where the disk is full, at least as long as this process lives."""
-        self._failed = dict.fromkeys([*self._failed, digest][-FAILED_LIMIT:])
-        files.write(self._store.path / FAILED, dump_json({"digests": list(self._failed)}))
+    def _remember(self, trying: str | None = None) -> None:
+        """Raises StorageError: on a full disk no packet could be applied either."""
+        self._failed = dict.fromkeys(list(self._failed)[-FAILED_LIMIT:])
+        memory = {"failed": list(self._failed), "killed": self._killed, "trying": trying}
+        files.write(self._store.path / MEMORY, dump_json(memory))
 
     def _refuse(self, event: str, path: Path, error: SdloraError) -> None:
         self._counts[event] += 1
@@ -269,6 +300,7 @@ class Watcher:
         """Write the status file, where anything has changed or a minute has passed."""
         shown = ("generation", "task", "task_name", "classes", "state", "lineage", "bundle", "store_bytes", "damage")
         value = {
+            "running": not self._stop.is_set(),
             "folder": str(self._folder),
             "store": str(self._store.path),
             **{key: self._device.get(key) for key in shown},

@@ -140,6 +140,38 @@ def test_a_packet_whose_canary_failed_is_never_tried_again_but_a_newer_one_is(
     assert (report["task"], events) == (1, ["applied"])
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sdlora_edge.device import Device
+from sdlora_edge.device.watch import Watcher
+apply = Device.apply
+Device.apply = lambda self, path: os.kill(os.getpid(), signal.SIGKILL) if path.name == "1.sdlora" else apply(self, path)
+Watcher(Path(sys.argv[1]), Path(sys.argv[2])).look(settled=False)
+"""
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_packet_that_kills_its_process_is_given_up(fleet: Fleet, store: Path, folder: Path, times: int) -> None:
+    """Memory that runs out in an update must not leave a device that restarts for ever; one or two power cuts mean nothing."""
+    shutil.copy(fleet.packets[0], folder / "1.sdlora")
+    trust = orders.build_trust(fleet.trust, lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)]))
+    (folder / "keys.sdlora").write_bytes(trust)  # tried before it each time, and nothing to do
+    for _ in range(times):
+        done = subprocess.run([sys.executable, "-c", KILLED, folder, store], stderr=subprocess.PIPE, check=False)
+        assert done.returncode == -signal.SIGKILL
+    if times == 2:
+        assert Watched(folder, store).look()[1] == ["applied"]
+        return
+    watched = Watched(folder, store)
+    assert [event for event, _ in watched.events] == ["failed"]
+    report, events = watched.look()
+    assert (report["task"], report["counts"]["failed"], events) == (0, 1, [])
+    assert Watched(folder, store).look()[1] == []  # another process knows it, too
+    (folder / "newer.sdlora").write_bytes(built(fleet, 1))
+    assert Watched(folder, store).look()[1] == ["applied"]
+
+
 def test_what_was_rolled_back_by_hand_stays_so(fleet: Fleet, store: Path, folder: Path) -> None:
     watched = Watched(folder, store)
     for path in fleet.packets[:2]:

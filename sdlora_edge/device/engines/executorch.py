@@ -57,7 +57,7 @@ class _Loaded:
     """A loaded pair. path: the .ptd it was loaded from, removed with this object unless it was published."""
 
     def __init__(self, method: Any, path: Path, classes: int) -> None:
-        self.method, self.path, self.classes = method, path, classes
+        self.method, self.path, self.classes, self.published = method, path, classes, False
         weakref.finalize(self, _remove, path)
 
 
@@ -106,8 +106,9 @@ class ExecutorchEngine(Engine):
         try:
             if not (self._workspace / PROGRAM).exists():
                 _link_or_copy(self._bundle.path / PROGRAM, self._workspace / PROGRAM)
-            if loaded.path.exists():
+            if not loaded.published:
                 disk.rename(loaded.path, self._workspace / DATA)
+                loaded.published = True
             disk.sync(self._workspace)
         except OSError as error:
             raise StorageError(f"{self._workspace / DATA} cannot be written: {error.strerror or error}") from error
