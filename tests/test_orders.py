@@ -17,7 +17,7 @@ from sdlora_edge import container, orders, packet, signing
 from sdlora_edge.device import Device
 from sdlora_edge.device.preprocessing import Preprocessing
 from sdlora_edge.device.store import Generation
-from sdlora_edge.errors import InputError, LimitError, TrustError
+from sdlora_edge.errors import InputError, LimitError, NotForThisDevice, TrustError
 from sdlora_edge.orders import Recalled, with_recall
 from sdlora_edge.train.run import Run
 
@@ -348,6 +348,21 @@ def test_a_recall_for_others_and_one_of_the_bundle_itself(cli: Cli, fleet: Fleet
     unchanged(tmp_path / "store2", late, 5, "part of the bundle itself")
     arguments = ("packet", "recall", "--bundle", tmp_path / "bundle2", "--task", 2, "--key", fleet.key, "--out", tmp_path / "r")
     refused(cli(*arguments), 2, "--task 2")
+
+
+def test_a_recall_of_a_task_that_a_bundle_holds_below_a_newer_one(fleet: Fleet, tmp_path: Path) -> None:
+    """The bundle's last task is of revision 1, the one before it is the recalled one."""
+    run = shutil.copytree(fleet.run, tmp_path / "run")
+    Run.open(run).revise(2, 1)
+    export_bundle(Run.open(run), tmp_path / "bundle", 2, [str(fleet.key.with_suffix(".pub"))])
+    device = Device.init(tmp_path / "bundle", tmp_path / "store")
+    assert device.bundle.manifest.revisions == (0, 1)
+    signer = signing.load_signer(fleet.key)
+    for named, holds in ((Recalled(1, 0), "1"), (Recalled(1, 1), "1"), (Recalled(2, 1), "2")):
+        data = orders.build_recall(Run.open(run).lineage, named, lambda payload: signing.sign(payload, [signer]))
+        (tmp_path / "recall.sdlora").write_bytes(data)
+        with pytest.raises(NotForThisDevice, match=f"recalled task {holds} is part of the bundle"):
+            device.apply(tmp_path / "recall.sdlora")
 
 
 def test_recalls_that_others_cover_are_not_kept() -> None:

@@ -359,7 +359,7 @@ class Device:
             return False
         self._store.add_packet(data)
         self._restore(record)
-        return not before.damage or (self._live.packets, self._live.damage) != (before.packets, before.damage)
+        return not before.damage or (self._live.packets, self._live.trust) != (before.packets, before.trust)
 
     def _build(self, record: Generation) -> _Live:
         """The generation of a record, made from the bundle; where its keys are damaged, that is its damage."""

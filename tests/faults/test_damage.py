@@ -18,7 +18,7 @@ from sdlora_edge.bundle import open_bundle
 from sdlora_edge.device import Device
 from sdlora_edge.device.store import RECORD_LIMIT, Store
 from sdlora_edge.device.verify import verify
-from sdlora_edge.errors import HealthError, InputError
+from sdlora_edge.errors import HealthError, InputError, TrustError
 
 Cli = Callable[..., Result]
 
@@ -152,6 +152,22 @@ def test_a_rollback_of_a_damaged_generation_keeps_what_is_left(device_life: Fixt
     assert (device.status()["task"], device.status()["highest_task"], device.status()["damage"]) == (1, 2, [])
     assert device.apply(device_life.fleet.packets[1], allow_older=True)["damage"] == []
     assert device_life.digest(device) == device_life.logits[2]
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_recall_on_a_device_with_a_damaged_packet(device_life: Fixture, used: Path, damaged: int) -> None:
+    """It goes through: task 2 is not served, mended or not, and task 1 is kept for its own bytes to mend."""
+    fleet, store = device_life.fleet, used
+    flip(store / "packets" / Store(store).current().packets[damaged - 1], -1)
+    device = Device.open(store, threads=1)
+    assert device.apply(device_life.orders.recall)["recalled"] == [[2, 0]]
+    with contextlib.suppress(TrustError):  # the recalled one
+        device.apply(fleet.packets[damaged - 1])
+    for one in (device, Device.open(store, threads=1)):
+        assert one.status()["task"] == 1
+        assert device_life.digest(one) == device_life.logits[1]
+    assert device.apply(device_life.orders.revised[1], allow_older=True)["damage"] == []
+    assert device_life.digest(Device.open(store, threads=1)) == device_life.logits[2]
 
 
 def test_verify_reports_and_changes_nothing(used: Path, cli: Cli, tmp_path: Path) -> None:
