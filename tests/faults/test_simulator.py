@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from faults.simulator import Simulator
 
 from sdlora_edge import disk, files
 from sdlora_edge.canonical import sha256
-from sdlora_edge.device import store
+from sdlora_edge.device import Device, store
 from sdlora_edge.device.store import PENDING, Generation, Store
+from sdlora_edge.orders import Recall
 
 
 def no_sync_of_records(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
@@ -75,6 +77,30 @@ def unlinked_too_early(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(store, "_write_record", early)
 
 
+def recall_forgotten(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
+    """The device goes back, and would take the recalled task again."""
+    recalling = Device._recalling
+    patch.setattr(Device, "_recalling", lambda *args: replace(recalling(*args), recalled=()))
+
+
+def recalled_in_two_steps(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
+    """It goes back first, and writes down why in the next generation."""
+    recalling = Device._recalling
+
+    def twice(device: Device, record: Generation, recall: Recall) -> Generation:
+        new = recalling(device, record, recall)
+        device._commit(replace(new, recalled=record.recalled), device._build)
+        return new
+
+    patch.setattr(Device, "_recalling", twice)
+
+
+def rotation_forgotten(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
+    """The packet of keys is kept, and the next process obeys the old ones."""
+    replacing = Store.replacing
+    patch.setattr(Store, "replacing", lambda opened, record: replacing(opened, replace(record, trust=())))
+
+
 @pytest.mark.parametrize(
     ("sabotage", "scenario"),
     [
@@ -86,6 +112,9 @@ def unlinked_too_early(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
         (unlinked_too_early, "rollback"),
         (named_before_it_is_filled, "init"),
         (no_sync_of_its_name, "init"),
+        (recall_forgotten, "recall"),
+        (recalled_in_two_steps, "recall"),
+        (rotation_forgotten, "rotation of keys"),
     ],
 )
 def test_the_simulator_sees(device_life: Fixture, sabotage: Callable[[Simulator, pytest.MonkeyPatch], None], scenario: str) -> None:
