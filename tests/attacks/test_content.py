@@ -180,6 +180,10 @@ def test_overlapping_or_missing_tensors(victim: Victim) -> None:
     endings = (".A", ".B", "head.new.weight", "head.old.index", "canary.logits")
     missing = [forged(victim, lambda d, e=ending: d.arrays.pop(tensor(d, e))) for ending in endings]
     victim.refuses_each((data, 3, "does not describe its tensors") for data in missing)
+    # bytes at the end that the table does not name
+    unnamed = forged(victim, lambda d: d.arrays.update(unnamed=np.zeros(3, np.int8)), table=lambda entries: entries.pop("unnamed"))
+    victim.refuses(unnamed, 3, "3 bytes belong to no tensor")
+    victim.refuses(forged(victim, lambda d: d.arrays.update(more=np.zeros(3, np.int8))), 3, "unexpected tensors: ['more']")
     # whole, but of a projection that this bundle does not have
     victim.refuses(
         forged(victim, lambda d: [d.arrays.update({f"2.../../x.{part}": d.arrays.pop(tensor(d, f".{part}"))}) for part in "AB"]),

@@ -213,6 +213,12 @@ def test_a_header_written_another_way(victim: Victim) -> None:
     victim.refuses_each((framed(way, content), 3, "canonical") for way in ways)
 
 
+def test_a_packet_of_another_format_is_called_by_its_format(victim: Victim) -> None:
+    envelope, _, table, content = split(victim.next.read_bytes())
+    other = joined(json.dumps(envelope), table, content, {"format": "sdlora-edge/packet/1"})
+    victim.refuses(other, 3, "'sdlora-edge/packet/1' is not")
+
+
 def test_nothing_in_a_packet_is_decompressed(victim: Victim) -> None:
     """A decompression bomb needs something that decompresses: a packet that was compressed is no packet."""
     good = victim.next.read_bytes()
