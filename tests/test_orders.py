@@ -454,3 +454,7 @@ def test_a_squash_no_device_would_read_is_not_written(fleet: Fleet, monkeypatch:
     monkeypatch.setattr(container.opened, "__defaults__", (container.Limits(packet=10_000),))
     with pytest.raises(LimitError, match="more than the 10000"):
         packet.squash(read, lambda p: signing.sign(p, [signer]))
+    monkeypatch.undo()
+    whole = packet.squash(read, lambda p: signing.sign(p, [signer]))
+    with pytest.raises(InputError, match="too many"):
+        packet.read(whole, fleet.trust, container.Limits(tasks=2))

@@ -31,6 +31,9 @@ def test_a_signed_payload_comes_back_and_the_key_is_private(tmp_path: Path) -> N
     assert stat.S_IMODE(private[0].stat().st_mode) == 0o600
     with pytest.raises(UsageError, match="never overwritten"):
         signing.new_key("factory", tmp_path)
+    for name in ("", "../factory", "a/b", ".hidden"):
+        with pytest.raises(UsageError, match="plain word"):
+            signing.new_key(name, tmp_path / "more")
 
 
 def test_unknown_key_and_too_few_signatures_are_refused(tmp_path: Path) -> None:

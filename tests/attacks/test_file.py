@@ -238,6 +238,10 @@ def test_a_packet_that_is_only_looked_at_gives_no_commands_to_the_terminal(victi
     value = json.loads(victim.cli("packet", "inspect", path, "--json").out)
     assert value["tasks"][0]["classes"] == ["\u202egpj.exe", "\ud800", "a\rb"]
     victim.refuses(path, 4, "signature refused")
+    envelope, _, table, content = split(path.read_bytes())
+    envelope["signatures"][0]["keyid"] = "\x1b[2J"
+    path = victim.file(joined(json.dumps(envelope, sort_keys=True, separators=(",", ":")), table, content))
+    assert json.loads(victim.cli("packet", "inspect", path, "--json").out)["signed_by"] == []
 
 
 def test_the_program_ends_with_the_exit_code(victim: Victim, fleet: Fleet) -> None:
