@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks_kit import Cli, Victim
+from attacks_kit import Cli, Victim, said_no
 from conftest import Fleet
 from forge import Draft
 
@@ -88,7 +88,9 @@ def test_another_lineage(victim: Victim) -> None:
     """A packet of another run, signed with a key that this device obeys: another run's own, and one that says it is this one's."""
     for number, name in enumerate(("1", "2")):
         draft = Draft(VECTORS / f"{name}.sdlora")
-        victim.refuses(draft.sealed(victim.signer), 5, "another lineage")
+        data = draft.sealed(victim.signer)
+        victim.refuses(data, 5, "another lineage")
+        said_no(victim.cli("packet", "verify", victim.file(data), "--bundle", victim.store / "bundle"), 5, "another lineage")
         draft.manifest["lineage"] = Draft(victim.next).manifest["lineage"]
         victim.refuses(draft.sealed(victim.signer), *[(4, "replay"), (5, "follows another state")][number])
 

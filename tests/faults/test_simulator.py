@@ -13,9 +13,8 @@ from faults.simulator import Simulator
 
 from sdlora_edge import disk, files
 from sdlora_edge.canonical import sha256
-from sdlora_edge.device import Device, store
+from sdlora_edge.device import store
 from sdlora_edge.device.store import PENDING, Generation, Store
-from sdlora_edge.orders import Recall
 
 
 def no_sync_of_records(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
@@ -79,20 +78,22 @@ def unlinked_too_early(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
 
 def recall_forgotten(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
     """The device goes back, and would take the recalled task again."""
-    recalling = Device._recalling
-    patch.setattr(Device, "_recalling", lambda *args: replace(recalling(*args), recalled=()))
+    replacing = Store.replacing
+    patch.setattr(Store, "replacing", lambda opened, record: replacing(opened, replace(record, recalled=())))
 
 
 def recalled_in_two_steps(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
     """It goes back first, and writes down why in the next generation."""
-    recalling = Device._recalling
+    replacing = Store.replacing
 
-    def twice(device: Device, record: Generation, recall: Recall) -> Generation:
-        new = recalling(device, record, recall)
-        device._commit(replace(new, recalled=record.recalled), device._build)
-        return new
+    @contextlib.contextmanager
+    def twice(opened: Store, record: Generation) -> Iterator[Generation]:
+        with replacing(opened, replace(record, recalled=opened.current().recalled)):
+            pass
+        with replacing(opened, record) as generation:
+            yield generation
 
-    patch.setattr(Device, "_recalling", twice)
+    patch.setattr(Store, "replacing", twice)
 
 
 def rotation_forgotten(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
