@@ -186,6 +186,14 @@ def test_an_old_trust_packet_never_comes_back(
     assert cli(*common, "--remove", keys.pub("one"), "--after", two, "--out", three).code == 0
     assert apply(two, three).code == 0
     unchanged(store, lambda: apply(two), 4, "version 2, and this device has seen version 3")
+    # nor does the host build on one that comes too late, or on a packet that changes no keys
+    again = (*common, "--add", keys.pub("one"), "--out", tmp_path / "4.sdlora")
+    for after, code, word in (
+        ([two, three, two], 4, "version 2"),
+        ([two, two], 7, "in force already"),
+        (fleet.packets[:1], 3, "no keys"),
+    ):
+        refused(cli(*again, *(option for path in after for option in ("--after", path))), code, word)
 
 
 def test_senseless_trust_packets_cannot_be_made(cli: Cli, fleet: Fleet, keys: Keys, tmp_path: Path) -> None:
@@ -379,7 +387,17 @@ def test_a_record_that_no_device_writes_is_not_read() -> None:
     assert Generation.from_json(record.to_json()) == record
     body = parse_json(record.to_json(), "x")
     del body["checksum"]
-    for changes in ({"trust": [["ab" * 32, 2]]}, {"trust": [[5, 0]]}, {"recalled": [[1, 2]]}, {"revision": -1}):
+    bad = {"sequence": -1, "revision": 0}
+    for changes in (
+        {"status": "pending"},
+        {"before": body},
+        {"status": "fine", "before": body},
+        {"trust": [["ab" * 32, 2]]},
+        {"trust": [[5, 0]]},
+        {"recalled": [[1, 2]]},
+        {"recalled": [bad]},
+        {"revision": -1},
+    ):
         broken = {**body, **changes}
         with pytest.raises(InputError):
             Generation.from_json(dump_json({**broken, "checksum": sha256(dump_json(broken))}))
@@ -451,3 +469,7 @@ def test_a_squash_no_device_would_read_is_not_written(fleet: Fleet, monkeypatch:
     monkeypatch.setattr(container.opened, "__defaults__", (container.Limits(packet=10_000),))
     with pytest.raises(LimitError, match="more than the 10000"):
         packet.squash(read, lambda p: signing.sign(p, [signer]))
+    monkeypatch.undo()
+    whole = packet.squash(read, lambda p: signing.sign(p, [signer]))
+    with pytest.raises(InputError, match="too many"):
+        packet.read(whole, fleet.trust, container.Limits(tasks=2))

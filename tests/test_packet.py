@@ -18,6 +18,7 @@ from sdlora_edge import container, packet, signing
 from sdlora_edge.canonical import dump_json
 from sdlora_edge.encoding import Factors, HeadRows, encode
 from sdlora_edge.errors import InputError, LimitError, SdloraError
+from sdlora_edge.state import TaskState
 from sdlora_edge.train.run import Run
 
 
@@ -159,6 +160,7 @@ def test_shapes_dtypes_and_finiteness_are_checked_against_the_state(fleet: Fleet
         {"head": replace(head, new_weight=head.new_weight[1:], new_bias=head.new_bias[1:])},
         {"head": replace(head, new_weight=head.new_weight * np.float16(np.nan))},
         {"head": replace(head, new_bias=head.new_bias + np.float32(1e30))},
+        {"deltas": np.ones((1, len(run.projections) - 1))},
         {"classes": (update.classes[0], update.classes[0])},
         {"classes": (before.classes[0], update.classes[1])},
         {"canary": logits[:, 1:]},
@@ -186,7 +188,7 @@ def test_head_rows_that_do_not_exist_are_refused(fleet: Fleet, index: object) ->
     }  # fmt: skip
     arrays = {f"1.{name}": array for name, array in changed.tensors().items()} | {"canary.logits": np.zeros((1, 6), np.float32)}
     data = container.seal(manifest, arrays, lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)]))
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"head\.old\.index is not"):
         packet.read(data, fleet.trust).check(before, run.lineage, run.projections)
 
 
@@ -208,6 +210,14 @@ def test_scales_are_bounded_and_quantised_factors_have_their_shapes(fleet: Fleet
         return signing.sign(payload, [signing.load_signer(fleet.key)])
 
     check()
+    if encoding == "int4":  # half a byte has no place in a row
+        data = packet.build(update, before, run.lineage, 1, logits, sign, encoding)
+        for odd in (
+            [replace(p, columns=p.columns + 1) for p in run.projections],
+            [replace(p, stop=p.stop + 1) for p in run.projections],
+        ):
+            with pytest.raises(InputError, match="odd width"):
+                packet.read(data, fleet.trust).check(before, run.lineage, odd)
     scale = good["A.scale"]
     for value in (np.nan, np.inf, -scale.max(), 79.0):
         with pytest.raises(InputError, match="out of bounds"):
@@ -225,7 +235,7 @@ def test_a_step_of_a_known_row_is_bounded(fleet: Fleet) -> None:
     before, update = run.states[0], run.updates[0]
     one = np.ones(1, np.float32)
 
-    def check(scale: float, bias: float = 0.0) -> None:
+    def check(scale: float, bias: float = 0.0, before: TaskState = before) -> None:
         head = replace(
             update.head, index=np.zeros(1, np.int32), step=np.full((1, 64), 127, np.int8), scale=one * scale, bias=one * bias
         )
@@ -237,6 +247,9 @@ def test_a_step_of_a_known_row_is_bounded(fleet: Fleet) -> None:
     for scale, bias in ((np.nan, 0), (-1, 0), (79, 0), (1, np.inf), (1, 20_000)):
         with pytest.raises(InputError):
             check(scale, bias)
+    far = replace(before, head_weight=before.head_weight + np.float32(5000))  # bounded steps, one after the other
+    with pytest.raises(InputError, match="a head row is too large"):
+        check(70.0, before=far)
 
 
 @pytest.mark.parametrize("entry", [5, [], {}, "x", None, {"dtype": 1}, {"dtype": "F32", "shape": [1] * 9, "data_offsets": [0, 4]}])

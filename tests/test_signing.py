@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sdlora_edge import signing
-from sdlora_edge.canonical import dump_json
-from sdlora_edge.errors import InputError, TrustError, UsageError
+from sdlora_edge.canonical import dump_json, sha256
+from sdlora_edge.errors import InputError, LimitError, TrustError, UsageError
 
 
 def make(folder: Path, *names: str) -> tuple[list[Path], tuple[signing.Key, ...]]:
@@ -31,6 +31,9 @@ def test_a_signed_payload_comes_back_and_the_key_is_private(tmp_path: Path) -> N
     assert stat.S_IMODE(private[0].stat().st_mode) == 0o600
     with pytest.raises(UsageError, match="never overwritten"):
         signing.new_key("factory", tmp_path)
+    for name in ("", "../factory", "a/b", ".hidden"):
+        with pytest.raises(UsageError, match="plain word"):
+            signing.new_key(name, tmp_path / "more")
 
 
 def test_unknown_key_and_too_few_signatures_are_refused(tmp_path: Path) -> None:
@@ -106,6 +109,9 @@ def test_only_ed25519_keys_are_taken(tmp_path: Path) -> None:
     (tmp_path / "text.key").write_text("hello")
     with pytest.raises(InputError, match="PEM"):
         signing.load_signer(tmp_path / "text.key")
+    (tmp_path / "endless.pub").write_bytes(bytes(signing.KEY_FILE_LIMIT + 1))
+    with pytest.raises(LimitError):
+        signing.load_public(tmp_path / "endless.pub")
     (tmp_path / "text.pub").write_text("{}")
     with pytest.raises(InputError, match="public key"):
         signing.load_public(tmp_path / "text.pub")
@@ -152,12 +158,18 @@ def test_many_signatures_and_a_key_written_another_way_are_refused(tmp_path: Pat
     with pytest.raises(InputError, match="17 signatures"):
         signing.verify(dump_json({**value, "signatures": value["signatures"] + junk}), signing.Trust(public, 1))
     entry = public[0].to_dict()
-    entry["keyval"] = {"public": entry["keyval"]["public"].upper()}
-    with pytest.raises(InputError):
-        signing.Trust.from_dict({"threshold": 1, "keys": {public[0].keyid: entry}})
+    upper = entry["keyval"]["public"].upper()
+    for keytype, hexadecimal, word in (("ed25519", upper, "lower case"), ("rsa", upper.lower(), "is not Ed25519")):
+        other = {"keytype": keytype, "scheme": keytype, "keyval": {"public": hexadecimal}}
+        named = sha256(dump_json({"keytype": keytype, "scheme": keytype, "public": hexadecimal}))
+        with pytest.raises(InputError, match=word):  # else one key would stand under two names
+            signing.Trust.from_dict({"threshold": 2, "keys": {public[0].keyid: entry, named: other}})
     for threshold in ("1", 1.5, True, None):
         with pytest.raises(InputError):
             signing.Trust.from_dict({"threshold": threshold, "keys": {public[0].keyid: public[0].to_dict()}})
+    for version in ("1", 1.5, True, None, 0):
+        with pytest.raises(InputError):
+            signing.Trust.from_dict({"threshold": 1, "version": version, "keys": {public[0].keyid: entry}})
 
 
 def test_a_private_key_is_never_written_through_what_lay_there(tmp_path: Path) -> None:

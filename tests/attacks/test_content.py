@@ -79,6 +79,13 @@ def test_nan_infinity_and_huge_numbers_in_the_manifest(victim: Victim) -> None:
     victim.refuses_each((forged(victim, lambda d, c=c: d.manifest["canary"].update([c])), 3, "") for c in canaries)
 
 
+def test_magnitudes_of_another_form(victim: Victim) -> None:
+    """One for each projection, where the task before had one for all."""
+    count = sum(name.endswith(".A") for name in Draft(victim.next).arrays)
+    data = forged(victim, lambda d: d.manifest["tasks"][0].update(deltas=[[0.0] * count, [1.0] * count]))
+    victim.refuses(data, 3, "do not follow this state's")
+
+
 def test_a_signed_manifest_that_is_no_strict_json(victim: Victim) -> None:
     """Duplicate keys: two readers could each see another manifest. The rest: no reader should guess."""
     changes: dict[str, Callable[[bytes], bytes]] = {
@@ -109,6 +116,7 @@ def test_wrong_shapes_dtypes_and_ranks(victim: Victim) -> None:
         reshape(".A", lambda a: a[:1]),
         reshape(".A", lambda a: a[:0]),
         reshape(".A", lambda a: a.reshape(-1)),
+        reshape(".A", lambda a: a[0, 0].reshape(())),
         reshape(".A", lambda a: a.reshape(1, *a.shape)),
         reshape(".A", lambda a: np.zeros((0, 2**40), np.float16)),
         reshape(".A", lambda a: a.astype(np.float32)),
@@ -126,6 +134,7 @@ def test_wrong_shapes_dtypes_and_ranks(victim: Victim) -> None:
         reshape("canary.logits", lambda a: a[:, :-1]),
         reshape("canary.logits", lambda a: a[:0]),
         reshape("canary.logits", lambda a: a.reshape(-1)),
+        reshape("canary.logits", lambda a: a[:, 0]),
         reshape("canary.logits", lambda a: a * np.float32(NAN)),
     ]
     victim.refuses_each((forged(victim, change), 3, "") for change in changes)
@@ -180,6 +189,10 @@ def test_overlapping_or_missing_tensors(victim: Victim) -> None:
     endings = (".A", ".B", "head.new.weight", "head.old.index", "canary.logits")
     missing = [forged(victim, lambda d, e=ending: d.arrays.pop(tensor(d, e))) for ending in endings]
     victim.refuses_each((data, 3, "does not describe its tensors") for data in missing)
+    # bytes at the end that the table does not name
+    unnamed = forged(victim, lambda d: d.arrays.update(unnamed=np.zeros(3, np.int8)), table=lambda entries: entries.pop("unnamed"))
+    victim.refuses(unnamed, 3, "3 bytes belong to no tensor")
+    victim.refuses(forged(victim, lambda d: d.arrays.update(more=np.zeros(3, np.int8))), 3, "unexpected tensors: ['more']")
     # whole, but of a projection that this bundle does not have
     victim.refuses(
         forged(victim, lambda d: [d.arrays.update({f"2.../../x.{part}": d.arrays.pop(tensor(d, f".{part}"))}) for part in "AB"]),
@@ -263,6 +276,29 @@ def test_bad_scales(cli: Cli, fleet: Fleet, victim: Victim, tmp_path: Path, enco
     # in order, but its canary was computed with other factors
     assert (result.code, result.out) == (6, ""), result
     assert own.stand() == without_bytes(stand, own)
+
+
+def test_a_canary_of_no_pictures_or_of_too_many(victim: Victim) -> None:
+    """No picture proves nothing, and a thousand would keep the device busy."""
+
+    def canary(count: int) -> Callable[[Draft], None]:
+        def change(draft: Draft) -> None:
+            draft.arrays["canary.logits"] = np.resize(
+                draft.arrays["canary.logits"], (count, draft.arrays["canary.logits"].shape[1])
+            )
+            draft.manifest["canary"]["count"] = count
+
+        return change
+
+    victim.refuses_each((forged(victim, canary(count)), 3, "does not describe its tensors") for count in (0, 17))
+
+
+def test_a_packet_of_no_task(victim: Victim) -> None:
+    def emptied(draft: Draft) -> None:
+        draft.manifest["tasks"] = []
+        draft.arrays = {"canary.logits": draft.arrays["canary.logits"]}
+
+    victim.refuses(forged(victim, emptied), 3, "it brings no task")
 
 
 def test_canary_that_fails(victim: Victim) -> None:

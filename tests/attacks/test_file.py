@@ -213,6 +213,12 @@ def test_a_header_written_another_way(victim: Victim) -> None:
     victim.refuses_each((framed(way, content), 3, "canonical") for way in ways)
 
 
+def test_a_packet_of_another_format_is_called_by_its_format(victim: Victim) -> None:
+    envelope, _, table, content = split(victim.next.read_bytes())
+    other = joined(json.dumps(envelope), table, content, {"format": "sdlora-edge/packet/1"})
+    victim.refuses(other, 3, "'sdlora-edge/packet/1' is not")
+
+
 def test_nothing_in_a_packet_is_decompressed(victim: Victim) -> None:
     """A decompression bomb needs something that decompresses: a packet that was compressed is no packet."""
     good = victim.next.read_bytes()
@@ -232,6 +238,10 @@ def test_a_packet_that_is_only_looked_at_gives_no_commands_to_the_terminal(victi
     value = json.loads(victim.cli("packet", "inspect", path, "--json").out)
     assert value["tasks"][0]["classes"] == ["\u202egpj.exe", "\ud800", "a\rb"]
     victim.refuses(path, 4, "signature refused")
+    envelope, _, table, content = split(path.read_bytes())
+    envelope["signatures"][0]["keyid"] = "\x1b[2J"
+    path = victim.file(joined(json.dumps(envelope, sort_keys=True, separators=(",", ":")), table, content))
+    assert json.loads(victim.cli("packet", "inspect", path, "--json").out)["signed_by"] == []
 
 
 def test_the_program_ends_with_the_exit_code(victim: Victim, fleet: Fleet) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks_kit import Cli, Victim
+from attacks_kit import Cli, Victim, said_no
 from conftest import Fleet
 from forge import Draft, joined, split
 from sdlora_edge.export.bundles import export_bundle
 
 from sdlora_edge import orders, signing
-from sdlora_edge.canonical import dump_json
+from sdlora_edge.canonical import dump_json, sha256
 from sdlora_edge.device import Device
 from sdlora_edge.orders import Recalled
 from sdlora_edge.train.run import Run
@@ -172,7 +172,32 @@ def test_senseless_trust_packets_that_the_keys_have_signed(victim: Victim) -> No
     drafts = [Draft(rotation(victim, 2, 1, [victim.signer], [victim.signer])) for _ in changes]
     for change, draft in zip(changes, drafts, strict=True):
         draft.manifest["trust"] |= change
-    victim.refuses_each((draft.sealed(victim.signer), 3, "") for draft in drafts)
+    more = Draft(rotation(victim, 2, 1, [victim.signer], [victim.signer]))
+    more.manifest["lineage"] = Draft(victim.next).manifest["lineage"]
+    victim.refuses_each((draft.sealed(victim.signer), 3, "") for draft in [*drafts, more])
+
+
+def test_more_keys_than_may_sign(victim: Victim) -> None:
+    """Of 16 keys every one can sign; a 17th makes each packet that all have signed one that no device reads."""
+    value = signing.Trust((victim.signer.public_key,), 1, 2).to_dict()
+    for number in range(16):
+        public = {"keytype": "ed25519", "scheme": "ed25519", "public": f"{number:064x}"}
+        key = {"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": f"{number:064x}"}}
+        value["keys"][sha256(dump_json(public))] = key
+    draft = Draft(rotation(victim, 2, 1, [victim.signer], [victim.signer]))
+    draft.manifest["trust"] = value
+    victim.refuses(draft.sealed(victim.signer), 3, "17 keys")
+
+
+def test_a_packet_of_another_version_is_not_signed(victim: Victim) -> None:
+    """Whoever adds a signature does not vouch for what this program cannot read."""
+    draft = Draft(victim.next)
+    draft.manifest["format"] = "sdlora-edge/packet/3"
+    path = victim.file(draft.sealed(victim.signer))
+    signing.new_key("another", victim.folder)
+    before = path.read_bytes()
+    said_no(victim.cli("packet", "sign", path, "--key", victim.folder / "another.key"), 3, "is not signed")
+    assert path.read_bytes() == before
 
 
 def test_a_packet_signed_for_another_purpose(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:

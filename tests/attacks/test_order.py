@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attacks_kit import Cli, Victim
+from attacks_kit import Cli, Victim, said_no
 from conftest import Fleet
 from forge import Draft
 
 from sdlora_edge import orders, packet, signing
 from sdlora_edge.canonical import sha256
+from sdlora_edge.errors import NotForThisDevice
 from sdlora_edge.orders import Recalled
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
@@ -54,6 +56,12 @@ def test_rollback(victim: Victim, fleet: Fleet) -> None:
     victim.refuses(victim.next, 4, "not newer than packet 2")
     victim.refuses(fork(victim, victim.next), 4, "not newer than packet 2")
     assert victim.cli("device", "apply", victim.next, "--store", victim.store, "--allow-older").code == 0
+    # an older one, taken on purpose, opens the door to no other
+    for _ in range(2):
+        assert victim.cli("device", "rollback", "--store", victim.store).code == 0
+    assert victim.cli("device", "apply", fleet.packets[0], "--store", victim.store, "--allow-older").code == 0
+    victim.refuses(victim.next, 4, "not newer than packet 2")
+    assert victim.cli("device", "apply", victim.next, "--store", victim.store, "--allow-older").code == 0
 
 
 def test_skipped_predecessor(victim: Victim, fleet: Fleet) -> None:
@@ -80,7 +88,9 @@ def test_another_lineage(victim: Victim) -> None:
     """A packet of another run, signed with a key that this device obeys: another run's own, and one that says it is this one's."""
     for number, name in enumerate(("1", "2")):
         draft = Draft(VECTORS / f"{name}.sdlora")
-        victim.refuses(draft.sealed(victim.signer), 5, "another lineage")
+        data = draft.sealed(victim.signer)
+        victim.refuses(data, 5, "another lineage")
+        said_no(victim.cli("packet", "verify", victim.file(data), "--bundle", victim.store / "bundle"), 5, "another lineage")
         draft.manifest["lineage"] = Draft(victim.next).manifest["lineage"]
         victim.refuses(draft.sealed(victim.signer), *[(4, "replay"), (5, "follows another state")][number])
 
@@ -114,6 +124,20 @@ def test_manifests_that_lead_nowhere(victim: Victim) -> None:
     victim.refuses_each((draft.sealed(victim.signer, leads=False), 3, "") for draft in drafts)
 
 
+def test_a_squash_whose_revisions_fall(victim: Victim, fleet: Fleet, squash: bytes) -> None:
+    """Revision 1 of a task and revision 0 of the next one: the recall of the old task would not reach what was built on it."""
+    draft = Draft(squash)
+    draft.manifest["tasks"][0]["revision"] = 1
+    victim.refuses(draft.sealed(victim.signer), 3, "lower revision")
+
+
+def test_a_squash_of_two_lineages_is_not_made(fleet: Fleet) -> None:
+    one, two = (packet.read(path.read_bytes(), fleet.trust) for path in fleet.packets[:2])
+    other = replace(two, manifest={**two.manifest, "lineage": "ab" * 32})
+    with pytest.raises(NotForThisDevice, match="different lineages"):
+        packet.squash([one, other], lambda payload: payload)
+
+
 def test_a_packet_that_leads_where_the_device_is(victim: Victim) -> None:
     draft = Draft(victim.next)
     draft.manifest["to"] = draft.manifest["from"]
@@ -129,6 +153,10 @@ def test_recall_that_says_nothing(victim: Victim) -> None:
         draft = Draft(recall(victim, 1))
         draft.manifest |= change
         victim.refuses(draft.sealed(victim.signer), 3, "")
+    # of a kind that another program may know
+    draft = Draft(recall(victim, 1))
+    draft.manifest["kind"] = "greeting"
+    victim.refuses(draft.sealed(victim.signer), 3, "kind 'greeting'")
     # with tensors
     draft = Draft(recall(victim, 1))
     draft.arrays = Draft(victim.next).arrays

@@ -75,6 +75,16 @@ def test_a_bundle_with_a_link_to_outside(cli: Cli, fleet: Fleet, tmp_path: Path)
     assert not (tmp_path / "other").exists()
 
 
+def test_another_bundle_put_into_a_store(victim: Victim) -> None:
+    """Whole, and signed for by nobody: a store knows the one it was made with, and obeys no keys of another one."""
+    path = victim.store / "bundle" / "manifest.json"
+    good = path.read_bytes()
+    path.write_bytes(dump_json({**json.loads(good), "model": "another"}))
+    for command in (("status",), ("apply", victim.next), ("rollback",), ("predict", *victim.pictures)):
+        said_no(victim.cli("device", *command, "--store", victim.store), 3, "not the one this store was made with")
+    path.write_bytes(good)
+
+
 @pytest.mark.parametrize(
     "name", ["..", ".", "", "../secret", "/etc/hostname", "a/../../secret", "sub/model.onnx", "a\0b", "\ud800"]
 )

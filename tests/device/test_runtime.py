@@ -201,12 +201,39 @@ def test_a_device_that_computes_something_else_is_not_flashed(fleet: Fleet, tmp_
         {"projections": [{}]}, {"projections": [{"name": "x", "tensor": "y", "rows": [0, 1.0], "shape": [1, 1]}]}, {"magnitudes": [1]},
         {"weights": {}}, {"weights_as": "x"}, {"capacity": -1}, {"capacity": 1},
         {"weights": {"head.weight": {"file": "model.onnx", "offset": 1 << 40, "dtype": "float32", "shape": [4, 64]}}},
-        {"preprocessing": {"size": 16}}, {"preprocessing": 3}, {"nonsense": 1},
+        {"preprocessing": {"size": 16}}, {"preprocessing": 3}, {"nonsense": 1}, {"classes": ["a/b", "b", "c", "d"]}, {"capacity": 0.0},
+        {"capacity": 5}, {"weights_as": "constants"}, {"min_agreement": 2}, {"revision": -1}, {"encoding": "int3"},
     ],
 )  # fmt: skip
 def test_a_senseless_manifest_is_a_typed_error(fleet: Fleet, tmp_path: Path, changes: dict[str, object]) -> None:
     with pytest.raises(InputError):
         Device.init(edited(fleet.bundle, tmp_path / "b", **changes), tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("canary seed", 1.5),
+        ("canary tolerance", 5.0),
+        ("weights head.bias shape", [3]),
+        ("weights head.bias offset", -4),
+        ("weights head.weight shape", [1 << 40, 64]),
+        ("projections 0 shape", [64, 65]),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_own_files_is_a_typed_error(
+    fleet: Fleet, tmp_path: Path, path: str, value: object
+) -> None:
+    """One field changed, deep in it, and nothing else: what lies in the files is as it was."""
+    manifest = json.loads((fleet.bundle / "manifest.json").read_text())
+    *keys, last = [int(key) if key.isdigit() else key for key in path.split()]
+    place = manifest
+    for key in keys:
+        place = place[key]
+    place[last] = value
+    with pytest.raises(InputError):
+        Device.init(edited(fleet.bundle, tmp_path / "b", **manifest), tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 

@@ -39,15 +39,26 @@ class Found(NamedTuple):
     recalled: tuple[tuple[int, int], ...]
 
 
+class Promised(NamedTuple):
+    """The task, the version of the keys (0: lost) and what is never taken again, as (sequence, revision)."""
+
+    task: int
+    trust_version: int = 1
+    recalled: tuple[tuple[int, int], ...] = ()
+
+
 NOTHING = "no store"
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """before: what has happened already, all of it synced. steps: what the power fails in."""
+    """before: what has happened already, all of it synced. steps: what the power fails in. promised: what the device stands at
+    before them and after each one, where that is more than what a step was seen to lead to.
+    """
 
     before: tuple[Step, ...]
     steps: tuple[Step, ...]
+    promised: tuple[Promised, ...] = ()
 
 
 NAMES = (
@@ -139,7 +150,8 @@ class Fixture:
     ) -> Report:
         """Cut the power at every point of a scenario, in every way, and restart.
 
-        While a step runs, what was before it or what it leads to may be found; once it has returned, only the latter.
+        While a step runs, what was before it or what it leads to may be found; once it has returned, only the latter. Where
+        the scenario says what it promises, that is what must be found.
         die_at: the first process is killed instead of its n-th operation, and a second one does the step again: the power fails
         in either. sabotage: breaks the store while the steps run, and the first problem ends the play.
         """
@@ -171,6 +183,10 @@ class Fixture:
             seen.append(self.observe(store))
         before = self.restarts.count
         report = Report(simulator.points, simulator.operations, len(set().union(*left)))
+        if scenario.promised:
+            wanted = [(self.logits[task], keys, recalled) for task, keys, recalled in scenario.promised]
+            found = [one[2:] for one in seen]  # all but the two counts
+            report.problems += [f"after step {i}: {seen[i]!r}" for i in range(len(seen)) if found[i] != wanted[i]]
         for index, trees in reversed(list(enumerate(left))):
             allowed = {seen[index // 2 + index % 2], seen[index // 2 + 1]}
             for tree in trees.values():
@@ -196,11 +212,13 @@ class Fixture:
             "clean-up": Scenario((self.init, first, leave_rubbish), (second,)),
             "mend a damaged packet": Scenario((self.init, first, second, damage_newest), (second,)),
             "mend a damaged record": Scenario((self.init, first, second, damage_record), (third,)),
-            "rotation of keys": Scenario((self.init, first), (rotation,)),
-            "rotation, then a packet signed by the new keys": Scenario((self.init, first), (rotation, renewed)),
-            "mend damaged keys": Scenario((self.init, first, rotation, damage_keys), (rotation,)),
-            "recall": Scenario((self.init, first, second), (recall,)),
-            "squash": Scenario((self.init, first), (squash,)),
+            "rotation of keys": Scenario((self.init, first), (rotation,), (Promised(1), Promised(1, 2))),
+            "rotation, then a packet signed by the new keys": Scenario(
+                (self.init, first), (rotation, renewed), (Promised(1), Promised(1, 2), Promised(2, 2))
+            ),
+            "mend damaged keys": Scenario((self.init, first, rotation, damage_keys), (rotation,), (Promised(1, 0), Promised(1, 2))),
+            "recall": Scenario((self.init, first, second), (recall,), (Promised(2), Promised(1, 1, ((2, 0),)))),
+            "squash": Scenario((self.init, first), (squash,), (Promised(1), Promised(3))),
         }
 
     def init(self, store: Path) -> None:

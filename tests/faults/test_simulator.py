@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,32 @@ def unlinked_too_early(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(store, "_write_record", early)
 
 
+def recall_forgotten(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
+    """The device goes back, and would take the recalled task again."""
+    replacing = Store.replacing
+    patch.setattr(Store, "replacing", lambda opened, record: replacing(opened, replace(record, recalled=())))
+
+
+def recalled_in_two_steps(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
+    """It goes back first, and writes down why in the next generation."""
+    replacing = Store.replacing
+
+    @contextlib.contextmanager
+    def twice(opened: Store, record: Generation) -> Iterator[Generation]:
+        with replacing(opened, replace(record, recalled=opened.current().recalled)):
+            pass
+        with replacing(opened, record) as generation:
+            yield generation
+
+    patch.setattr(Store, "replacing", twice)
+
+
+def rotation_forgotten(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
+    """The packet of keys is kept, and the next process obeys the old ones."""
+    replacing = Store.replacing
+    patch.setattr(Store, "replacing", lambda opened, record: replacing(opened, replace(record, trust=())))
+
+
 @pytest.mark.parametrize(
     ("sabotage", "scenario"),
     [
@@ -86,6 +113,9 @@ def unlinked_too_early(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
         (unlinked_too_early, "rollback"),
         (named_before_it_is_filled, "init"),
         (no_sync_of_its_name, "init"),
+        (recall_forgotten, "recall"),
+        (recalled_in_two_steps, "recall"),
+        (rotation_forgotten, "rotation of keys"),
     ],
 )
 def test_the_simulator_sees(device_life: Fixture, sabotage: Callable[[Simulator, pytest.MonkeyPatch], None], scenario: str) -> None:
