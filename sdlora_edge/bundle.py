@@ -12,7 +12,7 @@ The bundle id is the SHA-256 of manifest.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .encoding import ENCODINGS
 from .errors import InputError, NotForThisDevice
 from .packet import magnitudes_from, name_problem
 from .signing import Trust
-from .state import Factors, Projection, TaskState, factors_from
+from .state import Factors, Merging, Projection, TaskState, extended, factors_from
 
 FORMAT = "sdlora-edge/bundle/2"
 MANIFEST, TRUST, FACTORS = "manifest.json", "trust.json", "factors.safetensors"
@@ -125,6 +125,12 @@ class Bundle:
     weights: Mapping[str, np.ndarray]
     state: TaskState
     factors: tuple[Mapping[str, Factors], ...]
+
+    def merged(self, state: TaskState, factors: Sequence[Mapping[str, Factors]]) -> Mapping[str, np.ndarray]:
+        """W_t and the head of a later state, float32, each computed when it is asked for. factors: of the tasks after e, in order."""
+        weights = {**self.weights, HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
+        coefficients = state.magnitudes - extended(self.state.magnitudes, state.magnitudes)
+        return Merging(weights, self.manifest.projections, [*self.factors, *factors], coefficients)
 
     @property
     def model_bytes(self) -> int:

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from .. import files
-from ..bundle import HEAD_BIAS, HEAD_WEIGHT, MANIFEST, Bundle, open_bundle
+from ..bundle import MANIFEST, Bundle, open_bundle
 from ..canonical import sha256
 from ..container import LIMITS
 from ..errors import HealthError, InputError, NothingToDo, StorageError, TrustError, UsageError
 from ..orders import Rotation, read_any
 from ..packet import Packet
 from ..signing import Trust
-from ..state import Factors, Merging, TaskState, extended
+from ..state import Factors, TaskState
 from . import canary
 from .chain import NOBODY, Chain
 from .engines import open_engine
@@ -82,6 +83,7 @@ class Device:
         self._store = store
         self._changing = threading.Lock()  # held by the one thread that may set `_live`
         self._gate: Gate | None = None
+        self._blas = ThreadpoolController()
         self._chain = Chain(store, bundle)
         self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
         record = store.current()
@@ -223,7 +225,7 @@ class Device:
     def current(self) -> tuple[TaskState, dict[str, np.ndarray]]:
         """The state in force, and its merged weights and head, float32, by the names of the model's own: computed anew."""
         live = self._live
-        return live.state, dict(self._merged(live.state, live.factors))
+        return live.state, dict(self.bundle.merged(live.state, live.factors))
 
     def _commit(self, record: Generation, build: Callable[[Generation], _Live]) -> float | None:
         """Put a record in force, once its canary is as it should be: returns the largest difference."""
@@ -261,7 +263,7 @@ class Device:
                 yield
             except BaseException:
                 if (live := self._live).loaded is None:
-                    live.loaded = self._engine.load(self._merged(live.state, live.factors))
+                    live.loaded = self._load(live.state, live.factors)
                 raise
 
     def status(self) -> dict[str, Any]:
@@ -381,14 +383,13 @@ class Device:
             seed, logits, revision = packet.canary_seed, packet.canary_logits, packet.revision
         if self._gate:
             self._live.loaded = None  # its memory is needed now
-        loaded = self._engine.load(self._merged(state, factors))
+        loaded = self._load(state, factors)
         return _Live(record.confirmed(), record.packets, state, tuple(factors), seed, logits, live.trust, revision, loaded)
 
-    def _merged(self, state: TaskState, factors: Sequence[Mapping[str, Factors]]) -> Mapping[str, np.ndarray]:
-        """W_t and the head of a state; factors: of the tasks after the bundle's."""
-        coefficients = state.magnitudes - extended(self.bundle.state.magnitudes, state.magnitudes)
-        weights = {**self.bundle.weights, HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
-        return Merging(weights, self.bundle.manifest.projections, [*self.bundle.factors, *factors], coefficients)
+    def _load(self, state: TaskState, factors: Sequence[Mapping[str, Factors]]) -> Any:
+        # BLAS's threads go on spinning after a product: they would slow down the canary, and every prediction meanwhile
+        with self._blas.limit(limits=1, user_api="blas"):
+            return self._engine.load(self.bundle.merged(state, factors))
 
     def _check_canary(self, live: _Live) -> float | None:
         """The largest difference; None where the engine runs nothing. Raises HealthError."""

@@ -13,6 +13,7 @@ with a store of its own; a number is the median over the packets applied, or the
                                (verification, merge and canary all the time), over the median alone
     peak                       resident memory at its highest while packets are applied, over that of the device before, which has answered
                                for one picture and for two
+    in place                   the same of a device that gives up its weights first; and the longest that a predictor then waits
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import figures
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from sdlora_edge import packet, signing
-from sdlora_edge.device import Device, canary, load
+from sdlora_edge.bundle import Bundle
+from sdlora_edge.device import Device, canary, load, runtime
 from sdlora_edge.device.preprocessing import Preprocessing
-from sdlora_edge.state import extended, merge
+from sdlora_edge.state import Factors, extended, merge
 
 MODEL, THREADS, TASKS, BASE, NEW = "vit_base_patch16_224", 2, 100, 10, 10
 FEW = 10
@@ -79,6 +82,12 @@ def timed(call: Callable[[], Any], repeats: int = 10) -> float:
     return statistics.median(spent)
 
 
+def merged(bundle: Bundle, factors: list[Mapping[str, Factors]], coefficients: np.ndarray) -> None:
+    """With one thread, as a device does it."""
+    with threadpool_limits(1, "blas"):
+        merge(bundle.weights, bundle.manifest.projections, factors, coefficients)
+
+
 def parts(folder: Path, store: Path) -> dict[str, Any]:
     """The parts of an update, each alone, and whole updates with nothing beside them."""
     packets, device = chain(folder), Device.open(store, THREADS)
@@ -90,7 +99,7 @@ def parts(folder: Path, store: Path) -> dict[str, Any]:
     found = {
         "packet_bytes": len(data),
         "verify_ms": timed(lambda: packet.read(data, bundle.trust)),
-        "merge_ms": timed(lambda: merge(bundle.weights, bundle.manifest.projections, factors, verified.update.deltas)),
+        "merge_ms": timed(lambda: merged(bundle, factors, verified.update.deltas)),
         "canary_ms": timed(lambda: device.logits(inputs)),
         "canary_pictures": len(inputs),
     }
@@ -109,8 +118,7 @@ def hundred(folder: Path, store: Path) -> dict[str, Any]:
     state, bundle = device.current()[0], device.bundle
     coefficients = state.magnitudes - extended(bundle.state.magnitudes, state.magnitudes)
     factors = [one.update.factors for one in verified]
-    ms = timed(lambda: merge(bundle.weights, bundle.manifest.projections, factors, coefficients), 5)
-    return found | {"merge_100_tasks_s": ms / 1000}
+    return found | {"merge_100_tasks_s": timed(lambda: merged(bundle, factors, coefficients), 5) / 1000}
 
 
 def opening(folder: Path, store: Path) -> dict[str, Any]:
@@ -128,15 +136,47 @@ def opening(folder: Path, store: Path) -> dict[str, Any]:
 
 def memory(folder: Path, store: Path) -> dict[str, Any]:
     """Resident bytes: before updates, and at the highest during them."""
-    packets, device = chain(folder), Device.open(store, THREADS)
+    steady, peak, device = resident(folder, store, runtime.DOUBLE_BUFFER)
+    adapted = sum(array.nbytes for array in device.bundle.weights.values())
+    return {"steady_bytes": steady, "peak_over_steady_bytes": peak, "adapted_bytes": adapted}
+
+
+def in_place(folder: Path, store: Path) -> dict[str, Any]:
+    """The same of a device that holds one model; and how long a predictor waits."""
+    steady, peak, device = resident(folder, store, runtime.IN_PLACE)
+    spent: list[float] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            begin = time.perf_counter()
+            with device._serving():
+                spent.append(1000 * (time.perf_counter() - begin))
+            time.sleep(0.001)
+
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    times = [device.apply(path)["apply_ms"] for path in chain(folder)[FEW : 2 * FEW]]
+    done.set()
+    asker.join()
+    return {
+        "in_place_steady_bytes": steady,
+        "in_place_peak_over_steady_bytes": peak,
+        "in_place_apply_ms": statistics.median(times),
+        "in_place_wait_ms_p100": max(spent),
+    }
+
+
+def resident(folder: Path, store: Path, swap: str) -> tuple[int, int, Device]:
+    """(bytes before updates, bytes more at the highest during them, the device)."""
+    device = Device.open(store, THREADS, swap=swap)
     for pictures in (1, 2, 1, 2):  # ONNX Runtime keeps what it once needed for so many, and the canary are two
         device.predict([np.zeros((224, 224, 3), np.uint8)] * pictures)
     steady = load.memory()["now"]
     load.forget_peak()
-    for path in packets[:FEW]:
+    for path in chain(folder)[:FEW]:
         device.apply(path)
-    adapted = sum(array.nbytes for array in device.bundle.weights.values())
-    return {"steady_bytes": steady, "peak_over_steady_bytes": load.memory()["peak"] - steady, "adapted_bytes": adapted}
+    return steady, load.memory()["peak"] - steady, device
 
 
 def under_load(folder: Path, store: Path) -> dict[str, Any]:
@@ -190,7 +230,7 @@ def under_load(folder: Path, store: Path) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
-    function.__name__: function for function in (parts, memory, under_load, opening, hundred)
+    function.__name__: function for function in (parts, memory, in_place, under_load, opening, hundred)
 }
 
 

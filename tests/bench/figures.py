@@ -227,6 +227,8 @@ def device(figure: dict[str, Any]) -> str:
         ],
         ["adapted weights", mega("adapted_bytes")],
         ["memory while applying, over steady", mega("peak_over_steady_bytes")],
+        ['... `swap="in_place"`, whose predictors wait', mega("in_place_peak_over_steady_bytes")],
+        ["... and how long they wait at most", f"{figure['in_place_wait_ms_p100']:.0f} ms"],
         ["steady memory of the process", mega("steady_bytes")],
         ["cold open to first answer, no packet", f"{figure['open_to_first_answer_ms_0_packets'] / 1000:.2f} s"],
         ["... 100 packets", f"{figure['open_to_first_answer_ms_100_packets'] / 1000:.2f} s"],
