@@ -1,4 +1,4 @@
-"""Many predictors and one who changes the model under them: for devices without the memory for two models."""
+"""Many predictors, and one thread that changes the model under them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,23 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+import numpy as np  # noqa: F401  brings the BLAS that is looked for below
+from threadpoolctl import ThreadpoolController
+
+_BLAS, _LIMITED = ThreadpoolController(), threading.Lock()
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Products of numpy on the thread that asks for them. BLAS's own threads go on spinning after each one, on the cores that the
+    canary and every prediction need. For the whole process, so one at a time."""
+    with _LIMITED, _BLAS.limit(limits=1, user_api="blas"):
+        yield
+
 
 class Gate:
-    """Any number of threads may be `inside`, none while it is `closed`. Only one thread may close it at a time."""
+    """For devices without the memory for two models: any number of threads may be `inside`, none while it is `closed`. Only one
+    thread may close it at a time."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from .. import files
 from ..bundle import MANIFEST, Bundle, open_bundle
@@ -26,7 +25,7 @@ from ..state import Factors, TaskState
 from . import canary
 from .chain import NOBODY, Chain
 from .engines import open_engine
-from .gate import Gate
+from .gate import Gate, one_blas_thread
 from .preprocessing import Picture, Preprocessing
 from .store import Generation, Store
 
@@ -83,7 +82,6 @@ class Device:
         self._store = store
         self._changing = threading.Lock()  # held by the one thread that may set `_live`
         self._gate: Gate | None = None
-        self._blas = ThreadpoolController()
         self._chain = Chain(store, bundle)
         self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
         record = store.current()
@@ -387,8 +385,7 @@ class Device:
         return _Live(record.confirmed(), record.packets, state, tuple(factors), seed, logits, live.trust, revision, loaded)
 
     def _load(self, state: TaskState, factors: Sequence[Mapping[str, Factors]]) -> Any:
-        # BLAS's threads go on spinning after a product: they would slow down the canary, and every prediction meanwhile
-        with self._blas.limit(limits=1, user_api="blas"):
+        with one_blas_thread():
             return self._engine.load(self.bundle.merged(state, factors))
 
     def _check_canary(self, live: _Live) -> float | None:
