@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import make_pictures
 
+from sdlora_edge.errors import InputError
 from sdlora_edge.train import trainer
 from sdlora_edge.train.config import TrainConfig, from_values
 from sdlora_edge.train.fit import PARTIAL, Checkpoint
@@ -162,3 +164,17 @@ def test_two_processes_are_one_at_the_same_batch(pictures: Path, tmp_path: Path)
                 atol=2e-3,
             )
     assert [e["correct"] for e in one.metrics][:1] == [e["correct"] for e in two.metrics][:1]
+
+
+def test_a_stream_that_has_changed_is_not_gone_on_with(pictures: Path, whole: Path, tmp_path: Path) -> None:
+    """Another class would shift classes between tasks that were learned already and those to come."""
+    data, run = shutil.copytree(pictures, tmp_path / "p"), shutil.copytree(whole, tmp_path / "run")
+    config = (run / "config.toml").read_text()
+    assert str(pictures) in config
+    (run / "config.toml").write_text(config.replace(str(pictures), str(data)))
+    shutil.rmtree(run / "tasks" / "002")
+    make_pictures(data, ["another"], 4, size=16)
+    with pytest.raises(InputError, match="p has changed since task 1 was learned: put its classes back"):
+        trainer.resume(run)
+    shutil.rmtree(data / "another")
+    assert len(trainer.resume(run).updates) == 2

@@ -145,3 +145,12 @@ def test_a_folder_that_changed_is_not_scored_with_pictures_it_was_trained_on(run
     later = trainer.add_task(run_copy, str(make_pictures(tmp_path / "w33", ["gear", "hook"], 8)))
     assert later.metrics[-1]["correct"][-1][4] is None
     assert later.metrics[-1]["correct"][-1][5] is not None
+
+
+@pytest.mark.parametrize("name", ["a\nb", " ", "x" * 300, "../up"])
+def test_a_task_has_a_name_that_a_packet_may_carry(run_copy: Path, tmp_path: Path, name: str) -> None:
+    folder = make_pictures(tmp_path / "w32", ["bolt", "nut"], 4)
+    before = sorted(run_copy.rglob("*"))
+    with pytest.raises(UsageError, match=r"task's name .* give another --name"):
+        trainer.add_task(run_copy, str(folder), name)
+    assert sorted(run_copy.rglob("*")) == before
