@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Fleet
+from faults.scenarios import wrong_canary
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.parity import host_logits
 
 from sdlora_edge.device import Device, canary
-from sdlora_edge.errors import NotForThisDevice, UsageError
+from sdlora_edge.device.runtime import IN_PLACE
+from sdlora_edge.errors import HealthError, NotForThisDevice, UsageError
 from sdlora_edge.train.run import Run
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install executorch")
@@ -39,6 +41,18 @@ def test_the_same_packets_up_to_the_capacity(fleet: Fleet, bundle: Path, tmp_pat
     np.testing.assert_allclose(device.logits(inputs), host_logits(run, 1, inputs), atol=1e-4)
     np.testing.assert_array_equal(Device.open(tmp_path / "store").logits(inputs), device.logits(inputs))
     assert {p.name for p in (tmp_path / "store" / "engine").glob("model.*")} == {"model.pte", "model.ptd"}
+
+
+def test_in_place_the_pair_before_comes_back_where_an_update_is_not_served(fleet: Fleet, bundle: Path, tmp_path: Path) -> None:
+    Device.init(bundle, tmp_path / "store")
+    device, inputs = Device.open(tmp_path / "store", swap=IN_PLACE), canary.inputs(3, Run.open(fleet.run).preprocessing, 4)
+    before = device.logits(inputs)
+    with pytest.raises(HealthError):
+        device.apply(wrong_canary(fleet, tmp_path))
+    np.testing.assert_array_equal(device.logits(inputs), before)
+    device.apply(fleet.packets[0])
+    np.testing.assert_allclose(device.logits(inputs), host_logits(Run.open(fleet.run), 1, inputs), atol=1e-4)
+    assert not list((tmp_path / "store" / "engine").glob("new-*"))  # of the pair that was given up
 
 
 def test_without_the_runtime_an_update_is_published_all_the_same(fleet: Fleet, bundle: Path, tmp_path: Path) -> None:
