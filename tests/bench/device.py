@@ -46,7 +46,7 @@ FEW = 10
 BUILD = figures.ROOT / "build" / "device"
 
 
-def make(folder: Path, model: str) -> None:
+def make(folder: Path, model: str, target: str) -> None:
     """folder/bundle and folder/packets/NNN.sdlora of a random run."""
     import random_runs  # torch: not in the processes that are measured
     from sdlora_edge.export.bundles import export_bundle
@@ -57,7 +57,7 @@ def make(folder: Path, model: str) -> None:
     run = random_runs.make_run(model, folder / "run", TASKS, BASE, NEW)
     key, public = signing.new_key("bench", folder / "keys")
     signer = signing.load_signer(key)
-    export_bundle(run, folder / "bundle", 0, [str(public)])
+    export_bundle(run, folder / "bundle", 0, [str(public)], target=target)
     (folder / "packets").mkdir()
     for update, before in zip(run.updates, run.states, strict=False):
         inputs = canary.inputs(update.task, run.preprocessing)
@@ -237,14 +237,15 @@ PARTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--target", default="onnx", help="another model or target is measured and printed, not written down")
     parser.add_argument("--part", nargs=2, metavar=("NAME", "STORE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    folder = BUILD / options.model
+    folder = BUILD / (options.model if options.target == "onnx" else f"{options.model}-{options.target}")
     if options.part:
         print(json.dumps(PARTS[options.part[0]](folder, Path(options.part[1]))))
         return
     if not (folder / "done").exists():
-        make(folder, options.model)
+        make(folder, options.model, options.target)
     values: dict[str, Any] = {"model": options.model, "threads": THREADS, "rank": 10, "new_classes": NEW}
     store = folder / "store"
 
@@ -252,7 +253,7 @@ def main() -> None:
         if fresh:
             shutil.rmtree(store, ignore_errors=True)
             Device.init(folder / "bundle", store)
-        command = [sys.executable, __file__, "--model", options.model, "--part", name, str(store)]
+        command = [sys.executable, __file__, "--model", options.model, "--target", options.target, "--part", name, str(store)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         print(name, found, file=sys.stderr, flush=True)
         values.update(found)
@@ -261,9 +262,11 @@ def main() -> None:
         measure(name)
     measure("opening", fresh=False)
     rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
+    if (options.model, options.target) != (MODEL, "onnx"):
+        print(json.dumps(rounded, indent=1))
+        return
     packages = ("onnxruntime", "numpy", "securesystemslib", "cryptography")
-    command = "make bench-device" if options.model == MODEL else f"python tests/bench/device.py --model {options.model}"
-    print(figures.write("device", command, rounded, packages=packages))
+    print(figures.write("device", "make bench-device", rounded, packages=packages))
 
 
 if __name__ == "__main__":
