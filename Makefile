@@ -49,6 +49,7 @@ bench-precision: .venv/installed
 	$(MAKE) figures
 
 bench-packet: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python tests/bench/packet.py
 	$(MAKE) figures
 
