@@ -44,10 +44,10 @@ class Gate:
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
         """Lets nobody in from now on, and waits for those who are inside."""
-        with self._changed:
-            self._closed = True
-            self._changed.wait_for(lambda: not self._inside)
-        try:
+        try:  # from here on, for a wait may be interrupted
+            with self._changed:
+                self._closed = True
+                self._changed.wait_for(lambda: not self._inside)
             yield
         finally:
             with self._changed:

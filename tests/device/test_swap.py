@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import weakref
 from collections.abc import Mapping
@@ -102,6 +103,41 @@ def test_predictors_wait_for_an_update_in_place(fleet: Fleet, counted: tuple[Dev
         thread.join(10)
     assert order == ["answered", "updated"]
     assert answers == [(1, 4), (2, 6)]
+
+
+def test_an_update_interrupted_while_it_waits_lets_the_predictors_in_again(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
+    """Ctrl-C while a long prediction is being waited for."""
+    device, _ = counted
+    asked, released, run = threading.Event(), threading.Event(), device._engine.run
+
+    def slow(loaded: Any, pixels: np.ndarray) -> np.ndarray:
+        asked.set()
+        released.wait(10)
+        return run(loaded, pixels)
+
+    device._engine.run = slow  # type: ignore[method-assign]
+    predictor = threading.Thread(target=device.predict, args=(pictures(1),), daemon=True)
+    predictor.start()
+    assert asked.wait(10)
+    gate = device._gate
+    assert gate is not None
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def interrupt() -> None:
+        while not gate._closed:
+            pass
+        signal.pthread_kill(main, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        device.apply(fleet.packets[0])
+    released.set()
+    predictor.join(10)
+    later = threading.Thread(target=device.predict, args=(pictures(1),), daemon=True)
+    later.start()
+    later.join(10)
+    assert not later.is_alive()
 
 
 def test_a_device_that_can_load_nothing_says_so_and_recovers(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
