@@ -65,6 +65,25 @@ def test_in_place_no_two_models_are_ever_in_memory(fleet: Fleet, tmp_path: Path,
     assert (len(counting.models), counting.most) == (1 + 3 + 3 + 2 + 1, 0)
 
 
+def test_what_failed_its_canary_is_given_up_before_what_is_left_is_loaded(
+    fleet: Fleet, counted: tuple[Device, Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a device that follows another process, to a generation that is not healthy here."""
+    device, counting = counted
+    other = Device.open(device._store.path)
+    for path in fleet.packets:
+        other.apply(path)
+    run = device._engine.run
+
+    def unhealthy(loaded: Any, pixels: np.ndarray) -> np.ndarray:
+        return run(loaded, pixels) + (1 if loaded.classes > 6 else 0)
+
+    monkeypatch.setattr(device._engine, "run", unhealthy)
+    assert device.refresh()
+    assert device.status()["task"] == 1
+    assert (len(counting.models), counting.most) == (1 + 3, 0)
+
+
 def test_predictors_wait_for_an_update_in_place(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
     """One that is inside keeps its weights; those that come later are answered by the new ones."""
     device, _ = counted
