@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import traceback
 from collections.abc import Iterator
 
 import numpy as np  # noqa: F401  brings the BLAS that is looked for below
@@ -18,6 +19,13 @@ def one_blas_thread() -> Iterator[None]:
     canary and every prediction need. For the whole process, so one at a time."""
     with _LIMITED, _BLAS.limit(limits=1, user_api="blas"):
         yield
+
+
+def let_go(error: BaseException) -> None:
+    """Release what the calls that an error came through still refer to: a model may be among it."""
+    traceback.clear_frames(error.__traceback__)
+    if error.__cause__:
+        let_go(error.__cause__)
 
 
 class Gate:

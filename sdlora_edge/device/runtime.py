@@ -25,7 +25,7 @@ from ..state import Factors, TaskState
 from . import canary
 from .chain import NOBODY, Chain
 from .engines import open_engine
-from .gate import Gate, one_blas_thread
+from .gate import Gate, let_go, one_blas_thread
 from .preprocessing import Picture, Preprocessing
 from .store import Generation, Store
 
@@ -259,7 +259,8 @@ class Device:
         with self._gate.closed():
             try:
                 yield
-            except BaseException:
+            except BaseException as error:
+                let_go(error)
                 if (live := self._live).loaded is None:
                     live.loaded = self._load(live.state, live.factors)
                 raise

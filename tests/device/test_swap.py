@@ -84,6 +84,23 @@ def test_what_failed_its_canary_is_given_up_before_what_is_left_is_loaded(
     assert (len(counting.models), counting.most) == (1 + 3, 0)
 
 
+def test_what_the_engine_fails_to_run_is_given_up_before_the_old_one_is_loaded(
+    fleet: Fleet, counted: tuple[Device, Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error refers to the calls it came through, and they to what they were called with."""
+    device, counting = counted
+    before = device.logits(inputs(device))
+
+    def fails(loaded: Any, pixels: np.ndarray) -> np.ndarray:
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(device._engine, "run", fails)
+        device.apply(fleet.packets[0])
+    assert (len(counting.models), counting.most) == (3, 0)
+    np.testing.assert_array_equal(device.logits(inputs(device)), before)
+
+
 def test_predictors_wait_for_an_update_in_place(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
     """One that is inside keeps its weights; those that come later are answered by the new ones."""
     device, _ = counted
