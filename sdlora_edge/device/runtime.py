@@ -330,8 +330,10 @@ class Device:
         """The generation of a record, or the longest beginning of it that is whole and healthy, with the keys of all of it."""
         served, damage = record, ""
         while True:
+            live: _Live | None = None  # one whose canary failed is not kept beside the next
             try:
-                live = self._proved(served)
+                live = self._build(served)
+                self._check_canary(live)
             except StorageError:
                 raise  # of an engine that cannot write: nothing is damaged
             except (InputError, TrustError, HealthError) as error:
@@ -350,12 +352,6 @@ class Device:
                 damage = live.damage or damage
                 broken = self._store.broken(record.digests) if damage else ()
                 return replace(live, record=record.confirmed(), damage=damage, broken=broken)
-
-    def _proved(self, record: Generation) -> _Live:
-        """What `_build` makes of a record; where its canary fails, nothing of it stays in memory."""
-        live = self._build(record)
-        self._check_canary(live)
-        return live
 
     def _mend(self, data: bytes) -> bool:
         """Whether these are the bytes of a damaged packet that the generation in force names, and with them more of it is served,
