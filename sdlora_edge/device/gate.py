@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import numpy as np  # noqa: F401  brings the BLAS that is looked for below
 from threadpoolctl import ThreadpoolController
 
+from ..errors import UsageError
+
 _BLAS, _LIMITED = ThreadpoolController(), threading.Lock()
 
 
@@ -30,31 +32,38 @@ def let_go(error: BaseException) -> None:
 
 class Gate:
     """For devices without the memory for two models: any number of threads may be `inside`, none while it is `closed`. Only one
-    thread may close it at a time."""
+    thread may close it at a time. Raises UsageError where a thread would wait for itself: a signal handler that comes in between.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._inside, self._closed = 0, False
+        self._inside: list[int] = []  # threads
+        self._closed, self._closer = False, 0
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
         """Waits while it is closed."""
+        me = threading.get_ident()
         with self._changed:
+            if self._closed and self._closer == me:
+                raise UsageError("a prediction in the midst of an update in place, in one thread: ask from another thread")
             self._changed.wait_for(lambda: not self._closed)
-            self._inside += 1
+            self._inside.append(me)
         try:
             yield
         finally:
             with self._changed:
-                self._inside -= 1
+                self._inside.remove(me)
                 self._changed.notify_all()
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
         """Lets nobody in from now on, and waits for those who are inside."""
+        if threading.get_ident() in self._inside:
+            raise UsageError("an update in place in the midst of a prediction, in one thread: ask from another thread")
         try:  # from here on, for a wait may be interrupted
             with self._changed:
-                self._closed = True
+                self._closed, self._closer = True, threading.get_ident()
                 self._changed.wait_for(lambda: not self._inside)
             yield
         finally:

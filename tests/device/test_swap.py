@@ -94,9 +94,10 @@ def test_what_the_engine_fails_to_run_is_given_up_before_the_old_one_is_loaded(
     def fails(loaded: Any, pixels: np.ndarray) -> np.ndarray:
         raise MemoryError
 
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+    with monkeypatch.context() as patch:
         patch.setattr(device._engine, "run", fails)
-        device.apply(fleet.packets[0])
+        with pytest.raises(MemoryError):
+            device.apply(fleet.packets[0])
     assert (len(counting.models), counting.most) == (3, 0)
     np.testing.assert_array_equal(device.logits(inputs(device)), before)
 
@@ -174,6 +175,33 @@ def test_an_update_interrupted_while_it_waits_lets_the_predictors_in_again(fleet
     later.start()
     later.join(10)
     assert not later.is_alive()
+
+
+def test_a_signal_handler_does_not_wait_for_the_thread_it_interrupted(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
+    """`refresh` upon SIGHUP, while the same thread predicts."""
+    device, _ = counted
+    Device.open(device._store.path).apply(fleet.packets[0])
+    run, refused = device._engine.run, []
+
+    def interrupted(loaded: Any, pixels: np.ndarray) -> np.ndarray:
+        with pytest.raises(UsageError, match="in the midst of a prediction, in one thread") as error:
+            device.refresh()
+        refused.append(error)
+        return run(loaded, pixels)
+
+    device._engine.run = interrupted  # type: ignore[method-assign]
+    assert device.predict(pictures(1))[0].generation == 1
+    device._engine.run = run  # type: ignore[method-assign]
+    load = device._engine.load
+
+    def predicting(weights: Mapping[str, np.ndarray]) -> Any:
+        with pytest.raises(UsageError, match="in the midst of an update"):
+            device.predict(pictures(1))
+        return load(weights)
+
+    device._engine.load = predicting  # type: ignore[method-assign]
+    assert device.refresh()
+    assert (len(refused), device.predict(pictures(1))[0].generation) == (1, 2)
 
 
 def test_a_device_that_can_load_nothing_says_so_and_recovers(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
