@@ -254,10 +254,10 @@ class Watcher:
             self._failed = dict.fromkeys(filter(is_sha256, memory["failed"]))
             self._killed = {digest: natural(times) for digest, times in memory["killed"].items() if is_sha256(digest)}
             last = memory["trying"]
+            if not is_sha256(last) or last in self._store.current().digests:
+                return
         except (AttributeError, InputError, KeyError, TypeError, ValueError) as error:
             return self._trouble("forgotten", error)
-        if last is None or last in self._store.current().digests:
-            return
         self._killed[last] = self._killed.get(last, 0) + 1
         if self._killed[last] >= KILLED_LIMIT:
             del self._killed[last]

@@ -172,6 +172,21 @@ def test_a_packet_that_kills_its_process_is_given_up(fleet: Fleet, store: Path, 
     assert Watched(folder, store).look()[1] == ["applied"]
 
 
+def test_whatever_the_memory_of_an_attempt_holds_a_watcher_starts(fleet: Fleet, store: Path, folder: Path) -> None:
+    """Even where the store that it belongs to cannot be read now."""
+    shutil.copy(fleet.packets[0], folder / "1.sdlora")
+    for trying in ([1], {"a": 1}, 5, "x", None):
+        (store / "watch.json").write_text(json.dumps({"failed": [], "killed": {}, "trying": trying}))
+        Watched(folder, store)
+    assert Watched(folder, store).look()[1] == ["applied"]
+    (store / "watch.json").write_text(json.dumps({"failed": [], "killed": {}, "trying": "a" * 64}))
+    for record in store.glob("generation.*"):
+        record.write_text("damaged")
+    watched = Watched(folder, store)
+    assert [event for event, _ in watched.events] == ["forgotten"]
+    assert watched.look()[1] == ["trouble"]
+
+
 def test_what_was_rolled_back_by_hand_stays_so(fleet: Fleet, store: Path, folder: Path) -> None:
     watched = Watched(folder, store)
     for path in fleet.packets[:2]:
