@@ -118,7 +118,9 @@ def _with_others(path: Path, sealed: bytes, signers: Sequence[Any]) -> bytes:
         if len({signing.unverified_payload(envelope) for envelope in envelopes}) > 1:
             return sealed
         signed = signing.unverified_keyids(envelopes[0])
-        return countersigned(old, [signer for signer in signers if signer.public_key.keyid not in signed])
+        both = countersigned(old, [signer for signer in signers if signer.public_key.keyid not in signed])
+        ours = signing.Trust(tuple(signer.public_key for signer in signers), 1)
+        return both if signing.good_signatures(opened(both)[0].encode(), ours) == len(ours.keys) else sealed
     except InputError:  # damaged: the new one takes its place
         return sealed
 

@@ -166,6 +166,14 @@ def test_keys_rotate_when_old_and_new_ones_have_signed(
     again = json.loads(cli(*build, "--key", keys.key("three"), "--after", rotation, "--json").out)["packets"][0]
     assert (again["file"], again["signatures"]) == (half["file"], 2)
     assert "good, task 2" in cli("packet", "verify", half["file"], "--bundle", fleet.bundle, "--after", rotation).out
+    # but never one of our own that does not hold
+    data = Path(half["file"]).read_bytes()
+    ours = signing.load_public(Path(keys.pub("three"))).keyid
+    (good,) = [s["sig"].encode() for s in json.loads(container.opened(data)[0])["signatures"] if s["keyid"] == ours]
+    Path(half["file"]).write_bytes(data.replace(good, (b"B" if good[:1] == b"A" else b"A") + good[1:]))
+    assert cli(*build, "--key", keys.key("three"), "--after", rotation).code == 0
+    assert good in Path(half["file"]).read_bytes()
+    Path(half["file"]).write_bytes(data)
     order = ("packet", "recall", "--bundle", fleet.bundle, "--task", 2, "--key", keys.key("one"), "--after", rotation)
     assert "signed by 1 of the 2 keys" in cli(*order, "--out", tmp_path / "recall.sdlora").out
     assert apply(half["file"]).code == 0
