@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -154,6 +155,20 @@ def test_of_several_packets_those_that_a_device_has_are_passed_over(cli: Cli, fl
     cut.write_bytes(fleet.packets[0].read_bytes()[:100])
     refused(cli("device", "apply", fleet.packets[2], cut, "--store", store), 3, str(cut), "cut short")
     assert snapshot(store) == before
+    recall = tmp_path / "recall.sdlora"
+    order = ("packet", "recall", "--bundle", fleet.bundle, "--task", 5, "--key", fleet.key, "--out", recall)
+    assert cli(*order).code == 0
+    assert cli("device", "apply", recall, "--store", store).code == 0
+    for _ in (3, 2, 1):
+        assert cli("device", "rollback", "--store", store).code == 0
+    # obeyed already, and the same packet twice; what is too large comes after what is applied
+    large = tmp_path / "large.sdlora"
+    large.touch()
+    os.truncate(large, 1 << 30)
+    twice = (recall, *fleet.packets[:2], *fleet.packets[:2], large)
+    found = cli("device", "apply", *twice, "--allow-older", "--store", store)
+    assert (found.code, "task 2 in force" in found.out, str(large) in found.err) == (3, True, True)
+    refused(cli("device", "apply", recall, fleet.packets[0], "--store", store), 7, "all 2 packets")
 
 
 @pytest.mark.parametrize("text", ["x" * 5000, "\x1b" * 999, "\U000e0001" * 5000])

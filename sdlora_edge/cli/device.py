@@ -56,9 +56,16 @@ def apply(
     refused ends it."""
     device = Device.open(store, unproved=unproved, swap=IN_PLACE)
     done: list[dict[str, Any]] = []
-    for path in packets if len(packets) == 1 else _news(Path(store), packets):
-        with naming(path):
-            done.append(device.apply(path, allow_older))
+    for path in packets:
+        if len(packets) > 1 and _held(Path(store), path):
+            continue
+        try:
+            with naming(path):
+                done.append(device.apply(path, allow_older))
+        except NothingToDo:  # such as a recall that has been obeyed
+            if len(packets) == 1:
+                raise
+            continue
         if not json:
             last = done[-1]
             canary = "not run" if last["canary_difference"] is None else f"{last['canary_difference']:.1e}"
@@ -66,6 +73,8 @@ def apply(
                 f"{path}: {_KINDS[last['kind']]}task {last['task']} in force, {len(last['classes'])} classes, "
                 f"{last['apply_ms']} ms, canary {canary}"
             )
+    if not done:
+        raise NothingToDo(f"all {len(packets)} packets are applied already")
     if json:
         emit({"applied": done}, json, str)
 
@@ -126,15 +135,11 @@ def export_adapter(
     emit(value, json, lambda: facts(value, *value))
 
 
-def _news(store: Path, packets: list[Path]) -> list[Path]:
-    """Without what the device holds, to the bit, and undamaged. Raises NothingToDo where that is all."""
+def _held(store: Path, packet: Path) -> bool:
+    """Whether the device has it, to the bit, and undamaged."""
     opened = Files(store)
-    digests = opened.current().digests
-    held = {*digests} - {*opened.broken(digests)}
-    news = [path for path in packets if not path.is_file() or sha256(files.receive(path, LIMITS.packet)) not in held]
-    if not news:
-        raise NothingToDo(f"all {len(packets)} packets are applied already")
-    return news
+    digest = sha256(files.receive(packet, LIMITS.packet)) if packet.is_file() else ""
+    return digest in opened.current().digests and not opened.broken((digest,))
 
 
 def _show(value: dict[str, Any], json: bool) -> None:
