@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Fleet
+from conftest import Fleet, snapshot
 from faults.scenarios import wrong_canary
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.parity import host_logits
 
 from sdlora_edge.device import Device, canary
 from sdlora_edge.device.runtime import IN_PLACE
-from sdlora_edge.errors import HealthError, NotForThisDevice, UsageError
+from sdlora_edge.errors import HealthError, InputError, NotForThisDevice, UsageError
 from sdlora_edge.train.run import Run
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install executorch")
@@ -53,6 +53,16 @@ def test_in_place_the_pair_before_comes_back_where_an_update_is_not_served(fleet
     device.apply(fleet.packets[0])
     np.testing.assert_allclose(device.logits(inputs), host_logits(Run.open(fleet.run), 1, inputs), atol=1e-4)
     assert not list((tmp_path / "store" / "engine").glob("new-*"))  # of the pair that was given up
+
+
+def test_weights_that_do_not_fit_leave_no_file(bundle: Path, tmp_path: Path) -> None:
+    device = Device.init(bundle, tmp_path / "store")
+    before = snapshot(tmp_path / "store")
+    weights = device.current()[1]
+    for wrong in (weights | {"unknown": np.zeros(1, np.float32)}, weights | {"head.weight": np.zeros((3, 1), np.float32)}):
+        with pytest.raises(InputError, match=r"model\.ptd"):
+            device._engine.load(wrong)
+    assert snapshot(tmp_path / "store") == before
 
 
 def test_without_the_runtime_an_update_is_published_all_the_same(fleet: Fleet, bundle: Path, tmp_path: Path) -> None:

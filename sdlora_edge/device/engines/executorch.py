@@ -122,15 +122,19 @@ class ExecutorchEngine(Engine):
     def _place(self, values: Callable[[BinaryIO], Iterator[bytes]]) -> Path:
         """The flashed .ptd with other values, in a file of its own: another name of the published one where that is the same."""
         path = self._workspace / f"new-{time.time():.0f}-{uuid.uuid4().hex}.ptd"
-        with files.reading(self._bundle.path / DATA), open(self._bundle.path / DATA, "rb") as flashed:
-            with contextlib.suppress(OSError):
-                # by a name of our own, for another process may publish while this one reads
-                os.link(self._workspace / DATA, path)
-                with open(path, "rb") as published:
-                    if all(published.read(len(piece)) == piece for piece in values(flashed)) and not published.read(1):
-                        return path
-                path.unlink()
-            files.write(path, values(flashed))
+        try:
+            with files.reading(self._bundle.path / DATA), open(self._bundle.path / DATA, "rb") as flashed:
+                with contextlib.suppress(OSError):
+                    # by a name of our own, for another process may publish while this one reads
+                    os.link(self._workspace / DATA, path)
+                    with open(path, "rb") as published:
+                        if all(published.read(len(piece)) == piece for piece in values(flashed)) and not published.read(1):
+                            return path
+                    path.unlink()
+                files.write(path, values(flashed))
+        except BaseException:
+            _remove(path)
+            raise
         return path
 
 
