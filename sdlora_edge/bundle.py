@@ -29,7 +29,7 @@ from .packet import magnitudes_from, name_problem
 from .signing import Trust
 from .state import Factors, Merging, Projection, TaskState, extended, factors_from
 
-FORMAT = "sdlora-edge/bundle/2"
+FORMAT = "sdlora-edge/bundle/3"
 MANIFEST, TRUST, FACTORS = "manifest.json", "trust.json", "factors.safetensors"
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 INPUTS, CONSTANTS = "inputs", "constants"

@@ -14,6 +14,7 @@ Nothing in the folder is ever changed. The model is loaded only while there is s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -98,7 +99,6 @@ class Watcher:
         """in force then"""
         self._last_error: dict[str, Any] | None = None
         self._written: tuple[str, float] = "", 0.0
-        self._recollect()
 
     def stop(self) -> None:
         """Make `run` return before the next packet. May be called by a signal handler, or another thread."""
@@ -143,10 +143,14 @@ class Watcher:
         here = {digest for _, digest in self._digests.values()}
         self._verdicts = {digest: verdict for digest, verdict in self._verdicts.items() if digest in here}
         candidates = {digest: path for digest, path in found.items() if digest not in decided}
-        if candidates or generation.counter != self._generation:
-            device = Device.open(self._store.path, self._threads, swap=IN_PLACE)
-            self._device, self._generation = device.status(), generation.counter
-            self._apply(device, candidates)
+        with self._store.lock("watch.lock") if candidates else contextlib.nullcontext():  # another watch may be at it
+            if candidates:
+                self._recollect()
+                candidates = {digest: path for digest, path in candidates.items() if digest not in self._failed}
+            if candidates or generation.counter != self._generation:
+                device = Device.open(self._store.path, self._threads, swap=IN_PLACE)
+                self._device, self._generation = device.status(), generation.counter
+                self._apply(device, candidates)
 
     def _stamps_now(self) -> dict[Path, Stamp]:
         """The packets in the folder; none where it is missing, which a USB stick's folder often is."""
@@ -245,7 +249,7 @@ class Watcher:
         return NEVER
 
     def _recollect(self) -> None:
-        """What processes before this one have left."""
+        """What other processes have left: one that was trying a packet has ended, for this one holds the lock."""
         path = self._store.path / MEMORY
         try:
             if not path.exists():
@@ -264,6 +268,7 @@ class Watcher:
             self._failed[last] = None
             self._counts["failed"] += 1
             self._trouble("failed", HealthError(f"packet {last}: {KILLED_LIMIT} processes ended while they applied it"))
+            self._remember()
 
     def _remember(self, trying: str | None = None) -> None:
         """Raises StorageError: on a full disk no packet could be applied either."""

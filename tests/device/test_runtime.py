@@ -195,7 +195,7 @@ def test_a_device_that_computes_something_else_is_not_flashed(fleet: Fleet, tmp_
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": "sdlora-edge/bundle/1"}, {"lineage": 5}, {"state": "zz"}, {"task": "1"}, {"task": -1}, {"tolerance": 5}, {"target": []},
+        {"format": "sdlora-edge/bundle/2"}, {"lineage": 5}, {"state": "zz"}, {"task": "1"}, {"task": -1}, {"tolerance": 5}, {"target": []},
         {"target": "tpu"}, {"files": []}, {"files": {"model.onnx": 5}}, {"files": {}}, {"files": {"../x": {"sha256": "0" * 64, "size": 1}}},
         {"canary": {}}, {"canary": {"seed": 0, "logits": [[1], [2, 3]]}}, {"classes": ["a", "a", "b", "c"]}, {"classes": 4},
         {"projections": [{}]}, {"projections": [{"name": "x", "tensor": "y", "rows": [0, 1.0], "shape": [1, 1]}]}, {"magnitudes": [1]},

@@ -163,28 +163,29 @@ def test_a_packet_that_kills_its_process_is_given_up(fleet: Fleet, store: Path, 
     if times == 2:
         assert Watched(folder, store).look()[1] == ["applied"]
         return
-    watched = Watched(folder, store)
-    assert [event for event, _ in watched.events] == ["failed"]
-    report, events = watched.look()
-    assert (report["task"], report["counts"]["failed"], events) == (0, 1, [])
+    report, events = Watched(folder, store).look()
+    assert (report["task"], report["counts"]["failed"], events) == (0, 1, ["failed"])
     assert Watched(folder, store).look()[1] == []  # another process knows it, too
     (folder / "newer.sdlora").write_bytes(built(fleet, 1))
     assert Watched(folder, store).look()[1] == ["applied"]
 
 
-def test_whatever_the_memory_of_an_attempt_holds_a_watcher_starts(fleet: Fleet, store: Path, folder: Path) -> None:
-    """Even where the store that it belongs to cannot be read now."""
+@pytest.mark.parametrize("trying", [[1], {"a": 1}, 5, "x", None, "a" * 64])
+def test_whatever_the_memory_of_an_attempt_holds_a_watcher_works(fleet: Fleet, store: Path, folder: Path, trying: object) -> None:
     shutil.copy(fleet.packets[0], folder / "1.sdlora")
-    for trying in ([1], {"a": 1}, 5, "x", None):
-        (store / "watch.json").write_text(json.dumps({"failed": [], "killed": {}, "trying": trying}))
-        Watched(folder, store)
+    (store / "watch.json").write_text(json.dumps({"failed": [], "killed": {}, "trying": trying}))
     assert Watched(folder, store).look()[1] == ["applied"]
-    (store / "watch.json").write_text(json.dumps({"failed": [], "killed": {}, "trying": "a" * 64}))
-    for record in store.glob("generation.*"):
-        record.write_text("damaged")
+
+
+def test_of_two_watchers_one_waits(fleet: Fleet, store: Path, folder: Path) -> None:
+    """Else each would take the other for a process that was killed."""
     watched = Watched(folder, store)
-    assert [event for event, _ in watched.events] == ["forgotten"]
-    assert watched.look()[1] == ["trouble"]
+    shutil.copy(fleet.packets[0], folder)
+    with Store(store).lock("watch.lock"):
+        report, events = watched.look()
+        assert (report["task"], events) == (None, ["trouble"])
+        assert not (store / "watch.json").exists()
+    assert watched.look()[1] == ["applied", "recovered"]
 
 
 def test_what_was_rolled_back_by_hand_stays_so(fleet: Fleet, store: Path, folder: Path) -> None:
