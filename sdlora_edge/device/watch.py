@@ -143,6 +143,9 @@ class Watcher:
         here = {digest for _, digest in self._digests.values()}
         self._verdicts = {digest: verdict for digest, verdict in self._verdicts.items() if digest in here}
         candidates = {digest: path for digest, path in found.items() if digest not in decided}
+        if mending := {digest: path for digest, path in candidates.items() if digest in generation.digests}:
+            candidates = mending  # first: only then is it known who may sign the others, and what they may follow
+            self._verdicts = {digest: verdict for digest, verdict in self._verdicts.items() if verdict == NEVER}
         with self._store.lock("watch.lock") if candidates else contextlib.nullcontext():  # another watch may be at it
             if candidates:
                 self._recollect()
@@ -192,13 +195,16 @@ class Watcher:
             notify("WATCHDOG=1")
 
     def _in_order(self, trust: Trust, candidates: dict[str, Path]) -> list[tuple[str, Path]]:
-        """Those whose signatures hold, in the order in which they can follow each other."""
-        found = []
+        """Those whose signatures hold, in the order in which they can follow each other; before them, keys first, what the store
+        names already: its bytes prove it, whoever signs now."""
+        record, found = self._store.current(), []
+        named = [*(digest for digest, _ in record.trust), *record.packets]
         for digest, path in candidates.items():
             if (data := self._still(path, digest)) is None:
                 continue
             try:
-                found.append((_rank(data, trust), digest, path))
+                rank = (-1, named.index(digest)) if digest in named else _rank(data, trust)
+                found.append((rank, digest, path))
             except SdloraError as error:
                 # more keys may come; a damaged file stays damaged
                 self._verdicts[digest] = self._generation if isinstance(error, TrustError) else NEVER

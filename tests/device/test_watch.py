@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from conftest import Fleet, Result, snapshot
+from faults.scenarios import Orders
 from sdlora_edge.export.parity import host_logits
 
 from sdlora_edge import files, orders, packet, signing
@@ -231,6 +232,27 @@ def test_a_packet_damaged_in_the_store_is_mended_from_the_folder(fleet: Fleet, s
     assert (report["task"], len(report["damage"])) == (2, 1)
     report, events = watched.look()
     assert (report["task"], report["damage"], events) == (3, [], ["applied"])
+
+
+def test_damaged_keys_and_what_retired_keys_signed_are_mended_from_the_folder(
+    fleet: Fleet, store: Path, folder: Path, tmp_path: Path
+) -> None:
+    """Whoever signs now; and what was refused while nobody knew who may sign is tried again."""
+    orders, device = Orders(fleet, tmp_path), Device.open(store, threads=1)
+    chain = [fleet.packets[0], orders.rotation, orders.renewed[1]]
+    for path in chain:
+        device.apply(path)
+    for digest in Store(store).current().digests:
+        (store / "packets" / digest).write_bytes(b"")
+    shutil.copy(orders.renewed[2], folder)
+    watched = Watched(folder, store)
+    assert watched.look()[1] == ["refused"]
+    for path in chain:
+        shutil.copy(path, folder)
+    report, events = watched.look()
+    assert (report["task"], report["damage"], set(events)) == (2, [], {"applied"})
+    report, events = watched.look()
+    assert (report["task"], events) == (3, ["applied"])
 
 
 def test_a_missing_folder_an_unreadable_file_and_a_full_disk_are_survived(

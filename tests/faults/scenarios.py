@@ -282,7 +282,7 @@ def flip(path: Path, position: int, bits: int = 1) -> None:
 
 
 class Orders:
-    """Other keys, and the tasks signed by them; a recall of task 2, and revision 1 of what it takes back; a squash of tasks 2 and 3.
+    """Other keys, and the tasks signed by them; recalls, and revision 1 of what they take back; squashes.
 
     The states are those of the fleet's own packets, so the logits are too.
     """
@@ -290,7 +290,9 @@ class Orders:
     def __init__(self, fleet: Fleet, folder: Path) -> None:
         old = signing.load_signer(fleet.key)
         new = signing.load_signer(signing.new_key("new", folder / "keys")[0])
+        newer = signing.load_signer(signing.new_key("newer", folder / "keys")[0])
         self.trust = signing.Trust((new.public_key,), 1, 2)
+        both = signing.Trust((new.public_key, newer.public_key), 1, 3)
         self._folder, self._run = folder, Run.open(fleet.run)
         read = [packet.read(path.read_bytes(), fleet.trust) for path in fleet.packets]
         self.old = fleet.packets
@@ -298,10 +300,15 @@ class Orders:
         """by the new keys"""
         self.revised = [self._again(one, old, 1) for one in read]
         """by the old keys, each in revision 1"""
+        self.renewed_and_revised = [self._again(one, new, 1) for one in read]
         self.rotation = self._keep("rotation", orders.build_trust(self.trust, lambda p: signing.sign(p, [old, new])))
-        recall = orders.build_recall(self._run.lineage, Recalled(2, 0), lambda p: signing.sign(p, [old]))
-        self.recall = self._keep("recall", recall)
-        self.squash = self._keep("squash", packet.squash(read[1:], lambda p: signing.sign(p, [old])))
+        self.second_rotation = self._keep("rotation2", orders.build_trust(both, lambda p: signing.sign(p, [new, newer])))
+        """adds a key to the new ones, which stay"""
+        self.recalls = [self._recall(task, old) for task in (1, 2, 3)]
+        self.recall = self.recalls[1]
+        self.renewed_recall = self._recall(2, new)
+        self.squashes = [self._squash(read[:2], old), self._squash(read, old), self._squash(read[1:], old)]
+        self.squash = self.squashes[-1]
 
     def packet_for(self, status: dict[str, Any]) -> Path:
         """What a device takes next, by the keys it obeys and what was recalled."""
@@ -313,6 +320,15 @@ class Orders:
         canary = (one.canary_seed, one.canary_logits)
         sign = lambda payload: signing.sign(payload, [signer])  # noqa: E731
         return self._keep(name, packet.build(one.updates, before, self._run.lineage, *canary, sign, revisions=[revision]))
+
+    def _recall(self, task: int, signer: signing.CryptoSigner) -> Path:
+        """Of a task and those after it, in revision 0."""
+        data = orders.build_recall(self._run.lineage, Recalled(task, 0), lambda p: signing.sign(p, [signer]))
+        return self._keep(f"recall{task}.{signer.public_key.keyid[:6]}", data)
+
+    def _squash(self, packets: list[Packet], signer: signing.CryptoSigner) -> Path:
+        name = f"squash{packets[0].first}{packets[-1].sequence}"
+        return self._keep(name, packet.squash(packets, lambda p: signing.sign(p, [signer])))
 
     def _keep(self, name: str, data: bytes) -> Path:
         path = self._folder / f"{name}.sdlora"
