@@ -111,7 +111,7 @@ class Life:
     # what may happen; `name` is the program that does it
 
     def apply(self, name: str) -> None:
-        path, older = self.chance.choice(self.stock.paths), self.chance.random() < 0.7
+        path, older = self.any_packet(), self.chance.random() < 0.7
         before = self.record
         self.tell(f"{name} applies {path.stem}{', older ones too' if older else ''}")
         allowed = (*REFUSALS, HealthError) if path == self.fixture.wrong else REFUSALS
@@ -323,6 +323,12 @@ class Life:
             return False
         self.outcomes["done"] += 1
         return True
+
+    def any_packet(self) -> Path:
+        """Half of the time one that might come next: else most would be out of order."""
+        task = self.stock.tasks(self.record.packets)
+        following = [self.stock.by_digest[digest] for digest, tasks in self.stock.versions.items() if tasks[0][0] == task + 1]
+        return self.chance.choice(following if following and self.chance.random() < 0.5 else self.stock.paths)
 
     def new_watcher(self) -> Watcher:
         return Watcher(self.stick, self.store, emit=lambda event, fields: self.events.append({"event": event, **fields}), threads=1)
