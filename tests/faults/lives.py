@@ -27,7 +27,7 @@ from sdlora_edge.device.runtime import DOUBLE_BUFFER, IN_PLACE
 from sdlora_edge.device.store import Generation, Store
 from sdlora_edge.device.verify import verify
 from sdlora_edge.device.watch import Watcher
-from sdlora_edge.errors import HealthError, InputError, NotForThisDevice, NothingToDo, SdloraError, TrustError
+from sdlora_edge.errors import HealthError, NotForThisDevice, NothingToDo, SdloraError, TrustError
 from sdlora_edge.orders import read_any
 from sdlora_edge.packet import Packet
 
@@ -122,8 +122,7 @@ class Life:
 
     def rollback(self, name: str) -> None:
         self.tell(f"{name} rolls back")
-        allowed = (NothingToDo, InputError) if self.broken() else (NothingToDo,)
-        self.attempt(self.devices[name].rollback, allowed)
+        self.attempt(self.devices[name].rollback, (NothingToDo,))
 
     def restart(self, name: str) -> None:
         self.tell(f"{name} and the watcher start anew")

@@ -10,6 +10,7 @@ from faults.scenarios import Fixture, damage_keys, damage_newest
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.engines.onnx import OnnxEngine
+from sdlora_edge.device.runtime import DOUBLE_BUFFER, IN_PLACE
 from sdlora_edge.device.store import Store
 from sdlora_edge.errors import NotForThisDevice
 
@@ -52,6 +53,23 @@ def test_what_another_program_has_mended(device_life: Fixture, fleet: Fleet, sto
             assert (running.status()["task"], running.status()["trust_version"], running.status()["damage"]) == (2, 2, [])
             assert device_life.digest(running) == device_life.logits[2]
     assert running.apply(orders.renewed[2])["damage"] == []
+
+
+@pytest.mark.parametrize("swap", [DOUBLE_BUFFER, IN_PLACE])
+def test_a_running_program_goes_back_to_what_is_left_of_packets_damaged_meanwhile(
+    device_life: Fixture, fleet: Fleet, store: Path, swap: str
+) -> None:
+    """As `device rollback` does, which reads them anew: not to a packet that nobody can read any more."""
+    running = Device.open(store, threads=1, swap=swap)
+    for path in fleet.packets:
+        running.apply(path)
+    (store / "packets" / Store(store).current().packets[1]).unlink()
+    assert device_life.digest(running) == device_life.logits[3]
+    status = running.rollback()
+    assert (status["task"], status["damage"]) == (1, [])
+    assert status == Device.open(store, threads=1).status()
+    assert device_life.digest(running) == device_life.logits[1]
+    assert running.apply(fleet.packets[1], allow_older=True)["task"] == 2
 
 
 def test_a_beginning_is_not_published_over_what_was_mended_meanwhile(
