@@ -13,9 +13,10 @@ demo: .venv/installed
 test: .venv/installed lint
 	$(BIN)/python -m pytest
 
-# changed packets into the reader; FUZZ=n for another number than 200,000
+# changed packets into the reader, then lives of a device by chance; FUZZ=n, LIVES=n for other numbers than these
 fuzz: .venv/installed
 	$(BIN)/python tests/attacks/fuzz.py --count $(or $(FUZZ),200000)
+	PYTHONPATH=tests $(BIN)/python -m faults.lives --lives $(or $(LIVES),200)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

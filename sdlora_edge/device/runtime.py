@@ -216,7 +216,7 @@ class Device:
             if not self._store.current().packets:
                 raise NothingToDo("nothing to roll back: this device is in the state it was flashed with")
             record = self._store.current()
-            if self._store.broken(record.packets):  # since it was read: this program cannot go back to it either
+            if self._store.broken(record.digests):  # since they were read: this program cannot go back to them either
                 self._restore(record)
             lost = len(record.packets) - len(self._live.packets)
             self._commit(record.without(lost or 1), self._build)

@@ -72,6 +72,18 @@ def test_a_running_program_goes_back_to_what_is_left_of_packets_damaged_meanwhil
     assert running.apply(fleet.packets[1], allow_older=True)["task"] == 2
 
 
+def test_a_running_program_goes_back_to_what_is_left_where_keys_were_damaged_meanwhile(device_life: Fixture, store: Path) -> None:
+    running, orders = Device.open(store, threads=1), device_life.orders
+    for path in (orders.rotation, *orders.renewed):
+        running.apply(path)
+    damage_keys(store)
+    status = running.rollback()
+    assert (status["task"], status["trust_version"]) == (0, 0)
+    assert status == Device.open(store, threads=1).status()
+    assert running.apply(orders.rotation)["damage"] == []
+    assert running.apply(orders.renewed[0], allow_older=True)["task"] == 1
+
+
 def test_a_beginning_is_not_published_over_what_was_mended_meanwhile(
     fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
