@@ -57,7 +57,8 @@ def make(folder: Path, model: str, target: str) -> None:
     run = random_runs.make_run(model, folder / "run", TASKS, BASE, NEW)
     key, public = signing.new_key("bench", folder / "keys")
     signer = signing.load_signer(key)
-    export_bundle(run, folder / "bundle", 0, [str(public)], target=target)
+    room = None if target == "onnx" else BASE + TASKS * NEW
+    export_bundle(run, folder / "bundle", 0, [str(public)], target=target, max_classes=room)
     (folder / "packets").mkdir()
     for update, before in zip(run.updates, run.states, strict=False):
         inputs = canary.inputs(update.task, run.preprocessing)
