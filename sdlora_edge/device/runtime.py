@@ -143,11 +143,11 @@ class Device:
     def apply(self, packet: Path | str, allow_older: bool = False) -> dict[str, Any]:
         """Verify a packet, build the new weights beside the old, run the canary, commit, swap. Keys and recalls go the same way.
 
-        Until this returns the old generation answers (IN_PLACE: predictors wait); where it raises, the old one stays in force: InputError or LimitError
-        (unreadable), TrustError (signature, replay, recalled), NotForThisDevice (lineage, order, capacity), HealthError (canary),
-        NothingToDo (applied already). After a rollback, packets not newer than the newest ever confirmed are refused
-        unless `allow_older`. Returns what `status` does, with the packet's kind, the canary's largest difference and the
-        milliseconds it took.
+        Until this returns the old generation answers (IN_PLACE: predictors wait); where it raises, the old one stays in force:
+        InputError or LimitError (unreadable), TrustError (signature, replay, recalled), NotForThisDevice (lineage, order,
+        capacity), HealthError (canary), NothingToDo (applied already). After a rollback, packets not newer than the newest ever
+        confirmed are refused unless `allow_older`. Returns what `status` does, with the packet's kind, the canary's largest
+        difference and the milliseconds it took.
         """
         begin = time.perf_counter()
         data = files.receive(Path(packet), LIMITS.packet)
