@@ -35,7 +35,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from sdlora_edge import packet, signing
-from sdlora_edge.bundle import Bundle
+from sdlora_edge.bundle import INPUTS, Bundle
 from sdlora_edge.device import Device, canary, load, runtime
 from sdlora_edge.device.preprocessing import Preprocessing
 from sdlora_edge.state import Factors, extended, merge
@@ -43,10 +43,11 @@ from sdlora_edge.state import Factors, extended, merge
 MODEL, THREADS, TASKS, BASE, NEW = "vit_base_patch16_224", 2, 100, 10, 10
 FEW = 10
 """packets that are applied where single updates are measured"""
+DEFAULT = (MODEL, "onnx", INPUTS)
 BUILD = figures.ROOT / "build" / "device"
 
 
-def make(folder: Path, model: str, target: str) -> None:
+def make(folder: Path, model: str, target: str, weights_as: str) -> None:
     """folder/bundle and folder/packets/NNN.sdlora of a random run."""
     import random_runs  # torch: not in the processes that are measured
     from sdlora_edge.export.bundles import export_bundle
@@ -57,8 +58,8 @@ def make(folder: Path, model: str, target: str) -> None:
     run = random_runs.make_run(model, folder / "run", TASKS, BASE, NEW)
     key, public = signing.new_key("bench", folder / "keys")
     signer = signing.load_signer(key)
-    room = None if target == "onnx" else BASE + TASKS * NEW
-    export_bundle(run, folder / "bundle", 0, [str(public)], target=target, max_classes=room)
+    room = None if weights_as == INPUTS else BASE + TASKS * NEW
+    export_bundle(run, folder / "bundle", 0, [str(public)], target=target, weights_as=weights_as, max_classes=room)
     (folder / "packets").mkdir()
     for update, before in zip(run.updates, run.states, strict=False):
         inputs = canary.inputs(update.task, run.preprocessing)
@@ -239,14 +240,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=MODEL)
     parser.add_argument("--target", default="onnx", help="another model or target is measured and printed, not written down")
+    parser.add_argument("--weights-as", default=INPUTS, help="likewise; executorch has constants alone")
     parser.add_argument("--part", nargs=2, metavar=("NAME", "STORE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    folder = BUILD / (options.model if options.target == "onnx" else f"{options.model}-{options.target}")
+    arguments = ["--model", options.model, "--target", options.target, "--weights-as", options.weights_as]
+    chosen = (options.model, options.target, options.weights_as)
+    folder = BUILD / (MODEL if chosen == DEFAULT else "-".join(chosen))
     if options.part:
         print(json.dumps(PARTS[options.part[0]](folder, Path(options.part[1]))))
         return
     if not (folder / "done").exists():
-        make(folder, options.model, options.target)
+        make(folder, *chosen)
     values: dict[str, Any] = {"model": options.model, "threads": THREADS, "rank": 10, "new_classes": NEW}
     store = folder / "store"
 
@@ -254,7 +258,7 @@ def main() -> None:
         if fresh:
             shutil.rmtree(store, ignore_errors=True)
             Device.init(folder / "bundle", store)
-        command = [sys.executable, __file__, "--model", options.model, "--target", options.target, "--part", name, str(store)]
+        command = [sys.executable, __file__, *arguments, "--part", name, str(store)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
         print(name, found, file=sys.stderr, flush=True)
         values.update(found)
@@ -263,7 +267,7 @@ def main() -> None:
         measure(name)
     measure("opening", fresh=False)
     rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
-    if (options.model, options.target) != (MODEL, "onnx"):
+    if chosen != DEFAULT:
         print(json.dumps(rounded, indent=1))
         return
     packages = ("onnxruntime", "numpy", "securesystemslib", "cryptography")
