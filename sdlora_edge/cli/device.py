@@ -9,8 +9,8 @@ import typer
 
 from .. import files
 from ..canonical import sha256
+from ..device import store as stores
 from ..device.runtime import IN_PLACE, Device
-from ..device.store import Store as Files
 from ..device.verify import verify as verified
 from ..errors import InputError, NothingToDo, naming
 from ..packet import LIMITS
@@ -137,7 +137,7 @@ def export_adapter(
 
 def _held(store: Path, packet: Path) -> bool:
     """Whether the device has it, to the bit, and undamaged."""
-    opened = Files(store)
+    opened = stores.Store(store)
     digest = sha256(files.receive(packet, LIMITS.packet)) if packet.is_file() else ""
     return digest in opened.current().digests and not opened.broken((digest,))
 
