@@ -248,7 +248,7 @@ class Watcher:
             self._refuse("waiting" if isinstance(error, NotForThisDevice) else "refused", path, error)
             return self._generation
         now = self._device
-        self._generation = now["generation"]
+        self._generation = self._store.current().counter  # not what is served of it, where there is damage still
         facts = {key: now[key] for key in ("kind", "task", "task_name", "generation", "apply_ms", "canary_difference")}
         self._counts["applied"] += 1
         self._emit("applied", {"file": str(path), **facts})
