@@ -8,7 +8,8 @@
     ├── TrustError                4   signature, threshold or replay: somebody else's packet
     ├── NotForThisDevice          5   a genuine packet, but of another lineage, or out of order
     ├── HealthError               6   the canary or the parity check failed; the state before it is in force
-    └── NothingToDo               7   the call is right, and there is no work
+    ├── NothingToDo               7   the call is right, and there is no work
+    └── ResourceError             8   memory or disk ran out: no verdict on any file; try again
 
 A message names the offending thing first and ends with what to do.
 """
@@ -84,3 +85,7 @@ class HealthError(SdloraError):
 
 class NothingToDo(SdloraError):
     exit_code = 7
+
+
+class ResourceError(SdloraError):
+    exit_code = 8
