@@ -47,7 +47,7 @@ def _common(
         Optional[bool], typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = None,
 ) -> None:
-    """Teach a fleet of edge devices new classes: train on a workstation, ship signed packets of a few kilobytes."""
+    """Teach a fleet of edge devices new classes: train on a workstation, ship signed packets of less than a megabyte."""
     logging.getLogger("sdlora_edge").setLevel(logging.DEBUG if debug else logging.INFO)
 
 

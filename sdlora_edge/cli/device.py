@@ -128,7 +128,7 @@ def export_adapter(
     out: Annotated[Path, typer.Option(help="The .onnx_adapter file; one that is there is replaced.")],
     json: Json = False,
 ) -> None:
-    """Write the weights in force for ONNX Runtime programs in other languages, which run the bundle's model.onnx with them."""
+    """Write the weights in force as an adapter file, with which a C or C++ program runs the bundle's model.onnx."""
     from ..device.adapter import export_adapter as write
 
     value = write(Device.open(store), out)

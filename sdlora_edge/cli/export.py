@@ -22,7 +22,7 @@ def export(
     max_classes: Annotated[Optional[int], typer.Option(min=1, help="Room in the head. Default: any number with inputs, else 1000 or more.")] = None,
     tolerance: Annotated[Optional[float], typer.Option(min=0, help="Largest logit difference to torch that export accepts. Default: the precision's.")] = None,
     min_agreement: Annotated[Optional[float], typer.Option(min=0, max=1, help="Share of test pictures that must get the same class as in torch. Default: the precision's.")] = None,
-    also: Annotated[Optional[str], typer.Option(help="onnx-adapter: the merged weights as a file for ONNX Runtime in other languages, beside the bundle.")] = None,
+    also: Annotated[Optional[str], typer.Option(help="onnx-adapter: the merged weights as a file for ONNX Runtime's C and C++ API, beside the bundle.")] = None,
     check: Annotated[Optional[Path], typer.Option(help="Write nothing: compare this bundle with the run again.")] = None,
     out: Annotated[Path, typer.Option(help="The bundle's folder.")] = Path("bundle"),
     json: Json = False,

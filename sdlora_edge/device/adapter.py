@@ -1,7 +1,8 @@
-"""A device's weights as an `.onnx_adapter` file, by which ONNX Runtime in C++, C#, Java and JavaScript runs the bundle's model.onnx.
+"""A device's weights as an `.onnx_adapter` file, by which ONNX Runtime's C, C++ and Python API runs the bundle's model.onnx.
 
 Its parameters are the model's overridable initializers, already merged (W_t, head), so a program needs this file, the bundle
-and three lines: load the adapter, add it to the run options, run. ONNX Runtime reads it without checksum or signature: make it
+and three lines: load the adapter, add it to the run options, run. (ONNX Runtime for JavaScript, 1.30 at least, has no such API,
+and ignores the weights without an error if they are fed as inputs.) ONNX Runtime reads it without checksum or signature: make it
 where the packets were verified, and keep it as safe as the model. It does nothing where inputs are bound with IOBinding. With
 an int8 bundle, give the session the configuration entry session.disable_quant_qdq = 1, as `engines.onnx` does.
 """
