@@ -121,7 +121,7 @@ def _with_others(path: Path, sealed: bytes, signers: Sequence[Any]) -> bytes:
         both = countersigned(old, [signer for signer in signers if signer.public_key.keyid not in signed])
         ours = signing.Trust(tuple(signer.public_key for signer in signers), 1)
         return both if signing.good_signatures(opened(both)[0].encode(), ours) == len(ours.keys) else sealed
-    except InputError:  # damaged: the new one takes its place
+    except (InputError, TrustError):  # damaged, or of another purpose: the new one takes its place
         return sealed
 
 

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import base64
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import VerificationError
+from securesystemslib.exceptions import UnverifiedSignatureError
 from securesystemslib.signer import Key, Signature, SSlibKey
 
-from . import files
+from . import ed25519, files
 from .canonical import dump_json, is_sha256, parse_json, sha256
 from .errors import InputError, NothingToDo, TrustError, UsageError
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from securesystemslib.signer import CryptoSigner
 
+log = logging.getLogger("sdlora_edge")
 MAX_SIGNATURES = 16
-_ORDER = 2**252 + 27742317777372353535851937790883648493
-"""of Ed25519's group: RFC 8032 wants S below it, and not every verifier looks"""
+MAX_KEYS = MAX_SIGNATURES
+"""else a packet that all keys have signed would be one that no device reads"""
 PAYLOAD_TYPE = "application/vnd.sdlora-edge.packet+json"
 KEY_FILE_LIMIT = 64 * 1024
+PASSPHRASE = "SDLORA_EDGE_PASSPHRASE"  # noqa: S105 - a variable's name
+SHORTEST, LONGEST = 12, 1023
+"""bytes of a passphrase: PKCS#8 as OpenSSL writes it slows guessing little, and takes no more"""
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,7 @@ class Trust:
     version: int = 1
 
     def __post_init__(self) -> None:
+        _bounded(len(self.keys))
         if not 1 <= self.threshold <= max(1, len(self.keys)):
             raise InputError(f"trust: a threshold of {self.threshold} cannot be met by {len(self.keys)} keys")
 
@@ -44,6 +56,7 @@ class Trust:
     def from_dict(cls, value: dict[str, Any]) -> Trust:
         """Raises InputError unless every key is Ed25519 and named by its own digest (so no key counts twice)."""
         try:
+            _bounded(len(value["keys"]))  # first: to check a key takes milliseconds
             keys = tuple(_public(keyid, entry) for keyid, entry in value["keys"].items())
             threshold, version = value["threshold"], value.get("version", 1)
             if (
@@ -58,14 +71,28 @@ class Trust:
             raise InputError(f"trust.json does not hold keys and a threshold: {error!r}") from error
 
 
+def _bounded(count: int) -> None:
+    if count > MAX_KEYS:
+        raise InputError(f"{count} keys are trusted, of at most {MAX_KEYS}: name fewer")
+
+
 def _public(keyid: str, entry: dict[str, Any]) -> Key:
-    key = SSlibKey.from_dict(keyid, dict(entry))
-    if (key.keytype, key.scheme) != ("ed25519", "ed25519"):
-        raise InputError(f"key {keyid[:12]}: {key.keytype}/{key.scheme} is not Ed25519")
-    if not is_sha256(key.keyval["public"]):
-        raise InputError(f"key {keyid[:12]}: an Ed25519 public key is 64 hexadecimal digits, lower case")
+    """The one place where a public key is read. Raises InputError for all but the one form of a sound Ed25519 key."""
+    short, public = keyid[:12], entry["keyval"]["public"]
+    if (entry["keytype"], entry["scheme"]) != ("ed25519", "ed25519"):
+        raise InputError(f"key {short}: {entry['keytype']}/{entry['scheme']} is not Ed25519: make one with sdlora-edge keys new")
+    if not is_sha256(public):
+        raise InputError(f"key {short}: an Ed25519 public key is 64 hexadecimal digits, lower case")
+    key = SSlibKey(keyid, "ed25519", "ed25519", {"public": public})
+    if entry != key.to_dict():
+        raise InputError(f"key {short}: it has more fields than keytype, scheme and keyval.public: remove them")
     if keyid != _keyid(key):
-        raise InputError(f"key {keyid[:12]}: its name is not the digest of the key")
+        raise InputError(f"key {short}: its name is not the digest of the key")
+    if not ed25519.is_key(bytes.fromhex(public)):
+        raise InputError(
+            f"key {short}: {public} is not a sound Ed25519 key, signatures can be made for it without a private key: "
+            "make another with sdlora-edge keys new"
+        )
     return key
 
 
@@ -73,20 +100,29 @@ def _keyid(key: Key) -> str:
     return sha256(dump_json({"keytype": key.keytype, "scheme": key.scheme, "public": key.keyval["public"]}))
 
 
-def new_key(name: str, folder: Path) -> tuple[Path, Path]:
-    """Write `<name>.key` (PKCS#8 PEM, mode 0600) and `<name>.pub` (JSON). Raises UsageError where one exists."""
-    signer_class = _signer_class()
+def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[Path, Path]:
+    """Write `<name>.key` (PKCS#8 PEM, mode 0600, encrypted if there is a passphrase) and `<name>.pub` (JSON).
+
+    Raises UsageError if one exists, or the passphrase is too short.
+    """
+    _signer_class()
+    from cryptography.hazmat.primitives import serialization as pem
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     if not name or name != Path(name).name or name.startswith("."):
         raise UsageError(f"key name {name!r}: use a plain word, such as factory")
     private, public = folder / f"{name}.key", folder / f"{name}.pub"
     for path in (private, public):
         if path.exists():
             raise UsageError(f"{path} exists already: choose another name (a key is never overwritten)")
-    folder.mkdir(parents=True, exist_ok=True)
-    signer = signer_class.generate_ed25519()
-    keyid = _keyid(signer.public_key)
-    files.write(private, signer.private_bytes, mode=0o600)
-    files.write(public, dump_json({"keyid": keyid, **signer.public_key.to_dict()}) + b"\n")
+    if passphrase is not None and not SHORTEST <= len(passphrase) <= LONGEST:
+        raise UsageError(f"a passphrase of {len(passphrase)} bytes: use between {SHORTEST} and {LONGEST}")
+    secret = Ed25519PrivateKey.generate()
+    cipher = pem.NoEncryption() if passphrase is None else pem.BestAvailableEncryption(passphrase)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.write(private, secret.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, cipher), mode=0o600)
+    key = _own(secret)
+    files.write(public, dump_json({"keyid": key.keyid, **key.to_dict()}) + b"\n")
     return private, public
 
 
@@ -99,20 +135,59 @@ def load_public(path: Path) -> Key:
         raise InputError(f"{path} is not a public key of ours: {error!r}") from error
 
 
-def load_signer(path: Path) -> CryptoSigner:
-    """A `.key` file. Raises InputError, UsageError where `cryptography` (extra `host`) is not installed."""
+def passphrase_from_environment(path: Path) -> bytes:
+    """Raises UsageError if the variable SDLORA_EDGE_PASSPHRASE is not set."""
+    if not (found := os.environ.get(PASSPHRASE)):
+        raise UsageError(f"{path} is encrypted: set {PASSPHRASE} to its passphrase, or use a terminal")
+    return os.fsencode(found)
+
+
+def load_signer(path: Path, passphrase: Callable[[Path], bytes] = passphrase_from_environment) -> CryptoSigner:
+    """A `.key` file. passphrase: asked for it, with the file's name, if the file is encrypted.
+
+    Raises InputError (no such key, wrong passphrase), TrustError if other users may change it, UsageError if `cryptography`
+    (extra `host`) is not installed.
+    """
     signer_class = _signer_class()
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+    data = files.read(path, KEY_FILE_LIMIT)
+    _refuse_shared(path)
+    secret = passphrase(path) if b"BEGIN ENCRYPTED PRIVATE KEY" in data else None
     try:
-        private = load_pem_private_key(files.read(path, KEY_FILE_LIMIT), password=None)
-    except (TypeError, ValueError) as error:
+        private = load_pem_private_key(data, secret)
+    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+        if secret is not None:
+            raise InputError(f"{path} cannot be decrypted: give the right passphrase, or an undamaged copy ({error})") from error
         raise InputError(f"{path} is not a private key in PEM form: {error}") from error
     if not isinstance(private, Ed25519PrivateKey):
         raise InputError(f"{path} is not an Ed25519 key: packets are signed with Ed25519 only")
+    return signer_class(private, _own(private))
+
+
+def signers_of(keys: Sequence[Path | CryptoSigner]) -> list[CryptoSigner]:
+    """Those named by a `.key` file are loaded: if it is encrypted, SDLORA_EDGE_PASSPHRASE opens it."""
+    return [load_signer(key) if isinstance(key, Path) else key for key in keys]
+
+
+def _refuse_shared(path: Path) -> None:
+    """Raises TrustError for a key that every user may change, or exchange for another. Warns of one that others may read."""
+    if os.name != "posix":
+        return
+    with files.reading(path):
+        modes = {place: place.stat().st_mode for place in (path.resolve().parent, path.parent, path)}
+    for place, mode in modes.items():
+        if mode & stat.S_IWOTH and not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
+            raise TrustError(f"every user may write to {place}: run chmod o-w {place}, and make sure that the key is still yours")
+    if modes[path] & 0o077:
+        log.warning("others may use %s (mode %o): run chmod 600 %s", path, stat.S_IMODE(modes[path]), path)
+
+
+def _own(private: Ed25519PrivateKey) -> SSlibKey:
     key = SSlibKey.from_crypto(private.public_key())
-    return signer_class(private, SSlibKey(_keyid(key), key.keytype, key.scheme, key.keyval))
+    return SSlibKey(_keyid(key), key.keytype, key.scheme, key.keyval)
 
 
 def _signer_class() -> type[CryptoSigner]:
@@ -147,26 +222,32 @@ def sign(payload: bytes, signers: list[CryptoSigner]) -> bytes:
 
 
 def countersign(envelope_json: bytes, signers: list[CryptoSigner]) -> bytes:
-    """The same envelope with more signatures. Raises InputError where it is none, NothingToDo where a key has signed it."""
-    envelope = _unverified(envelope_json)
+    """The same envelope with more signatures. Raises NothingToDo if a key has signed it, and what `verify` raises for its form."""
+    envelope = _envelope(envelope_json)
     for signer in signers:
         if signer.public_key.keyid in envelope.signatures:
             raise NothingToDo(f"key {signer.public_key.keyid[:12]} has signed it already")
         envelope.sign(signer)
-    return dump_json(envelope.to_dict())
+    signed = dump_json(envelope.to_dict())
+    _envelope(signed)  # a 17th signature would make it one that no device reads
+    return signed
 
 
 def good_signatures(envelope_json: bytes, trust: Trust) -> int:
-    """How many of the trusted keys have signed. Raises InputError where it is no envelope."""
-    return len([key for key in trust.keys if _signed_by(envelope_json, key)])
+    """How many of the trusted keys have signed. Raises what `verify` raises for the envelope's form."""
+    return len(list(_signed_by(_envelope(envelope_json), trust)))
 
 
-def _signed_by(envelope_json: bytes, key: Key) -> bool:
-    try:
-        verify(envelope_json, Trust((key,), 1))
-    except TrustError:
-        return False
-    return True
+def _signed_by(envelope: Envelope, trust: Trust) -> Iterator[Key]:
+    """The trusted keys that have signed. A wrong signature does not count, and does no harm."""
+    signed = envelope.pae()
+    for key in trust.keys:
+        signature = envelope.signatures.get(key.keyid)
+        # without `cryptography` an R that is written in another way would be taken
+        if signature and ed25519.is_canonical(bytes.fromhex(signature.signature)[:32]):
+            with suppress(UnverifiedSignatureError):
+                key.verify_signature(signature, signed)
+                yield key
 
 
 def unsigned(payload: bytes) -> bytes:
@@ -180,11 +261,27 @@ def verify(envelope_json: bytes, trust: Trust) -> bytes:
 
     Raises InputError where it is no canonical envelope, TrustError where the signatures do not suffice.
     """
+    envelope = _envelope(envelope_json)
+    if not trust.keys:
+        raise TrustError("this bundle trusts no key: flash the device with a bundle exported with --trust")
+    if len(list(islice(_signed_by(envelope, trust), trust.threshold))) < trust.threshold:
+        signed_by = ", ".join(sorted(k[:12] for k in envelope.signatures)) or "nobody"
+        trusted = ", ".join(sorted(k.keyid[:12] for k in trust.keys))
+        raise TrustError(
+            f"signature refused: signed by {signed_by}, but {trust.threshold} good signature(s) of {trusted} are needed; "
+            "sign it with more of these keys, or get an undamaged copy"
+        )
+    payload: bytes = envelope.payload
+    return payload
+
+
+def _envelope(envelope_json: bytes) -> Envelope:
+    """The envelope in its one canonical form, its signatures unverified. Raises InputError, TrustError (another purpose)."""
     value = parse_json(envelope_json, "the envelope")
     try:
         for signature in value["signatures"]:
             sig = base64.b64decode(signature["sig"])
-            whole = len(sig) == 64 and int.from_bytes(sig[32:], "little") < _ORDER
+            whole = len(sig) == 64 and int.from_bytes(sig[32:], "little") < ed25519.ORDER
             if set(signature) != {"keyid", "sig"} or not is_sha256(signature["keyid"]) or not whole:
                 raise ValueError("a signature is not one of Ed25519, or carries more than itself")
         if not 1 <= len(value["signatures"]) <= MAX_SIGNATURES:
@@ -197,18 +294,7 @@ def verify(envelope_json: bytes, trust: Trust) -> bytes:
         raise InputError("the envelope is not in canonical form")
     if envelope.payload_type != PAYLOAD_TYPE:
         raise TrustError(f"signed for another purpose: {envelope.payload_type!r} is not {PAYLOAD_TYPE!r}")
-    if not trust.keys:
-        raise TrustError("this bundle trusts no key: flash the device with a bundle exported with --trust")
-    try:
-        envelope.verify(list(trust.keys), trust.threshold)
-    except VerificationError as error:
-        signed_by = ", ".join(sorted(k[:12] for k in envelope.signatures)) or "nobody"
-        trusted = ", ".join(sorted(k.keyid[:12] for k in trust.keys))
-        raise TrustError(
-            f"signature refused: signed by {signed_by}, but {trust.threshold} good signature(s) of {trusted} are needed; "
-            "sign it with more of these keys, or get an undamaged copy"
-        ) from error
-    return envelope.payload
+    return envelope
 
 
 def unverified_payload(envelope_json: bytes) -> bytes:

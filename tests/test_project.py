@@ -13,6 +13,7 @@ ORDER = [
     "canonical",
     "disk",
     "files",
+    "ed25519",
     "signing",
     "encoding",
     "state",

@@ -177,6 +177,63 @@ def test_senseless_trust_packets_that_the_keys_have_signed(victim: Victim) -> No
     victim.refuses_each((draft.sealed(victim.signer), 3, "") for draft in [*drafts, more])
 
 
+def key_entry(public: str, **more: Any) -> dict[str, Any]:
+    keyid = sha256(dump_json({"keytype": "ed25519", "scheme": "ed25519", "public": public}))
+    return {keyid: {"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": public}, **more}}
+
+
+def test_trust_packets_with_a_key_that_anybody_signs_for(victim: Victim) -> None:
+    """Of small or mixed order, or written in another way: to some of these constants are a signature of everything."""
+    publics = ["01" + "00" * 31, "ec" + "ff" * 30 + "7f", "00" * 32, "ee" + "ff" * 30 + "7f", "01" + "00" * 30 + "80"]
+    mixed = "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"
+    for public in (*publics, mixed):
+        draft = Draft(rotation(victim, 2, 1, [victim.signer], [victim.signer]))
+        draft.manifest["trust"]["keys"] |= key_entry(public)
+        victim.refuses(draft.sealed(victim.signer), 3, "is not a sound Ed25519 key")
+
+
+def test_unknown_fields_inside_a_key(victim: Victim) -> None:
+    ours = victim.signer.public_key.keyval["public"]
+    entries = [key_entry(ours, more=1), key_entry(ours, keyid="ab" * 32), key_entry(ours, keyval={"public": ours, "private": None})]
+    for entry in entries:
+        draft = Draft(rotation(victim, 2, 1, [victim.signer], [victim.signer]))
+        draft.manifest["trust"]["keys"] = entry
+        victim.refuses(draft.sealed(victim.signer), 3, "more fields than")
+
+
+def test_a_bundle_with_a_key_that_anybody_signs_for(cli: Cli, fleet: Fleet, tmp_path: Path) -> None:
+    shutil.copytree(fleet.bundle, tmp_path / "bundle")
+    trust = dump_json({"version": 1, "threshold": 1, "keys": key_entry("01" + "00" * 31)})
+    (tmp_path / "bundle" / "trust.json").write_bytes(trust)
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    manifest["files"]["trust.json"] = {"sha256": sha256(trust), "size": len(trust)}
+    (tmp_path / "bundle" / "manifest.json").write_bytes(dump_json(manifest))
+    said_no(cli("device", "init", tmp_path / "bundle", "--store", tmp_path / "store"), 3, "is not a sound Ed25519 key")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_public_key_that_anybody_signs_for_enters_no_bundle(cli: Cli, fleet: Fleet, tmp_path: Path) -> None:
+    ((keyid, entry),) = key_entry("01" + "00" * 31).items()
+    (tmp_path / "weak.pub").write_bytes(dump_json({"keyid": keyid, **entry}))
+    command = ("export", "--run", fleet.run, "--out", tmp_path / "bundle", "--trust", tmp_path / "weak.pub")
+    said_no(cli(*command), 3, "is not a sound Ed25519 key")
+    out = tmp_path / "keys.sdlora"
+    rotate = ("packet", "trust", "--bundle", fleet.bundle, "--key", fleet.key, "--add", tmp_path / "weak.pub", "--out", out)
+    said_no(cli(*rotate), 3, "is not a sound Ed25519 key")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_packet_for_another_purpose_gets_no_signature(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a file that only looks like a packet would get our signature on what another program obeys."""
+    with monkeypatch.context() as other:
+        other.setattr(signing, "PAYLOAD_TYPE", "application/vnd.in-toto+json")
+        path = victim.file(Draft(victim.next).sealed(victim.signer))
+    before = path.read_bytes()
+    signing.new_key("another", victim.folder)
+    said_no(victim.cli("packet", "sign", path, "--key", victim.folder / "another.key"), 4, "another purpose")
+    assert path.read_bytes() == before
+
+
 def test_more_keys_than_may_sign(victim: Victim) -> None:
     """Of 16 keys every one can sign; a 17th makes each packet that all have signed one that no device reads."""
     value = signing.Trust((victim.signer.public_key,), 1, 2).to_dict()
