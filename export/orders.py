@@ -13,22 +13,22 @@ from ..errors import InputError, NothingToDo, TrustError, UsageError, naming
 from ..orders import Recalled
 
 
-def sign(file: Path, keys: Sequence[Path], out: Path | None = None) -> dict[str, Any]:
+def sign(file: Path, keys: signing.Signers, out: Path | None = None) -> dict[str, Any]:
     """Add signatures to a packet: in place, or into `out`. Raises InputError for a damaged file, NothingToDo for a key that has signed."""
-    signers = [signing.load_signer(key) for key in keys]
+    signers = signing.signers_of(keys)
     with naming(file):
         sealed = countersigned(files.receive(file, LIMITS.packet), signers)
     files.write(out or file, sealed)
     return {"file": str(out or file), "bytes": len(sealed), "signed_by": packet.unverified_manifest(sealed)["signed_by"]}
 
 
-def squash(packets: Sequence[Path], keys: Sequence[Path], out: Path, trust: Sequence[str] = ()) -> dict[str, Any]:
+def squash(packets: Sequence[Path], keys: signing.Signers, out: Path, trust: Sequence[str] = ()) -> dict[str, Any]:
     """Make one packet of several that follow each other, in any order given. It leads from the first one's state to the last one's.
 
     Each must be signed by one of `keys`, or of the public keys named in `trust`: nobody signs what they have not verified.
     Raises UsageError for a single packet, NotForThisDevice for packets that do not follow each other.
     """
-    signers = [signing.load_signer(key) for key in keys]
+    signers = signing.signers_of(keys)
     obeyed = {signer.public_key.keyid: signer.public_key for signer in signers} | _public(trust)
     read = []
     for path in packets:
@@ -50,7 +50,7 @@ def squash(packets: Sequence[Path], keys: Sequence[Path], out: Path, trust: Sequ
 
 def rotate(
     bundle: Path,
-    keys: Sequence[Path],
+    keys: signing.Signers,
     out: Path,
     add: Sequence[str] = (),
     remove: Sequence[str] = (),
@@ -78,7 +78,7 @@ def rotate(
     if set(named) == set(known) and wanted == old.threshold:
         raise NothingToDo("these keys and this threshold are in force already: use --add, --remove or --threshold")
     new = signing.Trust(tuple(named[keyid] for keyid in sorted(named)), wanted, old.version + 1)
-    signers = [signing.load_signer(key) for key in keys]
+    signers = signing.signers_of(keys)
     if strangers := {s.public_key.keyid for s in signers} - set(known) - set(named):
         raise TrustError(f"key {sorted(strangers)[0][:12]} is neither among the old keys nor among the new ones")
     sealed = orders.build_trust(new, lambda payload: signing.sign(payload, signers))
@@ -95,7 +95,7 @@ def rotate(
     }
 
 
-def recall(bundle: Path, task: int, revision: int, keys: Sequence[Path], out: Path, after: Sequence[Path] = ()) -> dict[str, Any]:
+def recall(bundle: Path, task: int, revision: int, keys: signing.Signers, out: Path, after: Sequence[Path] = ()) -> dict[str, Any]:
     """Write a packet that takes devices of a bundle back to before `task`, wherever they hold it in a revision up to `revision`.
 
     after: as for `rotate`; it decides only how many of the signatures are said to count. Raises UsageError for a task that the
@@ -107,7 +107,7 @@ def recall(bundle: Path, task: int, revision: int, keys: Sequence[Path], out: Pa
         raise UsageError(f"--task {task}: {bundle} knows the tasks up to {manifest.task} itself; no packet can take them back")
     if not 0 <= revision <= LIMITS.revision:
         raise UsageError(f"--revision {revision}: between 0 and {LIMITS.revision}")
-    signers = [signing.load_signer(key) for key in keys]
+    signers = signing.signers_of(keys)
     sealed = orders.build_recall(manifest.lineage, Recalled(task, revision), lambda payload: signing.sign(payload, signers))
     _new(out, sealed)
     count = signing.good_signatures(opened(sealed)[0].encode(), obeyed)

@@ -30,7 +30,7 @@ from .parity import host_logits
 def build_packets(
     run_path: Path,
     bundle_path: Path,
-    key: Path | Sequence[Path],
+    key: Path | signing.Signers,
     task: int | None = None,
     out: Path | None = None,
     encoding: str | None = None,
@@ -40,9 +40,9 @@ def build_packets(
 ) -> list[dict[str, Any]]:
     """Sign a packet for every task after the bundle's, or for `task` alone, into `out` (default: packets/ in the run).
 
-    key: one private key, or several. encoding: must be the bundle's, which is the default. revision: given to `task` and all
-    after it, once and for all. trust: trust packets that the devices have applied, in order. pictures: a folder to score the
-    states before and after each packet on.
+    key: one private key, or several: files, or what `signing.load_signer` gives. encoding: must be the bundle's, which is the
+    default. revision: given to `task` and all after it, once and for all. trust: trust packets that the devices have applied, in
+    order. pictures: a folder to score the states before and after each packet on.
 
     Raises NothingToDo where the bundle knows every task, NotForThisDevice where bundle and run are of different lineages or
     encodings, UsageError for a task the bundle knows already or the run has not, TrustError where the devices do not trust a
@@ -54,7 +54,7 @@ def build_packets(
         raise NotForThisDevice(
             f"{bundle_path} takes packets in {takes}: for {encoding}, export a bundle with --encoding {encoding}"
         )
-    signers = [signing.load_signer(path) for path in ([key] if isinstance(key, Path) else key)]
+    signers = signing.signers_of([key] if isinstance(key, Path) else key)
     own = Run.open(run_path)
     run = own.encoded(takes)
     first, last = bundle.manifest.task + 1, len(run.updates)

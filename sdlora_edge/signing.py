@@ -19,11 +19,13 @@ from securesystemslib.signer import Key, Signature, SSlibKey
 
 from . import ed25519, files
 from .canonical import dump_json, is_sha256, parse_json, sha256
-from .errors import InputError, NothingToDo, TrustError, UsageError
+from .errors import InputError, NothingToDo, StorageError, TrustError, UsageError, naming
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from securesystemslib.signer import CryptoSigner
+
+    Signers = Sequence[Path | CryptoSigner]
 
 log = logging.getLogger("sdlora_edge")
 MAX_SIGNATURES = 16
@@ -103,7 +105,7 @@ def _keyid(key: Key) -> str:
 def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[Path, Path]:
     """Write `<name>.key` (PKCS#8 PEM, mode 0600, encrypted if there is a passphrase) and `<name>.pub` (JSON).
 
-    Raises UsageError if one exists, or the passphrase is too short.
+    Raises UsageError if one exists, or the passphrase is too short; StorageError; TrustError for a folder that is open to all.
     """
     _signer_class()
     from cryptography.hazmat.primitives import serialization as pem
@@ -119,7 +121,11 @@ def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[P
         raise UsageError(f"a passphrase of {len(passphrase)} bytes: use between {SHORTEST} and {LONGEST}")
     secret = Ed25519PrivateKey.generate()
     cipher = pem.NoEncryption() if passphrase is None else pem.BestAvailableEncryption(passphrase)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+    _refuse_shared(folder)
     files.write(private, secret.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, cipher), mode=0o600)
     key = _own(secret)
     files.write(public, dump_json({"keyid": key.keyid, **key.to_dict()}) + b"\n")
@@ -130,7 +136,8 @@ def load_public(path: Path) -> Key:
     """A `.pub` file. Raises InputError."""
     value = parse_json(files.read(path, KEY_FILE_LIMIT), str(path))
     try:
-        return _public(value.pop("keyid"), value)
+        with naming(path):
+            return _public(value.pop("keyid"), value)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a public key of ours: {error!r}") from error
 
@@ -154,7 +161,7 @@ def load_signer(path: Path, passphrase: Callable[[Path], bytes] = passphrase_fro
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
     data = files.read(path, KEY_FILE_LIMIT)
-    _refuse_shared(path)
+    _refuse_shared(path.resolve().parent, path.parent, path)
     secret = passphrase(path) if b"BEGIN ENCRYPTED PRIVATE KEY" in data else None
     try:
         private = load_pem_private_key(data, secret)
@@ -167,22 +174,20 @@ def load_signer(path: Path, passphrase: Callable[[Path], bytes] = passphrase_fro
     return signer_class(private, _own(private))
 
 
-def signers_of(keys: Sequence[Path | CryptoSigner]) -> list[CryptoSigner]:
-    """Those named by a `.key` file are loaded: if it is encrypted, SDLORA_EDGE_PASSPHRASE opens it."""
+def signers_of(keys: Signers) -> list[CryptoSigner]:
+    """Loads those that are `.key` files, with `passphrase_from_environment`."""
     return [load_signer(key) if isinstance(key, Path) else key for key in keys]
 
 
-def _refuse_shared(path: Path) -> None:
-    """Raises TrustError for a key that every user may change, or exchange for another. Warns of one that others may read."""
-    if os.name != "posix":
-        return
-    with files.reading(path):
-        modes = {place: place.stat().st_mode for place in (path.resolve().parent, path.parent, path)}
-    for place, mode in modes.items():
+def _refuse_shared(*places: Path) -> None:
+    """Raises TrustError for a file that every user may change, or a folder in which every user may replace one."""
+    for place in places if os.name == "posix" else ():
+        with files.reading(place):
+            mode = place.stat().st_mode
         if mode & stat.S_IWOTH and not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
             raise TrustError(f"every user may write to {place}: run chmod o-w {place}, and make sure that the key is still yours")
-    if modes[path] & 0o077:
-        log.warning("others may use %s (mode %o): run chmod 600 %s", path, stat.S_IMODE(modes[path]), path)
+        if stat.S_ISREG(mode) and mode & 0o077:
+            log.warning("other users may read %s (mode %o): run chmod 600 %s", place, stat.S_IMODE(mode), place)
 
 
 def _own(private: Ed25519PrivateKey) -> SSlibKey:

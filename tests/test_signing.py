@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
+import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,7 +16,7 @@ import pytest
 
 from sdlora_edge import signing
 from sdlora_edge.canonical import dump_json, sha256
-from sdlora_edge.errors import InputError, LimitError, TrustError, UsageError
+from sdlora_edge.errors import InputError, LimitError, StorageError, TrustError, UsageError
 
 
 def make(folder: Path, *names: str) -> tuple[list[Path], tuple[signing.Key, ...]]:
@@ -179,3 +182,99 @@ def test_a_private_key_is_never_written_through_what_lay_there(tmp_path: Path) -
     assert (tmp_path / "stolen").read_bytes() == b""
     assert not private.is_symlink()
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
+
+
+def test_a_private_key_that_every_user_may_change_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nor one in a folder where every user may put another in its place, as in /tmp if it were not sticky."""
+    (key,), _ = make(tmp_path / "keys", "a")
+    link = tmp_path / "links" / "a.key"
+    link.parent.mkdir()
+    link.symlink_to(key)
+    assert signing.load_signer(link).public_key == signing.load_signer(key).public_key
+    assert not caplog.records
+    for changed, mode in ((key, 0o602), (key, 0o666), (key.parent, 0o777), (link.parent, 0o777)):
+        good = stat.S_IMODE(changed.stat().st_mode)
+        changed.chmod(mode)
+        with pytest.raises(TrustError, match="every user may write to .*: run chmod o-w"):
+            signing.load_signer(link)
+        changed.chmod(good)
+    key.parent.chmod(0o1777)
+    signing.load_signer(link)
+    assert not caplog.records
+    for mode in (0o640, 0o604):
+        key.chmod(mode)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            signing.load_signer(key)
+        assert f"chmod 600 {key}" in caplog.text
+
+
+def test_new_keys_are_their_owners_whatever_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0)
+    try:
+        private, _ = signing.new_key("a", tmp_path / "keys")
+        (tmp_path / "open").mkdir()
+    finally:
+        os.umask(old)
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (private, private.parent)] == [0o600, 0o700]
+    with pytest.raises(TrustError, match="every user may write to"):
+        signing.new_key("a", tmp_path / "open")
+    assert not list((tmp_path / "open").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be made"):
+        signing.new_key("a", tmp_path / "file")
+
+
+def test_an_encrypted_key_opens_with_its_passphrase_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = "grüne Brücken im Nebel".encode()
+    private, public = signing.new_key("a", tmp_path, secret)
+    assert private.read_text().startswith("-----BEGIN ENCRYPTED PRIVATE KEY-----")
+    assert stat.S_IMODE(private.stat().st_mode) == 0o600
+    signer = signing.load_signer(private, lambda path: secret)
+    assert signer.public_key == signing.load_public(public)
+    assert signing.verify(signing.sign(b"{}", [signer]), signing.Trust((signer.public_key,), 1)) == b"{}"
+    for wrong in (secret + b"x", b"", b"\0", b"x" * 5000):
+        with pytest.raises(InputError, match=r"a\.key cannot be decrypted: give the right passphrase") as caught:
+            signing.load_signer(private, lambda path, given=wrong: given)  # type: ignore[misc]
+        assert "xx" not in str(caught.value)
+    monkeypatch.delenv(signing.PASSPHRASE, raising=False)
+    with pytest.raises(UsageError, match=f"a.key is encrypted: set {signing.PASSPHRASE}"):
+        signing.load_signer(private)
+    monkeypatch.setenv(signing.PASSPHRASE, secret.decode())
+    assert signing.load_signer(private).public_key == signer.public_key
+    private.write_bytes(private.read_bytes().replace(b"\nM", b"\nN", 1))
+    with pytest.raises(InputError, match="or an undamaged copy"):
+        signing.load_signer(private)
+    for short in (b"", b"eleven char", bytes(1024)):
+        with pytest.raises(UsageError, match="between 12 and 1023"):
+            signing.new_key("b", tmp_path, short)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.key", "a.pub"]
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_a_key_that_openssl_encrypted_more_slowly_is_read(tmp_path: Path) -> None:
+    """As SECURITY.md advises, for passphrases that people can remember."""
+    (private,), (public,) = make(tmp_path, "a")
+    command = ["openssl", "pkcs8", "-topk8", "-scrypt", "-in", str(private), "-out", str(tmp_path / "b.key"), "-passout", "env:P"]
+    subprocess.run(command, check=True, env={**os.environ, "P": "a good one"})
+    assert signing.load_signer(tmp_path / "b.key", lambda path: b"a good one").public_key == public
+
+
+def test_a_public_key_holds_nothing_else(tmp_path: Path) -> None:
+    _, (key,) = make(tmp_path, "a")
+    good = key.to_dict()
+    for entry in (good | {"more": 1}, good | {"keyid": key.keyid}, good | {"keyval": good["keyval"] | {"private": ""}}):
+        with pytest.raises(InputError, match=f"key {key.keyid[:12]}: it has more fields than"):
+            signing.Trust.from_dict({"threshold": 1, "keys": {key.keyid: entry}})
+        (tmp_path / "b.pub").write_bytes(dump_json({**entry, "keyid": key.keyid}))
+        if "keyid" not in entry:  # that is where a .pub file has it
+            with pytest.raises(InputError, match=r"b.pub: key .* more fields than"):
+                signing.load_public(tmp_path / "b.pub")
+    for entry in ({}, [], None, "ed25519", good | {"keyval": []}, good | {"keyval": {"public": 5}}, {"keyval": good["keyval"]}):
+        with pytest.raises(InputError):
+            signing.Trust.from_dict({"threshold": 1, "keys": {key.keyid: entry}})
+    many = {f"{number:064x}": good for number in range(17)}
+    with pytest.raises(InputError, match="17 keys"):
+        signing.Trust.from_dict({"threshold": 1, "keys": many})
+    with pytest.raises(InputError, match="17 keys"):
+        signing.Trust((key,) * 17, 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
 from .. import signing
 from .output import Json, emit
+from .passphrase import chosen
 
 app = typer.Typer(no_args_is_help=True, help="Make the keys that packets are signed with.")
 
@@ -22,11 +23,18 @@ def _group() -> None:
 def new(
     name: Annotated[str, typer.Argument(help="A plain word, such as factory.")],
     out: Annotated[Path, typer.Option(help="Folder for NAME.key (keep it secret) and NAME.pub.")] = Path("keys"),
+    passphrase: Annotated[
+        bool,
+        typer.Option("--passphrase", help=f"Encrypt NAME.key: ask for a passphrase twice, or take that in {signing.PASSPHRASE}."),
+    ] = False,
+    passphrase_file: Annotated[Optional[Path], typer.Option(help="Encrypt NAME.key with the passphrase in this file.")] = None,
     json: Json = False,
 ) -> None:
     """Make an Ed25519 key pair: NAME.key signs packets, NAME.pub goes into bundles."""
-    private, public = signing.new_key(name, out)
+    encrypted = passphrase or passphrase_file is not None
+    private, public = signing.new_key(name, out, chosen(name, passphrase_file) if encrypted else None)
     keyid = signing.load_public(public).keyid
-    value = {"private": str(private), "public": str(public), "keyid": keyid}
-    lines = f"private key: {private} (keep it secret, and a copy safe)\npublic key:  {public}\nits name in messages: {keyid}"
+    value = {"private": str(private), "public": str(public), "keyid": keyid, "encrypted": encrypted}
+    secret = "encrypted: keep its passphrase, and a copy of both" if encrypted else "keep it secret, and a copy safe"
+    lines = f"private key: {private} ({secret})\npublic key:  {public}\nits name in messages: {keyid}"
     emit(value, json, lambda: lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -11,7 +11,12 @@ from .. import files, packet
 from ..bundle import open_bundle
 from ..errors import UsageError, naming
 from ..orders import Recall, Rotation, follow_trust
+from ..signing import PASSPHRASE, find_key, load_signer
 from .output import Json, emit, facts, table
+from .passphrase import known
+
+if TYPE_CHECKING:
+    from securesystemslib.signer import CryptoSigner
 
 app = typer.Typer(
     no_args_is_help=True, help="Build, inspect, verify, sign and squash packets; change keys, recall tasks, trade with peft."
@@ -19,7 +24,11 @@ app = typer.Typer(
 
 Keys = Annotated[
     Optional[list[str]],
-    typer.Option("--key", help="Private key, once for each: a file, or NAME for keys/NAME.key. Default: the only one in keys/."),
+    typer.Option(
+        "--key",
+        help="Private key, once for each: a file, or NAME for keys/NAME.key. Default: the only one in keys/. "
+        f"The passphrase of an encrypted key is asked for, or taken from {PASSPHRASE}.",
+    ),
 ]
 After = Annotated[
     Optional[list[Path]], typer.Option("--after", help="A trust packet that the devices have applied, once for each, in order.")
@@ -27,14 +36,12 @@ After = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="The packet's file.")]
 
 
-def _keys(names: list[str] | None) -> list[Path]:
-    from ..signing import find_key
-
+def _signers(names: list[str] | None) -> list[CryptoSigner]:
     found = [find_key(name, ".key") for name in names] if names else [find_key(None, ".key")]
     paths = [path for path in found if path is not None]
     if not paths:
         raise UsageError("no key: make one with sdlora-edge keys new NAME, and export the bundle with --trust NAME")
-    return paths
+    return [load_signer(path, known) for path in paths]
 
 
 @app.command()
@@ -54,7 +61,7 @@ def build(
     from ..export.packets import build_packets
     from ..train.run import newest
 
-    built = build_packets(run or newest(), bundle, _keys(key), task, out, encoding, revision, after or [], data)
+    built = build_packets(run or newest(), bundle, _signers(key), task, out, encoding, revision, after or [], data)
     head = ["packet", "task", "bytes", "new classes", "old rows", "their bytes", "encoding", "weight error", "canary difference"]
     rows = []
     for b in built:
@@ -143,7 +150,7 @@ def sign(
     """Add a signature to a packet, for devices that want several. Look at it first: inspect, verify."""
     from ..export import orders
 
-    value = orders.sign(file, _keys(key), out)
+    value = orders.sign(file, _signers(key), out)
     emit(value, json, lambda: facts(value, "file", "signed_by"))
 
 
@@ -158,7 +165,7 @@ def squash(
     """Make ONE packet of several that follow each other: for devices that were offline for long. The result is equal to the bit."""
     from ..export import orders
 
-    value = orders.squash(packets, _keys(key), out, trust or [])
+    value = orders.squash(packets, _signers(key), out, trust or [])
     emit(value, json, lambda: facts(value, "file", "from_task", "to_task", "classes", "bytes", "single_bytes"))
 
 
@@ -176,7 +183,7 @@ def trust(
     """Change the keys that devices obey. Enough of the old keys and enough of the new ones must sign it."""
     from ..export import orders
 
-    value = orders.rotate(bundle, _keys(key), out, add or [], remove or [], threshold, after or [])
+    value = orders.rotate(bundle, _signers(key), out, add or [], remove or [], threshold, after or [])
     need = [f"{have} of {want} {side} keys have signed" for side, (have, want) in value["signatures"].items()]
     missing = "" if value["complete"] else "\nnot enough yet: add the others with sdlora-edge packet sign"
     emit(value, json, lambda: facts(value, "file", "version", "threshold", "keys") + "\n" + ", ".join(need) + missing)
@@ -195,7 +202,7 @@ def recall(
     """Make devices go back to before a task by themselves, and refuse it for ever. A later build --revision replaces it."""
     from ..export import orders
 
-    value = orders.recall(bundle, task, revision, _keys(key), out, after or [])
+    value = orders.recall(bundle, task, revision, _signers(key), out, after or [])
     emit(value, json, lambda: "\n".join([facts(value, "file", "task", "revision", "bytes"), *_missing([value])]))
 
 

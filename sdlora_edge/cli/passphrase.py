@@ -1,0 +1,38 @@
+"""The passphrases of private keys: from a variable, a file or the terminal; never an argument, and never in a message."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import warnings
+from pathlib import Path
+
+from .. import files
+from ..errors import UsageError
+from ..signing import LONGEST, PASSPHRASE, passphrase_from_environment
+
+
+def known(key: Path) -> bytes:
+    """Of a key that exists."""
+    return passphrase_from_environment(key) if os.environ.get(PASSPHRASE) else _hidden(f"passphrase of {key}: ")
+
+
+def chosen(name: str, file: Path | None) -> bytes:
+    """For a new key. Raises UsageError if two entries differ."""
+    if file is not None:
+        return files.read(file, LONGEST + 2).rstrip(b"\r\n")
+    if os.environ.get(PASSPHRASE):
+        return passphrase_from_environment(Path(name))
+    first = _hidden(f"new passphrase of {name}: ")
+    if _hidden("the same again: ") != first:
+        raise UsageError("the two passphrases differ: run the command again")
+    return first
+
+
+def _hidden(prompt: str) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)  # else it would read on, and show what is typed
+        try:
+            return os.fsencode(getpass.getpass(prompt))
+        except (getpass.GetPassWarning, EOFError, UnicodeError) as error:
+            raise UsageError(f"no passphrase was given: use a terminal, or set {PASSPHRASE}") from error
