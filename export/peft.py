@@ -11,7 +11,8 @@ The adapter applies to W_0: the backbone as it was before the first task, timm's
 two things can be written:
 
     the whole update   W_t - W_0 = sum_k alpha_k(t) B_k A_k: all directions side by side along the rank (what peft calls `cat`), with
-                       the head; the rank is the sum of ranks. Loaded, it computes what the device computes at task t.
+                       the head. A module's rank is the sum of the ranks of all its directions: four tasks of rank 10 on query and
+                       value of a fused qkv give 80, for no smaller A holds both. Loaded, it computes what the device does at task t.
     one direction      alpha_t(t) B_t A_t alone, of its own rank, without the head. peft's add_weighted_adapter(..., "cat")
                        with the weights alpha_k(t) / alpha_k(k) makes the whole update of such adapters again.
 
@@ -26,7 +27,6 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,43 +40,39 @@ from torch import nn
 
 from .. import files
 from ..bundle import Bundle, open_bundle
-from ..canonical import parse_json
 from ..device.chain import open_packet
 from ..encoding import encode
-from ..errors import InputError, NothingToDo, UsageError
+from ..errors import InputError, NothingToDo, TrustError, UsageError
 from ..method import backbones
+from ..orders import Recall, Rotation, follow_trust
 from ..packet import LIMITS, Packet
+from ..signing import Trust
 from ..state import Factors, Projection, TaskState, round_magnitudes
 from ..train.run import Run
 from ..train.trainer import Direction, Report, add_task
+from .peft_config import CONFIG, AdapterConfig
 
 log = logging.getLogger("sdlora_edge")
-CONFIG, MODEL, PICKLE, FACTS = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "sdlora_edge.json"
+MODEL, PICKLE, FACTS = "adapter_model.safetensors", "adapter_model.bin", "sdlora_edge.json"
 PREFIX = "base_model.model."
 ROUNDING = {"fp32": 0.01, "fp16": 0.01, "int8": 0.05, "int4": 0.3}
 """the largest share of an adapter's norm that each encoding may take away"""
-
-_READ = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "modules_to_save"}
-_WITHOUT_EFFECT = {
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the tensors' own names say it
-    *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"),
-    *("lora_dropout", "eva_config", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
-}
-_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
-"""how A and B may have started: the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) have changed the backbone's weights"""
 
 
 # --- to peft ------------------------------------------------------------------------------------------------------------------
 
 
-def to_peft(bundle_path: Path, packets: Sequence[Path], out: Path, alone: bool = False) -> dict[str, Any]:
+def to_peft(
+    bundle_path: Path, packets: Sequence[Path], out: Path, alone: bool = False, after: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Write the adapter of the state that the packets, first to last, take the bundle to, into the new folder `out`.
 
-    alone: the last task's direction instead of the whole update. Raises what a device raises for packets it would refuse,
-    NothingToDo where there is no direction (no task yet, or an absorbed one), UsageError where `out` exists.
+    alone: the last task's direction instead of the whole update. after: the trust packets that the devices have applied, in order,
+    before or between these packets. Raises what a device raises for packets it would refuse, NothingToDo where there is no
+    direction (no task yet, or an absorbed one), UsageError where `out` exists.
     """
     bundle = open_bundle(bundle_path)
-    state, factors = _follow(bundle, packets)
+    state, factors = _follow(bundle, packets, after)
     manifest = bundle.manifest
     written = write_adapter(state, factors, manifest.projections, manifest.model, manifest.preprocessing["size"], out, alone)
     return {"adapter": str(out), "lineage": manifest.lineage, **written}
@@ -121,16 +117,30 @@ def write_adapter(
     return {**facts, "rank": max(ranks.values()), "modules": len(ranks), "head": classifier, "bytes": size_on_disk}
 
 
-def _follow(bundle: Bundle, packets: Sequence[Path]) -> tuple[TaskState, list[Mapping[str, Factors]]]:
+def _follow(bundle: Bundle, packets: Sequence[Path], after: Sequence[Path]) -> tuple[TaskState, list[Mapping[str, Factors]]]:
     """The state after the packets, and the factors of all its tasks; every packet is verified as a device does it."""
     state, factors = bundle.state, list(bundle.factors)
+    keys = [bundle.trust]
+    for one in after:
+        keys.append(follow_trust(keys[-1], [one]))
     for path in packets:
-        packet = open_packet(path, bundle, bundle.trust)
+        packet, keys = _opened(path, bundle, keys)
         if not isinstance(packet, Packet):
             raise InputError(f"{path} brings no task: name packets of tasks only")
         state = packet.check(state, bundle.manifest.lineage, bundle.manifest.projections)
         factors += [update.factors for update in packet.updates]
     return state, factors
+
+
+def _opened(path: Path, bundle: Bundle, keys: list[Trust]) -> tuple[Packet | Rotation | Recall, list[Trust]]:
+    """A packet, and the keys that those after it may be signed with: the keys of its own time, and later ones."""
+    refused = None
+    for place, trust in enumerate(keys):
+        try:
+            return open_packet(path, bundle, trust), keys[place:]
+        except TrustError as error:
+            refused = error
+    raise TrustError(f"{refused}; or name the trust packets that the devices have applied with --after") from refused
 
 
 def _stacked(
@@ -223,7 +233,7 @@ def read_adapter(path: Path, run: Run) -> dict[str, Factors]:
     Raises InputError where the folder is no LoRA adapter in safetensors, or holds anything that factors of these projections
     cannot represent; the message names it.
     """
-    config = _Config.read(path)
+    config = AdapterConfig.read(path)
     tensors = _tensors(path)
     classifier = None if config.modules_to_save == () else _classifier(run.config.backbone)
     if unknown := set(config.modules_to_save) - {classifier}:
@@ -249,64 +259,9 @@ def read_adapter(path: Path, run: Run) -> dict[str, Factors]:
     for module, pair in pairs.items():
         if set(pair) != {"A", "B"}:
             raise InputError(f"{path / MODEL} has lora_{min(pair)} of {module} but not the other factor")
-        factors |= _sliced(path, module, pair["A"], pair["B"] * config.scaling(module, pair["A"], pair["B"]), run)
+        own = _adapted(path, module, run)
+        factors |= _sliced(path, own, pair["A"], pair["B"] * config.scaling(module, pair["A"], pair["B"]), run)
     return factors
-
-
-@dataclass(frozen=True)
-class _Config:
-    """What of adapter_config.json says how tensors become weights."""
-
-    path: Path
-    r: int
-    lora_alpha: float
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
-    modules_to_save: tuple[str, ...]
-
-    @classmethod
-    def read(cls, folder: Path) -> _Config:
-        """Raises InputError for another kind of adapter, or a variant of LoRA that plain factors do not represent."""
-        path = folder / CONFIG
-        value = parse_json(files.read(path, LIMITS.header), str(path))
-        if (kind := value.get("peft_type")) != "LORA":
-            raise InputError(f"{folder} is a {kind} adapter: only LORA becomes the factors of a task")
-        if (start := value.get("init_lora_weights")) not in _STARTS:
-            raise InputError(
-                f"{folder} uses init_lora_weights={start}, which changes the backbone's own weights: convert it in peft first"
-            )
-        plain = {"init_lora_weights": start, "bias": "none"}
-        for name, setting in value.items():
-            if name not in _READ | _WITHOUT_EFFECT and setting and setting != plain.get(name):
-                raise InputError(
-                    f"{folder} uses {name}={setting}, which a task's factors cannot represent: train the adapter without it"
-                )
-        try:
-            return cls(
-                folder,
-                int(value["r"]),
-                float(value["lora_alpha"]),
-                {str(k): int(v) for k, v in (value.get("rank_pattern") or {}).items()},
-                {str(k): float(v) for k, v in (value.get("alpha_pattern") or {}).items()},
-                tuple(str(m) for m in value.get("modules_to_save") or ()),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is not the configuration of a LoRA adapter: {error!r}") from error
-
-    def scaling(self, module: str, A: np.ndarray, B: np.ndarray) -> np.float32:
-        """lora_alpha / r of one module. Raises InputError unless its factors are of rank r."""
-        rank, alpha = (_pattern(p, module, d) for p, d in ((self.rank_pattern, self.r), (self.alpha_pattern, self.lora_alpha)))
-        if not len(A) == B.shape[1] == rank:
-            raise InputError(f"{self.path}: {module} has factors {A.shape} and {B.shape}, and by {CONFIG} rank {rank}")
-        return np.float32(alpha / rank)
-
-
-def _pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The first pattern's value that fits the end of the module's name, as peft matches them."""
-    try:
-        return next((value for p, value in patterns.items() if re.match(rf"(.*\.)?({p})$", module)), default)
-    except re.error as error:
-        raise InputError(f"{CONFIG}: a rank_pattern or alpha_pattern is malformed: {error}") from error
 
 
 def _tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -321,8 +276,8 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
 
 
-def _sliced(path: Path, module: str, A: np.ndarray, B: np.ndarray, run: Run) -> dict[str, Factors]:
-    """One module's factors cut into those of its projections: each gets its rows of B, and the ranks that count there."""
+def _adapted(path: Path, module: str, run: Run) -> list[Projection]:
+    """The run's projections of one module. Raises InputError if there are none."""
     own = [p for p in run.projections if p.tensor == f"{module}.weight"]
     if not own:
         raise InputError(
@@ -330,6 +285,12 @@ def _sliced(path: Path, module: str, A: np.ndarray, B: np.ndarray, run: Run) -> 
             f"{', '.join(sorted({p.tensor.removesuffix('.weight') for p in run.projections})[:4])}, ...; "
             "train the adapter on those modules, or begin a run with other --targets"
         )
+    return own
+
+
+def _sliced(path: Path, own: Sequence[Projection], A: np.ndarray, B: np.ndarray, run: Run) -> dict[str, Factors]:
+    """One module's factors cut into those of its projections: each gets its rows of B, and the ranks that count there."""
+    module = own[0].tensor.removesuffix(".weight")
     shape = run.base_weights[own[0].tensor].shape
     if (len(B), A.shape[1]) != shape:
         raise InputError(f"{path}: {module} has factors {A.shape} and {B.shape} for a weight of {shape}: it is of another backbone")

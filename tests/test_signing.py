@@ -195,7 +195,7 @@ def test_a_private_key_that_every_user_may_change_is_refused(tmp_path: Path, cap
     for changed, mode in ((key, 0o602), (key, 0o666), (key.parent, 0o777), (link.parent, 0o777)):
         good = stat.S_IMODE(changed.stat().st_mode)
         changed.chmod(mode)
-        with pytest.raises(TrustError, match="every user may write to .*: run chmod o-w"):
+        with pytest.raises(TrustError, match=r"every user may write to .*: run chmod o-w"):
             signing.load_signer(link)
         changed.chmod(good)
     key.parent.chmod(0o1777)

@@ -212,12 +212,13 @@ def to_peft(
     bundle: Annotated[Path, typer.Option(help="The bundle that they follow.")] = ...,  # type: ignore[assignment]
     out: Annotated[Path, typer.Option(help="The adapter's folder.")] = ...,  # type: ignore[assignment]
     alone: Annotated[bool, typer.Option("--alone", help="The last task's direction only, without the head.")] = False,
+    after: After = None,
     json: Json = False,
 ) -> None:
     """Write a LoRA adapter that the peft library loads: the whole update of the backbone's own weights, and the head."""
     from ..export.peft import to_peft as write
 
-    value = write(bundle, packets or [], out, alone)
+    value = write(bundle, packets or [], out, alone, after or [])
     names = ("adapter", "model", "task", "rank", "modules", "head", "classes", "magnitudes", "bytes")
     emit(
         value,

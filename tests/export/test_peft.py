@@ -16,12 +16,14 @@ import safetensors.torch
 import timm
 import torch
 from conftest import Fleet, Result, make_pictures
+from forge import Draft
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.parity import host_logits
 from sdlora_edge.export.peft import from_peft, read_adapter, to_peft, write_adapter
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from sdlora_edge import orders, signing
 from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
 from sdlora_edge.method import backbones, sdlora
@@ -289,8 +291,15 @@ def test_folders_that_are_no_such_adapter_are_refused_and_change_nothing(
         ({"peft_type": "LOHA"}, {}, "LOHA adapter"),
         ({"use_something_new": {"a": 1}}, {}, "use_something_new"),
         ({"r": 5}, {}, "rank 5"),
-        ({"rank_pattern": {"(": 5}}, {}, "malformed"),
+        ({"rank_pattern": {"(": 5}}, {}, "'(' in its rank_pattern"),
+        ({"rank_pattern": {"qkv": 0}}, {}, "a rank of 0"),
+        ({"rank_pattern": "qkv"}, {}, "adapter_config.json"),
         ({"r": "many"}, {}, "adapter_config.json"),
+        ({"r": 0}, {key.format("A"): A[:0], key.format("B"): B[:, :0]}, "a rank of 0"),
+        ({"r": 1e300}, {}, "a rank of"),
+        ({"lora_alpha": 10**400}, {}, "adapter_config.json"),
+        ({"lora_alpha": 1e300}, {}, "a lora_alpha of"),
+        ({"alpha_pattern": {"qkv": "nan"}}, {}, "a lora_alpha of nan"),
         ({}, {key.format("A"): None}, "not the other factor"),
         ({}, {key.format("A"): unfinished}, "NaN"),
         ({}, {key.format("A"): small}, "another backbone"),
@@ -335,3 +344,98 @@ def test_to_peft_refuses_what_a_device_would_refuse(fleet: Fleet, tmp_path: Path
     out.mkdir()
     with pytest.raises(UsageError, match="exists already"):
         to_peft(fleet.bundle, fleet.packets, out)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "((([a-z0-9.]+)+)+)+!",  # takes for ever, even on a name as short as blocks.0.attn.qkv
+        "(.*){1,32000}[bc]",
+        "qkv|proj",
+        "blocks.*",
+        "q[kv]+",
+        "(?:qkv)",
+        "qkv" + "." * 100_000,
+        "",
+        "qkv\n",
+        "q kv",
+        "\\w+",
+        "qkv\\",
+    ],
+    ids=range(12),
+)
+def test_a_strangers_pattern_is_no_regular_expression(fleet: Fleet, tmp_path: Path, pattern: str) -> None:
+    good = trained(fleet.run, tmp_path / "good")
+    for i, name in enumerate(("rank_pattern", "alpha_pattern")):
+        with pytest.raises(InputError, match=f"in its {name}: write it as the end of a module's name"):
+            read_adapter(edited(good, tmp_path / str(i), {name: {pattern: 4}}), Run.open(fleet.run))
+
+
+def test_thousands_of_patterns_are_refused(fleet: Fleet, tmp_path: Path) -> None:
+    many = {f"m{i}": 4 for i in range(20_000)}
+    path = edited(trained(fleet.run, tmp_path / "good"), tmp_path / "many", {"rank_pattern": many})
+    with pytest.raises(InputError, match="rank_pattern of 20000 entries"):
+        read_adapter(path, Run.open(fleet.run))
+
+
+@pytest.mark.parametrize(
+    "pattern", ["blocks.1.attn.qkv", "1.attn.qkv", r"^blocks\.1\.attn\.qkv", r"blocks.1.attn\.qkv$", "bl.cks.1.attn.qkv"]
+)
+def test_the_patterns_that_people_write_mean_what_they_mean_to_peft(fleet: Fleet, tmp_path: Path, pattern: str) -> None:
+    patterns: dict[str, Any] = {"rank_pattern": {pattern: 2}, "alpha_pattern": {"2.attn.qkv": 9, pattern: 3}}
+    path = trained(fleet.run, tmp_path / "adapter", **patterns)
+    factors = read_adapter(path, Run.open(fleet.run))
+    assert {name: len(f.A) for name, f in factors.items()} == {n: 2 if n.startswith("blocks.1.") else 4 for n in factors}
+    merged = PeftModel.from_pretrained(backbone(fleet.run, 3), str(path)).merge_and_unload()
+    name = "blocks.1.attn.qkv.weight"
+    query = next(p for p in Run.open(fleet.run).projections if p.tensor == name and p.start == 0)
+    moved = merged.get_parameter(name).detach().numpy() - Run.open(fleet.run).base_weights[name]
+    found = factors[query.name]
+    np.testing.assert_allclose(found.B @ found.A, moved[: query.stop], atol=1e-6)
+
+
+def test_no_smaller_rank_holds_the_whole_update(fleet: Fleet, tmp_path: Path) -> None:
+    """Query and value of rank 4, three tasks: 24, as the README says."""
+    written = to_peft(fleet.bundle, fleet.packets, tmp_path / "adapter")
+    found = safetensors.torch.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    A, B = (found[f"base_model.model.blocks.0.attn.qkv.lora_{part}.weight"].double() for part in "AB")
+    assert written["rank"] == len(A) == int(torch.linalg.matrix_rank(B @ A)) == 24
+
+
+def test_packets_from_before_and_after_a_change_of_keys(fleet: Fleet, cli: Cli, tmp_path: Path) -> None:
+    old = signing.load_signer(fleet.key)
+    new = signing.load_signer(signing.new_key("new", tmp_path / "keys")[0])
+    newer = signing.load_signer(signing.new_key("newer", tmp_path / "keys")[0])
+
+    def rotation(version: int, before: Any, now: Any) -> Path:
+        trust = signing.Trust((now.public_key,), 1, version)
+        path = tmp_path / f"keys{version}.sdlora"
+        path.write_bytes(orders.build_trust(trust, lambda payload: signing.sign(payload, [before, now])))
+        return path
+
+    def signed(task: int, signer: Any) -> Path:
+        path = tmp_path / f"{task}-{signer.public_key.keyid[:6]}.sdlora"
+        path.write_bytes(Draft(fleet.packets[task - 1]).sealed(signer))
+        return path
+
+    after = [rotation(2, old, new), rotation(3, new, newer)]
+    command = ("packet", "to-peft", "--bundle", fleet.bundle, *(word for path in after for word in ("--after", path)))
+    packets = [fleet.packets[0], signed(2, new), signed(3, newer)]
+    assert cli(*command, *packets, "--out", tmp_path / "adapter").code == 0
+    to_peft(fleet.bundle, fleet.packets, tmp_path / "same")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "adapter" / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
+    to_peft(fleet.bundle, [signed(1, newer)], tmp_path / "signed again", after=after)
+    to_peft(fleet.bundle, fleet.packets[:1], tmp_path / "before", after=after)
+    out = tmp_path / "refused"
+    for these in (after[:1], []):
+        with pytest.raises(TrustError, match=r"signature refused.*--after"):
+            to_peft(fleet.bundle, packets, out, after=these)
+    for wrong in ([signed(1, new), fleet.packets[1]], [fleet.packets[0], signed(2, newer), signed(3, new)]):
+        with pytest.raises(TrustError, match="signature refused"):  # by keys that had been replaced by then
+            to_peft(fleet.bundle, wrong, out, after=after)
+    with pytest.raises(TrustError, match="signature refused"):
+        to_peft(fleet.bundle, packets, out, after=after[::-1])
+    with pytest.raises(InputError, match="changes no keys"):
+        to_peft(fleet.bundle, packets, out, after=[fleet.packets[0]])
+    assert not out.exists()
