@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sdlora_edge")
 MAX_SIGNATURES = 16
-MAX_KEYS = MAX_SIGNATURES
-"""else a packet that all keys have signed would be one that no device reads"""
+"""and keys: else a packet that all keys have signed would be one that no device reads"""
 PAYLOAD_TYPE = "application/vnd.sdlora-edge.packet+json"
 KEY_FILE_LIMIT = 64 * 1024
 PASSPHRASE = "SDLORA_EDGE_PASSPHRASE"  # noqa: S105 - a variable's name
@@ -74,8 +73,8 @@ class Trust:
 
 
 def _bounded(count: int) -> None:
-    if count > MAX_KEYS:
-        raise InputError(f"{count} keys are trusted, of at most {MAX_KEYS}: name fewer")
+    if count > MAX_SIGNATURES:
+        raise InputError(f"{count} keys are trusted, of at most {MAX_SIGNATURES}: name fewer")
 
 
 def _public(keyid: str, entry: dict[str, Any]) -> Key:
