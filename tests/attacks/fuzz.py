@@ -74,7 +74,7 @@ class Fuzzer:
             pairs = [signing.new_key(name, Path(folder)) for name in "ab"]
             self.signers = [signing.load_signer(private) for private, _ in pairs]
         self.trust = signing.Trust(tuple(s.public_key for s in self.signers), 2)
-        self.bundle: Bundle = open_bundle(VECTORS / "bundle")
+        self.bundle: Bundle = open_bundle(VECTORS / "bundles" / "fp16")
         self.corpus = list(self._seeds())
         self.seeds = len(self.corpus)
         self.states = [self.bundle.state]
@@ -83,7 +83,8 @@ class Fuzzer:
         self.states.append(self._checked(first, self.bundle.state))
 
     def _seeds(self) -> Iterator[Case]:
-        drafts = [Draft(VECTORS / f"{name}.sdlora") for name in ("1", "2", "squash", "int8", "int4", "recall", "keys")]
+        names = ("1", "2", "squash", "int8-1", "int4-1", "recall", "keys")
+        drafts = [Draft(VECTORS / "packets" / f"{name}.sdlora") for name in names]
         drafts[-1].manifest["trust"] = signing.Trust(self.trust.keys, 1, 2).to_dict()
         for draft in drafts:
             data = draft.sealed(*self.signers, leads=False)

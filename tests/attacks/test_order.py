@@ -87,7 +87,7 @@ def test_fork(victim: Victim, fleet: Fleet) -> None:
 def test_another_lineage(victim: Victim) -> None:
     """A packet of another run, signed with a key that this device obeys: another run's own, and one that says it is this one's."""
     for number, name in enumerate(("1", "2")):
-        draft = Draft(VECTORS / f"{name}.sdlora")
+        draft = Draft(VECTORS / "packets" / f"{name}.sdlora")
         data = draft.sealed(victim.signer)
         victim.refuses(data, 5, "another lineage")
         said_no(victim.cli("packet", "verify", victim.file(data), "--bundle", victim.store / "bundle"), 5, "another lineage")

@@ -1,0 +1,231 @@
+"""The test vectors prove something: a reader with any one mistake of these fails at least one of them.
+
+Each mistake is a change of one line in the source of the reader, tests/vectors_reader.py and vectors_file.py.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import vectors_file
+import vectors_reader
+from vectors_run import VECTORS, flash_reader, wrong
+
+SOURCES = {module.__name__: Path(module.__file__).read_text() for module in (vectors_file, vectors_reader)}
+RULES = [(name, found.start()) for name, source in SOURCES.items() for found in re.finditer(r"(?<!def )\bneed\(", source)]
+"""where the reader refuses something"""
+TOO_LARGE = "need(len(data) <= 64 << 20)"
+"""the one rule without a vector, which would be as large"""
+
+MISTAKES = {
+    # signatures and keys
+    "a signature of a known key is not checked": (
+        "        return False\n",
+        "        return True\n",
+    ),
+    "the threshold is ignored": ('good >= trust["threshold"]', "good >= 1"),
+    "every signature must be good": ("good += ", "good = "),
+    "one key counts twice": ('({signature["keyid"] for signature in signatures})', "(signatures)"),
+    "a payload of another type is taken": ('need(envelope["payloadType"] == TYPE, 4)', "pass"),
+    "new keys need not sign": ("verified(envelope, new)", "verified(envelope, self.trust)"),
+    "old keys stay in force": (
+        "self.trust = new",
+        'self.trust = {**self.trust, "version": new["version"]}',
+    ),
+    "a signature's second half is read in the wrong order": (
+        'sig[32:], "little"',
+        'sig[32:], "big"',
+    ),
+    "a key may be the neutral element": (" and x != 0", ""),
+    "a key may be of any order": (" and ends", ""),
+    # form
+    "base64 is not checked": ("need(base64.b64encode(data).decode() == text)", "pass"),
+    "the header is not checked": (
+        'need(data[8 : 8 + n] == text + b" " * (-len(text) % 8))',
+        "pass",
+    ),
+    "the content's digest is not checked": (
+        'need(manifest["content"] == sha(plain(table), content))',
+        "pass",
+    ),
+    "whole numbers may be floats": ("type(value) is int and 0", "0"),
+    "tensors may come in any order": (
+        "(-dtypes[name].itemsize, name)",
+        'table[name]["data_offsets"]',
+    ),
+    "names need not be in NFC": ('unicodedata.is_normalized("NFC", name)', "True"),
+    "names may hold control characters": ('unicodedata.category(c).startswith("C") or ', ""),
+    "NaN is within the limits": (
+        "(np.abs(values) <= most).all()",
+        "not (np.abs(values) > most).any()",
+    ),
+    "scales have the limit of factors": ("LARGEST / 128 if scale else LARGEST", "LARGEST"),
+    # the head
+    "the rows of head.old.index are the first ones": (
+        "weight[index] +=",
+        "weight[: len(index)] +=",
+    ),
+    "the biases of head.old.index are the first ones": ("bias[index] =", "bias[: len(index)] ="),
+    "known biases are added": ("bias[index] =", "bias[index] +="),
+    "the scale of known rows is ignored": (' * own["head.old.scale"][:, None]', ""),
+    "known rows are rounded once": (
+        'weight[index] += own["head.old.step"].astype(np.float32)',
+        'weight[index] = weight[index] + own["head.old.step"].astype(np.float64)',
+    ),
+    "new rows come first": (
+        '[weight, own["head.new.weight"].astype(np.float32)]',
+        '[own["head.new.weight"].astype(np.float32), weight]',
+    ),
+    "the bias is ignored": ("hidden @ head.T + bias", "hidden @ head.T"),
+    # encodings
+    "int8 is taken as unsigned": (
+        "x.astype(np.float32) * own",
+        "x.view(np.uint8).astype(np.float32) * own",
+    ),
+    "int8 ends at -127": (
+        "x.astype(np.float32) * own",
+        "np.maximum(x, -127).astype(np.float32) * own",
+    ),
+    "int4: the upper four bits come first": ("[x & 15, x >> 4]", "[x >> 4, x & 15]"),
+    "int4: eight stands for zero": ("np.where(halves > 7, halves - 16, halves)", "(halves - 8)"),
+    "int4: -8 is taken as 8": ("halves > 7", "halves > 8"),
+    "int4: blocks of scales alternate": ("// 32]", "% scale.shape[1]]"),
+    "int4: one scale for a whole row": ("// 32]", "* 0]"),
+    "fp16: subnormal numbers are zero": (
+        "x.T if turned else x.astype(np.float32)",
+        "x.T if turned else np.where(np.abs(x) < 2.0**-14, 0, x).astype(np.float32)",
+    ),
+    "B is turned in int8 alone": ('encoding in ("int8", "int4")', 'encoding == "int8"'),
+    # digests
+    "deltas are rounded to float32": ("np.array(value, np.float64)", "np.array(value, np.float32)"),
+    "deltas are digested as the manifest has them": (
+        "plain(deltas.tolist())",
+        'plain(task["deltas"])',
+    ),
+    "exponents are written as in JavaScript": (
+        "plain(deltas.tolist())",
+        'plain(deltas.tolist()).replace(b"e-0", b"e-")',
+    ),
+    "small numbers are written as in JavaScript": (
+        "plain(deltas.tolist())",
+        'plain(deltas.tolist()).replace(b"6.097555160522461e-05", b"0.00006097555160522461")',
+    ),
+    "tensors are digested in the order of the file": (
+        "for name in sorted(arrays):",
+        "for name in arrays:",
+    ),
+    "states are chained in hexadecimal": (
+        "sha(bytes.fromhex(s.digest), ",
+        "sha(s.digest.encode(), ",
+    ),
+    "the state that a packet names is not checked": ('need(s.digest == m["to"])', "pass"),
+    # weights
+    "magnitudes are not added up": ("alpha[: number - 1] +=", "_ ="),
+    "magnitudes are in the opposite order": ("zip(own, s.factors", "zip(own[::-1], s.factors"),
+    "the bundle's magnitudes are not taken off": ("alpha[: len(flashed)] -=", "_ ="),
+    "the bundle's factors are ignored": (
+        "flashed_factors(bundle, m)",
+        '[{} for _ in range(m["task"])]',
+    ),
+    "projections share the mean magnitude": ("alpha[:, i] if", "alpha.mean(axis=1) if"),
+    "a projection's rows are the first ones": ('slice(*p["rows"])', 'slice(p["shape"][0])'),
+    "weights are not rounded to the bundle's dtype": (
+        "w.astype(dtypes[name])",
+        "w.astype(np.float32)",
+    ),
+    # the canary
+    "the canary is not checked": (" <= tolerance * largest", " <= np.inf"),
+    "the canary's own tolerance is ignored": (
+        '["canary"].get("tolerance", self.bundle["tolerance"])',
+        '["tolerance"]',
+    ),
+    "the canary's tolerance is absolute": ("tolerance * largest", "tolerance"),
+    "the canary shows its first squares": ("[8 * y // size for y", "[y for y"),
+    "the canary is blue, green, red": (
+        "pixels.transpose(0, 3, 1, 2)",
+        "pixels[..., ::-1].transpose(0, 3, 1, 2)",
+    ),
+    "the canary lies on its side": ("pixels.transpose(0, 3, 1, 2)", "pixels.transpose(0, 3, 2, 1)"),
+    # order, capacity, revocations
+    "another lineage is taken": (
+        'need(m["lineage"] == self.bundle["lineage"], 5)\n        need(m["to"]',
+        'need(m["to"]',
+    ),
+    "the state before is not checked": (' and m["from"] == s.digest', ""),
+    "a capacity of 0 is no room": ('0 < self.bundle["capacity"] <', 'self.bundle["capacity"] <'),
+    "a full capacity is too much": (
+        '< self.bundle["capacity"] < len',
+        '< self.bundle["capacity"] <= len',
+    ),
+    "only the last task of a squash is followed": (
+        "in enumerate(tasks, a + 1):",
+        "in [(t, tasks[-1])]:",
+    ),
+    "only the first task of a squash may be revoked": (
+        "any(self.is_revoked(*one) for one in revisions.items())",
+        "self.is_revoked(a + 1, revisions[a + 1])",
+    ),
+    "only the newest packet is applied already": ("not in (s.digest, *s.before)", "!= s.digest"),
+    "keys are never applied already": ("{*self.rotations, *(s.file", "{*(s.file"),
+    "a revocation is forgotten": (
+        "self.revoked.append((task, revision))",
+        "self.revoked.append((task, -1))",
+    ),
+    "a revision revokes nothing": ("self.revoked +=", "_ ="),
+    "a revocation drops one packet": ("while any(self", "if any(self"),
+    "a revocation is of one task": ("task >= i and revision <= r", "task == i and revision <= r"),
+    "a revocation is of every revision": ("task >= i and revision <= r", "task >= i"),
+    "what was rolled back may come again": (
+        "(revisions[t], t) > self.highest",
+        "(revisions[t], t) > (s.revision, 0)",
+    ),
+    "the task counts before the revision": (
+        "(revisions[t], t) > self.highest",
+        "(t, revisions[t]) > self.highest[::-1]",
+    ),
+    "the bundle is not newer than any packet": (
+        'self.highest = (revision, m["task"])',
+        "self.highest = (0, 0)",
+    ),
+    "a device forgets the revision that it is in": (
+        "s.revision, s.revisions, s.file = revisions[t],",
+        "s.revision, s.revisions, s.file = 0,",
+    ),
+}
+"""{what is wrong: (a line of the reader, what it is changed to)}"""
+
+
+def failure(sources: dict[str, str]) -> str:
+    """The first vector that a reader of these sources fails, and how."""
+    with patch.dict(sys.modules), np.errstate(all="ignore"):
+        for name, source in sources.items():
+            sys.modules[name] = ModuleType(name)
+            exec(compile(source, name, "exec"), vars(sys.modules[name]))  # noqa: S102
+        reader = vars(sys.modules["vectors_reader"])
+        fast_first = sorted(VECTORS, key=lambda vector: ("keys" in vector["name"], len(vector["steps"])))
+        found = (wrong(vector, lambda bundle: flash_reader(reader, bundle)) for vector in fast_first)
+        return next(filter(None, found), "")
+
+
+def test_the_reader_as_it_is_fails_none() -> None:
+    assert not failure(SOURCES)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake(mistake: str) -> None:
+    right, sabotaged = MISTAKES[mistake]
+    assert [source.count(right) for source in SOURCES.values()] in ([0, 1], [1, 0])
+    assert failure({name: source.replace(right, sabotaged) for name, source in SOURCES.items()})
+
+
+@pytest.mark.parametrize(("name", "place"), RULES)
+def test_a_rule_that_is_forgotten(name: str, place: int) -> None:
+    source = SOURCES[name]
+    forgotten = f"{source[:place]}(lambda *of: None)({source[place:].removeprefix('need(')}"
+    assert bool(failure({**SOURCES, name: forgotten})) != source.startswith(TOO_LARGE, place)

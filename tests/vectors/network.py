@@ -1,0 +1,249 @@
+"""The model of the test vectors: a network of two layers, small enough for numpy, and the runs that packets are made of.
+
+Nothing is trained: numbers are drawn by SHAKE-256, so every machine makes the same files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import safetensors.numpy
+from onnx import TensorProto, helper, numpy_helper
+from sdlora_edge.export.onnx import OPSET, WEIGHTS, _store_externally
+
+from sdlora_edge import bundle, encoding, files, signing
+from sdlora_edge.bundle import (
+    CONSTANTS,
+    FACTORS,
+    HEAD_BIAS,
+    HEAD_WEIGHT,
+    INPUTS,
+    MANIFEST,
+    TRUST,
+    Manifest,
+)
+from sdlora_edge.canonical import dump_json, sha256, tensors_digest
+from sdlora_edge.device import canary
+from sdlora_edge.device.engines import with_room
+from sdlora_edge.device.engines.onnx import MODEL
+from sdlora_edge.device.preprocessing import Preprocessing
+from sdlora_edge.encoding import Factors, HeadRows
+from sdlora_edge.state import Projection, TaskState, TaskUpdate, advance, factor_tensors, lineage_id
+
+PREPROCESSING = Preprocessing(4, 4, "bilinear", (0.5, 0.375, 0.25), (0.5, 0.25, 0.125))
+PROJECTIONS = (
+    Projection("mix", "mix.weight", 0, 36, 48),
+    Projection("qkv.q", "qkv.weight", 0, 8, 36),
+    Projection("qkv.v", "qkv.weight", 16, 24, 36),
+)
+SHAPES = {"mix.weight": (36, 48), "qkv.weight": (24, 36)}
+FEATURES, CLASSES = 24, ("ant", "bee", "cat")
+SEED = 7
+"""of the canaries of bundles; a packet's is the number of its task"""
+
+
+def drawn(label: str, *shape: int) -> np.ndarray:
+    """float32, multiples of 1/32 between -1 and 1."""
+    stream = hashlib.shake_256(f"sdlora-edge vectors {label}".encode()).digest(int(np.prod(shape)))
+    return ((np.frombuffer(stream, np.uint8) % 63).astype(np.float32).reshape(shape) - 31) / np.float32(32)
+
+
+UNUSUAL = {
+    "fp32": (2.0**-149, -0.0),
+    "fp16": (2.0**-24, -0.0),
+    "int8": (-128, 127),
+    "int4": (0x78, 0x80),
+}
+"""values that no encoder writes, or seldom: the first two of A"""
+W = {name: drawn(name, *shape) / 4 for name, shape in SHAPES.items()}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A run up to some task. states: of the tasks 0 to t; updates: of the tasks 1 to t."""
+
+    encoding: str
+    states: tuple[TaskState, ...]
+    updates: tuple[TaskUpdate, ...] = ()
+
+    @classmethod
+    def base(cls, name: str, encoding: str) -> Chain:
+        """Another `name` is another lineage."""
+        weight, bias = drawn("head", len(CLASSES), FEATURES) / 2, drawn("bias", len(CLASSES))
+        lineage = lineage_id(sha256(name.encode()), PROJECTIONS, encoding, weight, bias)
+        return cls(encoding, (TaskState(0, "base", lineage, CLASSES, np.zeros(0), weight, bias, {}),))
+
+    @property
+    def state(self) -> TaskState:
+        return self.states[-1]
+
+    @property
+    def lineage(self) -> str:
+        return self.states[0].digest
+
+    def then(
+        self,
+        name: str,
+        classes: Sequence[str],
+        deltas: Sequence[Any],
+        ranks: Mapping[str, int] | None = None,
+        changed: Sequence[int] = (),
+    ) -> Chain:
+        """One task more. ranks: of the projections that it adapts. changed: known classes whose rows of the head change."""
+        n, m = len(classes), len(changed)
+        head = HeadRows(
+            (drawn(f"{name} rows", n, FEATURES) / 2).astype(np.float16),
+            drawn(f"{name} biases", n) / np.float32(3),
+            np.array(changed, np.int32),
+            (drawn(f"{name} steps", m, FEATURES) * 127).astype(np.int8),
+            (1 + np.arange(m, dtype=np.float32)) / np.float32(300),
+            drawn(f"{name} known biases", m) / np.float32(3),
+        )
+        factors = {}
+        for p in PROJECTIONS:
+            if rank := (ranks or {}).get(p.name, 0):
+                A, B = (
+                    drawn(f"{name} {p.name} A", rank, p.columns),
+                    drawn(f"{name} {p.name} B", p.stop - p.start, rank),
+                )
+                factors[p.name] = encoding.encode(Factors(A / np.float32(3), B / np.float32(5)), self.encoding)
+                factors[p.name].stored["A"].flat[:2] = UNUSUAL[self.encoding]
+        number = len(self.states)
+        update = TaskUpdate(number, name, tuple(classes), np.array(deltas, np.float64), head, factors)
+        return replace(
+            self,
+            states=(*self.states, advance(self.state, update)),
+            updates=(*self.updates, update),
+        )
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """W_t, float64."""
+        merged = {name: w.astype(np.float64) for name, w in W.items()}
+        for i, p in enumerate(PROJECTIONS):
+            for row, update in zip(self.state.magnitudes, self.updates, strict=True):
+                if f := update.factors.get(p.name):
+                    alpha = np.float32(row[i] if np.ndim(row) else row).astype(np.float64)
+                    merged[p.tensor][p.start : p.stop] += alpha * (f.B.astype(np.float64) @ f.A.astype(np.float64))
+        return merged
+
+    def logits(self, seed: int, count: int = 2) -> np.ndarray:
+        """Of a canary's inputs, float32."""
+        hidden = canary.inputs(seed, PREPROCESSING, count).astype(np.float64).reshape(count, -1)
+        for w in self.weights().values():
+            hidden = np.maximum(hidden @ w.T, 0)
+        return (hidden @ self.state.head_weight.astype(np.float64).T + self.state.head_bias).astype(np.float32)
+
+    def expected(self, dtype: str = "float32") -> dict[str, Any]:
+        """What docs/packet.md says that vectors.json says of a state; dtype: of the bundle's weights."""
+        factors = {
+            f"{u.task}.{name}.{part}": np.ascontiguousarray(getattr(f, part), np.float32)
+            for u in self.updates
+            for name, f in u.factors.items()
+            for part in "AB"
+        }
+        return {
+            "classes": list(self.state.classes),
+            "head": tensors_digest({HEAD_WEIGHT: self.state.head_weight, HEAD_BIAS: self.state.head_bias}),
+            "factors": tensors_digest(factors),
+            "weights": {name: fingerprint(w.astype(dtype)) for name, w in self.weights().items()},
+        }
+
+
+def fingerprint(weight: np.ndarray) -> list[float]:
+    """Its sum, and the sum of its values times ((3 row + 5 column) mod 7) - 3."""
+    rows, columns = np.indices(weight.shape)
+    w = weight.astype(np.float64)
+    return [float(w.sum()), float((w * ((3 * rows + 5 * columns) % 7 - 3)).sum())]
+
+
+@dataclass(frozen=True)
+class Export:
+    """How a bundle is made of a chain."""
+
+    chain: Chain
+    trust: signing.Trust
+    revisions: tuple[int, ...] = ()
+    dtype: str = "float32"
+    capacity: int = 0
+    canary_tolerance: float | None = None
+
+    def write(self, folder: Path) -> None:
+        """A capacity makes the weights constants of the model."""
+        folder.mkdir(parents=True)
+        state = self.chain.state
+        weights = {name: w.astype(np.float32) for name, w in self.chain.weights().items()}
+        weights |= {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
+        places = write_model(
+            {n: with_room(n, w, self.capacity) for n, w in weights.items()},
+            folder,
+            self.dtype,
+            bool(self.capacity),
+        )
+        stored = {f"{u.task}.{n}": t for u in self.chain.updates for n, t in factor_tensors(u.factors).items()}
+        files.write(
+            folder / FACTORS,
+            safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in stored.items()}),
+        )
+        files.write(folder / TRUST, dump_json(self.trust.to_dict()))
+        expected: dict[str, Any] = {"seed": SEED, "logits": self.chain.logits(SEED).tolist()}
+        if self.canary_tolerance is not None:
+            expected["tolerance"] = self.canary_tolerance
+        manifest = Manifest(
+            lineage=self.chain.lineage,
+            state=state.digest,
+            task=state.task,
+            task_name=state.name,
+            model="vectors",
+            target="onnx",
+            precision="fp32" if self.dtype == "float32" else "fp16",
+            tolerance=1e-4 if self.dtype == "float32" else 1e-2,
+            weights_as=CONSTANTS if self.capacity else INPUTS,
+            capacity=self.capacity,
+            encoding=self.chain.encoding,
+            classes=state.classes,
+            magnitudes=tuple(state.magnitudes.tolist()),
+            preprocessing={name: getattr(PREPROCESSING, name) for name in PREPROCESSING.__dataclass_fields__},
+            projections=PROJECTIONS,
+            weights=places,
+            canary=expected,
+            made_with={},
+            files={path.name: bundle.describe(path) for path in sorted(folder.iterdir())},
+            revisions=self.revisions,
+        )
+        files.write(folder / MANIFEST, manifest.to_json())
+
+
+def write_model(weights: Mapping[str, np.ndarray], folder: Path, dtype: str, constants: bool) -> dict[str, dict[str, Any]]:
+    """The network for ONNX Runtime. Returns the manifest's `weights`."""
+    stored = {name: w.astype(np.float32 if name == HEAD_BIAS else dtype) for name, w in weights.items()}
+    inputs = [helper.make_tensor_value_info("pictures", TensorProto.FLOAT, ["batch", 3, 4, 4])]
+    nodes = [helper.make_node("Flatten", ["pictures"], ["hidden.0"], axis=1)]
+    for name, array in stored.items():
+        nodes.append(helper.make_node("Cast", [name], [f"{name}.float"], to=TensorProto.FLOAT))
+        shape = ["classes", *array.shape[1:]] if name in (HEAD_WEIGHT, HEAD_BIAS) else array.shape
+        inputs += [] if constants else [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), shape)]
+    for i, name in enumerate(SHAPES):
+        nodes.append(helper.make_node("Gemm", [f"hidden.{i}", f"{name}.float"], [f"sum.{i}"], transB=1))
+        nodes.append(helper.make_node("Relu", [f"sum.{i}"], [f"hidden.{i + 1}"]))
+    head = [f"hidden.{len(SHAPES)}", f"{HEAD_WEIGHT}.float", f"{HEAD_BIAS}.float"]
+    nodes.append(helper.make_node("Gemm", head, ["logits"], transB=1))
+    outputs = [
+        helper.make_tensor_value_info(
+            "logits",
+            TensorProto.FLOAT,
+            ["batch", len(stored[HEAD_BIAS]) if constants else "classes"],
+        )
+    ]
+    initial = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in stored.items()]
+    graph = helper.make_graph(nodes, "vectors", inputs, outputs, initial)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
+    places = _store_externally(model.graph, list(stored), folder / WEIGHTS)
+    files.write(folder / MODEL, model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(folder / MODEL))
+    return places

@@ -1,0 +1,342 @@
+"""A device that was written from docs/packet.md alone: numpy, an Ed25519, and nothing of sdlora_edge.
+
+tests/test_vectors.py runs it on the test vectors. tests/test_vector_sabotage.py spoils one line of it
+at a time. Sections are those of the page; `vectors_file` has the first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from vectors_file import (
+    DTYPES,
+    MALFORMED,
+    Arrays,
+    Json,
+    Refused,
+    is_hex,
+    is_sound,
+    need,
+    opened,
+    plain,
+    sha,
+    tensors_digest,
+    verified,
+    whole,
+)
+
+Factors = dict[str, tuple[np.ndarray, np.ndarray]]
+"""{projection: (A, B)}, float32"""
+Kind = tuple[str, tuple[int, ...]]
+"""(dtype, shape)"""
+LARGEST = 10_000
+
+
+# Section 2: tasks
+
+
+@dataclass
+class State:
+    """What a packet led to. alpha: (tasks,) or (tasks, projections); factors: of each task."""
+
+    digest: str
+    task: int
+    revision: int
+    classes: list[str]
+    alpha: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+    factors: list[Factors]
+    revisions: dict[int, int] = field(default_factory=dict)
+    """of the tasks that the packet brought"""
+    before: tuple[str, ...] = ()
+    """digests of the states that led to it"""
+    file: str = ""
+    """SHA-256 of the packet"""
+
+
+def stored_as(encoding: str, rank: int, rows: int, columns: int) -> dict[str, Kind]:
+    """Of "A", "B", "A.scale", "B.scale"."""
+    if encoding == "int8":
+        scale: Kind = ("<f4", (rank,))
+        whole_numbers: dict[str, Kind] = {"A": ("|i1", (rank, columns)), "B": ("|i1", (rank, rows))}
+        return {**whole_numbers, "A.scale": scale, "B.scale": scale}
+    if encoding == "int4":
+        return {
+            "A": ("|u1", (rank, columns // 2)),
+            "B": ("|u1", (rank, rows // 2)),
+            "A.scale": ("<f2", (rank, -(-columns // 32))),
+            "B.scale": ("<f2", (rank, -(-rows // 32))),
+        }
+    dtype = {"fp32": "<f4", "fp16": "<f2"}[encoding]
+    return {"A": (dtype, (rank, columns)), "B": (dtype, (rows, rank))}
+
+
+def decoded(own: Arrays, name: str, encoding: str) -> tuple[np.ndarray, np.ndarray]:
+    """(A, B), float32."""
+    found = []
+    for part in "AB":
+        x = own[f"{name}.{part}"]
+        if encoding == "int8":
+            x = x.astype(np.float32) * own[f"{name}.{part}.scale"][:, None]
+        elif encoding == "int4":
+            halves = np.stack([x & 15, x >> 4], axis=2).reshape(len(x), -1).astype(np.int64)
+            q = np.where(halves > 7, halves - 16, halves).astype(np.float32)
+            scale = own[f"{name}.{part}.scale"].astype(np.float32)
+            x = q * scale[:, np.arange(q.shape[1]) // 32]
+        turned = part == "B" and encoding in ("int8", "int4")
+        found.append(x.T if turned else x.astype(np.float32))
+    return found[0], found[1]
+
+
+def is_name(name: Any) -> bool:
+    right = isinstance(name, str) and 0 < len(name) <= 200 and bool(name.strip())
+    right = right and unicodedata.is_normalized("NFC", name)
+    return right and not any(unicodedata.category(c).startswith("C") or c in "/\\" for c in name)
+
+
+def of_task(found: Arrays, number: int) -> Arrays:
+    prefix = f"{number}."
+    return {name[len(prefix) :]: x for name, x in found.items() if name.startswith(prefix)}
+
+
+class Reader:
+    """A device: its bundle, the states it has been through, and what it remembers."""
+
+    def __init__(self, bundle: Path) -> None:
+        self.bundle = m = json.loads((bundle / "manifest.json").read_bytes())
+        self.trust = json.loads((bundle / "trust.json").read_bytes())
+        self.weights = {name: flashed_weight(bundle, entry) for name, entry in m["weights"].items()}
+        known = len(m["classes"])
+        weight, bias = (
+            self.weights.pop("head.weight")[:known],
+            self.weights.pop("head.bias")[:known],
+        )
+        revision = m["revisions"][-1] if m["task"] else 0
+        alpha, factors = np.array(m["magnitudes"], np.float64), flashed_factors(bundle, m)
+        flashed = State(m["state"], m["task"], revision, m["classes"], alpha, weight, bias, factors)
+        self.states = [flashed]
+        self.highest = (revision, m["task"])
+        self.revoked: list[tuple[int, int]] = []
+        self.rotations: set[str] = set()
+
+    @property
+    def state(self) -> State:
+        return self.states[-1]
+
+    def apply(self, data: bytes) -> None:
+        """Raises Refused; then nothing has changed."""
+        try:
+            file = sha(data)
+            need(file not in {*self.rotations, *(s.file for s in self.states)}, 7)
+            manifest, found, envelope = opened(data, self.trust)
+            need(manifest["kind"] in ("update", "trust", "recall"))
+            if manifest["kind"] == "update":
+                self.update(manifest, found, file)
+                return
+            need(not found)
+            if manifest["kind"] == "trust":
+                self.rotate(manifest, envelope)
+                self.rotations.add(file)
+            else:
+                self.recall(manifest)
+        except MALFORMED as error:
+            raise Refused(3) from error
+
+    def rollback(self) -> None:
+        """By one packet, by hand."""
+        self.states.pop()
+
+    def update(self, m: Json, found: Arrays, file: str) -> None:
+        s, t, tasks = self.state, whole(m["sequence"]), m["tasks"]
+        a = t - len(tasks)
+        need(1 <= len(tasks) <= 1000 and a >= 0)
+        revisions = {a + 1 + i: whole(task["revision"]) for i, task in enumerate(tasks)}
+        need(list(revisions.values()) == sorted(revisions.values()))
+        logits = found.pop("canary.logits")
+        need(logits.dtype == np.float32 and logits.ndim == 2)
+        need(1 <= len(logits) == whole(m["canary"]["count"], 16))
+        need(np.isfinite(logits).all())
+        need(m["lineage"] == self.bundle["lineage"], 5)
+        need(m["to"] not in (s.digest, *s.before), 7)
+        flashed = self.bundle["revisions"]
+        need(t > len(flashed) or list(revisions.values()) != flashed[a:t], 7)
+        need(not (a + 1 <= s.task and revisions[t] > s.revision), 5)
+        need(t > s.task, 4)
+        need(a == s.task and m["from"] == s.digest, 5)
+        need({name.split(".")[0] for name in found} == {str(number) for number in revisions})
+        for number, task in enumerate(tasks, a + 1):
+            s = self.follow(s, number, task, of_task(found, number), m["encoding"])
+        need(s.digest == m["to"])
+        need(logits.shape[1] == len(s.classes) and np.abs(s.weight).max(initial=0) <= LARGEST)
+        need(not any(self.is_revoked(*one) for one in revisions.items()), 4)
+        need((revisions[t], t) > self.highest, 4)
+        need(not 0 < self.bundle["capacity"] < len(s.classes), 5)
+        need(self.canary_passes(s, m["canary"]["seed"], logits), 6)
+        s.revision, s.revisions, s.file = revisions[t], revisions, file
+        self.states.append(s)
+        self.highest = (revisions[t], t)
+        self.revoked += [(i, revision - 1) for i, revision in revisions.items() if revision]
+
+    def follow(self, s: State, number: int, task: Json, own: Arrays, encoding: str) -> State:
+        """The state after one task."""
+        new, classes = task["classes"], [*s.classes, *task["classes"]]
+        need(all(map(is_name, [task["name"], *new])))
+        need(len(set(classes)) == len(classes))
+        names = self.check(own, len(new), s, encoding)
+        deltas = self.deltas(task["deltas"], number)
+        payload = sha(plain(deltas.tolist()), tensors_digest(own).encode())
+        digest = sha(bytes.fromhex(s.digest), bytes.fromhex(payload))
+        alpha = deltas.copy()
+        alpha[: number - 1] += s.alpha.reshape(number - 1, *alpha.shape[1:])
+        weight, bias, index = s.weight.copy(), s.bias.copy(), own["head.old.index"]
+        weight[index] += own["head.old.step"].astype(np.float32) * own["head.old.scale"][:, None]
+        bias[index] = own["head.old.bias"]
+        weight = np.concatenate([weight, own["head.new.weight"].astype(np.float32)])
+        bias = np.concatenate([bias, own["head.new.bias"]])
+        factors = [*s.factors, {name: decoded(own, name, encoding) for name in names}]
+        before = (*s.before, s.digest)
+        return State(digest, number, 0, classes, alpha, weight, bias, factors, before=before)
+
+    def deltas(self, value: Sequence[Any], number: int) -> np.ndarray:
+        flat = [x for row in value for x in (row if isinstance(row, list) else [row])]
+        need(all(type(x) in (int, float) for x in flat))
+        deltas = np.array(value, np.float64)
+        need(deltas.shape in ((number,), (number, len(self.bundle["projections"]))))
+        need((np.abs(deltas) <= LARGEST).all())
+        return deltas
+
+    def check(self, own: Arrays, n: int, s: State, encoding: str) -> list[str]:
+        """The projections that a task adapts; n: how many classes it brings."""
+        m, known, width = len(own["head.old.index"]), len(s.classes), s.weight.shape[1]
+        expected: dict[str, Kind] = {
+            "head.new.weight": ("<f2", (n, width)),
+            "head.new.bias": ("<f4", (n,)),
+            "head.old.index": ("<i4", (m,)),
+            "head.old.step": ("|i1", (m, width)),
+            "head.old.scale": ("<f4", (m,)),
+            "head.old.bias": ("<f4", (m,)),
+        }
+        shapes = {p["name"]: p["shape"] for p in self.bundle["projections"]}
+        names = [name for name in shapes if f"{name}.A" in own]
+        for name in names:
+            rank = len(own[f"{name}.A"])
+            need(rank >= 1)
+            parts = stored_as(encoding, rank, *shapes[name])
+            expected |= {f"{name}.{part}": kind for part, kind in parts.items()}
+        need({name: (x.dtype.str, x.shape) for name, x in own.items()} == expected)
+        for name, x in own.items():
+            values, scale = x.astype(np.float32), name.endswith(".scale")
+            most = LARGEST / 128 if scale else LARGEST
+            need(x.dtype.kind != "f" or (np.abs(values) <= most).all())
+            need(not scale or (values >= 0).all())
+        index = own["head.old.index"].astype(np.int64)
+        need((np.diff(index) > 0).all())
+        need(((index >= 0) & (index < known)).all())
+        return names
+
+    def merged(self, s: State) -> Arrays:
+        """W_t, in the dtype in which the bundle stores it."""
+        weights = {name: w.copy() for name, w in self.weights.items()}
+        alpha, flashed = s.alpha.copy(), self.states[0].alpha
+        alpha[: len(flashed)] -= flashed.reshape(len(flashed), *alpha.shape[1:])
+        for i, p in enumerate(self.bundle["projections"]):
+            own = alpha[:, i] if alpha.ndim == 2 else alpha
+            for c, factors in zip(own, s.factors, strict=True):
+                if p["name"] in factors:
+                    A, B = factors[p["name"]]
+                    weights[p["tensor"]][slice(*p["rows"])] += np.float32(c) * (B @ A)
+        dtypes = {name: entry["dtype"] for name, entry in self.bundle["weights"].items()}
+        return {name: w.astype(dtypes[name]) for name, w in weights.items()}
+
+    def canary_passes(self, s: State, seed: int, expected: np.ndarray) -> bool:
+        inputs = canary_inputs(seed, len(expected), self.bundle["preprocessing"])
+        logits = network(inputs, self.merged(s), s.weight, s.bias)
+        tolerance = self.bundle["canary"].get("tolerance", self.bundle["tolerance"])
+        largest = max(1, np.abs(expected).max())
+        return bool(np.abs(logits - expected).max() <= tolerance * largest)
+
+    # Section 3: keys and revocations
+
+    def rotate(self, m: Json, envelope: bytes) -> None:
+        new, keys = m["trust"], m["trust"]["keys"]
+        need(set(m) == {"format", "kind", "content", "trust"})
+        need(set(new) == {"version", "threshold", "keys"} and whole(new["version"]) >= 1)
+        need(1 <= whole(new["threshold"]) <= len(keys) <= 16)
+        for keyid, key in keys.items():
+            public = key["keyval"]["public"]
+            need(key == {"keytype": "ed25519", "keyval": {"public": public}, "scheme": "ed25519"})
+            need(is_hex(public))
+            need(is_sound(public))
+            named = {"keytype": "ed25519", "public": public, "scheme": "ed25519"}
+            need(keyid == sha(plain(named)))
+        verified(envelope, new)
+        need(new != self.trust, 7)
+        need(new["version"] > self.trust["version"], 4)
+        self.trust = new
+
+    def recall(self, m: Json) -> None:
+        need(set(m) == {"format", "kind", "content", "lineage", "sequence", "revision"})
+        task, revision = whole(m["sequence"]), whole(m["revision"])
+        need(task >= 1 and is_hex(m["lineage"]))
+        need(m["lineage"] == self.bundle["lineage"], 5)
+        need(not self.is_revoked(task, revision), 7)
+        flashed = enumerate(self.bundle["revisions"], 1)
+        need(not any(i >= task and r <= revision for i, r in flashed), 5)
+        self.revoked.append((task, revision))
+        while any(self.is_revoked(*one) for s in self.states for one in s.revisions.items()):
+            self.states.pop()
+
+    def is_revoked(self, task: int, revision: int) -> bool:
+        return any(task >= i and revision <= r for i, r in self.revoked)
+
+
+# The bundle
+
+
+def flashed_weight(bundle: Path, entry: Json) -> np.ndarray:
+    data = (bundle / entry["file"]).read_bytes()[entry["offset"] :]
+    values = np.frombuffer(data, entry["dtype"], math.prod(entry["shape"]))
+    return values.reshape(entry["shape"]).astype(np.float32)
+
+
+def flashed_factors(bundle: Path, manifest: Json) -> list[Factors]:
+    """Of the tasks 1 to e."""
+    data = (bundle / "factors.safetensors").read_bytes()
+    n = int.from_bytes(data[:8], "little")
+    table, content, stored = json.loads(data[8 : 8 + n]), data[8 + n :], {}
+    table.pop("__metadata__", None)
+    for name, entry in table.items():
+        values = np.frombuffer(content[slice(*entry["data_offsets"])], DTYPES[entry["dtype"]])
+        stored[name] = values.reshape(entry["shape"])
+    tasks = [of_task(stored, k) for k in range(1, manifest["task"] + 1)]
+    names = [p["name"] for p in manifest["projections"]]
+    encoding = manifest["encoding"]
+    return [{n: decoded(own, n, encoding) for n in names if f"{n}.A" in own} for own in tasks]
+
+
+def canary_inputs(seed: int, count: int, preprocessing: Json) -> np.ndarray:
+    size, stream = preprocessing["size"], hashlib.shake_256(b"sdlora-edge canary %d" % seed)
+    squares = np.frombuffer(stream.digest(192 * count), np.uint8).reshape(count, 8, 8, 3)
+    place = [8 * y // size for y in range(size)]
+    pixels = squares[:, place][:, :, place].astype(np.float32) / np.float32(255)
+    pixels = (pixels - np.float32(preprocessing["mean"])) / np.float32(preprocessing["std"])
+    return pixels.transpose(0, 3, 1, 2)
+
+
+# Section 6: the model of the test vectors
+
+
+def network(inputs: np.ndarray, weights: Mapping[str, np.ndarray], head: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    hidden = inputs.reshape(len(inputs), -1)
+    for name in ("mix.weight", "qkv.weight"):
+        hidden = np.maximum(hidden @ weights[name].astype(np.float32).T, 0)
+    return np.asarray(hidden @ head.T + bias)
