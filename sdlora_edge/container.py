@@ -159,7 +159,7 @@ def tensors(table: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
     """Read-only arrays of the data. Raises KeyError, ValueError or TypeError unless the table tiles it exactly."""
     found: dict[str, np.ndarray] = {}
     end = 0
-    for name, entry in sorted(table.items(), key=lambda item: (item[1]["data_offsets"], item[0])):
+    for name, entry in sorted(table.items(), key=lambda item: (-_DTYPES[item[1]["dtype"]].itemsize, item[0])):
         start, stop = (natural(n) for n in entry["data_offsets"])
         dtype, shape = _DTYPES[entry["dtype"]], tuple(natural(n) for n in entry["shape"])
         if len(shape) > 2:

@@ -263,7 +263,7 @@ def _parse(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray], digest: s
         raise ValueError(f"it brings no task, too many, or more than its sequence {sequence} allows")
     logits = arrays.pop(CANARY)
     count = natural(manifest["canary"]["count"], limits.canary_inputs)
-    if not (logits.ndim == 2 and 1 <= len(logits) == count and np.isfinite(logits).all()):
+    if not (logits.dtype == np.float32 and logits.ndim == 2 and 1 <= len(logits) == count and np.isfinite(logits).all()):
         raise ValueError(f"canary of shape {logits.shape}")
     updates = []
     for number, task in enumerate(tasks, sequence - len(tasks) + 1):
