@@ -5,7 +5,7 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test fuzz lint bench bench-chain bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device figures clean
+.PHONY: demo test fuzz vectors lint bench bench-chain bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
@@ -17,6 +17,10 @@ test: .venv/installed lint
 fuzz: .venv/installed
 	$(BIN)/python tests/attacks/fuzz.py --count $(or $(FUZZ),200000)
 	PYTHONPATH=tests $(BIN)/python -m faults.lives --lives $(or $(LIVES),200)
+
+# the test vectors of docs/packet.md, after a change of the format
+vectors: .venv/installed
+	PYTHONPATH=tests/attacks $(BIN)/python tests/vectors/make.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .
