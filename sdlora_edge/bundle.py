@@ -26,6 +26,7 @@ from .container import natural
 from .encoding import ENCODINGS
 from .errors import InputError, NotForThisDevice
 from .packet import magnitudes_from, name_problem
+from .shortage import verdict
 from .signing import Trust
 from .state import Factors, Merging, Projection, TaskState, extended, factors_from
 
@@ -236,7 +237,7 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return dict(safetensors.numpy.load_file(path))
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
+        raise verdict(error, InputError(f"{path} is not a readable safetensors file: {error}")) from error
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import numpy as np
 
 from .errors import InputError
 
+DIGITS = 16
+"""of a whole number: none of ours has more than 2^53, and the longest that Python reads take a second to print"""
 DEPTH = 16
 """of objects and lists in one another: ours need 6, and what is deeper could exhaust the stack of whoever prints it"""
 
@@ -23,13 +25,18 @@ def dump_json(value: Any) -> bytes:
 
 
 def parse_json(data: bytes, what: str) -> dict[str, Any]:
-    """Parse a JSON object strictly: UTF-8, no duplicate key, no NaN or infinity, at most DEPTH levels.
+    """Parse a JSON object strictly: UTF-8, no duplicate key, no NaN or infinity, at most DEPTH levels, whole numbers of at most
+    DIGITS digits.
 
     Raises InputError, naming `what`, for anything else.
     """
     try:
         value = json.loads(
-            data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants, parse_float=_finite
+            data.decode("utf-8"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constants,
+            parse_float=_finite,
+            parse_int=_short,
         )
     except (ValueError, RecursionError) as error:
         raise InputError(f"{what} is not valid JSON: {error}") from error
@@ -61,6 +68,12 @@ def _finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"{text} is out of range")
     return value
+
+
+def _short(text: str) -> int:
+    if len(text) > DIGITS + text.startswith("-"):
+        raise ValueError(f"a whole number of {len(text)} digits")
+    return int(text)
 
 
 def _no_constants(name: str) -> float:

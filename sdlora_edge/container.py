@@ -51,8 +51,14 @@ class Limits:
     """absolute value of a magnitude, and of a factor's or head's entry"""
     tasks: int = 1000
     """that one packet brings"""
+    sequence: int = 1_000_000
+    """the highest number of a task"""
     revision: int = 1_000_000
     """the highest revision, and version of the keys"""
+    recalls: int = 1_000
+    """that a device remembers; one that another covers is not counted"""
+    seed: int = 2**53
+    """of a canary"""
 
 
 LIMITS = Limits()

@@ -1,10 +1,11 @@
-"""What is asked of the operating system: ten operations, and a store's files are touched by no others.
+"""What is asked of the operating system: eleven operations, and a store's files are touched by no others.
 
 Whether a device survives a power cut is decided by their order, for a disk promises no more than this:
 
     write                          when it returns, the file's bytes survive, but not yet its name
     sync                           every name made, changed or removed in a folder survives, or the bytes of a file
     mkdir, rename, unlink, rmdir   every process sees them at once; they survive when the folder is synced
+    share                          likewise; a cut may leave a folder that fewer people can read
     read, size, names, lock        ask, and change nothing that matters
 
 Until then a disk may hold any part of the bytes, and any of the names, in any mixture. Call them through the module
@@ -18,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -46,12 +48,15 @@ def names(folder: Path) -> dict[str, bool]:
         return {entry.name: entry.is_dir(follow_symlinks=False) for entry in sorted(found, key=lambda e: e.name)}
 
 
-def write(path: Path, chunks: Iterable[bytes], mode: int = 0o644) -> None:
+def write(path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | None = None) -> None:
     """A new file, its bytes synced; never through a link, or with the permissions of, something that lies there.
 
     Synced through the descriptor it was written by: a write that failed later is reported to that one for certain.
+    like: a folder; those who may read it may read the file, whatever `mode` and the umask say.
     """
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if like else mode), "wb") as file:
+        if like:
+            _liken(file.fileno(), like, 0o644)
         for chunk in chunks:
             file.write(chunk)
         file.flush()
@@ -77,8 +82,25 @@ def unlink(path: Path) -> None:
     os.unlink(path)
 
 
-def mkdir(path: Path) -> None:
-    os.mkdir(path)
+def mkdir(path: Path, mode: int = 0o777, like: Path | None = None) -> None:
+    """like: a folder; those who may read it may read the new one, whatever `mode` and the umask say."""
+    os.mkdir(path, 0o700 if like else mode)
+    if like:
+        _liken(path, like, 0o2755)
+
+
+def share(path: Path, group: int) -> None:
+    """Let a group read a folder, and what will be made in it."""
+    os.chown(path, -1, group)
+    os.chmod(path, 0o2750)  # noqa: S103
+
+
+def _liken(made: int | Path, like: Path, most: int) -> None:
+    """Readers, and what root makes also the owner: a service must be able to read what an administrator wrote into its store."""
+    found = os.stat(like)
+    if os.geteuid() == 0:
+        os.chown(made, found.st_uid, found.st_gid)
+    os.chmod(made, 0o600 | most & (0o100 | found.st_mode))
 
 
 def rmdir(path: Path) -> None:
@@ -86,14 +108,26 @@ def rmdir(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a lock, on a file that is made where it is missing; the operating system frees that of a process that dies.
+def lock(path: Path, wait: float = 0.0) -> Iterator[None]:
+    """Hold a lock, on a file that is made if it is missing; the operating system frees that of a process that dies.
 
-    Raises BlockingIOError where another one holds it, unless it is to `wait`.
+    wait: seconds. Raises BlockingIOError if another process holds it after that.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        found = os.fstat(descriptor)
+        if found.st_mode & 0o077 or found.st_uid != os.stat(path.parent).st_uid:  # whoever can open it can hold it
+            with contextlib.suppress(OSError):  # another user's
+                _liken(descriptor, path.parent, 0o600)
+        end = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.05)
         yield
     finally:
         os.close(descriptor)

@@ -20,6 +20,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 MESSAGE_LIMIT = 1000
 """characters: what a hostile file put into a message cannot flood a log"""
@@ -37,6 +38,10 @@ class SdloraError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(_shortened(printable(_shortened(message))))  # printable makes up to twelve characters of one
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `--json` shows it."""
+        return {"message": str(self), "exit_code": self.exit_code}
 
 
 def _shortened(text: str) -> str:
@@ -89,3 +94,7 @@ class NothingToDo(SdloraError):
 
 class ResourceError(SdloraError):
     exit_code = 8
+
+
+UNWRITTEN = (StorageError, ResourceError)
+"""what a file that cannot be written raises: no fault of what was to be written"""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import disk
 from .errors import InputError, LimitError, SdloraError, StorageError, UsageError
+from .shortage import verdict
 
 TEMPORARY = ".tmp-"
 """how the name of a file or folder begins that is not whole yet"""
@@ -80,37 +81,45 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        raise verdict(error, InputError(f"{path}: {getattr(error, 'strerror', None) or error}")) from error
 
 
-def write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644) -> None:
-    """Write a whole file, in place of one that may be there. Raises StorageError: then the old one is there, or the new one.
+def unwritten(path: Path, error: OSError) -> SdloraError:
+    """What the operating system says about a file or folder that cannot be written, as an error to raise."""
+    return verdict(error, StorageError(f"{path} cannot be written: {error.strerror or error}"))
+
+
+def write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, like: Path | None = None) -> None:
+    """Write a whole file, in place of one that may be there.
+
+    Raises StorageError, or ResourceError on a full disk: then the old one is there, or the new one.
 
     data: its bytes, or pieces of them, of which one at a time is held; what making them raises leaves the old file.
+    like: a folder; those who may read it may read the file, whatever `mode` and the umask say.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         if disk.size(path.parent) is None:
-            make_folder(path.parent)
+            make_folder(path.parent, like)
         if disk.size(temporary) is not None:  # a killed process left it
             disk.unlink(temporary)
-        disk.write(temporary, [data] if isinstance(data, bytes) else data, mode)
+        disk.write(temporary, [data] if isinstance(data, bytes) else data, mode, like)
         disk.rename(temporary, path)
         disk.sync(path.parent)
-    except (OSError, SdloraError) as error:
+    except (OSError, MemoryError, SdloraError) as error:
         with contextlib.suppress(OSError):
             disk.unlink(temporary)
-        if isinstance(error, SdloraError):
-            raise
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
+        if isinstance(error, OSError):
+            raise unwritten(path, error) from error
+        raise
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, like: Path | None = None) -> None:
     """A folder and those above it that are missing, each to stay. Raises OSError."""
     if disk.size(path) is None:
-        make_folder(path.parent)
+        make_folder(path.parent, like)
         with contextlib.suppress(FileExistsError):  # another process was faster
-            disk.mkdir(path)
+            disk.mkdir(path, like=like)
     keep_name(path)
 
 
@@ -121,10 +130,10 @@ def keep_name(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
     """Fill a folder under a temporary name and rename it once it is whole.
 
-    Raises UsageError where `path` exists, StorageError where it cannot be written.
+    Raises UsageError if `path` exists, StorageError if it cannot be written, ResourceError on a full disk.
 
     What a killed process left under the temporary name is removed by the next call.
     """
@@ -134,13 +143,13 @@ def new_folder(path: Path) -> Iterator[Path]:
             raise UsageError(f"{path} exists already: choose another name, or remove it first")
         make_folder(path.parent)
         remove(temporary)
-        disk.mkdir(temporary)
+        disk.mkdir(temporary, mode)
         yield temporary
         _sync_all(temporary)
         disk.rename(temporary, path)
         disk.sync(path.parent)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise unwritten(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             remove(temporary)
@@ -148,7 +157,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def copy(source: Path, target: Path) -> None:
     """A new file with the bytes of another, synced; its name is not. Raises InputError (source), OSError (target)."""
-    disk.write(target, _chunks(source))
+    disk.write(target, _chunks(source), like=target.parent)
 
 
 def remove(path: Path) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from . import files, packet, signing
 from .canonical import is_sha256
 from .container import LIMITS, Limits, Sealed, Sign, natural, seal, unseal
-from .errors import InputError, NothingToDo, TrustError, naming
+from .errors import InputError, LimitError, NothingToDo, TrustError, naming
 from .packet import Packet
 
 TRUST, RECALL = "trust", "recall"
@@ -64,12 +64,18 @@ class Recall:
     digest: str
 
 
-def with_recall(known: Iterable[Recalled], new: Recalled) -> tuple[Recalled, ...]:
-    """All recalls, without those that others cover: one for each revision at the most."""
+def with_recall(known: Iterable[Recalled], new: Recalled, limits: Limits = LIMITS) -> tuple[Recalled, ...]:
+    """All recalls, without those that others cover: one for each revision at the most. Raises LimitError for one too many."""
     known = list(known)
     if any(r.covers(new.sequence, new.revision) for r in known):
         return tuple(known)
-    return tuple(sorted([r for r in known if not new.covers(r.sequence, r.revision)] + [new]))
+    found = sorted([r for r in known if not new.covers(r.sequence, r.revision)] + [new])
+    if len(found) > limits.recalls:
+        raise LimitError(
+            f"this device remembers {limits.recalls} revocations, and no more: revoke an earlier task, which covers later ones, "
+            "or flash the device with another bundle"
+        )
+    return tuple(found)
 
 
 def build_trust(trust: signing.Trust, sign: Sign) -> bytes:
@@ -102,10 +108,11 @@ def read_any(data: bytes, trust: signing.Trust, limits: Limits = LIMITS) -> Pack
 def _rotation(sealed: Sealed, limits: Limits) -> Rotation:
     if set(sealed.manifest) != {"format", "kind", "trust", "content"}:
         raise ValueError("fields are missing or unknown")
+    keys = len(sealed.manifest["trust"]["keys"])
+    if not 1 <= keys <= MAX_KEYS:  # first: to look at a key takes time
+        raise InputError(f"a trust packet names {keys} keys: between 1 and {MAX_KEYS} are allowed")
     trust = signing.Trust.from_dict(sealed.manifest["trust"])
     natural(trust.version, limits.revision)
-    if not 1 <= len(trust.keys) <= MAX_KEYS:
-        raise InputError(f"a trust packet names {len(trust.keys)} keys: between 1 and {MAX_KEYS} are allowed")
     try:
         signing.verify(sealed.envelope, trust)
     except TrustError as error:
@@ -118,7 +125,7 @@ def _recall(sealed: Sealed, limits: Limits) -> Recall:
         raise ValueError("fields are missing or unknown")
     if not is_sha256(sealed.manifest["lineage"]):
         raise ValueError("lineage is no SHA-256")
-    sequence = natural(sealed.manifest["sequence"])
+    sequence = natural(sealed.manifest["sequence"], limits.sequence)
     if sequence < 1:
         raise ValueError("sequence 0 cannot be recalled: it is part of every bundle")
     recalled = Recalled(sequence, natural(sealed.manifest["revision"], limits.revision))

@@ -74,17 +74,20 @@ class Packet:
         """(task, revision) of each task."""
         return list(enumerate(self.revisions, self.first))
 
-    def check(self, state: TaskState, lineage: str, projections: Sequence[Projection], revision: int = 0) -> TaskState:
-        """The state after this packet, where it may follow `state`, which came with `revision`.
+    def check(
+        self, state: TaskState, lineage: str, projections: Sequence[Projection], revision: int = 0, flashed: Sequence[int] = ()
+    ) -> TaskState:
+        """The state after this packet, if it may follow `state`, which came with `revision`.
 
-        Raises NotForThisDevice, NothingToDo, TrustError (replay) or InputError.
+        flashed: revisions of the tasks that the bundle itself knows. Raises NotForThisDevice, NothingToDo, TrustError (replay) or InputError.
         """
         if self.manifest["lineage"] != lineage:
             raise NotForThisDevice(
                 f"packet {self.sequence} belongs to another lineage ({self.manifest['lineage'][:12]}, this bundle is "
                 f"{lineage[:12]}): build packets from the run that this bundle was exported from, in the bundle's encoding"
             )
-        if self.manifest["to"] == state.digest:
+        known_to_bundle = self.sequence <= len(flashed) and self.revisions == tuple(flashed[self.first - 1 : self.sequence])
+        if known_to_bundle or self.manifest["to"] in (state.digest, *state.before):
             raise NothingToDo(f"packet {self.sequence} is applied already")
         if self.first <= state.task and self.revision > revision:
             raise NotForThisDevice(
@@ -212,7 +215,7 @@ def unverified_manifest(data: bytes, limits: Limits = LIMITS) -> dict[str, Any]:
     try:
         arrays = {name: [str(t.dtype), list(t.shape)] for name, t in tensors(table, content).items()}
         tasks = [
-            {"name": str(t["name"]), "classes": [str(c) for c in t["classes"]], "revision": natural(t["revision"])}
+            {"name": str(t["name"]), "classes": [str(c) for c in t["classes"]], "revision": natural(t["revision"], limits.revision)}
             for t in manifest.pop("tasks", [])
         ]
         kind = str(manifest["kind"])
@@ -253,7 +256,7 @@ def magnitudes_from(value: Sequence[Any], tasks: int, projections: int, limits: 
 
 
 def _parse(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray], digest: str, limits: Limits) -> Packet:
-    sequence, tasks = natural(manifest["sequence"]), manifest["tasks"]
+    sequence, tasks = natural(manifest["sequence"], limits.sequence), manifest["tasks"]
     if manifest["encoding"] not in ENCODINGS:
         raise ValueError(f"encoding {manifest['encoding']!r} is unknown")
     for field in ("lineage", "from", "to"):
@@ -275,7 +278,7 @@ def _parse(manifest: Mapping[str, Any], arrays: dict[str, np.ndarray], digest: s
     revisions = tuple(natural(task["revision"], limits.revision) for task in tasks)
     if list(revisions) != sorted(revisions):
         raise ValueError("a later task has a lower revision")
-    return Packet(manifest, tuple(updates), revisions, natural(manifest["canary"]["seed"]), logits, digest)
+    return Packet(manifest, tuple(updates), revisions, natural(manifest["canary"]["seed"], limits.seed), logits, digest)
 
 
 def _task(number: int, task: Mapping[str, Any], arrays: Mapping[str, np.ndarray], encoding: str, limits: Limits) -> TaskUpdate:

@@ -54,7 +54,7 @@ class TaskState:
     """What task t left behind. Task 0 is the state before the first task: the backbone, and the base head if it has one.
 
     factors: of this task alone, by projection name. magnitudes: float64 (t,), all of them, multiples of MAGNITUDE_STEP; or
-    (t, projections) where each projection has its own.
+    (t, projections) where each projection has its own. before: digests of the states that led to it, as far back as is known.
     classes: every class known by now, in the order of the head's rows. head_weight: float32 (C, features); head_bias:
     float32 (C,): what a device computes from the rows and steps it got. digest: the state digest S_t.
     """
@@ -67,6 +67,7 @@ class TaskState:
     head_weight: np.ndarray
     head_bias: np.ndarray
     factors: Mapping[str, Factors]
+    before: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +151,8 @@ def advance(state: TaskState, update: TaskUpdate) -> TaskState:
     weight, bias = update.head.applied(state.head_weight, state.head_bias)
     magnitudes = extended(state.magnitudes, update.deltas) + update.deltas
     digest = next_digest(state.digest, update.digest())
-    return TaskState(update.task, update.name, digest, classes, magnitudes, weight, bias, update.factors)
+    before = (*state.before, state.digest)
+    return TaskState(update.task, update.name, digest, classes, magnitudes, weight, bias, update.factors, before)
 
 
 class Merging(Mapping[str, np.ndarray]):

@@ -1,11 +1,14 @@
 """The command line: typer commands, a file for each group, no logic of their own.
 
-Results go to stdout, progress and logs to stderr; the exit codes stand in `sdlora_edge.errors`.
+Results go to stdout, progress and logs to stderr; the exit codes stand in `sdlora_edge.errors`. With --json stdout holds one JSON
+object, whatever happens: {"error": {"message", "exit_code"}} beside what was done before the error.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 import traceback
 from typing import Annotated, Optional
@@ -13,8 +16,9 @@ from typing import Annotated, Optional
 import typer
 
 from .. import __version__
-from ..errors import SdloraError
-from . import bundle, demo, device, eval, export, keys, packet, report, train, watch
+from ..errors import ResourceError, SdloraError
+from ..shortage import shortage
+from . import bundle, demo, device, eval, export, keys, output, packet, report, train, watch
 
 # click's ClickException: the root of what typer raises for wrong arguments, whichever click it carries
 _ArgumentError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -36,7 +40,7 @@ app.command("demo")(demo.demo)
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(__version__)
+        output.say(__version__)
         raise typer.Exit()
 
 
@@ -52,31 +56,49 @@ def _common(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code: one line on stderr for an error, a traceback only with --debug."""
+    """Run one command and return its exit code: one line on stderr for an error, a traceback only with --debug; with --json the
+    error is on stdout, too. Output that cannot be written stops no command, and is its own error in the end."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    output.lost.clear()
+    code = _run(arguments)
+    if not output.lost:
+        return code
+    with contextlib.suppress(OSError, ValueError):  # what is still buffered would fail again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    done = "what was asked for is done" if code == 0 else f"the command ended with {code}"
+    output.complain(f"error: {done}, but its output is lost: {output.lost[0].strerror}")
+    return code or ResourceError.exit_code
+
+
+def _run(arguments: list[str]) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING, force=True)
     try:
         result = app(arguments, prog_name="sdlora-edge", standalone_mode=False)
         return result if isinstance(result, int) else 0
     except typer.Exit as stop:
         return int(stop.exit_code)
-    except _ArgumentError as error:
-        error.show()  # type: ignore[attr-defined]
-        return 2
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exc()
-        code, message = _explain(error)
-        typer.echo(" ".join(message.split()), err=True)
+        done, cause = (error.done, error.__cause__) if isinstance(error, output.Incomplete) else ({}, error)
+        code, message = _explain(cause or error)
+        if isinstance(error, _ArgumentError):
+            error.show()  # type: ignore[attr-defined]
+        else:
+            output.complain(message if code in (1, 130) else f"error: {message}")
+        if "--json" in arguments:
+            output.emit({**done, "error": {"message": message, "exit_code": code}}, True, str)
         return code
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
     """(exit code, one line)."""
-    if isinstance(error, SdloraError):
-        return error.exit_code, f"error: {error}"
+    if isinstance(error, _ArgumentError):
+        return 2, error.format_message()  # type: ignore[attr-defined]
+    if isinstance(known := shortage(error) or error, SdloraError):
+        return known.exit_code, str(known)
     if isinstance(error, (typer.Abort, KeyboardInterrupt)):
         return 130, "interrupted: what was recorded is whole; a run goes on with sdlora-edge train --run RUN"
     if isinstance(error, ModuleNotFoundError):
-        return 2, f"error: this command needs {error.name}, which a device has not: pip install 'sdlora-edge[host]'"
+        return 2, f"this command needs {error.name}, which a device has not: pip install 'sdlora-edge[host]'"
     return 1, f"internal error: {error!r}: please report it; --debug before the command shows where"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .output import Json, emit
+from .output import Json, emit, say
 from .train import accuracy_row
 
 
@@ -18,6 +18,6 @@ def demo(
     """Train four tasks on digits, export after the first, ship the others as packets, and compare host and device."""
     from ..export.demo import run_demo
 
-    value = run_demo(out, lambda run: None if json else typer.echo(accuracy_row(run)))
+    value = run_demo(out, lambda run: None if json else say(accuracy_row(run)))
     line = "demo: host accuracy {host_accuracy:.3f}, device accuracy {device_accuracy:.3f}, {packets} packets, {packet_bytes} bytes shipped, model {model_bytes} bytes"
     emit(value, json, lambda: line.format(**value))

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import os
+import sys
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
-from .. import files
-from ..canonical import sha256
-from ..device import store as stores
+from ..device.answers import BATCH, Prediction
+from ..device.preprocessing import SUFFIXES, Picture
 from ..device.runtime import IN_PLACE, Device
 from ..device.verify import verify as verified
-from ..errors import InputError, NothingToDo, naming
-from ..packet import LIMITS
-from .output import Json, Store, emit, facts
+from ..errors import InputError, LimitError, NothingToDo, naming
+from .output import Json, Store, complain, completing, emit, facts, say
 
 Unproved = Annotated[
     bool,
     typer.Option("--unproved", help="ExecuTorch without its Python runtime: the program that loads the pair tries the canary."),
 ]
 app = typer.Typer(no_args_is_help=True, help="Run a device: init, apply, predict, status, verify, rollback.")
+STDIN_LIMIT = 256 << 20
+"""bytes"""
 _KINDS = {"update": "", "trust": "new keys, ", "recall": "recalled, "}
 _STATUS = (
     "task",
@@ -39,9 +44,15 @@ _STATUS = (
 
 
 @app.command()
-def init(bundle: Path, store: Store, unproved: Unproved = False, json: Json = False) -> None:
+def init(
+    bundle: Path,
+    store: Store,
+    unproved: Unproved = False,
+    group: Annotated[Optional[str], typer.Option(help="Group whose members may read the store, and predict. Default: nobody else.")] = None,
+    json: Json = False,
+) -> None:  # fmt: skip
     """Make a store from a bundle: what flashing a device does."""
-    _show(Device.init(bundle, store, unproved).status(), json)
+    _show(Device.init(bundle, store, unproved, group).status(), json)
 
 
 @app.command()
@@ -52,48 +63,90 @@ def apply(
     unproved: Unproved = False,
     json: Json = False,
 ) -> None:
-    """Verify packets and apply them, in the order given. Of several, those that the device holds are passed over; the first that is
-    refused ends it."""
+    """Verify packets and apply them, in the order given. If you pass several, those already applied are skipped, and the first that
+    is refused ends the command."""
     device = Device.open(store, unproved=unproved, swap=IN_PLACE)
     done: list[dict[str, Any]] = []
-    for path in packets:
-        if len(packets) > 1 and _held(Path(store), path):
-            continue
-        try:
-            with naming(path):
-                done.append(device.apply(path, allow_older))
-        except NothingToDo:  # such as a recall that has been obeyed
-            if len(packets) == 1:
-                raise
-            continue
-        if not json:
-            last = done[-1]
-            canary = "not run" if last["canary_difference"] is None else f"{last['canary_difference']:.1e}"
-            typer.echo(
-                f"{path}: {_KINDS[last['kind']]}task {last['task']} in force, {len(last['classes'])} classes, "
-                f"{last['apply_ms']} ms, canary {canary}"
-            )
-    if not done:
-        raise NothingToDo(f"all {len(packets)} packets are applied already")
+    skipped: list[str] = []
+    result = {"applied": done, "skipped": skipped}
+    with completing(result):
+        for path in packets:
+            try:
+                with naming(path):
+                    done.append(device.apply(path, allow_older))
+                line = _applied(path, done[-1])
+            except NothingToDo as error:
+                if len(packets) == 1:
+                    raise
+                skipped.append(str(path))
+                line = str(error)
+            if not json:
+                say(line)
     if json:
-        emit({"applied": done}, json, str)
+        emit(result, json, str)
+
+
+def _applied(path: Path, status: dict[str, Any]) -> str:
+    canary = "not run" if status["canary_difference"] is None else f"{status['canary_difference']:.1e}"
+    stands = f"{_KINDS[status['kind']]}task {status['task']} in force, {len(status['classes'])} classes"
+    return f"{path}: {stands}, {status['apply_ms']} ms, canary {canary}"
 
 
 @app.command()
 def predict(
-    images: list[Path],
+    images: Annotated[list[str], typer.Argument(help="Files, folders (all images below them), or - for one image on stdin.")],
     store: Store,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images to answer together: more take more memory.")] = BATCH,
     json: Json = False,
 ) -> None:
-    """Name the classes of pictures."""
-    found = Device.open(store).predict(images, top)
-    value = [
-        {"image": str(path), "generation": p.generation, "top": [{"class": name, "probability": score} for name, score in p.top]}
-        for path, p in zip(images, found)
-    ]
-    lines = (f"{path}: " + ", ".join(f"{name} {100 * score:.1f} %" for name, score in p.top) for path, p in zip(images, found))
-    emit({"predictions": value}, json, lambda: "\n".join(lines))
+    """Name the classes of images. One that cannot be read gets an error in place of an answer, and exit code 3 in the end."""
+    names = deque(name for argument in images for name in _images(argument))
+    found: list[dict[str, Any]] = []
+    device = Device.open(store)
+    with completing({"predictions": found}):
+        for answer in device.predict_each(map(_image, list(names)), top, batch_size):
+            name = names.popleft()
+            found.append({"image": name, **_answer(answer)})
+            if isinstance(answer, InputError):
+                complain(f"error: {answer}" if str(answer).startswith(name) else f"error: {name}: {answer}")
+            elif not json:
+                say(f"{name}: " + ", ".join(f"{label} {100 * score:.1f} %" for label, score in answer.top))
+    if json:
+        emit({"predictions": found}, json, str)
+    if any("error" in entry for entry in found):
+        raise typer.Exit(InputError.exit_code)
+
+
+def _images(argument: str) -> Iterator[str]:
+    """What an argument names. Raises InputError for a folder without images."""
+    if argument == "-" or not os.path.isdir(argument):
+        yield argument
+        return
+    found = False
+    for folder, below, names in os.walk(argument):
+        below.sort()
+        for name in sorted(names):
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
+                found = True
+                yield os.path.join(folder, name)
+    if not found:
+        raise InputError(f"{argument} holds no image: name a folder with images ({', '.join(sorted(SUFFIXES))})")
+
+
+def _image(name: str) -> Picture:
+    if name != "-":
+        return name
+    data = sys.stdin.buffer.read(STDIN_LIMIT + 1)
+    if len(data) > STDIN_LIMIT:
+        raise LimitError(f"standard input holds more than the {STDIN_LIMIT} bytes allowed here: name a file")
+    return io.BytesIO(data)
+
+
+def _answer(answer: Prediction | InputError) -> dict[str, Any]:
+    if isinstance(answer, InputError):
+        return {"error": answer.to_dict()}
+    return {"generation": answer.generation, "top": [{"class": name, "probability": score} for name, score in answer.top]}
 
 
 @app.command()
@@ -104,16 +157,19 @@ def status(store: Store, unproved: Unproved = False, json: Json = False) -> None
 
 @app.command()
 def verify(store: Store, unproved: Unproved = False, json: Json = False) -> None:
-    """Compare every file of a store with what it should be. Exit code 3 where something is damaged."""
+    """Compare every file of a store with what it should be, and write nothing. Exit code 3 if something is damaged."""
     found = verified(store, unproved)
     lines = [f"{d['file']}: {d['problem']}: {d['remedy']}" for d in found["damage"]]
     lines += [f"{name}: left over, removed by the next update" for name in found["leftovers"]]
     serves = found["serves"]
     lines.append(f"{found['files']} files, {found['bytes']:,} bytes: {len(found['damage'])} damaged")
+    untried = found["untried"]
     lines.append(f"serves generation {serves['generation']}, task {serves['task']}" if serves else "serves nothing")
+    if untried:
+        lines[-1] = f"the model could not be tried: {untried['message']}"
     emit(found, json, lambda: "\n".join(lines))
-    if not found["whole"]:
-        raise typer.Exit(InputError.exit_code)
+    if not found["whole"] or untried:
+        raise typer.Exit(untried["exit_code"] if found["whole"] else InputError.exit_code)
 
 
 @app.command()
@@ -133,13 +189,6 @@ def export_adapter(
 
     value = write(Device.open(store), out)
     emit(value, json, lambda: facts(value, *value))
-
-
-def _held(store: Path, packet: Path) -> bool:
-    """Whether the device has it, to the bit, and undamaged."""
-    opened = stores.Store(store)
-    digest = sha256(files.receive(packet, LIMITS.packet)) if packet.is_file() else ""
-    return digest in opened.current().digests and not opened.broken((digest,))
 
 
 def _show(value: dict[str, Any], json: bool) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,10 +16,46 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, an
 Store = Annotated[Path, typer.Option("--store", help="The device's directory.")]
 
 
+lost: list[OSError] = []
+"""why stdout took no more, if it does not"""
+
+
+class Incomplete(Exception):
+    """A command that was stopped by its cause. done: its result until then, as far as `--json` goes."""
+
+    def __init__(self, done: dict[str, Any]) -> None:
+        super().__init__("incomplete")
+        self.done = done
+
+
+@contextlib.contextmanager
+def completing(done: dict[str, Any]) -> Iterator[None]:
+    """Whatever stops this block, `--json` shows `done`, as it is by then, beside the error."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        raise Incomplete(done) from error
+
+
+def say(text: str) -> None:
+    """Text on stdout, flushed. A full disk, or a reader that has gone, stops no work: `main` tells of it in the end."""
+    # a packet that is only looked at may hold any text: none of it reaches the terminal as a command
+    try:
+        if not lost:
+            typer.echo(printable(text))
+    except OSError as error:
+        lost.append(error)
+
+
+def complain(text: str) -> None:
+    """One line on stderr; where that takes none, the exit code has to do."""
+    with contextlib.suppress(OSError):
+        typer.echo(" ".join(text.split()), err=True)
+
+
 def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
     """The result, on stdout: JSON, or what `text` makes of it."""
-    # a packet that is only looked at may hold any text: none of it reaches the terminal as a command
-    typer.echo(printable(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text()))
+    say(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text())
 
 
 def facts(value: dict[str, Any], *names: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ..errors import UsageError
-from .output import Json, emit, table
+from .output import Json, emit, say, table
 
 if TYPE_CHECKING:
     from ..train.run import Run
@@ -89,7 +89,7 @@ def train(
 
     def report(progress: Run) -> None:
         if not json and distributed.first():
-            typer.echo(accuracy_row(progress))
+            say(accuracy_row(progress))
 
     if run is None:
         if name is not None:

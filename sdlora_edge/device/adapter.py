@@ -20,6 +20,7 @@ import onnxruntime as ort
 from .. import files
 from ..bundle import DTYPES, INPUTS, Bundle
 from ..errors import StorageError, UsageError
+from ..shortage import verdict
 from .engines import with_room
 from .runtime import Device
 
@@ -57,7 +58,7 @@ def write_adapter(bundle: Bundle, weights: Mapping[str, np.ndarray], task: int, 
         with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=out.parent) as folder:
             adapter.export_adapter(str(Path(folder) / out.name))
             data = (Path(folder) / out.name).read_bytes()
-    except (OSError, RuntimeError) as error:  # onnxruntime's own errors are RuntimeErrors
-        raise StorageError(f"{out} cannot be written: {error}") from error
+    except Exception as error:  # onnxruntime's exceptions have no common base but Exception
+        raise verdict(error, StorageError(f"{out} cannot be written: {error}")) from error
     files.write(out, data)  # whole, or not at all
     return len(data)

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import traceback
 from collections.abc import Iterator
 
-import numpy as np  # noqa: F401  brings the BLAS that is looked for below
+import numpy as np  # it brings the BLAS that is looked for below
 from threadpoolctl import ThreadpoolController
 
 from ..errors import UsageError
+from ..shortage import require_memory
 
+BLAS_BUFFER = 40 << 20
+"""bytes; OpenBLAS takes 32 MiB (x86-64, aarch64)"""
 _BLAS, _LIMITED = ThreadpoolController(), threading.Lock()
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
     """Products of numpy on the thread that asks for them. BLAS's own threads go on spinning after each one, on the cores that the
-    canary and every prediction need. For the whole process, so one at a time."""
+    canary and every prediction need. For the whole process, so one at a time. Raises MemoryError."""
     with _LIMITED, _BLAS.limit(limits=1, user_api="blas"):
+        _reserve()
         yield
+
+
+@functools.cache
+def _reserve() -> None:
+    """OpenBLAS ends the process if it gets no memory for its first product; what it got it keeps for all later ones."""
+    require_memory(BLAS_BUFFER)
+    some = np.ones((300, 300), np.float32)
+    some @ some
 
 
 def let_go(error: BaseException) -> None:

@@ -5,6 +5,7 @@ First the picture becomes upright 8-bit RGB (`upright`); from there on every num
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from PIL import Image
 
 from ..errors import InputError
 
-Picture = Union[str, Path, Image.Image, np.ndarray]
-"""A file, a Pillow image, or a uint8 array (H, W) or (H, W, 3)."""
+Picture = Union[str, Path, io.BytesIO, Image.Image, np.ndarray]
+"""A file or its bytes, a Pillow image, or a uint8 array (H, W) or (H, W, 3)."""
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 
 MAX_ASPECT = 50
 """a thread of pixels would be blown up to gigabytes"""
@@ -80,7 +82,7 @@ class Preprocessing:
         """uint8 (size, size, 3), upright. Raises InputError naming a picture that cannot be read."""
         name = str(picture) if isinstance(picture, (str, Path)) else "the picture"
         try:
-            if isinstance(picture, (str, Path)):
+            if isinstance(picture, (str, Path, io.BytesIO)):
                 with Image.open(picture) as opened:
                     return self._pixels(opened)
             return self._pixels(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture)

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,59 +17,28 @@ from .. import files
 from ..bundle import MANIFEST, Bundle, open_bundle
 from ..canonical import sha256
 from ..container import LIMITS
-from ..errors import HealthError, InputError, NothingToDo, StorageError, TrustError, UsageError
+from ..errors import UNWRITTEN, HealthError, InputError, NothingToDo, ResourceError, TrustError, UsageError
 from ..orders import Rotation, read_any
 from ..packet import Packet
+from ..shortage import noticed, require_memory
 from ..signing import Trust
 from ..state import Factors, TaskState
-from . import canary
+from . import answers, canary
+from .answers import Prediction
 from .chain import NOBODY, Chain
 from .engines import open_engine
 from .gate import Gate, let_go, one_blas_thread
+from .live import Live
 from .preprocessing import Picture, Preprocessing
 from .store import Generation, Store
 
 log = logging.getLogger("sdlora_edge")
 DOUBLE_BUFFER, IN_PLACE = "double_buffer", "in_place"
 """how an update takes the place of the weights before it: beside them, or after they have been given up"""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The best classes of one picture, best first, as (class name, probability).
-
-    generation: which model answered; 0 for what is left of a damaged one.
-    """
-
-    top: tuple[tuple[str, float], ...]
-    generation: int
-
-
-@dataclass(eq=False)
-class _Live:
-    """Everything one generation needs to answer. Never changed, but for `loaded` where memory is short: an update makes another
-    one and swaps the reference.
-
-    record: in force when it was made. loaded: the engine's; None while it is given up. damage: why these are fewer packets than
-    the record names, or who may sign is not known. broken: the packets of the record that were damaged then.
-    """
-
-    record: Generation
-    packets: tuple[str, ...]
-    state: TaskState
-    factors: tuple[dict[str, Factors], ...]
-    canary_seed: int
-    canary_logits: np.ndarray
-    trust: Trust
-    revision: int
-    loaded: Any = None
-    damage: str = ""
-    broken: tuple[str, ...] = ()
-
-    @property
-    def counter(self) -> int:
-        """The generation's; 0 for what is left of a damaged one."""
-        return self.record.counter if self.packets == self.record.packets else 0
+ENGINE = 80 << 20
+"""bytes of address space that an engine takes beside its model: where it gets less, ONNX Runtime may end the process"""
+PUBLISHING = 10.0
+"""seconds that an update waits for another process to publish"""
 
 
 class Device:
@@ -84,31 +53,37 @@ class Device:
         self._gate: Gate | None = None
         self._chain = Chain(store, bundle)
         self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
+        self._need = f"which needs about {(ENGINE + 2 * bundle.model_bytes) >> 20} MB"
         record = store.current()
         if record.bundle != bundle.id:
             raise InputError(f"{bundle.path / MANIFEST} is not the one this store was made with: flash the device again")
-        self._engine = open_engine(bundle, threads, store.path / "engine", unproved)
-        self._live = self._longest(record)
+        with noticed(f"while the model was loaded, {self._need}"):
+            require_memory(ENGINE + bundle.model_bytes)
+            self._engine = open_engine(bundle, threads, store.workspace, unproved)
+            self._live = self._longest(record)
         self._gate = Gate() if swap == IN_PLACE else None
         for damage in self.status()["damage"]:
             log.warning("%s", damage)
 
     @classmethod
-    def init(cls, bundle: Path | str, store: Path | str, unproved: bool = False) -> Device:
+    def init(cls, bundle: Path | str, store: Path | str, unproved: bool = False, group: str | None = None) -> Device:
         """Make a store from a bundle, once this device has proved that it computes what the host computed.
 
-        Raises InputError for a damaged bundle, UsageError where the store exists, HealthError where the canary fails.
+        The store belongs to this user alone; group: whose members may read it, so that they can predict. Raises InputError for a
+        damaged bundle, UsageError if the store exists or the group does not, HealthError if the canary fails.
         """
-        Store.create(Path(store), open_bundle(Path(bundle)), lambda folder: cls.open(folder, unproved=unproved))
+        Store.create(Path(store), open_bundle(Path(bundle)), lambda folder: cls.open(folder, unproved=unproved), group)
         return cls.open(store, unproved=unproved)
 
     @classmethod
+    @noticed("while the store was opened")
     def open(cls, store: Path | str, threads: int = 0, unproved: bool = False, swap: str = DOUBLE_BUFFER) -> Device:
         """Open a store in the generation in force: every file verified, the canary run. Raises InputError, TrustError, HealthError.
 
         Where a packet is damaged or cannot be read, or the canary fails, the longest beginning of the generation that is whole
         and healthy is served instead, and `status()["damage"]` says so; nothing is written, and what has been confirmed stays
-        confirmed. Applying the damaged packet again mends the store.
+        confirmed. Applying the damaged packet again mends the store. Nothing is written and no lock is taken, so whoever may read
+        the store can open it; only an ExecuTorch pair that was not published yet is published, if that is possible.
 
         threads: of the engine; 0 leaves it to the engine. unproved: the engine's runtime is not here (`engines.Engine.runs`):
         updates are verified, merged and published, and it is the program that loads them which has to try the canary.
@@ -120,20 +95,32 @@ class Device:
         device._publish()
         return device
 
-    def predict(self, pictures: Iterable[Picture], top: int = 1, batch_size: int = 32) -> list[Prediction]:
-        """The `top` best classes of each picture. Raises InputError naming a picture that cannot be read."""
-        prepare = self._prepare
-        pixels = [prepare.pixels(picture) for picture in pictures]
-        found: list[Prediction] = []
-        with self._serving() as live:
-            for start in range(0, len(pixels), batch_size):
-                logits = self._engine.run(live.loaded, prepare.normalise(np.stack(pixels[start : start + batch_size])))
-                scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-                scores /= scores.sum(axis=1, keepdims=True)
-                for row in scores:
-                    best = np.argsort(-row, kind="stable")[:top]
-                    found.append(Prediction(tuple((live.state.classes[i], float(row[i])) for i in best), live.counter))
+    def predict(self, pictures: Iterable[Picture], top: int = 1, batch_size: int = answers.BATCH) -> list[Prediction]:
+        """The `top` best classes of each image. Raises InputError naming the first image that cannot be read."""
+        found = []
+        for answer in self.predict_each(pictures, top, batch_size):
+            if isinstance(answer, InputError):
+                raise answer
+            found.append(answer)
         return found
+
+    def predict_each(
+        self, images: Iterable[Picture], top: int = 1, batch_size: int = answers.BATCH
+    ) -> Iterator[Prediction | InputError]:
+        """As `predict`, one answer after the other, and for an image that cannot be read its error in place of an answer.
+
+        Every batch is answered by one generation. An update may come between two batches.
+        """
+        for batch in answers.prepared(images, self._prepare, batch_size):
+            readable = [image for image in batch if not isinstance(image, InputError)]
+            found = self._answered(readable, top) if readable else iter(())
+            for image in batch:
+                yield image if isinstance(image, InputError) else next(found)
+
+    def _answered(self, pixels: Sequence[np.ndarray], top: int) -> Iterator[Prediction]:
+        with noticed(f"while {len(pixels)} images were answered together"), self._serving() as live:
+            logits = self._engine.run(live.loaded, self._prepare.normalise(np.stack(pixels)))
+        return answers.best(logits, live.state.classes, live.counter, top)
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
         """float32 (N, 3, size, size), preprocessed, to logits float32 (N, classes)."""
@@ -145,25 +132,28 @@ class Device:
 
         Until this returns the old generation answers (IN_PLACE: predictors wait); where it raises, the old one stays in force:
         InputError or LimitError (unreadable), TrustError (signature, replay, recalled), NotForThisDevice (lineage, order,
-        capacity), HealthError (canary), NothingToDo (applied already). After a rollback, packets not newer than the newest ever
+        capacity), HealthError (canary), NothingToDo (this device holds it, in whatever place), ResourceError (memory or disk
+        space ran out: try again). After a rollback, packets not newer than the newest ever
         confirmed are refused unless `allow_older`. Returns what `status` does, with the packet's kind, the canary's largest
         difference and the milliseconds it took.
         """
         begin = time.perf_counter()
         data = files.receive(Path(packet), LIMITS.packet)
-        with self._store.lock(), self._changing:
+        with noticed(f"while a packet was applied, {self._need}"), self._store.lock(), self._changing:
             self._follow_store()
             if self._mend(data):
-                self._publish()
+                self._publish(PUBLISHING)
                 kind = "trust" if sha256(data) in dict(self._live.record.trust) else "update"
                 return self._applied(kind, self._check_canary(self._live), begin)
             live, record = self._live, self._whole_record()
+            if sha256(data) in (*live.packets, *dict(live.record.trust)):  # whoever signs now
+                raise NothingToDo("this packet is applied already")
             if live.trust is NOBODY:
                 raise TrustError(live.damage)
             verified = read_any(data, live.trust)
             if isinstance(verified, Packet):
                 kind, manifest = "update", self.bundle.manifest
-                verified.check(live.state, manifest.lineage, manifest.projections, live.revision)
+                verified.check(live.state, manifest.lineage, manifest.projections, live.revision, manifest.revisions)
                 record.admits(verified, allow_older)
                 self.bundle.require_room(verified.canary_logits.shape[1])
                 self._store.sweep()
@@ -196,7 +186,8 @@ class Device:
             return False
         try:
             before = self._live
-            self._follow_store()
+            with noticed(f"while an update was taken over, {self._need}"):
+                self._follow_store()
             return self._live is not before
         finally:
             self._changing.release()
@@ -211,7 +202,7 @@ class Device:
 
         Raises NothingToDo in the bundle's own state, HealthError (canary).
         """
-        with self._store.lock(), self._changing:
+        with noticed(f"while the generation before was loaded, {self._need}"), self._store.lock(), self._changing:
             self._follow_store()
             if not self._store.current().packets:
                 raise NothingToDo("nothing to roll back: this device is in the state it was flashed with")
@@ -227,8 +218,9 @@ class Device:
         live = self._live
         return live.state, dict(self.bundle.merged(live.state, live.factors))
 
-    def _commit(self, record: Generation, build: Callable[[Generation], _Live]) -> float | None:
+    def _commit(self, record: Generation, build: Callable[[Generation], Live]) -> float | None:
         """Put a record in force, once its canary is as it should be: returns the largest difference."""
+        self._engine.require_publishing()
         with self._swapping():
             new = None
             try:
@@ -240,11 +232,11 @@ class Device:
                     new.loaded = None  # its memory may be needed, and the error still refers to it
                 raise
             self._live = new
-        self._publish()
+        self._publish(PUBLISHING)
         return difference
 
     @contextlib.contextmanager
-    def _serving(self) -> Iterator[_Live]:
+    def _serving(self) -> Iterator[Live]:
         """The generation to answer with. Raises HealthError where there is none."""
         with self._gate.inside() if self._gate else contextlib.nullcontext():
             live = self._live
@@ -296,14 +288,16 @@ class Device:
             "damage": damage,
         }
 
-    def _publish(self) -> None:
-        """Let the engine tell programs beside this one, unless another process has gone on meanwhile. What fails is done again
-        when the store is next opened: the generation is in force without it."""
+    def _publish(self, wait: float = 0.0) -> None:
+        """Let the engine tell programs beside this one, unless they know, or another process has gone on meanwhile. What fails is
+        done again when the store is next opened: the generation is in force without it."""
+        if self._engine.published(self._live.loaded):
+            return
         try:
-            with self._store.lock("publish.lock", wait=True):
+            with self._store.lock("publish.lock", wait):
                 if self._serves(self._store.current()):
                     self._engine.publish(self._live.loaded)
-        except InputError as error:  # of the disk: what is in force stays in force
+        except (InputError, ResourceError, UsageError) as error:  # of the disk: what is in force stays in force
             log.warning("generation %d is in force here, but not published: %s", self._live.counter, error)
 
     def _follow_store(self) -> None:
@@ -328,16 +322,16 @@ class Device:
         record = self._store.current()
         return record.without(len(record.packets) - len(self._live.packets))
 
-    def _longest(self, record: Generation) -> _Live:
+    def _longest(self, record: Generation) -> Live:
         """The generation of a record, or the longest beginning of it that is whole and healthy, with the keys of all of it."""
         served, damage = record, ""
         while True:
-            live: _Live | None = None  # one whose canary failed is not kept beside the next
+            live: Live | None = None  # one whose canary failed is not kept beside the next
             try:
                 live = self._build(served)
                 self._check_canary(live)
-            except StorageError:
-                raise  # of an engine that cannot write: nothing is damaged
+            except UNWRITTEN:
+                raise  # of an engine that cannot write, or has no memory: nothing is damaged
             except (InputError, TrustError, HealthError) as error:
                 if (now := self._store.current()).counter > record.counter:
                     # another process went on, and swept what this one was reading
@@ -365,17 +359,17 @@ class Device:
         self._restore(record)
         return not before.damage or (self._live.packets, self._live.trust) != (before.packets, before.trust)
 
-    def _build(self, record: Generation) -> _Live:
+    def _build(self, record: Generation) -> Live:
         """The generation of a record, made from the bundle; where its keys are damaged, that is its damage."""
         manifest = self.bundle.manifest
         seed, logits = manifest.canary["seed"], np.array(manifest.canary["logits"], np.float32)
         keys = self._chain.trust(record)
-        flashed = _Live(record, (), self.bundle.state, (), seed, logits, keys, manifest.revision)
+        flashed = Live(record, (), self.bundle.state, (), seed, logits, keys, manifest.revision)
         damage = self._chain.lost_keys(record)
         broken = self._store.broken(record.digests) if damage else ()
         return replace(self._follow(flashed, self._chain.packets(record), record), damage=damage, broken=broken)
 
-    def _follow(self, live: _Live, packets: Sequence[Packet], record: Generation) -> _Live:
+    def _follow(self, live: Live, packets: Sequence[Packet], record: Generation) -> Live:
         """The generation of a record, made from another one and the packets it has more."""
         manifest, state, factors = self.bundle.manifest, live.state, list(live.factors)
         seed, logits, revision = live.canary_seed, live.canary_logits, live.revision
@@ -386,13 +380,13 @@ class Device:
         if self._gate:
             self._live.loaded = None  # its memory is needed now
         loaded = self._load(state, factors)
-        return _Live(record.confirmed(), record.packets, state, tuple(factors), seed, logits, live.trust, revision, loaded)
+        return Live(record.confirmed(), record.packets, state, tuple(factors), seed, logits, live.trust, revision, loaded)
 
     def _load(self, state: TaskState, factors: Sequence[Mapping[str, Factors]]) -> Any:
-        with one_blas_thread():
+        with one_blas_thread() if any(factors) else contextlib.nullcontext():  # without, there is nothing to multiply
             return self._engine.load(self.bundle.merged(state, factors))
 
-    def _check_canary(self, live: _Live) -> float | None:
+    def _check_canary(self, live: Live) -> float | None:
         """The largest difference; None where the engine runs nothing. Raises HealthError."""
         if not self._engine.runs:
             return None

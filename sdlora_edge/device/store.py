@@ -4,7 +4,10 @@
     packets/<sha256>     applied packets (of tasks, and of keys), never changed, named by their digest
     generation.0.json    the record of the generation in force, twice: it names packets, in order, and carries a counter and
     generation.1.json    a checksum. In force is the CONFIRMED record with the highest counter.
-    *.lock               empty files, held while something is written
+    *.lock               empty files, held while something is written; who only reads takes none
+
+Modes do not depend on the umask: folders are 0700, files 0600. A group to share with (`create`) may read, and no more: folders
+are then 2750, files 0640. Locks are 0600 always. What is added later is as readable as the folder it lies in.
 
 A record is replaced by rename, so a power cut leaves the old one or the new one. While a new generation is made, one of the
 two is its PENDING record, which holds a copy of the one in force; the commit is the rename that makes it CONFIRMED, and then
@@ -15,6 +18,7 @@ are computed from bundle and packets.
 from __future__ import annotations
 
 import contextlib
+import grp
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +29,7 @@ from .. import disk, files
 from ..bundle import MANIFEST, Bundle
 from ..canonical import dump_json, is_sha256, parse_json, sha256
 from ..container import LIMITS, natural
-from ..errors import InputError, LimitError, StorageError, TrustError, UsageError
+from ..errors import UNWRITTEN, InputError, LimitError, TrustError, UsageError
 from ..orders import Recalled, with_recall
 from ..packet import Packet
 
@@ -33,7 +37,9 @@ log = logging.getLogger(__name__)
 
 PENDING, CONFIRMED, FAILED = "pending", "confirmed", "failed"
 _RECORDS = ("generation.0.json", "generation.1.json")
-RECORD_LIMIT = 16 * 1024 * 1024
+RECORD_LIMIT = 4 * 1024 * 1024
+"""bytes: 30,000 packets"""
+COUNTER_LIMIT = 2**53
 
 
 @dataclass(frozen=True)
@@ -113,10 +119,14 @@ class Generation:
             before = None if body["before"] is None else cls._from_body(body["before"])
             packets = tuple(body["packets"])
             trust = tuple((digest, natural(n, len(packets))) for digest, n in body["trust"])
-            recalled = tuple(Recalled(natural(r["sequence"]), natural(r["revision"])) for r in body["recalled"])
+            recalled = tuple(
+                Recalled(natural(r["sequence"], LIMITS.sequence), natural(r["revision"], LIMITS.revision)) for r in body["recalled"]
+            )
+            natural(len(recalled), LIMITS.recalls)
             record = cls(**{**body, "packets": packets, "trust": trust, "recalled": recalled, "before": before})
-            for number in (record.counter, record.highest, record.revision):
-                natural(number)
+            natural(record.counter, COUNTER_LIMIT)
+            natural(record.highest, LIMITS.sequence)
+            natural(record.revision, LIMITS.revision)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"a generation record is malformed: {error!r}") from error
         if record.status not in (PENDING, CONFIRMED, FAILED) or not all(map(is_sha256, record.digests)):
@@ -131,6 +141,8 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.workspace = path / "engine"
+        """the engine's own folder"""
         with files.reading(path):
             found = disk.size(path / "bundle" / MANIFEST)
         if found is None:
@@ -138,28 +150,32 @@ class Store:
         files.refuse_links(path, path / "bundle", path / "packets")
 
     @classmethod
-    def create(cls, path: Path, bundle: Bundle, prove: Callable[[Path], object]) -> Store:
+    def create(cls, path: Path, bundle: Bundle, prove: Callable[[Path], object], group: str | None = None) -> Store:
         """A store holding a copy of the bundle, in the bundle's own state; it gets its name once `prove` has looked at it.
 
-        Raises UsageError where `path` exists, and what `prove` raises.
+        group: a name or number; its members may read the store. Raises UsageError if `path` exists or the group does not, and
+        what `prove` raises.
         """
-        with files.new_folder(path) as folder:
-            disk.mkdir(folder / "bundle")
+        shared = None if group is None else _group(group)
+        with files.new_folder(path, 0o700) as folder:
+            if shared is not None:
+                disk.share(folder, shared)
+            disk.mkdir(folder / "bundle", like=folder)
             for name in [MANIFEST, *bundle.manifest.files]:
                 files.copy(bundle.path / name, folder / "bundle" / name)
             disk.sync(folder / "bundle")
-            disk.mkdir(folder / "packets")
+            disk.mkdir(folder / "packets", like=folder)
             first = Generation(1, CONFIRMED, (), bundle.manifest.task, bundle.manifest.revision, bundle=bundle.id)
             for slot in (0, 1):  # both, so that either may be damaged
-                files.write(folder / _RECORDS[slot], first.to_json())
+                _write_record(folder / _RECORDS[slot], first)
             prove(folder)
         return cls(path)
 
     @contextlib.contextmanager
-    def lock(self, name: str = "apply.lock", wait: bool = False) -> Iterator[None]:
+    def lock(self, name: str = "apply.lock", wait: float = 0.0) -> Iterator[None]:
         """One writer at a time; the operating system frees the lock of a process that dies.
 
-        Raises UsageError where another one writes (unless it is to `wait`), StorageError where the store cannot be written.
+        wait: seconds. Raises UsageError if another one still writes then, StorageError if the store cannot be written.
         """
         with contextlib.ExitStack() as held:
             try:
@@ -171,7 +187,7 @@ class Store:
             except BlockingIOError as error:
                 raise UsageError(f"{self.path} is being updated by another process: try again when it is done") from error
             except OSError as error:
-                raise StorageError(f"{self.path} cannot be written: {error.strerror or error}") from error
+                raise files.unwritten(self.path, error) from error
             yield
 
     def current(self) -> Generation:
@@ -220,7 +236,7 @@ class Store:
     def add_packet(self, data: bytes) -> str:
         """Keep a verified packet under its digest, and read it back."""
         digest = sha256(data)
-        files.write(self._packet(digest), data)
+        files.write(self._packet(digest), data, like=self.path)
         self.packet(digest)
         return digest
 
@@ -257,19 +273,19 @@ class Store:
         try:
             yield pending
         except BaseException:
-            with contextlib.suppress(StorageError):  # a record that stays pending is not in force either
+            with contextlib.suppress(*UNWRITTEN):  # a record that stays pending is not in force either
                 _write_record(path, replace(pending, status=FAILED))
             raise
         try:
             _write_record(path, pending.confirmed())
-        except StorageError as error:
+        except UNWRITTEN as error:
             if self.current().counter != pending.counter:
                 raise
             # the rename has been done, and what failed came after it: every process sees the new generation
             log.warning("%s: in force, but a power cut may bring back the generation before it", error)
         try:
             _write_record(self._other(path), pending.confirmed())
-        except StorageError as error:
+        except UNWRITTEN as error:
             log.warning("%s: in force, but a damaged record would bring back the generation before it", error)
 
     def _spare(self) -> Path:
@@ -293,8 +309,21 @@ class Store:
         return found
 
 
+def _group(name: str) -> int:
+    """Its number. Raises UsageError."""
+    try:
+        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError as error:
+        raise UsageError(f"there is no group {name!r}: make it, or name another one") from error
+
+
 def _write_record(path: Path, record: Generation) -> None:
-    files.write(path, record.to_json())
+    """Raises StorageError, ResourceError; LimitError for one that no reader would take."""
+    if len(data := record.to_json()) > RECORD_LIMIT:
+        raise LimitError(
+            f"a generation record of {len(data)} bytes is beyond {RECORD_LIMIT}: flash this device with a newer bundle"
+        )
+    files.write(path, data, like=path.parent)
 
 
 def _read_record(path: Path) -> Generation | None:

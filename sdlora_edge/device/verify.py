@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from .. import disk, files
 from ..bundle import MANIFEST, Manifest, open_bundle
 from ..canonical import sha256
-from ..errors import InputError, SdloraError
+from ..errors import UNWRITTEN, InputError, SdloraError
+from ..shortage import noticed
 from .runtime import Device
 from .store import Store
 
+ENGINE = "every file is intact: look for the cause with sdlora-edge device selftest, or flash the device with another bundle"
 FLASH, ITSELF = "flash the device again", "the next update writes it anew"
 AGAIN = "apply the packet that has this SHA-256 again, or roll back"
 KEYS = "apply the packet of keys that has this SHA-256 again: until then no other packet is taken"
 
 
 def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
-    """Read every byte of a store. Nothing is changed. unproved: as for `Device.open`. Raises InputError where `path` is no store.
+    """Read every byte of a store, and write nothing in it. unproved: as for `Device.open`. Raises InputError where `path` is no store.
 
     Returns {"whole": bool, "damage": [{"file", "problem", "remedy"}], "leftovers": [file], "files": how many were compared,
-    "bytes": how many, "serves": {"generation", "task"} of the model that can be served in spite of the damage, or None}.
+    "bytes": how many, "serves": {"generation", "task"} of the model that can be served in spite of the damage, or None, "untried":
+    {"message", "exit_code"} of what kept the model from being tried, or None: that says nothing about the store}.
     """
     store, compared, damage = Store(Path(path)), [], []
 
@@ -40,15 +44,17 @@ def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
     for digest in sorted(_needed(store)):
         compare(store.path / "packets" / digest, _packet(store, digest), KEYS if digest in keys else AGAIN)
     leftovers = store.leftovers()
+    serves, untried = None, None
     try:
-        status = Device(store, open_bundle(store.path / "bundle"), unproved=unproved).status()
+        status = _status(store, unproved)
         serves = {"generation": status["generation"], "task": status["task"]}
         if status["damage"] and not damage:  # every file is what it was, and still not all of it can be served
             damage += [{"file": ".", "problem": problem, "remedy": AGAIN} for problem in status["damage"]]
+    except UNWRITTEN as error:
+        untried = error.to_dict()
     except SdloraError as error:
-        serves = None
         if not damage:  # every file is what it was, and still the model cannot be served
-            damage.append({"file": ".", "problem": str(error), "remedy": FLASH})
+            damage.append({"file": ".", "problem": str(error), "remedy": ENGINE})
     return {
         "whole": not damage,
         "damage": damage,
@@ -56,7 +62,15 @@ def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
         "files": len(compared),
         "bytes": sum(disk.size(file) or 0 for file in compared),
         "serves": serves,
+        "untried": untried,
     }
+
+
+def _status(store: Store, unproved: bool) -> dict[str, Any]:
+    """Of a device on this store, whose engine has a folder elsewhere."""
+    with tempfile.TemporaryDirectory(prefix=files.TEMPORARY) as folder, noticed("while the store was opened"):
+        store.workspace = Path(folder)
+        return Device(store, open_bundle(store.path / "bundle"), unproved=unproved).status()
 
 
 def _bundle(folder: Path, ids: set[str]) -> dict[Path, str | None]:

@@ -32,13 +32,13 @@ from .. import files
 from ..canonical import dump_json, is_sha256, parse_json, sha256
 from ..container import natural
 from ..errors import (
+    UNWRITTEN,
     HealthError,
     InputError,
     LimitError,
     NotForThisDevice,
     NothingToDo,
     SdloraError,
-    StorageError,
     TrustError,
     UsageError,
 )
@@ -205,6 +205,8 @@ class Watcher:
             try:
                 rank = (-1, named.index(digest)) if digest in named else _rank(data, trust)
                 found.append((rank, digest, path))
+            except UNWRITTEN:
+                raise
             except SdloraError as error:
                 # more keys may come; a damaged file stays damaged
                 self._verdicts[digest] = self._generation if isinstance(error, TrustError) else NEVER
@@ -234,7 +236,7 @@ class Watcher:
     def _apply_one(self, device: Device, digest: str, path: Path) -> int | None:
         try:
             self._device = device.apply(path)
-        except (StorageError, UsageError):
+        except (*UNWRITTEN, UsageError):
             raise
         except SdloraError as error:
             if self._still(path, digest) is None:
@@ -280,7 +282,7 @@ class Watcher:
         """Raises StorageError: on a full disk no packet could be applied either."""
         self._failed = dict.fromkeys(list(self._failed)[-FAILED_LIMIT:])
         memory = {"failed": list(self._failed), "killed": self._killed, "trying": trying}
-        files.write(self._store.path / MEMORY, dump_json(memory))
+        files.write(self._store.path / MEMORY, dump_json(memory), like=self._store.path)
 
     def _refuse(self, event: str, path: Path, error: SdloraError) -> None:
         self._counts[event] += 1
@@ -327,7 +329,7 @@ class Watcher:
                 files.write(self._status, json.dumps(report, indent=1).encode() + b"\n")
                 self._written = text, clock
                 self._said.pop("status", None)
-            except StorageError as error:
+            except UNWRITTEN as error:
                 self._trouble("status", error)
         return report
 

@@ -30,7 +30,8 @@ STALE = b"\xa5"
 MIXTURES = 100_000
 """more at one point are a mistake in the scenario: nothing is sampled, so it must be made smaller"""
 REAL = {
-    name: getattr(disk, name) for name in ("read", "size", "names", "write", "sync", "rename", "unlink", "mkdir", "rmdir", "lock")
+    name: getattr(disk, name)
+    for name in ("read", "size", "names", "write", "sync", "rename", "unlink", "mkdir", "rmdir", "share", "lock")
 }
 
 
@@ -128,7 +129,7 @@ class Simulator:
         """In the place of `disk`, for as long as the block runs."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", lambda descriptor: None)
-            for name in ("write", "sync", "rename", "unlink", "mkdir", "rmdir", "lock"):
+            for name in ("write", "sync", "rename", "unlink", "mkdir", "rmdir", "share", "lock"):
                 patch.setattr(disk, name, getattr(self, name))
             yield patch
 
@@ -142,9 +143,11 @@ class Simulator:
         if self.die_at and self.operations >= self.die_at:
             raise Killed
 
-    def write(self, path: Path, chunks: Iterable[bytes], mode: int = 0o644, synced: bool = True) -> None:
+    def write(
+        self, path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | None = None, synced: bool = True
+    ) -> None:
         self._operate()
-        REAL["write"](path, chunks, mode)
+        REAL["write"](path, chunks, mode, like)
         data = path.read_bytes()
         file = File()
         self._hold(path, file)
@@ -183,14 +186,20 @@ class Simulator:
         self._hold(path, None)
         self.point()
 
-    def mkdir(self, path: Path) -> None:
+    def mkdir(self, path: Path, mode: int = 0o777, like: Path | None = None) -> None:
         self._operate()
-        REAL["mkdir"](path)
+        REAL["mkdir"](path, mode, like)
         self._hold(path, Folder())
         self.point()
 
+    def share(self, path: Path, group: int) -> None:
+        """Who may read is not part of a tree: a cut changes nothing that a restart of the owner could see."""
+        self._operate()
+        REAL["share"](path, group)
+        self.point()
+
     @contextlib.contextmanager
-    def lock(self, path: Path, wait: bool = False) -> Iterator[None]:
+    def lock(self, path: Path, wait: float = 0.0) -> Iterator[None]:
         self._operate()
         with REAL["lock"](path, wait):
             if self._folder(path).names.get(path.name, [None])[-1] is None:

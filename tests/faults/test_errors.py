@@ -16,10 +16,10 @@ from faults.simulator import REAL
 
 from sdlora_edge import disk
 from sdlora_edge.device import Device
-from sdlora_edge.errors import InputError, StorageError
+from sdlora_edge.errors import InputError, ResourceError, StorageError
 
 ASKING = ("read", "size", "names")
-CHANGING = ("write", "sync", "rename", "unlink", "mkdir", "rmdir", "lock")
+CHANGING = ("write", "sync", "rename", "unlink", "mkdir", "rmdir", "share", "lock")
 
 
 class Failing:
@@ -36,13 +36,13 @@ class Failing:
             yield
 
     def _failing(self, name: str) -> Callable[..., Any]:
-        def operation(path: Path, *rest: Any) -> Any:
+        def operation(path: Path, *rest: Any, **named: Any) -> Any:
             self.count += 1
             if self.count == self.number or (self.for_good and self.count > self.number):
                 if name == "write" and self.code == errno.ENOSPC:  # what fitted is there
-                    REAL["write"](path, [b"".join(rest[0])[:100]], *rest[1:])
+                    REAL["write"](path, [b"".join(rest[0])[:100]], *rest[1:], **named)
                 raise OSError(self.code, os.strerror(self.code))
-            return REAL[name](path, *rest)
+            return REAL[name](path, *rest, **named)
 
         return operation
 
@@ -75,10 +75,11 @@ def test_an_update_on_a_disk_that_fails(device_life: Fixture, tmp_path: Path, ki
         with failing.installed():
             try:
                 device.apply(second)
-            except InputError as error:
+            except (InputError, ResourceError) as error:
                 raised = error
         if raised is not None:
             assert isinstance(raised, StorageError) == ("cannot be written" in str(raised))
+            assert isinstance(raised, ResourceError) == (code == errno.ENOSPC)
         if failing.count < number:
             assert raised is None
             break
@@ -99,7 +100,7 @@ def test_a_device_is_flashed_on_a_disk_that_fails(device_life: Fixture, tmp_path
     for number in range(1, 200, 3):
         store = tmp_path / "new" / str(number)
         failing = Failing(operations, number, code, for_good)
-        with failing.installed(), contextlib.suppress(InputError):
+        with failing.installed(), contextlib.suppress(InputError, ResourceError):
             Device.init(device_life.fleet.bundle, store)
         if not store.exists():
             Device.init(device_life.fleet.bundle, store)

@@ -18,8 +18,8 @@ from sdlora_edge.device.store import PENDING, Generation, Store
 
 
 def no_sync_of_records(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
-    def write(path: Path, chunks: Iterable[bytes], mode: int = 0o644) -> None:
-        simulator.write(path, chunks, mode, synced="generation" not in path.name)
+    def write(path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | None = None) -> None:
+        simulator.write(path, chunks, mode, like, synced="generation" not in path.name)
 
     patch.setattr(disk, "write", write)
 
@@ -34,7 +34,7 @@ def no_sync_of_its_name(simulator: Simulator, patch: pytest.MonkeyPatch) -> None
 
 def named_before_it_is_filled(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
-    def new_folder(path: Path) -> Iterator[Path]:
+    def new_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
         files.make_folder(path)
         yield path
         files._sync_all(path)
@@ -129,7 +129,7 @@ def test_the_simulator_sees_a_second_process_that_builds_on_what_may_be_lost(dev
 
     def no_sync_by_the_lock(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
         @contextlib.contextmanager
-        def lock(opened: Store, name: str = "apply.lock", wait: bool = False) -> Iterator[None]:
+        def lock(opened: Store, name: str = "apply.lock", wait: float = 0.0) -> Iterator[None]:
             with disk.lock(opened.path / name, wait):
                 yield
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ...bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle
 from ...errors import InputError, UsageError
+from ...shortage import verdict
 
 GROUP = "sdlora_edge.engines"
 BUILT_IN = {"onnx": "OnnxEngine", "executorch": "ExecutorchEngine"}
@@ -56,6 +57,13 @@ class Engine(ABC):
         """The same engine where its runtime is not installed. Raises UsageError where nothing could be done without it."""
         raise UsageError(f"target {bundle.manifest.target} has no use for --unproved: its updates are proved on this device")
 
+    def published(self, loaded: Any) -> bool:
+        """Whether programs beside this one know of it already: then `publish` has nothing to do, and needs no lock."""
+        return type(self).publish is Engine.publish
+
+    def require_publishing(self) -> None:  # noqa: B027
+        """Asked before an update is built. Raises StorageError if `publish` could not write."""
+
     def publish(self, loaded: Any) -> None:  # noqa: B027 (most engines have nothing to do)
         """`loaded` is the generation in force now: let programs beside this one know. Called again after a power cut."""
 
@@ -70,7 +78,7 @@ def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = 
         try:
             found = others[target].load()
         except Exception as error:  # whatever another package does when it is imported
-            raise InputError(f"the engine for target {target!r} cannot be loaded: {error}") from error
+            raise verdict(error, InputError(f"the engine for target {target!r} cannot be loaded: {error}")) from error
     else:
         raise InputError(f"no engine for target {target!r}: this device has {', '.join(sorted({*BUILT_IN, *others}))}")
     return found.without_running(bundle, workspace) if unproved else found(bundle, threads, workspace)

@@ -2,13 +2,15 @@
 old one, patched with numpy alone, and loads the pair anew; the program never changes.
 
 `workspace` holds model.pte and model.ptd of the generation in force, for programs in C++, Java or Swift beside this one; and
-new-*.ptd, each of a generation that is not in force yet, or of a process that was killed.
+new-*.ptd, each of a generation that is not in force yet, or of a process that was killed. Whoever may only read it loads from
+a new-*.ptd where temporary files go.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import threading
 import time
 import uuid
@@ -23,6 +25,7 @@ import numpy as np
 from ... import disk, files
 from ...bundle import DTYPES, HEAD_BIAS, Bundle
 from ...errors import InputError, StorageError
+from ...shortage import verdict
 from . import Engine, with_room
 
 PROGRAM, DATA = "model.pte", "model.ptd"
@@ -56,8 +59,8 @@ def patched(
 class _Loaded:
     """A loaded pair. path: the .ptd it was loaded from, removed with this object unless it was published."""
 
-    def __init__(self, method: Any, path: Path, classes: int) -> None:
-        self.method, self.path, self.classes, self.published = method, path, classes, False
+    def __init__(self, method: Any, path: Path, classes: int, published: bool) -> None:
+        self.method, self.path, self.classes, self.published = method, path, classes, published
         weakref.finalize(self, _remove, path)
 
 
@@ -80,14 +83,14 @@ class ExecutorchEngine(Engine):
         return engine
 
     def load(self, weights: Mapping[str, np.ndarray]) -> _Loaded:
-        """Raises InputError where the pair cannot be loaded, StorageError where the workspace cannot be written."""
+        """Raises InputError where the pair cannot be loaded, StorageError where the .ptd cannot be written."""
         manifest = self._bundle.manifest
-        path = self._place(lambda data: patched(data, manifest.weights, weights, manifest.capacity))
+        path, published = self._place(lambda data: patched(data, manifest.weights, weights, manifest.capacity))
         try:
-            return _Loaded(self._load(self._bundle.path / PROGRAM, path), path, len(weights[HEAD_BIAS]))
+            return _Loaded(self._load(self._bundle.path / PROGRAM, path), path, len(weights[HEAD_BIAS]), published)
         except Exception as error:  # the runtime raises RuntimeError, or what pybind11 makes of the rest
             _remove(path)
-            raise InputError(f"{self._bundle.path / PROGRAM}: ExecuTorch cannot load it: {error}") from error
+            raise verdict(error, InputError(f"{self._bundle.path / PROGRAM}: ExecuTorch cannot load it: {error}")) from error
 
     def run(self, loaded: _Loaded, inputs: np.ndarray) -> np.ndarray:
         pictures = self._tensor(np.ascontiguousarray(inputs, np.float32))
@@ -98,6 +101,16 @@ class ExecutorchEngine(Engine):
             found[i] = logits[0, : loaded.classes].numpy()
         return found
 
+    def published(self, loaded: _Loaded) -> bool:
+        return loaded.published and (self._workspace / PROGRAM).exists()
+
+    def require_publishing(self) -> None:
+        if not self._writable():
+            raise StorageError(f"{self._workspace} cannot be written: let this user write there, or update as its owner")
+
+    def _writable(self) -> bool:
+        return os.access(self._workspace if self._workspace.exists() else self._workspace.parent, os.W_OK, effective_ids=True)
+
     def publish(self, loaded: _Loaded) -> None:
         """Other programs find the pair in the workspace from now on: the old one until the rename, then this one.
 
@@ -105,13 +118,13 @@ class ExecutorchEngine(Engine):
         """
         try:
             if not (self._workspace / PROGRAM).exists():
-                _link_or_copy(self._bundle.path / PROGRAM, self._workspace / PROGRAM)
+                self._link_or_copy_program()
             if not loaded.published:
                 disk.rename(loaded.path, self._workspace / DATA)
                 loaded.published = True
             disk.sync(self._workspace)
         except OSError as error:
-            raise StorageError(f"{self._workspace / DATA} cannot be written: {error.strerror or error}") from error
+            raise files.unwritten(self._workspace / DATA, error) from error
         for left in [*self._workspace.glob("new-*"), *self._workspace.glob(f"{files.TEMPORARY}*")]:
             with contextlib.suppress(OSError):
                 # a link has the age of what it links to, so its name says when it was made
@@ -119,9 +132,11 @@ class ExecutorchEngine(Engine):
                 if time.time() - begun > ABANDONED:
                     left.unlink()
 
-    def _place(self, values: Callable[[BinaryIO], Iterator[bytes]]) -> Path:
-        """The flashed .ptd with other values, in a file of its own: another name of the published one where that is the same."""
-        path = self._workspace / f"new-{time.time():.0f}-{uuid.uuid4().hex}.ptd"
+    def _place(self, values: Callable[[BinaryIO], Iterator[bytes]]) -> tuple[Path, bool]:
+        """The flashed .ptd with other values, in a file of its own: another name of the published one where that is the same,
+        and whether it is."""
+        folder = self._workspace if self._writable() else Path(tempfile.gettempdir())
+        path = folder / f"new-{time.time():.0f}-{uuid.uuid4().hex}.ptd"
         try:
             with files.reading(self._bundle.path / DATA), open(self._bundle.path / DATA, "rb") as flashed:
                 with contextlib.suppress(OSError):
@@ -129,13 +144,20 @@ class ExecutorchEngine(Engine):
                     os.link(self._workspace / DATA, path)
                     with open(path, "rb") as published:
                         if all(published.read(len(piece)) == piece for piece in values(flashed)) and not published.read(1):
-                            return path
+                            return path, True
                     path.unlink()
-                files.write(path, values(flashed))
+                files.write(path, values(flashed), like=self._bundle.path)
         except BaseException:
             _remove(path)
             raise
-        return path
+        return path, False
+
+    def _link_or_copy_program(self) -> None:
+        source, target = self._bundle.path / PROGRAM, self._workspace / PROGRAM
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without links
+            files.write(target, files.read(source), like=self._bundle.path)
 
 
 def _runtime(threads: int) -> tuple[Any, Any]:
@@ -147,10 +169,11 @@ def _runtime(threads: int) -> tuple[Any, Any]:
             from executorch.runtime import Runtime
             from torch import from_numpy  # the runtime takes no other arrays, and has imported it
     except ImportError as error:
-        raise InputError(
+        missing = InputError(
             "executorch is not installed: pip install 'sdlora-edge[executorch]'; or, where a C++ program loads the pair, use "
             "--unproved (docs/executorch.md)"
-        ) from error
+        )
+        raise verdict(error, missing) from error
     if threads and portable_lib._threadpool_get_thread_count() != threads:
         portable_lib._unsafe_reset_threadpool(threads)
 
@@ -158,13 +181,6 @@ def _runtime(threads: int) -> tuple[Any, Any]:
         return Runtime.get().load_program(program, data_path=data).load_method("forward")
 
     return load, from_numpy
-
-
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        files.write(target, files.read(source))
 
 
 def _remove(path: Path) -> None:

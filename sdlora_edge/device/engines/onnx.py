@@ -12,6 +12,7 @@ import onnxruntime as ort
 
 from ...bundle import CONSTANTS, DTYPES, HEAD_BIAS, Bundle
 from ...errors import InputError
+from ...shortage import verdict
 from . import Engine, with_room
 
 MODEL = "model.onnx"
@@ -58,7 +59,7 @@ class OnnxEngine(Engine):
         try:
             session = ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
-            raise InputError(f"{self._path}: ONNX Runtime cannot load it: {error}") from error
+            raise verdict(error, InputError(f"{self._path}: ONNX Runtime cannot load it: {error}")) from error
         overridable = {value.name for value in session.get_overridable_initializers()}
         if not constants and (unknown := set(self._dtypes) - overridable):
             raise InputError(f"{MODEL} has no overridable initializer {', '.join(sorted(unknown))}: export it again")
