@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -134,7 +135,7 @@ def test_replays_and_repeats(cli: Cli, fleet: Fleet, store: Path) -> None:
     assert cli("device", "apply", *fleet.packets[:2], "--store", store).code == 0
     before = snapshot(store)
     refused(cli("device", "apply", fleet.packets[1], "--store", store), 7, "applied already")
-    refused(cli("device", "apply", fleet.packets[0], "--store", store), 4, "replay")
+    refused(cli("device", "apply", fleet.packets[0], "--store", store), 7, "applied already")
     assert snapshot(store) == before
     assert cli("device", "rollback", "--store", store).code == 0
     assert cli("device", "rollback", "--store", store).code == 0
@@ -144,16 +145,18 @@ def test_replays_and_repeats(cli: Cli, fleet: Fleet, store: Path) -> None:
     assert cli("device", "apply", fleet.packets[2], "--store", store).code == 0
 
 
-def test_of_several_packets_those_that_a_device_has_are_passed_over(cli: Cli, fleet: Fleet, store: Path, tmp_path: Path) -> None:
+def test_of_several_packets_those_that_a_device_has_are_skipped(cli: Cli, fleet: Fleet, store: Path, tmp_path: Path) -> None:
     """The README's `apply packets/*.sdlora`, week after week."""
     for count in (1, 3):
         result = cli("device", "apply", *fleet.packets[:count], "--store", store)
         assert (result.code, f"task {count} in force" in result.out) == (0, True)
     before = snapshot(store)
-    refused(cli("device", "apply", *fleet.packets, "--store", store), 7, "all 3 packets")
+    again = cli("device", "apply", *fleet.packets, "--store", store)
+    assert (again.code, again.out.count("applied already"), again.err) == (0, 3, "")
     cut = tmp_path / "cut.sdlora"
     cut.write_bytes(fleet.packets[0].read_bytes()[:100])
-    refused(cli("device", "apply", fleet.packets[2], cut, "--store", store), 3, str(cut), "cut short")
+    found = cli("device", "apply", fleet.packets[2], cut, "--store", store)
+    assert (found.code, f"{cut}: " in found.err, "cut short" in found.err) == (3, True, True)
     assert snapshot(store) == before
     recall = tmp_path / "recall.sdlora"
     order = ("packet", "recall", "--bundle", fleet.bundle, "--task", 5, "--key", fleet.key, "--out", recall)
@@ -168,7 +171,7 @@ def test_of_several_packets_those_that_a_device_has_are_passed_over(cli: Cli, fl
     twice = (recall, *fleet.packets[:2], *fleet.packets[:2], large)
     found = cli("device", "apply", *twice, "--allow-older", "--store", store)
     assert (found.code, "task 2 in force" in found.out, str(large) in found.err) == (3, True, True)
-    refused(cli("device", "apply", recall, fleet.packets[0], "--store", store), 7, "all 2 packets")
+    assert cli("device", "apply", recall, fleet.packets[0], "--store", store).code == 0
 
 
 @pytest.mark.parametrize("text", ["x" * 5000, "\x1b" * 999, "\U000e0001" * 5000])
@@ -244,6 +247,101 @@ def test_json_is_all_there_is_on_stdout(cli: Cli, fleet: Fleet, store: Path, tmp
         assert result.code == 0, result
         assert isinstance(json.loads(result.out), dict)
     assert [p.name[:3] for p in (tmp_path / "p").iterdir()] == ["002"]
+
+
+def test_an_error_is_json_too_beside_what_was_done(cli: Cli, fleet: Fleet, store: Path, tmp_path: Path) -> None:
+    """stderr has its line all the same."""
+    cut = tmp_path / "cut.sdlora"
+    cut.write_bytes(fleet.packets[1].read_bytes()[:100])
+    for code, *arguments in (
+        (3, "device", "status", "--store", tmp_path),
+        (3, "device", "verify", "--store", tmp_path),
+        (2, "device", "predict", "--store", store),
+        (2, "device", "apply", "--nonsense"),
+        (3, "device", "watch", tmp_path, "--store", tmp_path, "--once"),
+        (3, "device", "selftest", "--bundle", tmp_path, "--packets", tmp_path),
+        (7, "device", "rollback", "--store", store),
+        (5, "device", "apply", fleet.packets[1], "--store", store),
+        (3, "packet", "inspect", cut),
+        (3, "packet", "build", tmp_path, "--bundle", fleet.bundle, "--key", fleet.key),
+        (3, "bundle", "inspect", tmp_path),
+        (2, "keys", "new", "a/b"),
+        (3, "export", "--run", tmp_path),
+        (3, "eval", tmp_path, "--data", tmp_path),
+        (3, "report", tmp_path, "--out", tmp_path / "r.html"),
+        (3, "train", "--data", tmp_path / "none", "--tasks", 1),
+        (2, "nonsense"),
+    ):
+        result = cli(*arguments, "--json")
+        assert result.code == code, result
+        error = json.loads(result.out)["error"]
+        assert error["exit_code"] == code
+        assert error["message"] in " ".join(result.err.split()) or code == 2
+    result = cli("device", "apply", *fleet.packets[:2], cut, fleet.packets[2], "--store", store, "--json")
+    value = json.loads(result.out)
+    assert (result.code, [one["task"] for one in value["applied"]], value["error"]["exit_code"]) == (3, [1, 2], 3)
+    assert str(cut) in value["error"]["message"]
+    value = json.loads(cli("device", "apply", *fleet.packets, "--store", store, "--json").out)
+    assert ([one["task"] for one in value["applied"]], value["skipped"]) == ([3], [str(path) for path in fleet.packets[:2]])
+
+
+def test_an_interruption_tells_what_was_done(cli: Cli, fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply = Device.apply
+
+    def interrupted(device: Device, packet: Path, older: bool) -> dict[str, object]:
+        if packet == fleet.packets[1]:
+            raise KeyboardInterrupt
+        return apply(device, packet, older)
+
+    monkeypatch.setattr(Device, "apply", interrupted)
+    result = cli("device", "apply", *fleet.packets, "--store", store, "--json")
+    value = json.loads(result.out)
+    assert (result.code, len(value["applied"]), value["error"]["exit_code"]) == (130, 1, 130)
+
+
+@pytest.mark.parametrize("stdout", ["full disk", "closed pipe"])
+@pytest.mark.parametrize("json_option", [[], ["--json"]])
+def test_output_that_cannot_be_written_stops_no_work(fleet: Fleet, store: Path, stdout: str, json_option: list[str]) -> None:
+    program = [sys.executable, "-m", "sdlora_edge", "device"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full" if stdout == "full disk" else writer, "wb") as out:
+        for code, *arguments in ((8, "apply", *fleet.packets[:2]), (8, "status"), (3, "apply", fleet.packets[0], store / "none")):
+            line = [*program, *map(str, arguments), "--store", str(store), *json_option]
+            done = subprocess.run(line, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+            assert done.returncode == code, done.stderr
+            assert "output is lost" in done.stderr
+            assert ("what was asked for is done" in done.stderr) == (code == 8)
+            assert not any(word in done.stderr for word in ("Traceback", "Exception", "internal"))
+    assert Device.open(store).status()["task"] == 2
+
+
+def test_predict_answers_image_by_image(
+    cli: Cli, fleet: Fleet, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = make_pictures(tmp_path / "images", ["a", "b"], 2)
+    (images / "a" / "bad.png").write_bytes(b"no image")
+    (images / "b" / "notes.txt").write_text("no image, and not meant to be one")
+    (images / "b" / "._00.png").write_bytes(b"what a Mac leaves")
+    (images / "b" / "loop").symlink_to(images)
+    good = images / "a" / "00.png"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(good.read_bytes())))
+    result = cli("device", "predict", good, images, tmp_path / "none.png", "-", "--store", store, "--batch-size", 2, "--json")
+    entries = json.loads(result.out)["predictions"]
+    names = ["a/00.png", "a/01.png", "a/bad.png", "b/00.png", "b/01.png"]
+    assert result.code == 3
+    assert [entry["image"] for entry in entries] == [str(good), *(str(images / n) for n in names), str(tmp_path / "none.png"), "-"]
+    assert [i for i, entry in enumerate(entries) if "error" in entry] == [3, 6]
+    assert entries[3]["error"]["exit_code"] == 3
+    assert "bad.png" in entries[3]["error"]["message"]
+    alone = json.loads(cli("device", "predict", good, "--store", store, "--json").out)["predictions"][0]
+    assert entries[0] == entries[1] == alone == {**entries[7], "image": str(good)}
+    result = cli("device", "predict", images / "a", "--store", store)
+    assert (result.code, len(result.out.splitlines())) == (3, 2)
+    assert len(result.err.splitlines()) == 1
+    assert "bad.png" in result.err
+    (tmp_path / "empty").mkdir()
+    refused(cli("device", "predict", tmp_path / "empty", "--store", store), 3, "holds no image")
 
 
 def test_every_command_has_help(cli: Cli) -> None:

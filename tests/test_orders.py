@@ -152,7 +152,8 @@ def test_keys_rotate_when_old_and_new_ones_have_signed(
     before = Device.open(store).logits(inputs(Device.open(store)))
     assert apply(rotation).code == 0
     assert status(cli, store)["trust_version"] == 2
-    unchanged(store, lambda: apply(rotation), 7, "in force already")
+    unchanged(store, lambda: apply(rotation), 7, "applied already")
+    unchanged(store, lambda: apply(first), 7, "applied already")  # whoever signs now
     unchanged(store, lambda: apply(second), 4, "signature refused")  # the factory's key is no longer obeyed
     # the packet under the old keys is still good, and nothing was computed anew
     np.testing.assert_array_equal(Device.open(store).logits(inputs(Device.open(store))), before)
@@ -193,7 +194,10 @@ def test_an_old_trust_packet_never_comes_back(
     assert cli(*common, "--add", keys.pub("one"), "--out", two).code == 0
     assert cli(*common, "--remove", keys.pub("one"), "--after", two, "--out", three).code == 0
     assert apply(two, three).code == 0
-    unchanged(store, lambda: apply(two), 4, "version 2, and this device has seen version 3")
+    unchanged(store, lambda: apply(two), 7, "applied already")
+    countersigned = tmp_path / "2b.sdlora"
+    assert cli("packet", "sign", two, "--key", keys.key("one"), "--out", countersigned).code == 0
+    unchanged(store, lambda: apply(countersigned), 4, "version 2, and this device has seen version 3")
     # nor does the host build on one that comes too late, or on a packet that changes no keys
     again = (*common, "--add", keys.pub("one"), "--out", tmp_path / "4.sdlora")
     for after, code, word in (

@@ -120,14 +120,17 @@ def test_trust_packet_signed_by_old_keys_only(victim: Victim, stranger: Any) -> 
 
 def test_replayed_old_trust_packet(victim: Victim, fleet: Fleet, stranger: Any) -> None:
     """A key that was let in and thrown out again does not come back with the packet that let it in."""
-    two = rotation(victim, 2, 1, [victim.signer, stranger], [victim.signer])
+    both = [victim.signer, stranger]
+    two = rotation(victim, 2, 1, both, [victim.signer])
     three = rotation(victim, 3, 1, [victim.signer], [victim.signer])
     assert victim.apply(two, three).code == 0
     draft = Draft(victim.next)
     victim.refuses_each(
         [
-            (two, 4, "version 2, and this device has seen version 3"),
-            (three, 7, "in force already"),
+            (two, 7, "applied already"),  # it changes nothing
+            (rotation(victim, 2, 1, both, both), 4, "version 2, and this device has seen version 3"),
+            (three, 7, "applied already"),
+            (rotation(victim, 3, 1, [victim.signer], both), 7, "in force already"),
             (rotation(victim, 1, 1, [stranger], [victim.signer, stranger]), 4, "version 1"),
             (rotation(victim, 3, 1, [stranger], [victim.signer, stranger]), 4, "version 3"),
             (draft.sealed(stranger), 4, "signature refused"),

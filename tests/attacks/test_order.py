@@ -41,11 +41,15 @@ def fork(victim: Victim, path: Path, revision: int = 0, scale: float = 0.5) -> b
     return draft.sealed(victim.signer)
 
 
-def test_replay(victim: Victim, fleet: Fleet) -> None:
-    """The packet that is in force, and one before it."""
+def test_replay(victim: Victim, fleet: Fleet, stranger: Any) -> None:
+    """What the device holds changes nothing, in whatever place, whoever has signed it once more; another packet of an old task does
+    not get that far."""
     victim.refuses(fleet.packets[0], 7, "applied already")
     assert victim.apply(victim.next).code == 0
-    victim.refuses_each([(fleet.packets[0], 4, "replay"), (fleet.packets[1], 7, "applied already")])
+    again = Draft(fleet.packets[0]).sealed(victim.signer, stranger)
+    assert again != fleet.packets[0].read_bytes()
+    held = [(packet, 7, "applied already") for packet in (*fleet.packets[:2], again)]
+    victim.refuses_each([*held, (fork(victim, fleet.packets[0]), 4, "replay")])
 
 
 def test_rollback(victim: Victim, fleet: Fleet) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import io
+import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +27,7 @@ from torch.func import functional_call
 from sdlora_edge import disk, files
 from sdlora_edge.bundle import HEAD_BIAS, HEAD_WEIGHT
 from sdlora_edge.device.engines.executorch import ExecutorchEngine, patched
-from sdlora_edge.errors import InputError, StorageError, UsageError
+from sdlora_edge.errors import InputError, ResourceError, StorageError, UsageError
 from sdlora_edge.method import backbones
 from sdlora_edge.method.backbones import shaped
 
@@ -239,13 +241,13 @@ def test_publishing_moves_from_one_whole_pair_to_the_next(micro: Any, tmp_path: 
     for operation in ("fsync", "replace"):
         with monkeypatch.context() as cut:
             cut.setattr(disk.os, operation, power_cut)
-            with pytest.raises(StorageError):
+            with pytest.raises(ResourceError):
                 engine.load(second)
         assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == published
     new = engine.load(second)
     with monkeypatch.context() as cut:
         cut.setattr(disk.os, "replace", power_cut)
-        with pytest.raises(StorageError):
+        with pytest.raises(ResourceError):
             engine.publish(new)
     assert {p.name: p.read_bytes() for p in tmp_path.glob("model.*")} == published
     engine.publish(new)
@@ -276,6 +278,32 @@ def test_reopening_writes_nothing_and_what_is_dropped_leaves_nothing(
     del dropped
     gc.collect()
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["model.ptd", "model.pte"]
+
+
+def test_whoever_may_only_read_loads_from_elsewhere(micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, bundle, weights = micro
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    engine, work = ExecutorchEngine(bundle, 0, tmp_path / "work"), tmp_path / "work"
+    published = engine.load(weights)
+    engine.publish(published)
+    before = {p.name: p.read_bytes() for p in work.iterdir()}
+    other = {**weights, HEAD_BIAS: weights[HEAD_BIAS] + 1}
+    with monkeypatch.context() as reader:
+        reader.setattr(os, "access", lambda *_, **__: False)
+        loaded = [engine.load(weights), engine.load(other)]
+        with pytest.raises(StorageError, match="cannot be written"):
+            engine.require_publishing()
+    assert [engine.published(one) for one in loaded] == [True, False]
+    assert {one.path.parent for one in loaded} == {tmp_path / "temporary"}
+    assert {p.name: p.read_bytes() for p in work.iterdir()} == before
+    for one, bias in zip(loaded, (0, 1), strict=True):
+        found = engine.run(one, some_pictures(16))
+        np.testing.assert_allclose(found, engine.run(published, some_pictures(16)) + bias, atol=1e-4)
+    loaded.clear()
+    del one
+    gc.collect()
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_threads_share_one_engine(micro: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from sdlora_edge.export.parity import host_logits
 
 from sdlora_edge.device import Device, canary
 from sdlora_edge.device.runtime import IN_PLACE
+from sdlora_edge.device.verify import verify
 from sdlora_edge.errors import HealthError, InputError, NotForThisDevice, UsageError
 from sdlora_edge.train.run import Run
 
@@ -41,6 +43,12 @@ def test_the_same_packets_up_to_the_capacity(fleet: Fleet, bundle: Path, tmp_pat
     np.testing.assert_allclose(device.logits(inputs), host_logits(run, 1, inputs), atol=1e-4)
     np.testing.assert_array_equal(Device.open(tmp_path / "store").logits(inputs), device.logits(inputs))
     assert {p.name for p in (tmp_path / "store" / "engine").glob("model.*")} == {"model.pte", "model.ptd"}
+    del device
+    gc.collect()
+    before = {path: path.stat().st_ctime_ns for path in (tmp_path / "store").rglob("*")}
+    found = verify(tmp_path / "store")
+    assert (found["whole"], found["serves"]["task"]) == (True, 1)
+    assert {path: path.stat().st_ctime_ns for path in (tmp_path / "store").rglob("*")} == before
 
 
 def test_in_place_the_pair_before_comes_back_where_an_update_is_not_served(fleet: Fleet, bundle: Path, tmp_path: Path) -> None:

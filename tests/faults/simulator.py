@@ -143,9 +143,7 @@ class Simulator:
         if self.die_at and self.operations >= self.die_at:
             raise Killed
 
-    def write(
-        self, path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | None = None, synced: bool = True
-    ) -> None:
+    def write(self, path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | None = None, synced: bool = True) -> None:
         self._operate()
         REAL["write"](path, chunks, mode, like)
         data = path.read_bytes()

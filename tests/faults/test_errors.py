@@ -101,7 +101,7 @@ def test_a_device_is_flashed_on_a_disk_that_fails(device_life: Fixture, tmp_path
         store = tmp_path / "new" / str(number)
         failing = Failing(operations, number, code, for_good)
         with failing.installed(), contextlib.suppress(InputError, ResourceError):
-            Device.init(device_life.fleet.bundle, store)
+            Device.init(device_life.fleet.bundle, store, group=str(os.getgid()))
         if not store.exists():
             Device.init(device_life.fleet.bundle, store)
         assert device_life.digest(Device.open(store, threads=1)) == device_life.logits[0]
