@@ -9,12 +9,13 @@ import contextlib
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from . import disk
 from .errors import InputError, LimitError, SdloraError, StorageError, UsageError
-from .shortage import verdict
+from .shortage import shortage
 
 TEMPORARY = ".tmp-"
 """how the name of a file or folder begins that is not whole yet"""
@@ -75,18 +76,28 @@ def _chunks(path: Path) -> Iterator[bytes]:
         yield from disk.read(path)
 
 
+def temporary() -> Path:
+    """Where temporary files go. Raises StorageError."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise StorageError("there is no folder for temporary files: set TMPDIR to one that can be written") from error
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """What the operating system says about a file or folder that cannot be read, as an InputError."""
     try:
         yield
     except (OSError, ValueError) as error:
-        raise verdict(error, InputError(f"{path}: {getattr(error, 'strerror', None) or error}")) from error
+        unread = InputError(f"{path}: {getattr(error, 'strerror', None) or error}")
+        raise (shortage(error, f"while {path} was read") or unread) from error
 
 
-def unwritten(path: Path, error: OSError) -> SdloraError:
-    """What the operating system says about a file or folder that cannot be written, as an error to raise."""
-    return verdict(error, StorageError(f"{path} cannot be written: {error.strerror or error}"))
+def unwritten(path: Path, error: OSError | MemoryError) -> SdloraError:
+    """What is said about a file or folder that cannot be written, as an error to raise."""
+    said = getattr(error, "strerror", None) or error
+    return shortage(error, f"while {path} was written") or StorageError(f"{path} cannot be written: {said}")
 
 
 def write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, like: Path | None = None) -> None:
@@ -109,9 +120,9 @@ def write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, like: Pa
     except (OSError, MemoryError, SdloraError) as error:
         with contextlib.suppress(OSError):
             disk.unlink(temporary)
-        if isinstance(error, OSError):
-            raise unwritten(path, error) from error
-        raise
+        if isinstance(error, SdloraError):
+            raise
+        raise unwritten(path, error) from error
 
 
 def make_folder(path: Path, like: Path | None = None) -> None:

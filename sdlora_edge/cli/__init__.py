@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     with contextlib.suppress(OSError, ValueError):  # what is still buffered would fail again when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     done = "what was asked for is done" if code == 0 else f"the command ended with {code}"
-    output.complain(f"error: {done}, but its output is lost: {output.lost[0].strerror}")
+    output.say(f"error: {done}, but its output is lost: {output.lost[0].strerror}", err=True)
     return code or ResourceError.exit_code
 
 
@@ -85,7 +85,7 @@ def _run(arguments: list[str]) -> int:
         if isinstance(error, _ArgumentError):
             error.show()  # type: ignore[attr-defined]
         else:
-            output.complain(message if code in (1, 130) else f"error: {message}")
+            output.say(message if code in (1, 130) else f"error: {message}", err=True)
         if "--json" in arguments:
             output.emit({**done, "error": {"message": message, "exit_code": code}}, True, str)
         return code

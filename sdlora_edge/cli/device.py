@@ -17,7 +17,7 @@ from ..device.preprocessing import SUFFIXES, Picture
 from ..device.runtime import IN_PLACE, Device
 from ..device.verify import verify as verified
 from ..errors import InputError, LimitError, NothingToDo, naming
-from .output import Json, Store, complain, completing, emit, facts, say
+from .output import Json, Store, completing, emit, facts, say
 
 Unproved = Annotated[
     bool,
@@ -109,7 +109,7 @@ def predict(
             name = names.popleft()
             found.append({"image": name, **_answer(answer)})
             if isinstance(answer, InputError):
-                complain(f"error: {answer}" if str(answer).startswith(name) else f"error: {name}: {answer}")
+                say(f"error: {answer}" if str(answer).startswith(name) else f"error: {name}: {answer}", err=True)
             elif not json:
                 say(f"{name}: " + ", ".join(f"{label} {100 * score:.1f} %" for label, score in answer.top))
     if json:
@@ -119,12 +119,16 @@ def predict(
 
 
 def _images(argument: str) -> Iterator[str]:
-    """What an argument names. Raises InputError for a folder without images."""
+    """What an argument names. Raises InputError for a folder without images, or one that cannot be read."""
+
+    def unread(error: OSError) -> None:
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+
     if argument == "-" or not os.path.isdir(argument):
         yield argument
         return
     found = False
-    for folder, below, names in os.walk(argument):
+    for folder, below, names in os.walk(argument, onerror=unread):
         below.sort()
         for name in sorted(names):
             if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):

@@ -37,20 +37,20 @@ def completing(done: dict[str, Any]) -> Iterator[None]:
         raise Incomplete(done) from error
 
 
-def say(text: str) -> None:
-    """Text on stdout, flushed. A full disk, or a reader that has gone, stops no work: `main` tells of it in the end."""
+def say(text: str, err: bool = False) -> None:
+    """Text on stdout, flushed. A full disk, or a reader that has gone, stops no work: `main` tells of it in the end.
+
+    err: one line, on stderr; if that takes none, the exit code has to do.
+    """
     # a packet that is only looked at may hold any text: none of it reaches the terminal as a command
     try:
-        if not lost:
+        if err:
+            typer.echo(" ".join(text.split()), err=True)
+        elif not lost:
             typer.echo(printable(text))
     except OSError as error:
-        lost.append(error)
-
-
-def complain(text: str) -> None:
-    """One line on stderr; where that takes none, the exit code has to do."""
-    with contextlib.suppress(OSError):
-        typer.echo(" ".join(text.split()), err=True)
+        if not err:
+            lost.append(error)
 
 
 def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:

@@ -159,7 +159,7 @@ class Store:
         shared = None if group is None else _group(group)
         with files.new_folder(path, 0o700) as folder:
             if shared is not None:
-                disk.share(folder, shared)
+                _share(folder, shared)
             disk.mkdir(folder / "bundle", like=folder)
             for name in [MANIFEST, *bundle.manifest.files]:
                 files.copy(bundle.path / name, folder / "bundle" / name)
@@ -315,6 +315,13 @@ def _group(name: str) -> int:
         return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except KeyError as error:
         raise UsageError(f"there is no group {name!r}: make it, or name another one") from error
+
+
+def _share(folder: Path, group: int) -> None:
+    try:
+        disk.share(folder, group)
+    except PermissionError as error:
+        raise UsageError(f"this user may not share files with group {group}: join that group, or run this as root") from error
 
 
 def _write_record(path: Path, record: Generation) -> None:

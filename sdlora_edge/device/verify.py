@@ -68,7 +68,7 @@ def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
 
 def _status(store: Store, unproved: bool) -> dict[str, Any]:
     """Of a device on this store, whose engine has a folder elsewhere."""
-    with tempfile.TemporaryDirectory(prefix=files.TEMPORARY) as folder, noticed("while the store was opened"):
+    with noticed("while the store was opened"), tempfile.TemporaryDirectory(dir=files.temporary()) as folder:
         store.workspace = Path(folder)
         return Device(store, open_bundle(store.path / "bundle"), unproved=unproved).status()
 

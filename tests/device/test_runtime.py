@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +38,24 @@ def test_after_every_packet_the_device_computes_what_the_host_does(fleet: Fleet,
         assert all(a.top[0][1] >= a.top[1][1] for a in answers)
 
 
+def test_images_are_decoded_batch_by_batch(store: Path) -> None:
+    """However many there are; and one that cannot be read is an error in its place."""
+    device, taken = Device.open(store, threads=1), 0
+
+    def images() -> Iterator[np.ndarray]:
+        nonlocal taken
+        for taken in range(1, 1000):
+            yield np.zeros((0, 0, 3) if taken == 2 else (8, 8, 3), np.uint8)
+
+    answers = device.predict_each(images(), batch_size=4)
+    seen = [next(answers) for _ in range(5)]
+    assert taken == 8
+    assert [isinstance(one, InputError) for one in seen] == [False, True, False, False, False]
+    with pytest.raises(InputError):
+        device.predict(images())
+    assert device.predict([]) == []
+
+
 def test_a_rollback_is_exact_and_a_store_opens_as_it_was_left(fleet: Fleet, store: Path) -> None:
     device = Device.open(store)
     seen = [device.logits(inputs(device))]
@@ -59,6 +78,8 @@ def test_a_bundle_of_any_task_takes_the_same_packets(fleet: Fleet, store: Path, 
     export_bundle(Run.open(fleet.run), tmp_path / "bundle1", 1, [public])
     later, first = Device.init(tmp_path / "bundle1", tmp_path / "later"), Device.open(store)
     first.apply(fleet.packets[0])
+    with pytest.raises(NothingToDo, match="applied already"):  # the bundle knows it
+        later.apply(fleet.packets[0])
     for path in fleet.packets[1:]:
         assert first.apply(path)["state"] == later.apply(path)["state"]
         np.testing.assert_allclose(first.logits(inputs(first)), later.logits(inputs(first)), atol=1e-4)

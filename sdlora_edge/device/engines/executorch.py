@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import threading
 import time
 import uuid
@@ -135,7 +134,7 @@ class ExecutorchEngine(Engine):
     def _place(self, values: Callable[[BinaryIO], Iterator[bytes]]) -> tuple[Path, bool]:
         """The flashed .ptd with other values, in a file of its own: another name of the published one where that is the same,
         and whether it is."""
-        folder = self._workspace if self._writable() else Path(tempfile.gettempdir())
+        folder = self._workspace if self._writable() else files.temporary()
         path = folder / f"new-{time.time():.0f}-{uuid.uuid4().hex}.ptd"
         try:
             with files.reading(self._bundle.path / DATA), open(self._bundle.path / DATA, "rb") as flashed:
