@@ -43,6 +43,8 @@ def shortage(error: BaseException, doing: str = "") -> ResourceError | None:
         what = None
     else:
         what = "memory" if _SAID.search(str(error)) else None
+    if what is None and error.__cause__ and not isinstance(error, SdloraError):  # what a library made of it
+        return shortage(error.__cause__, doing)
     said = f" ({error})" if str(error) else ""
     return ResourceError(f"{what} ran out{doing and f' {doing}'}{said}: free some, then try again") if what else None
 

@@ -20,6 +20,7 @@ from securesystemslib.signer import Key, Signature, SSlibKey
 from . import ed25519, files
 from .canonical import dump_json, is_sha256, parse_json, sha256
 from .errors import InputError, NothingToDo, StorageError, TrustError, UsageError, naming
+from .shortage import verdict
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -293,7 +294,7 @@ def _envelope(envelope_json: bytes) -> Envelope:
         envelope = Envelope.from_dict(value)
         canonical = dump_json(envelope.to_dict())
     except Exception as error:  # securesystemslib raises many kinds on malformed input
-        raise InputError(f"the envelope is malformed: {error!r}") from error
+        raise verdict(error, InputError(f"the envelope is malformed: {error!r}")) from error
     if canonical != envelope_json:
         raise InputError("the envelope is not in canonical form")
     if envelope.payload_type != PAYLOAD_TYPE:
@@ -318,4 +319,4 @@ def _unverified(envelope_json: bytes) -> Envelope:
     except InputError:
         raise
     except Exception as error:  # securesystemslib raises many kinds on malformed input
-        raise InputError(f"the envelope is malformed: {error!r}") from error
+        raise verdict(error, InputError(f"the envelope is malformed: {error!r}")) from error

@@ -30,8 +30,16 @@ class Foreign(Exception):
     """As ONNX Runtime's, of no other kind."""
 
 
+def made_of(cause: Exception) -> Exception:
+    """As libraries wrap what they do not know."""
+    error = Foreign("unknown failure")
+    error.__cause__ = cause
+    return error
+
+
 SHORT = (
     MemoryError(),
+    made_of(MemoryError()),
     OSError(errno.ENOSPC, "No space left on device"),
     OSError(errno.EDQUOT, "Disk quota exceeded"),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
@@ -46,6 +54,7 @@ SHORT = (
     ImportError("libonnxruntime.so: failed to map segment from shared object"),
 )
 OTHERS = (
+    made_of(ValueError("bad_alloc")),
     InputError("the class 'bad_alloc' stands twice"),
     ValueError("name 'out of memory' holds a control character"),
     KeyError("bad allocation"),
