@@ -12,7 +12,7 @@ import typer
 
 from ..errors import printable
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as one JSON object on stdout.")]
 Store = Annotated[Path, typer.Option("--store", help="The device's directory.")]
 
 

@@ -224,6 +224,10 @@ def test_a_patch_that_does_not_fit_is_refused() -> None:
             list(patched(io.BytesIO(bytes(data)), places, {n: w.astype(np.float32) for n, w in weights.items()}))
 
 
+def power_cut(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
 def test_publishing_moves_from_one_whole_pair_to_the_next(micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut at each step of an update, other programs find the old pair or the new one."""
     backbone, bundle, first = micro
@@ -233,9 +237,6 @@ def test_publishing_moves_from_one_whole_pair_to_the_next(micro: Any, tmp_path: 
     published = {p.name: p.read_bytes() for p in tmp_path.glob("model.*")}
     assert set(published) == {"model.pte", "model.ptd"}
     assert published["model.pte"] == (bundle.path / "model.pte").read_bytes()
-
-    def power_cut(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
 
     second = some_weights(backbone, 6, 1)
     for operation in ("fsync", "replace"):
@@ -291,6 +292,7 @@ def test_whoever_may_only_read_loads_from_elsewhere(micro: Any, tmp_path: Path, 
     other = {**weights, HEAD_BIAS: weights[HEAD_BIAS] + 1}
     with monkeypatch.context() as reader:
         reader.setattr(os, "access", lambda *_, **__: False)
+        reader.setattr(os, "link", power_cut)
         loaded = [engine.load(weights), engine.load(other)]
         with pytest.raises(StorageError, match="cannot be written"):
             engine.require_publishing()

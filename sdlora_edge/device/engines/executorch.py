@@ -141,15 +141,15 @@ class ExecutorchEngine(Engine):
                 with contextlib.suppress(OSError):
                     # by a name of our own, for another process may publish while this one reads
                     os.link(self._workspace / DATA, path)
-                    with open(path, "rb") as published:
-                        if all(published.read(len(piece)) == piece for piece in values(flashed)) and not published.read(1):
-                            return path, True
+                    if _holds(path, values(flashed)):
+                        return path, True
                     path.unlink()
                 files.write(path, values(flashed), like=self._bundle.path)
+                # whoever may not write may often not give names either
+                return path, folder != self._workspace and _holds(self._workspace / DATA, values(flashed))
         except BaseException:
             _remove(path)
             raise
-        return path, False
 
     def _link_or_copy_program(self) -> None:
         source, target = self._bundle.path / PROGRAM, self._workspace / PROGRAM
@@ -180,6 +180,15 @@ def _runtime(threads: int) -> tuple[Any, Any]:
         return Runtime.get().load_program(program, data_path=data).load_method("forward")
 
     return load, from_numpy
+
+
+def _holds(path: Path, pieces: Iterator[bytes]) -> bool:
+    """Whether a file that can be read is made of these pieces."""
+    try:
+        with open(path, "rb") as file:
+            return all(file.read(len(piece)) == piece for piece in pieces) and not file.read(1)
+    except OSError:
+        return False
 
 
 def _remove(path: Path) -> None:
