@@ -124,7 +124,7 @@ def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[P
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+        raise verdict(error, StorageError(f"{folder} cannot be made: {error.strerror}")) from error
     _refuse_shared(folder)
     files.write(private, secret.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, cipher), mode=0o600)
     key = _own(secret)

@@ -30,7 +30,7 @@ import numpy as np
 from .. import files, packet
 from ..bundle import Bundle, open_bundle
 from ..canonical import parse_json, sha256
-from ..errors import HealthError, InputError, SdloraError, StorageError
+from ..errors import HealthError, InputError, SdloraError
 from . import canary
 from .load import ask, churn, endless_updates, follow, lifetime, program
 from .preprocessing import Preprocessing
@@ -75,7 +75,7 @@ def open_kit(bundle: Path, packets: Path, expected: Path | None = None, scratch:
             scratch.mkdir(parents=True, exist_ok=True)
         made = tempfile.TemporaryDirectory(prefix="sdlora-edge-", dir=scratch)
     except OSError as error:
-        raise StorageError(f"{scratch or 'the temporary folder'} cannot be written: {error.strerror or error}") from error
+        raise files.unwritten(scratch or Path("the temporary folder"), error) from error
     with made as folder:
         yield Kit(bundle, chain, Path(folder), expected)
 

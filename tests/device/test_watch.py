@@ -272,7 +272,7 @@ def test_a_missing_folder_an_unreadable_file_and_a_full_disk_are_survived(
             raise InputError(f"{path}: Input/output error")
         return read(path, limit)
 
-    def full(path: Path, data: bytes, mode: int = 0o644) -> None:
+    def full(path: Path, data: bytes, **_: object) -> None:
         raise StorageError(f"{path} cannot be written: No space left on device")
 
     with monkeypatch.context() as disk:
