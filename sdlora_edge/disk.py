@@ -17,20 +17,45 @@ has been read here and compared with its digest.)
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 CHUNK = 1 << 20
 """bytes that `read` holds at a time"""
 
 
+def opened(path: Path) -> BinaryIO:
+    """A regular file to read from, also through a link. Anything else is an error at once: it is not opened, for that alone may
+    wait or have effects, and what takes the file's place meanwhile is not waited for."""
+    _require_file(os.stat(path))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        _require_file(os.fstat(descriptor))
+        return open(descriptor, "rb")
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def _require_file(found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a file, but a pipe, a socket or a device: name a file")
+
+
 def read(path: Path) -> Iterator[bytes]:
-    """A file's bytes, in chunks."""
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
+    """A file's bytes, in chunks, as many as it had when it was opened: what the kernel or another process goes on writing has no end."""
+    with opened(path) as file:
+        left = os.fstat(file.fileno()).st_size
+        while left and (chunk := file.read(min(CHUNK, left))):
+            left -= len(chunk)
             yield chunk
 
 

@@ -27,8 +27,8 @@ MESSAGE_LIMIT = 1000
 
 
 def printable(text: str) -> str:
-    """The text with everything but spaces and line ends that a terminal would obey, or could not show, written as \\uXXXX."""
-    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+    """The text on one line: everything that a terminal would obey, or could not show, is written as in JSON (\\n, \\u001b)."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 class SdloraError(Exception):

@@ -33,18 +33,11 @@ def read(path: Path, limit: int | None = None) -> bytes:
 
 
 def receive(path: Path, limit: int) -> bytes:
-    """A file that came from outside: one that is too large is not begun, and a pipe or device is not waited for.
-
-    Raises InputError, LimitError.
-    """
-    try:
+    """A file that came from outside: one that is too large is not begun. Raises InputError, LimitError."""
+    with reading(path):
         found = path.stat()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     if stat.S_ISREG(found.st_mode) and found.st_size > limit:
         raise LimitError(f"{path} has {found.st_size} bytes, more than the {limit} allowed here")
-    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise InputError(f"{path} is a pipe or device, not a file: name a whole file")
     return read(path, limit)
 
 
@@ -94,6 +87,12 @@ def reading(path: Path) -> Iterator[None]:
         raise (shortage(error, f"while {path} was read") or unread) from error
 
 
+def require_replaceable(path: Path) -> None:
+    """Raises UsageError for a link, a pipe or a device: to rename a file over /dev/null would take it from the whole machine."""
+    if os.path.lexists(path) and not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
+        raise UsageError(f"{path} is a link, a pipe or a device, which is not replaced: name a file")
+
+
 def unwritten(path: Path, error: OSError | MemoryError) -> SdloraError:
     """What is said about a file or folder that cannot be written, as an error to raise."""
     said = getattr(error, "strerror", None) or error
@@ -103,13 +102,15 @@ def unwritten(path: Path, error: OSError | MemoryError) -> SdloraError:
 def write(path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, like: Path | None = None) -> None:
     """Write a whole file, in place of one that may be there.
 
-    Raises StorageError, or ResourceError on a full disk: then the old one is there, or the new one.
+    Raises StorageError, or ResourceError on a full disk: then the old one is there, or the new one;
+    and UsageError in place of what is no file.
 
     data: its bytes, or pieces of them, of which one at a time is held; what making them raises leaves the old file.
     like: a folder; those who may read it may read the file, whatever `mode` and the umask say.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
+        require_replaceable(path)
         if disk.size(path.parent) is None:
             make_folder(path.parent, like)
         if disk.size(temporary) is not None:  # a killed process left it

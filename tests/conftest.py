@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -22,6 +26,7 @@ from sdlora_edge.train.config import resolve
 from sdlora_edge.train.run import Run
 from sdlora_edge.train.trainer import train
 
+T = TypeVar("T")
 SMALL = {"base_epochs": 3, "epochs": 2, "lr": 0.05, "head": "paper"}
 
 
@@ -99,6 +104,46 @@ def make_pictures(folder: Path, classes: list[str], count: int, size: int = 20, 
             pixels[:, :: index + 2] += np.array([180, 40 * index % 180, 90])
             Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{i:02d}.png")
     return folder
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """What a call returns or raises. One that hangs is a failure, and does not hang the tests."""
+    outcome: list[Any] = []
+
+    def run() -> None:
+        try:
+            outcome.extend((True, call()))
+        except BaseException as error:
+            outcome.extend((False, error))
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert outcome, f"it still hangs after {seconds} s"
+    returned, value = outcome
+    if not returned:
+        raise value
+    result: T = value
+    return result
+
+
+@contextlib.contextmanager
+def signals_as_by_default() -> Iterator[None]:
+    """In this process, and in those that it starts: nohup, a shell's background jobs and some CI runners ignore signals, and what
+    is ignored stays so in every child."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    with signals_as_by_default():
+        yield
 
 
 def shared(name: str) -> Path:

@@ -16,9 +16,10 @@ from typing import Annotated, Optional
 import typer
 
 from .. import __version__
-from ..errors import ResourceError, SdloraError
+from ..errors import ResourceError, SdloraError, printable
 from ..shortage import shortage
 from . import bundle, demo, device, eval, export, keys, output, packet, report, train, watch
+from .terminal import OneLine, terminal
 
 # click's ClickException: the root of what typer raises for wrong arguments, whichever click it carries
 _ArgumentError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -55,6 +56,7 @@ def _common(
     logging.getLogger("sdlora_edge").setLevel(logging.DEBUG if debug else logging.INFO)
 
 
+@terminal()
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: one line on stderr for an error, a traceback only with --debug; with --json the
     error is on stdout, too. Output that cannot be written stops no command, and is its own error in the end."""
@@ -71,7 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING, force=True)
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     try:
         result = app(arguments, prog_name="sdlora-edge", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -79,15 +83,17 @@ def _run(arguments: list[str]) -> int:
         return int(stop.exit_code)
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
-            traceback.print_exc()
+            # marked, so that no message in it looks like a line of ours
+            output.say(*(f"| {line}" for line in traceback.format_exc().splitlines()), err=True)
         done, cause = (error.done, error.__cause__) if isinstance(error, output.Incomplete) else ({}, error)
         code, message = _explain(cause or error)
         if isinstance(error, _ArgumentError):
+            error.message = printable(error.message)  # type: ignore[attr-defined]
             error.show()  # type: ignore[attr-defined]
         else:
             output.say(message if code in (1, 130) else f"error: {message}", err=True)
         if "--json" in arguments:
-            output.emit({**done, "error": {"message": message, "exit_code": code}}, True, str)
+            output.emit({**done, "error": {"message": message, "exit_code": code}}, True, list)
         return code
 
 

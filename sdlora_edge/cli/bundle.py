@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from ..bundle import Bundle, open_bundle
-from .output import Json, emit, facts, table
+from .output import Json, emit, facts, spaced, table
 
 app = typer.Typer(no_args_is_help=True, help="Look into a bundle.")
 
@@ -36,7 +36,7 @@ def _described(bundle: Bundle) -> dict[str, Any]:
     return shown | {"canary": {"seed": canary["seed"], "pictures": len(canary["logits"])}, "trust": trust}
 
 
-def _text(value: dict[str, Any]) -> str:
+def _text(value: dict[str, Any]) -> list[str]:
     tables: dict[str, tuple[list[str], Callable[[Any], list[list[str]]]]] = {
         "projections": (["projection", "tensor", "rows", "shape"], _projections),
         "weights": (["weight", "dtype", "shape", "file", "at byte"], _weights),
@@ -44,9 +44,9 @@ def _text(value: dict[str, Any]) -> str:
     }
     others = [name for name in value if isinstance(value[name], dict) and name not in tables]
     parts = [facts(value, *(name for name in value if name not in (*tables, *others)))]
-    parts += [f"{name.replace('_', ' ')}\n{facts(value[name], *value[name])}" for name in others]
+    parts += [[name.replace("_", " "), *facts(value[name], *value[name])] for name in others]
     parts += [table(head, rows(value[name])) for name, (head, rows) in tables.items()]
-    return "\n\n".join(parts)
+    return spaced(parts)
 
 
 def _projections(projections: list[dict[str, Any]]) -> list[list[str]]:

@@ -7,12 +7,14 @@ from typing import Annotated
 
 import typer
 
-from .output import Json, emit, say
+from .output import Json, emit, output, say
 from .train import accuracy_row
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for run, keys, bundle, packets and store; made anew.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(callback=output, help="Folder for run, keys, bundle, packets and store; made anew.")] = Path(
+        "demo"
+    ),
     json: Json = False,
 ) -> None:
     """Train four tasks on digits, export after the first, ship the others as packets, and compare host and device."""
@@ -20,4 +22,4 @@ def demo(
 
     value = run_demo(out, lambda run: None if json else say(accuracy_row(run)))
     line = "demo: host accuracy {host_accuracy:.3f}, device accuracy {device_accuracy:.3f}, {packets} packets, {packet_bytes} bytes shipped, model {model_bytes} bytes"
-    emit(value, json, lambda: line.format(**value))
+    emit(value, json, lambda: [line.format(**value)])

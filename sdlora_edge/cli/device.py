@@ -17,7 +17,7 @@ from ..device.preprocessing import SUFFIXES, Picture
 from ..device.runtime import IN_PLACE, Device
 from ..device.verify import verify as verified
 from ..errors import InputError, LimitError, NothingToDo, naming
-from .output import Json, Store, completing, emit, facts, say
+from .output import Json, Store, completing, emit, facts, output, say
 
 Unproved = Annotated[
     bool,
@@ -46,7 +46,7 @@ _STATUS = (
 @app.command()
 def init(
     bundle: Path,
-    store: Store,
+    store: Annotated[Path, typer.Option(callback=output, help="The device's directory, made anew.")],
     unproved: Unproved = False,
     group: Annotated[Optional[str], typer.Option(help="Group whose members may read the store, and predict. Default: nobody else.")] = None,
     json: Json = False,
@@ -83,7 +83,7 @@ def apply(
             if not json:
                 say(line)
     if json:
-        emit(result, json, str)
+        emit(result, json, list)
 
 
 def _applied(path: Path, status: dict[str, Any]) -> str:
@@ -113,7 +113,7 @@ def predict(
             elif not json:
                 say(f"{name}: " + ", ".join(f"{label} {100 * score:.1f} %" for label, score in answer.top))
     if json:
-        emit({"predictions": found}, json, str)
+        emit({"predictions": found}, json, list)
     if any("error" in entry for entry in found):
         raise typer.Exit(InputError.exit_code)
 
@@ -171,7 +171,7 @@ def verify(store: Store, unproved: Unproved = False, json: Json = False) -> None
     lines.append(f"serves generation {serves['generation']}, task {serves['task']}" if serves else "serves nothing")
     if untried:
         lines[-1] = f"the model could not be tried: {untried['message']}"
-    emit(found, json, lambda: "\n".join(lines))
+    emit(found, json, lambda: lines)
     if not found["whole"] or untried:
         raise typer.Exit(untried["exit_code"] if found["whole"] else InputError.exit_code)
 
@@ -185,7 +185,7 @@ def rollback(store: Store, unproved: Unproved = False, json: Json = False) -> No
 @app.command("export-adapter")
 def export_adapter(
     store: Store,
-    out: Annotated[Path, typer.Option(help="The .onnx_adapter file; one that is there is replaced.")],
+    out: Annotated[Path, typer.Option(callback=output, help="The .onnx_adapter file; one that is there is replaced.")],
     json: Json = False,
 ) -> None:
     """Write the weights in force as an adapter file, with which a C or C++ program runs the bundle's model.onnx."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from .output import Json, emit, table
+from .output import Json, emit, spaced, table
 
 
 def evaluate(
@@ -24,21 +24,25 @@ def evaluate(
     emit(value, json, lambda: _text(value))
 
 
-def _text(value: dict[str, Any]) -> str:
+def _text(value: dict[str, Any]) -> list[str]:
     by_class = sorted(value["per_class"].items(), key=lambda item: item[1][0] / item[1][1])
     rows = [[name, f"{100 * right / total:.1f} %", str(right), str(total)] for name, (right, total) in by_class]
     parts = [
-        f"accuracy {100 * value['accuracy']:.2f} % ({value['correct']} of {value['total']}) after task {value['task']}; "
-        f"pictures: {value['pictures']}",
+        [
+            f"accuracy {100 * value['accuracy']:.2f} % ({value['correct']} of {value['total']}) after task {value['task']}; "
+            f"pictures: {value['pictures']}"
+        ],
         table(["class, worst first", "accuracy", "right", "pictures"], rows),
     ]
     if value["confusions"]:
         parts.append(table(["worst confusions", "taken for", "times"], [[t, p, str(n)] for t, p, n in value["confusions"][:10]]))
     if found := value.get("hter"):
         parts.append(
-            f"HTER {100 * found['hter']:.2f} % (lower is better): FAR {100 * found['far']:.2f} %, FRR {100 * found['frr']:.2f} %, "
-            f"genuine is {found['genuine']}, at threshold {found['threshold']:g} on its logit minus the other's, which is argmax"
+            [
+                f"HTER {100 * found['hter']:.2f} % (lower is better): FAR {100 * found['far']:.2f} %, FRR {100 * found['frr']:.2f} %, "
+                f"genuine is {found['genuine']}, at threshold {found['threshold']:g} on its logit minus the other's, which is argmax"
+            ]
         )
     elif "hter" in value:
-        parts.append("no HTER: it needs pictures of both classes")
-    return "\n\n".join(parts)
+        parts.append(["no HTER: it needs pictures of both classes"])
+    return spaced(parts)

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from .output import Json, emit, facts
+from .output import Json, emit, facts, output
 
 
 def export(
@@ -24,7 +24,7 @@ def export(
     min_agreement: Annotated[Optional[float], typer.Option(min=0, max=1, help="Share of test pictures that must get the same class as in torch. Default: the precision's.")] = None,
     also: Annotated[Optional[str], typer.Option(help="onnx-adapter: the merged weights as a file for ONNX Runtime's C and C++ API, beside the bundle.")] = None,
     check: Annotated[Optional[Path], typer.Option(help="Write nothing: compare this bundle with the run again.")] = None,
-    out: Annotated[Path, typer.Option(help="The bundle's folder.")] = Path("bundle"),
+    out: Annotated[Path, typer.Option(callback=output, help="The bundle's folder.")] = Path("bundle"),
     json: Json = False,
 ) -> None:  # fmt: skip
     """Export a run's model as a bundle, and prove that it computes what torch computes."""

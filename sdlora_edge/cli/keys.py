@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from .. import signing
-from .output import Json, emit
+from .output import Json, emit, output
 from .passphrase import chosen
 
 app = typer.Typer(no_args_is_help=True, help="Make the keys that packets are signed with.")
@@ -22,7 +22,7 @@ def _group() -> None:
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="A plain word, such as factory.")],
-    out: Annotated[Path, typer.Option(help="Folder for NAME.key (keep it secret) and NAME.pub.")] = Path("keys"),
+    out: Annotated[Path, typer.Option(callback=output, help="Folder for NAME.key (keep it secret) and NAME.pub.")] = Path("keys"),
     passphrase: Annotated[
         bool,
         typer.Option("--passphrase", help=f"Encrypt NAME.key: ask for a passphrase twice, or take that in {signing.PASSPHRASE}."),
@@ -36,5 +36,5 @@ def new(
     keyid = signing.load_public(public).keyid
     value = {"private": str(private), "public": str(public), "keyid": keyid, "encrypted": encrypted}
     secret = "encrypted: keep its passphrase, and a copy of both" if encrypted else "keep it secret, and a copy safe"
-    lines = f"private key: {private} ({secret})\npublic key:  {public}\nits name in messages: {keyid}"
+    lines = [f"private key: {private} ({secret})", f"public key:  {public}", f"its name in messages: {keyid}"]
     emit(value, json, lambda: lines)

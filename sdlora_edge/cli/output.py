@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import printable
+from .. import files
+from ..device.store import store_around
+from ..errors import UsageError, printable
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as one JSON object on stdout.")]
 Store = Annotated[Path, typer.Option("--store", help="The device's directory.")]
+
+
+def output(path: Path | None) -> Path | None:
+    """The callback of every option and argument that names what a command writes.
+
+    Raises UsageError inside a store, whose files only its own commands write, and for a link, a pipe or a device.
+    """
+    if path is not None:
+        files.require_replaceable(path)
+        if store := store_around(path):
+            raise UsageError(f"{path} lies in the store {store}: choose a path outside it")
+    return path
 
 
 lost: list[OSError] = []
@@ -37,31 +52,29 @@ def completing(done: dict[str, Any]) -> Iterator[None]:
         raise Incomplete(done) from error
 
 
-def say(text: str, err: bool = False) -> None:
-    """Text on stdout, flushed. A full disk, or a reader that has gone, stops no work: `main` tells of it in the end.
+def emit(value: Any, as_json: bool, text: Callable[[], list[str]]) -> None:
+    """The result, on stdout: JSON, or the lines that `text` makes of it."""
+    say(*([json.dumps(value, ensure_ascii=False, allow_nan=False)] if as_json else text()))
 
-    err: one line, on stderr; if that takes none, the exit code has to do.
+
+def say(*lines: str, err: bool = False) -> None:
+    """Lines on stdout, and not one more, whatever they hold: a packet that is only looked at may hold any text. A full disk, or a
+    reader that has gone, stops no work: `main` tells of it in the end.
+
+    err: on stderr instead; if that takes none, the exit code has to do.
     """
-    # a packet that is only looked at may hold any text: none of it reaches the terminal as a command
     try:
-        if err:
-            typer.echo(" ".join(text.split()), err=True)
-        elif not lost:
-            typer.echo(printable(text))
+        if err or not lost:
+            print(*map(printable, lines), sep="\n", file=sys.stderr if err else sys.stdout, flush=True)
     except OSError as error:
         if not err:
             lost.append(error)
 
 
-def emit(value: Any, as_json: bool, text: Callable[[], str]) -> None:
-    """The result, on stdout: JSON, or what `text` makes of it."""
-    say(json.dumps(value, ensure_ascii=False, allow_nan=False) if as_json else text())
-
-
-def facts(value: dict[str, Any], *names: str) -> str:
+def facts(value: dict[str, Any], *names: str) -> list[str]:
     """Some entries of a result, a line each."""
     width = max((len(name) for name in names), default=0)
-    return "\n".join(f"{name.replace('_', ' '):{width}}  {_short(value[name])}" for name in names)
+    return [f"{name.replace('_', ' '):{width}}  {_short(value[name])}" for name in names]
 
 
 def _short(value: Any) -> str:
@@ -71,11 +84,16 @@ def _short(value: Any) -> str:
     return str(value)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns, aligned to the right but for the first."""
-    lines = [head, *rows]
+    lines = [head, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    return "\n".join(
+    return [
         "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip()
         for line in lines
-    )
+    ]
+
+
+def spaced(parts: Sequence[Sequence[str]]) -> list[str]:
+    """The parts' lines, with an empty line between two parts."""
+    return [line for part in parts for line in ("", *part)][1:]

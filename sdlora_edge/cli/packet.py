@@ -12,7 +12,7 @@ from ..bundle import open_bundle
 from ..errors import UsageError, naming
 from ..orders import Recall, Rotation, follow_trust
 from ..signing import PASSPHRASE, find_key, load_signer
-from .output import Json, emit, facts, table
+from .output import Json, emit, facts, output, table
 from .passphrase import known
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ Keys = Annotated[
 After = Annotated[
     Optional[list[Path]], typer.Option("--after", help="A trust packet that the devices have applied, once for each, in order.")
 ]
-Out = Annotated[Path, typer.Option("--out", help="The packet's file.")]
+Out = Annotated[Path, typer.Option("--out", callback=output, help="The packet's file.")]
 
 
 def _signers(names: list[str] | None) -> list[CryptoSigner]:
@@ -54,7 +54,7 @@ def build(
     revision: Annotated[Optional[int], typer.Option(min=0, help="With --task: this task, trained again, replaces a recalled one.")] = None,
     after: After = None,
     data: Annotated[Optional[str], typer.Option(help="A folder of pictures to score before and after each packet.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder for the packets. Default: packets/ in the run.")] = None,
+    out: Annotated[Optional[Path], typer.Option(callback=output, help="Folder for the packets. Default: packets/ in the run.")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Sign one packet per task, and prove each on a scratch device before it is written."""
@@ -67,7 +67,7 @@ def build(
     for b in built:
         numbers = [str(b["task"]), str(b["bytes"]), str(len(b["classes"])), str(b["old_rows"]), str(b["old_rows_bytes"])]
         rows.append([b["file"], *numbers, b["encoding"], f"{b['weight_error']:.1e}", f"{b['canary_difference']:.1e}"])
-    emit({"packets": built}, json, lambda: "\n".join([table(head, rows), *_accuracies(built), *_missing(built)]))
+    emit({"packets": built}, json, lambda: [*table(head, rows), *_accuracies(built), *_missing(built)])
 
 
 def _accuracies(built: list[dict[str, Any]]) -> list[str]:
@@ -97,17 +97,17 @@ def inspect(file: Path, json: Json = False) -> None:
         claims = packet.unverified_manifest(data)
     value: dict[str, Any] = {"verified": False, "bytes": len(data), **claims}
 
-    def text() -> str:
+    def text() -> list[str]:
         shown = value | {"tasks": [f"{t['name']} (revision {t['revision']}): {', '.join(t['classes'])}" for t in claims["tasks"]]}
         shown |= {"tensors": [f"{name} {dtype}{shape}" for name, (dtype, shape) in claims["tensors"].items()]}
         if isinstance(keys := claims.get("trust"), dict) and isinstance(keys.get("keys"), dict):
             shown |= {"trust": f"version {keys.get('version')}, {keys.get('threshold')} of {', '.join(map(str, keys['keys']))}"}
         shown = {name: v for name, v in shown.items() if v != []}
         names = ("format", "kind", "lineage", "sequence", "revision", "from", "to", "encoding", "tasks", "trust", "signed_by", "bytes", "tensors")  # fmt: skip
-        return (
-            facts(shown, *(n for n in names if n in shown))
-            + "\nnot verified: sdlora-edge packet verify FILE --bundle BUNDLE does that"
-        )
+        return [
+            *facts(shown, *(n for n in names if n in shown)),
+            "not verified: sdlora-edge packet verify FILE --bundle BUNDLE does that",
+        ]
 
     emit(value, json, text)
 
@@ -137,19 +137,20 @@ def verify(
         classes = [name for update in opened.updates for name in update.classes]
         value |= {"kind": "update", "task": opened.sequence, "name": opened.update.name, "classes": classes}
         line = f"task {opened.sequence} ({opened.update.name}), classes {', '.join(classes)}"
-    emit(value, json, lambda: f"{file}: good, {line}")
+    emit(value, json, lambda: [f"{file}: good, {line}"])
 
 
 @app.command()
 def sign(
     file: Path,
     key: Keys = None,
-    out: Annotated[Optional[Path], typer.Option(help="Write another file. Default: the packet itself.")] = None,
+    out: Annotated[Optional[Path], typer.Option(callback=output, help="Write another file. Default: the packet itself.")] = None,
     json: Json = False,
 ) -> None:
     """Add a signature to a packet, for devices that want several. Look at it first: inspect, verify."""
     from ..export import orders
 
+    output(out or file)
     value = orders.sign(file, _signers(key), out)
     emit(value, json, lambda: facts(value, "file", "signed_by"))
 
@@ -185,8 +186,8 @@ def trust(
 
     value = orders.rotate(bundle, _signers(key), out, add or [], remove or [], threshold, after or [])
     need = [f"{have} of {want} {side} keys have signed" for side, (have, want) in value["signatures"].items()]
-    missing = "" if value["complete"] else "\nnot enough yet: add the others with sdlora-edge packet sign"
-    emit(value, json, lambda: facts(value, "file", "version", "threshold", "keys") + "\n" + ", ".join(need) + missing)
+    missing = [] if value["complete"] else ["not enough yet: add the others with sdlora-edge packet sign"]
+    emit(value, json, lambda: [*facts(value, "file", "version", "threshold", "keys"), ", ".join(need), *missing])
 
 
 @app.command()
@@ -203,14 +204,14 @@ def recall(
     from ..export import orders
 
     value = orders.recall(bundle, task, revision, _signers(key), out, after or [])
-    emit(value, json, lambda: "\n".join([facts(value, "file", "task", "revision", "bytes"), *_missing([value])]))
+    emit(value, json, lambda: [*facts(value, "file", "task", "revision", "bytes"), *_missing([value])])
 
 
 @app.command("to-peft")
 def to_peft(
     packets: Annotated[Optional[list[Path]], typer.Argument(help="Every packet after the bundle's task, in order.")] = None,
     bundle: Annotated[Path, typer.Option(help="The bundle that they follow.")] = ...,  # type: ignore[assignment]
-    out: Annotated[Path, typer.Option(help="The adapter's folder.")] = ...,  # type: ignore[assignment]
+    out: Annotated[Path, typer.Option(callback=output, help="The adapter's folder.")] = ...,  # type: ignore[assignment]
     alone: Annotated[bool, typer.Option("--alone", help="The last task's direction only, without the head.")] = False,
     after: After = None,
     json: Json = False,
@@ -223,9 +224,10 @@ def to_peft(
     emit(
         value,
         json,
-        lambda: (
-            facts(value, *names) + "\napplies to: the backbone before task 1 (backbone.safetensors of the run, or timm's weights)"
-        ),
+        lambda: [
+            *facts(value, *names),
+            "applies to: the backbone before task 1 (backbone.safetensors of the run, or timm's weights)",
+        ],
     )
 
 
@@ -249,4 +251,4 @@ def from_peft(
         "classes": list(done.states[-1].classes),
         "metrics": done.metrics[-1],
     }
-    emit(value, json, lambda: f"{accuracy_row(done)}\nrun: {done.path}")
+    emit(value, json, lambda: [accuracy_row(done), f"run: {done.path}"])

@@ -7,12 +7,12 @@ from typing import Annotated, Optional
 
 import typer
 
-from .output import Json, emit
+from .output import Json, emit, output
 
 
 def report(
     run: Annotated[Optional[Path], typer.Argument(help="The run. Default: runs/latest.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="The page. Default: report.html in the run.")] = None,
+    out: Annotated[Optional[Path], typer.Option(callback=output, help="The page. Default: report.html in the run.")] = None,
     thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Embed a few confused test pictures; else the page holds none.")] = False,
     json: Json = False,
 ) -> None:  # fmt: skip
@@ -22,4 +22,4 @@ def report(
 
     path = run or newest()
     value = write(Run.open(path), out or path / "report.html", thumbnails)
-    emit(value, json, lambda: f"report: {value['report']} ({value['bytes']} bytes)")
+    emit(value, json, lambda: [f"report: {value['report']} ({value['bytes']} bytes)"])

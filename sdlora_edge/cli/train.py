@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from ..errors import UsageError
-from .output import Json, emit, say, table
+from .output import Json, emit, output, say, table
 
 if TYPE_CHECKING:
     from ..train.run import Run
@@ -69,7 +69,7 @@ def train(
     cache_gb: Annotated[Optional[float], typer.Option(help="Keep decoded pictures in memory up to so much.")] = None,
     tensorboard: Annotated[Optional[bool], typer.Option("--tensorboard/--no-tensorboard", help="Write event files into the run.")] = None,
     device: Annotated[Optional[str], typer.Option(help="auto, cpu or cuda.")] = None,
-    out: Annotated[Optional[Path], typer.Option(help="Folder of the new run. Default: runs/<time>.")] = None,
+    out: Annotated[Optional[Path], typer.Option(callback=output, help="Folder of the new run. Default: runs/<time>.")] = None,
     seed: Annotated[Optional[int], typer.Option(help="Of class order, split and training.")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
@@ -123,8 +123,8 @@ def accuracy_row(run: Run) -> str:
     return f"task {entry['task']:>3} {entry['name'][:16]:16} {len(entry['classes']):>4} classes {entry['seconds']:>7.1f} s | {whole}{' '.join(cells)}"
 
 
-def _summary(run: Run) -> str:
+def _summary(run: Run) -> list[str]:
     entry = run.metrics[-1]
     names = ("last", "average_anytime", "forgetting", "backward_transfer")
     scores = [[n.replace("_", " "), f"{100 * entry[n]:.2f} %"] for n in names if n in entry]
-    return (table(["", "accuracy"], scores) + "\n" if scores else "") + f"run: {run.path}"
+    return [*(table(["", "accuracy"], scores) if scores else []), f"run: {run.path}"]

@@ -10,9 +10,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..device.watch import JsonLog, Watcher
+from ..device.events import JsonLog
+from ..device.watch import Watcher
 from ..errors import HealthError, SdloraError
-from .output import Json, Store, emit, facts
+from .output import Json, Store, emit, facts, output, say, spaced
 
 _SHOWN = ("task", "task_name", "generation", "classes", "files", "counts", "trouble")
 
@@ -20,9 +21,11 @@ _SHOWN = ("task", "task_name", "generation", "classes", "files", "counts", "trou
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where packets appear. It may be missing for a while.")],
     store: Store,
-    interval: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks.")] = 5.0,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 5.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, at files as they are, and end.")] = False,
-    status: Annotated[Optional[Path], typer.Option(help="A JSON file to keep for monitoring; best in memory, as in /run.")] = None,
+    status: Annotated[
+        Optional[Path], typer.Option(callback=output, help="A JSON file to keep for monitoring; best in memory, as in /run.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Apply packets as they appear in a folder, until SIGTERM or Ctrl-C. Events go to stderr, one JSON line each.
@@ -49,8 +52,10 @@ def selftest(
     bundle: Annotated[Path, typer.Option(help="The bundle that devices are flashed with.")],
     packets: Annotated[Path, typer.Option(help="A folder with packets that follow from it.")],
     expected: Annotated[Optional[Path], typer.Option(help="What sdlora-edge expect recorded on the host.")] = None,
-    store: Annotated[Optional[Path], typer.Option(help="A folder on the disk to test. Default: where temporary files go.")] = None,
-    report: Annotated[Optional[Path], typer.Option(help="The JSON file to send back.")] = None,
+    store: Annotated[
+        Optional[Path], typer.Option(callback=output, help="A folder on the disk to test. Default: where temporary files go.")
+    ] = None,
+    report: Annotated[Optional[Path], typer.Option(callback=output, help="The JSON file to send back.")] = None,
     json: Json = False,
 ) -> None:
     """Check this very device, in a scratch store: signatures, equality with the host, updates under load, kills, times, memory."""
@@ -61,11 +66,11 @@ def selftest(
         for name in CHECKS:
             with contextlib.suppress(SdloraError):
                 found.check(name, kit)
-            typer.echo(f"{name}: {'passed' if found.value()['checks'][name]['passed'] else 'FAILED'}", err=True)
+            say(f"{name}: {'passed' if found.value()['checks'][name]['passed'] else 'FAILED'}", err=True)
     if report:
         found.write(report)
     value = found.value()
-    emit(value, json, lambda: "\n\n".join(f"{name}\n{facts(check, *check)}" for name, check in value["checks"].items()))
+    emit(value, json, lambda: spaced([[name, *facts(check, *check)] for name, check in value["checks"].items()]))
     if not value["passed"]:
         raise typer.Exit(HealthError.exit_code)
 
@@ -75,7 +80,7 @@ def expect(
         Path, typer.Argument(help="A folder of pictures, of the place where devices work; never training pictures.")
     ],
     run: Annotated[Optional[Path], typer.Option(help="The run. Default: runs/latest.")] = None,
-    out: Annotated[Path, typer.Option(help="The new folder to copy to devices.")] = Path("expected"),
+    out: Annotated[Path, typer.Option(callback=output, help="The new folder to copy to devices.")] = Path("expected"),
     json: Json = False,
 ) -> None:
     """Record what this host answers, in every state of a run, for device selftest to compare with."""

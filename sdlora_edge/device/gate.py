@@ -16,7 +16,7 @@ from ..shortage import require_memory
 
 BLAS_BUFFER = 40 << 20
 """bytes; OpenBLAS takes 32 MiB (x86-64, aarch64)"""
-_BLAS, _LIMITED = ThreadpoolController(), threading.Lock()
+_BLAS, _LIMITED = ThreadpoolController(), threading.RLock()  # a signal handler may load a model while its thread does
 
 
 @contextlib.contextmanager
@@ -45,7 +45,8 @@ def let_go(error: BaseException) -> None:
 
 class Gate:
     """For devices without the memory for two models: any number of threads may be `inside`, none while it is `closed`. Only one
-    thread may close it at a time. Raises UsageError where a thread would wait for itself: a signal handler that comes in between.
+    thread may close it at a time. A thread that is inside may go in again, as a signal handler does. Raises UsageError if a thread
+    would wait for itself.
     """
 
     def __init__(self) -> None:
@@ -55,12 +56,13 @@ class Gate:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """Waits while it is closed."""
+        """Waits while it is closed, unless this thread is inside already: whoever closes it waits for this thread."""
         me = threading.get_ident()
         with self._changed:
             if self._closed and self._closer == me:
                 raise UsageError("a prediction in the midst of an update in place, in one thread: ask from another thread")
-            self._changed.wait_for(lambda: not self._closed)
+            self._changed.notify_all()  # this may be a signal handler, called just before its thread did so on its way out
+            self._changed.wait_for(lambda: not self._closed or me in self._inside)
             self._inside.append(me)
         try:
             yield
@@ -76,7 +78,8 @@ class Gate:
             raise UsageError("an update in place in the midst of a prediction, in one thread: ask from another thread")
         try:  # from here on, for a wait may be interrupted
             with self._changed:
-                self._closed, self._closer = True, threading.get_ident()
+                self._closer = threading.get_ident()  # first: a signal handler may come in between
+                self._closed = True
                 self._changed.wait_for(lambda: not self._inside)
             yield
         finally:

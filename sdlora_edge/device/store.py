@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import grp
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -307,6 +308,12 @@ class Store:
             with files.reading(folder):
                 found[part] = sum(disk.size(folder / name) or 0 for name in disk.names(folder))
         return found
+
+
+def store_around(path: Path) -> Path | None:
+    """The store that a path is, or leads into, links followed; None if there is none."""
+    real = Path(os.path.realpath(path))
+    return next((folder for folder in (real, *real.parents) if any(os.path.isfile(folder / name) for name in _RECORDS)), None)
 
 
 def _group(name: str) -> int:

@@ -16,21 +16,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
+import queue
 import socket
-import sys
-import threading
+import stat
 import time
 from collections import Counter
-from collections.abc import Callable
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from .. import files
 from ..canonical import dump_json, is_sha256, parse_json, sha256
-from ..container import natural
+from ..container import natural, opened
 from ..errors import (
     UNWRITTEN,
     HealthError,
@@ -38,6 +35,7 @@ from ..errors import (
     LimitError,
     NotForThisDevice,
     NothingToDo,
+    ResourceError,
     SdloraError,
     TrustError,
     UsageError,
@@ -45,6 +43,7 @@ from ..errors import (
 from ..orders import Recall, read_any
 from ..packet import LIMITS, SUFFIX, Packet
 from ..signing import Trust
+from .events import Emit, Events, now, to_stderr
 from .runtime import IN_PLACE, Device
 from .store import Store
 
@@ -62,19 +61,8 @@ NEVER = -1
 """instead of the generation in which a packet was refused: not to be tried in another one either"""
 Stamp = tuple[int, int, int, int]
 """inode, bytes, time of change of bytes and of attributes: a file with the same stamp is not read again"""
-Emit = Callable[[str, dict[str, Any]], None]
-
-
-def to_stderr(event: str, fields: dict[str, Any]) -> None:
-    """One JSON line on stderr."""
-    print(json.dumps({"time": _now(), "event": event, **fields}), file=sys.stderr, flush=True)
-
-
-class JsonLog(logging.Handler):
-    """Warnings of the library, as events."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        to_stderr("log", {"level": record.levelname.lower(), "message": record.getMessage()})
+SHORTEST, LONGEST = 0.01, 86_400.0
+"""seconds that may be asked for between two looks"""
 
 
 class Watcher:
@@ -82,9 +70,13 @@ class Watcher:
 
     def __init__(self, folder: Path, store: Path, status: Path | None = None, emit: Emit = to_stderr, threads: int = 0) -> None:
         """status: the JSON file to keep. threads: of the engine. Raises InputError where `store` is no store."""
-        self._folder, self._store, self._status, self._emit, self._threads = folder, Store(store), status, emit, threads
-        self._stop = threading.Event()
-        self._stamps: dict[Path, Stamp] = {}
+        self._folder, self._store, self._status, self._threads = folder, Store(store), status, threads
+        self._events = Events(emit)
+        self._stopped = False
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler would wait for the lock of an Event
+        self._paths: dict[str, Path] = {}  # kept: a hundred thousand new ones take a second to compare
+        self._stamps: dict[Path, Stamp | None] = {}
+        """of every packet in the folder; None for what is there and is no file to read"""
         self._digests: dict[Path, tuple[Stamp, str]] = {}
         self._verdicts: dict[str, int] = {}
         """{digest: the generation it was refused in, or NEVER}"""
@@ -102,18 +94,22 @@ class Watcher:
 
     def stop(self) -> None:
         """Make `run` return before the next packet. May be called by a signal handler, or another thread."""
-        self._stop.set()
+        self._stopped = True
+        self._wake.put(None)
 
     def run(self, interval: float) -> None:
-        """Look every `interval` seconds, until `stop`."""
-        self._emit("started", {"folder": str(self._folder), "store": str(self._store.path)})
-        while not self._stop.is_set():
+        """Look every `interval` seconds, until `stop`. Raises UsageError for an interval that is none."""
+        if not SHORTEST <= interval <= LONGEST:
+            raise UsageError(f"an interval of {interval:g} s: give seconds between {SHORTEST:g} and {LONGEST:g}")
+        self._events.tell("started", {"folder": str(self._folder), "store": str(self._store.path)})
+        while not self._stopped:
             self.look()
             notify("READY=1\nWATCHDOG=1")
-            self._stop.wait(min(interval * 2**self._troubles, max(interval, LONGEST_WAIT)))
+            with contextlib.suppress(queue.Empty):
+                self._wake.get(timeout=min(interval * 2**self._troubles, max(interval, LONGEST_WAIT)))
         notify("STOPPING=1")
         self._report()
-        self._emit("stopped", dict(self._counts))
+        self._events.tell("stopped", dict(self._counts))
 
     def look(self, settled: bool = True) -> dict[str, Any]:
         """One look at the folder: apply what can be applied, and return what the status file holds.
@@ -127,21 +123,22 @@ class Watcher:
         except Exception as error:  # whatever it was, the next look may go better, and the device serves meanwhile
             self._troubles = min(self._troubles + 1, 30)
             self._trouble("trouble", error)
+        self._events.sum_up()
         return self._report()
 
     def _look(self, settled: bool) -> None:
         before, self._stamps = self._stamps, self._stamps_now()
         self._digests = {path: known for path, known in self._digests.items() if path in self._stamps}
         self._said = {key: text for key, text in self._said.items() if not isinstance(key, Path) or key in self._stamps}
-        steady = [path for path, stamp in self._stamps.items() if not settled or before.get(path) == stamp]
+        steady = [path for path, stamp in self._stamps.items() if stamp and (not settled or before.get(path) == stamp)]
         generation = self._store.current()
+        found = {digest: path for path in steady if not self._stopped and (digest := self._digest(path))}
+        here = {digest for _, digest in self._digests.values()}
+        self._verdicts = {digest: verdict for digest, verdict in self._verdicts.items() if digest in here}
         # a packet that the store holds is applied; where one is damaged there, its file here may mend it
         damaged = self._device.get("damage")
         decided = {*self._failed, *(d for d in generation.digests if not damaged or not self._store.broken((d,)))}
         decided |= {digest for digest, verdict in self._verdicts.items() if verdict in (NEVER, generation.counter)}
-        found = {digest: path for path in steady if (digest := self._digest(path))}
-        here = {digest for _, digest in self._digests.values()}
-        self._verdicts = {digest: verdict for digest, verdict in self._verdicts.items() if digest in here}
         candidates = {digest: path for digest, path in found.items() if digest not in decided}
         if mending := {digest: path for digest, path in candidates.items() if digest in generation.digests}:
             candidates = mending  # first: only then is it known who may sign the others, and what they may follow
@@ -155,40 +152,63 @@ class Watcher:
                 self._device, self._generation = device.status(), generation.counter
                 self._apply(device, candidates)
 
-    def _stamps_now(self) -> dict[Path, Stamp]:
-        """The packets in the folder; none where it is missing, which a USB stick's folder often is."""
-        found = {}
+    def _stamps_now(self) -> dict[Path, Stamp | None]:
+        """The packets in the folder; none if it is missing, as a USB stick's folder often is."""
+        names = []
         try:
             with os.scandir(self._folder) as entries:
-                for entry in entries:
-                    if entry.name.endswith(SUFFIX) and not entry.name.startswith(".") and entry.is_file():
-                        s = entry.stat()
-                        found[Path(entry.path)] = (s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+                names = sorted(e.name for e in entries if e.name.endswith(SUFFIX) and not e.name.startswith("."))
             self._say("folder", "")
         except OSError as error:
             self._trouble("folder", InputError(f"{self._folder}: {error.strerror or error}"))
-        return dict(sorted(found.items()))
+        self._paths = {name: self._paths.get(name) or self._folder / name for name in names}
+        return {path: self._stamp(path) for path in self._paths.values()}
+
+    def _stamp(self, path: Path) -> Stamp | None:
+        """None for what is no file, which is said once: one bad link does not hide what lies beside it."""
+        try:
+            s = path.stat()
+            if stat.S_ISREG(s.st_mode):
+                return s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
+            problem = "not a file: remove it"
+        except OSError as error:
+            problem = error.strerror or str(error)
+        if os.path.lexists(path):  # else it has gone meanwhile
+            self._trouble("unreadable", InputError(f"{path}: {problem}"), path)
+        return None
 
     def _digest(self, path: Path) -> str | None:
         """Of the file's bytes, read once for each stamp; None where it cannot be read, or is too large."""
-        stamp = self._stamps[path]
+        if (stamp := self._stamps[path]) is None:
+            return None
         if path not in self._digests or self._digests[path][0] != stamp:
             digest = ""
             try:
-                digest = sha256(files.receive(path, LIMITS.packet))
+                data = files.receive(path, LIMITS.packet)
+                digest = sha256(data)
                 self._said.pop(path, None)
+                self._refuse_rubbish(digest, data, path)
             except LimitError as error:
                 self._refuse("refused", path, error)
-            except InputError as error:  # tried again at every look, reported once
+            except (InputError, MemoryError, ResourceError) as error:  # tried again at every look, reported once
                 self._trouble("unreadable", error, path)
                 return None
             self._digests[path] = stamp, digest
         return self._digests[path][1] or None
 
+    def _refuse_rubbish(self, digest: str, data: bytes, path: Path) -> None:
+        """What is no packet is not read again, however much of it there is."""
+        if digest not in self._verdicts:
+            try:
+                opened(data)
+            except InputError as error:
+                self._verdicts[digest] = NEVER
+                self._refuse("refused", path, error)
+
     def _apply(self, device: Device, candidates: dict[str, Path]) -> None:
         """Try them in order."""
         for digest, path in self._in_order(device.trust, candidates):
-            if self._stop.is_set():
+            if self._stopped:
                 return
             if (verdict := self._try(device, digest, path)) is not None:
                 self._verdicts[digest] = verdict
@@ -200,13 +220,13 @@ class Watcher:
         record, found = self._store.current(), []
         named = [*(digest for digest, _ in record.trust), *record.packets]
         for digest, path in candidates.items():
-            if (data := self._still(path, digest)) is None:
+            if self._stopped or (data := self._still(path, digest)) is None:
                 continue
             try:
                 rank = (-1, named.index(digest)) if digest in named else _rank(data, trust)
                 found.append((rank, digest, path))
-            except UNWRITTEN:
-                raise
+            except (MemoryError, ResourceError) as error:
+                self._trouble("unreadable", error, path)
             except SdloraError as error:
                 # more keys may come; a damaged file stays damaged
                 self._verdicts[digest] = self._generation if isinstance(error, TrustError) else NEVER
@@ -217,7 +237,7 @@ class Watcher:
         """The file's bytes, unless it has changed since, or is gone with the stick it was on: then the next look reads it anew."""
         try:
             data = files.receive(path, LIMITS.packet)
-        except InputError:
+        except (InputError, MemoryError, ResourceError):
             data = b""
         if sha256(data) == digest:
             return data
@@ -253,7 +273,7 @@ class Watcher:
         self._generation = self._store.current().counter  # not what is served of it, where there is damage still
         facts = {key: now[key] for key in ("kind", "task", "task_name", "generation", "apply_ms", "canary_difference")}
         self._counts["applied"] += 1
-        self._emit("applied", {"file": str(path), **facts})
+        self._events.tell("applied", {"file": str(path), **facts})
         return NEVER
 
     def _recollect(self) -> None:
@@ -287,49 +307,53 @@ class Watcher:
     def _refuse(self, event: str, path: Path, error: SdloraError) -> None:
         self._counts[event] += 1
         self._note(error, path)
-        self._emit(event, {"file": str(path), "error": str(error), "exit_code": error.exit_code})
+        tell = self._events.tell if event == "failed" else self._events.tell_of_file
+        tell(event, {"file": str(path), "error": str(error), "exit_code": error.exit_code})
 
     def _trouble(self, event: str, error: Exception, path: Path | None = None) -> None:
         """What does not go away by itself is said once."""
         text = str(error) if isinstance(error, SdloraError) else repr(error)
         if self._say(path or event, text):
             self._note(error, path)
-            where = {} if path is None else {"file": str(path)}
-            self._emit(event, {**where, "error": text, "exit_code": getattr(error, "exit_code", 1)})
+            fields = {"error": text, "exit_code": getattr(error, "exit_code", 1)}
+            if path is None:
+                self._events.tell(event, fields)
+            else:
+                self._events.tell_of_file(event, {"file": str(path), **fields})
 
     def _say(self, key: object, text: str) -> bool:
         """Whether `text` is news; an end of trouble is an event of its own."""
         before, self._said[key] = self._said.get(key, ""), text
         if before and not text:
-            self._emit("recovered", {"from": before})
+            self._events.tell("recovered", {"from": before})
         return text != before
 
     def _note(self, error: Exception, path: Path | None) -> None:
         text = str(error) if isinstance(error, SdloraError) else repr(error)
         code = getattr(error, "exit_code", 1)
-        self._last_error = {"time": _now(), "file": path and str(path), "error": text, "exit_code": code}
+        self._last_error = {"time": now(), "file": path and str(path), "error": text, "exit_code": code}
 
     def _report(self) -> dict[str, Any]:
         """Write the status file, where anything has changed or a minute has passed."""
         shown = ("generation", "task", "task_name", "classes", "state", "lineage", "bundle", "store_bytes", "damage")
         value = {
-            "running": not self._stop.is_set(),
+            "running": not self._stopped,
             "folder": str(self._folder),
             "store": str(self._store.path),
             **{key: self._device.get(key) for key in shown},
-            "files": len(self._stamps),
+            "files": sum(stamp is not None for stamp in self._stamps.values()),
             "counts": {key: self._counts[key] for key in ("applied", "waiting", "refused", "failed")},
             "trouble": next((text for key, text in self._said.items() if text), None),
             "last_error": self._last_error,
         }
         text, clock = json.dumps(value), time.monotonic()
-        report = {"time": _now(), **value}
+        report = {"time": now(), **value}
         if self._status and (text != self._written[0] or clock - self._written[1] >= HEARTBEAT):
             try:
                 files.write(self._status, json.dumps(report, indent=1).encode() + b"\n")
                 self._written = text, clock
                 self._said.pop("status", None)
-            except UNWRITTEN as error:
+            except Exception as error:  # as in `look`
                 self._trouble("status", error)
         return report
 
@@ -348,12 +372,6 @@ def _rank(data: bytes, trust: Trust) -> tuple[int, ...]:
 def notify(message: str) -> None:
     """Tell systemd, where it has started this process (sd_notify: one datagram)."""
     if address := os.environ.get("NOTIFY_SOCKET", ""):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
-            try:
-                to.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)
-            except OSError:  # it has gone: nobody is there to be told
-                return
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
+            to.setblocking(False)  # nobody is waited for
+            to.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)

@@ -229,12 +229,15 @@ def test_nothing_in_a_packet_is_decompressed(victim: Victim) -> None:
 def test_a_packet_that_is_only_looked_at_gives_no_commands_to_the_terminal(victim: Victim, stranger: object) -> None:
     """`inspect` proves nothing, so what it shows may come from anyone."""
     draft = Draft(victim.next)
-    draft.manifest["tasks"][0] |= {"name": "\x1b]0;owned\x07\x9b2J", "classes": ["\u202egpj.exe", "\ud800", "a\rb"]}
+    draft.manifest["tasks"][0] |= {
+        "name": "\x1b]0;owned\x07\x9b2J\nsigned by  everybody",
+        "classes": ["\u202egpj.exe", "\ud800", "a\rb"],
+    }
     draft.manifest["encoding"] = "\x1b[31m"
     path = victim.file(draft.sealed(stranger))
     shown = victim.cli("packet", "inspect", path)
     assert shown.code == 0, shown
-    assert all(line.isprintable() for line in shown.out.split("\n"))
+    assert all(line.isprintable() and not line.startswith("signed by  everybody") for line in shown.out.split("\n"))
     value = json.loads(victim.cli("packet", "inspect", path, "--json").out)
     assert value["tasks"][0]["classes"] == ["\u202egpj.exe", "\ud800", "a\rb"]
     victim.refuses(path, 4, "signature refused")

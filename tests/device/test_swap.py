@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Fleet, inputs, pictures
+from conftest import Fleet, inputs, pictures, within
 from faults.scenarios import wrong_canary
 
 from sdlora_edge.device import Device
+from sdlora_edge.device.gate import Gate, one_blas_thread
 from sdlora_edge.device.runtime import IN_PLACE
 from sdlora_edge.device.watch import Watcher
-from sdlora_edge.errors import HealthError, UsageError
+from sdlora_edge.errors import HealthError, ResourceError, UsageError
 
 
 class Counting:
@@ -96,7 +99,7 @@ def test_what_the_engine_fails_to_run_is_given_up_before_the_old_one_is_loaded(
 
     with monkeypatch.context() as patch:
         patch.setattr(device._engine, "run", fails)
-        with pytest.raises(MemoryError):
+        with pytest.raises(ResourceError):
             device.apply(fleet.packets[0])
     assert (len(counting.models), counting.most) == (3, 0)
     np.testing.assert_array_equal(device.logits(inputs(device)), before)
@@ -142,6 +145,7 @@ def test_predictors_wait_for_an_update_in_place(fleet: Fleet, counted: tuple[Dev
     assert answers == [(1, 4), (2, 6)]
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_update_interrupted_while_it_waits_lets_the_predictors_in_again(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
     """Ctrl-C while a long prediction is being waited for."""
     device, _ = counted
@@ -204,11 +208,94 @@ def test_a_signal_handler_does_not_wait_for_the_thread_it_interrupted(fleet: Fle
     assert (len(refused), device.predict(pictures(1))[0].generation) == (1, 2)
 
 
+def closing(gate: Gate) -> threading.Thread:
+    """Another thread that waits to close it."""
+
+    def close() -> None:
+        with gate.closed():
+            pass
+
+    thread = threading.Thread(target=close, daemon=True)
+    thread.start()
+    while not gate._closed:
+        pass
+    return thread
+
+
+def test_who_is_inside_may_go_in_again_while_another_thread_closes() -> None:
+    """A signal handler that predicts, while its thread does: whoever closes waits for that thread."""
+    gate = Gate()
+
+    def nested() -> threading.Thread:
+        with gate.inside():
+            updater = closing(gate)
+            with gate.inside():
+                return updater
+
+    updater = within(10, nested)
+    updater.join(10)
+    assert not updater.is_alive()
+
+
+def test_a_signal_handler_goes_in_while_its_thread_goes_out() -> None:
+    """Between the moment at which its thread is no longer inside, and that at which it tells whoever closes."""
+    gate = Gate()
+
+    class Interrupted(list[int]):
+        def remove(self, value: int) -> None:
+            super().remove(value)
+            if len(self) == 0 and not entered:
+                entered.append(True)
+                with gate.inside():
+                    pass
+
+    entered: list[bool] = []
+    gate._inside = Interrupted()
+
+    def leave() -> threading.Thread:
+        with gate.inside():
+            return closing(gate)
+
+    updater = within(10, leave)
+    updater.join(10)
+    assert (not updater.is_alive(), entered) == (True, [True])
+
+
+def test_a_signal_handler_comes_while_its_thread_closes() -> None:
+    gate = Gate()
+    refused = []
+
+    def signalled(frame: FrameType, event: str, argument: object) -> Any:
+        frame.f_trace_opcodes = True
+        if event == "opcode" and gate._closed and not refused:
+            sys.settrace(None)
+            with pytest.raises(UsageError, match="in the midst of an update"), gate.inside():
+                pass
+            refused.append(True)
+        return signalled
+
+    def close() -> None:
+        sys.settrace(signalled)
+        with gate.closed():
+            sys.settrace(None)
+
+    within(10, close)
+    assert refused
+
+
+def test_a_signal_handler_may_load_a_model_while_its_thread_does() -> None:
+    def nested() -> None:
+        with one_blas_thread(), one_blas_thread():
+            pass
+
+    within(10, nested)
+
+
 def test_a_device_that_can_load_nothing_says_so_and_recovers(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
     device, counting = counted
     before = device.logits(inputs(device))
     counting.broken = True
-    with pytest.raises(MemoryError):
+    with pytest.raises(ResourceError):
         device.apply(fleet.packets[0])
     with pytest.raises(HealthError, match="no model is loaded"):
         device.predict(pictures(1))

@@ -100,7 +100,6 @@ def test_a_file_counts_once_it_is_whole(fleet: Fleet, store: Path, folder: Path)
     assert report["counts"] == {"applied": 1, "waiting": 0, "refused": 1, "failed": 0}
     shutil.copy(fleet.packets[1], folder / ".partial.sdlora")
     shutil.copy(fleet.packets[1], folder / "partial.sdlora.tmp")
-    os.mkfifo(folder / "pipe.sdlora")
     assert watched.look()[1] == []
 
 
@@ -350,9 +349,9 @@ def test_a_stick_pulled_while_packets_are_applied(
             assert watched.look()[1] == []
     else:
         watcher = watched.watcher
-        watcher._emit = lambda event, fields: folder.rename(away) if event == "applied" else None  # type: ignore[assignment]
+        watcher._events.emit = lambda event, fields: folder.rename(away) if event == "applied" else None  # type: ignore[assignment]
         watcher.look(settled=False)
-        watcher._emit = lambda event, fields: watched.events.append((event, fields))
+        watcher._events.emit = lambda event, fields: watched.events.append((event, fields))
     assert watched.look()[1] == ["folder"]
     away.rename(folder)
     assert "refused" not in watched.look()[1]
@@ -368,10 +367,10 @@ def test_what_came_in_a_packets_place_is_not_held_against_it(fleet: Fleet, store
         if event == "applied":  # the first one
             (folder / "2.sdlora").write_bytes(built(fleet, 2, shift=1.0))
 
-    watched.watcher._emit = replaced
+    watched.watcher._events.emit = replaced
     watched.watcher.look(settled=False)
     shutil.copy(fleet.packets[1], folder / "2.sdlora")
-    watched.watcher._emit = lambda event, fields: None
+    watched.watcher._events.emit = lambda event, fields: None
     assert watched.look()[0]["task"] == 2
 
 

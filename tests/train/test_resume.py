@@ -121,6 +121,7 @@ def test_a_resumed_task_goes_on_at_its_epoch(pictures: Path, whole: Path, tmp_pa
     same(tmp_path / "run", whole)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(pictures: Path, whole: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(pictures, run)
