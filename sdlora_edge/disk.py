@@ -16,10 +16,17 @@ has been read here and compared with its digest.)
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from .errors import UsageError
+from .platforms import cannot_import
+
+try:
+    import fcntl
+except ImportError as error:
+    raise UsageError(cannot_import(error)) from error
 
 CHUNK = 1 << 20
 """bytes that `read` holds at a time"""

@@ -14,7 +14,12 @@ import typer
 
 from .. import __version__
 from ..errors import SdloraError
-from . import bundle, demo, device, eval, export, keys, packet, report, train, watch
+
+try:
+    from . import bundle, demo, device, eval, export, keys, packet, report, train, watch
+except SdloraError as error:  # this platform lacks what every command needs
+    typer.echo(f"error: {error}", err=True)
+    raise SystemExit(error.exit_code) from error
 
 # click's ClickException: the root of what typer raises for wrong arguments, whichever click it carries
 _ArgumentError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -22,7 +22,7 @@ from ..orders import Rotation, read_any
 from ..packet import Packet
 from ..signing import Trust
 from ..state import Factors, TaskState
-from . import canary
+from . import canary, trial
 from .chain import NOBODY, Chain
 from .engines import open_engine
 from .gate import Gate, let_go, one_blas_thread
@@ -97,9 +97,9 @@ class Device:
     def init(cls, bundle: Path | str, store: Path | str, unproved: bool = False) -> Device:
         """Make a store from a bundle, once this device has proved that it computes what the host computed.
 
-        Raises InputError for a damaged bundle, UsageError where the store exists, HealthError where the canary fails.
+        Raises InputError for a damaged bundle, UsageError if the store exists, HealthError if the canary fails or it crashes.
         """
-        Store.create(Path(store), open_bundle(Path(bundle)), lambda folder: cls.open(folder, unproved=unproved))
+        Store.create(Path(store), open_bundle(Path(bundle)), lambda new: cls.open(trial.tried(new, unproved), unproved=unproved))
         return cls.open(store, unproved=unproved)
 
     @classmethod
@@ -397,4 +397,4 @@ class Device:
         if not self._engine.runs:
             return None
         logits = self._engine.run(live.loaded, canary.inputs(live.canary_seed, self._prepare, len(live.canary_logits)))
-        return canary.check(logits, live.canary_logits, self.bundle.canary_tolerance, live.state.task)
+        return canary.check(logits, live.canary_logits, self.bundle.canary_tolerance, live.state.task, self._engine.advice)
