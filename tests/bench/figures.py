@@ -243,7 +243,7 @@ def device(figure: dict[str, Any]) -> str:
 def matrix(figure: dict[str, Any]) -> str:
     head = ["Python", "dependencies", "onnxruntime", "numpy", *figure["bundles"]]
     rows = [
-        [row["python"], row["kind"], row["onnxruntime"], row["numpy"], *(row["found"].get(b, "not run") for b in figure["bundles"])]
+        [row["python"], row["kind"], *(row["versions"][n] for n in ("onnxruntime", "numpy")), *row["found"].values()]
         for row in figure["cells"]
     ]
     return table(head, rows)

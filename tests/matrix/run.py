@@ -28,6 +28,8 @@ sys.path[:0] = [str(ROOT / "tests" / "bench")]
 import figures  # noqa: E402
 from fleet import BUNDLES  # noqa: E402
 
+from sdlora_edge.train.config import tomllib  # noqa: E402
+
 MATRIX = ROOT / ".matrix"
 FLEET, CARRIED, FOUND = MATRIX / "fleet", MATRIX / "device_tests", MATRIX / "found.json"
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -80,8 +82,6 @@ def version_key(text: str) -> tuple[int, ...]:
 
 def oldest(python: str) -> dict[str, str]:
     """{dependency: lowest version that pyproject.toml allows on this Python}."""
-    import tomllib
-
     lows: dict[str, str] = {}
     for text in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
         requirement = Requirement(text)
@@ -174,16 +174,15 @@ def prepare() -> Path:
     return wheel
 
 
-def run(cell: Cell, python: Path, wheel: Path, known: dict[str, Any]) -> dict[str, Any]:
-    """known: what was found of this cell before."""
+def run(cell: Cell, python: Path, wheel: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = {"python": cell.python, "kind": cell.kind}
     if problem := install(cell, python, wheel):
-        return {**known, "problem": problem}
-    found = dict(known.get("found", {}))
-    facts = {"python": cell.python, "kind": cell.kind, "versions": versions(cell)}
-    for bundle in BUNDLES:
-        if bundle not in found:
-            found[bundle] = suite(cell, bundle)
-    return {**facts, "onnxruntime": facts["versions"]["onnxruntime"], "numpy": facts["versions"]["numpy"], "found": found}
+        return {**facts, "problem": problem}
+    return {**facts, "versions": versions(cell), "found": {bundle: suite(cell, bundle) for bundle in BUNDLES}}
+
+
+def passed(row: dict[str, Any]) -> bool:
+    return all(re.fullmatch(r"([1-9]) of \1", found) for found in row.get("found", {"": "no environment"}).values())
 
 
 def main() -> None:
@@ -194,18 +193,14 @@ def main() -> None:
     wheel, interpreters = prepare(), pythons()
     for cell in cells(interpreters):
         key, begin = f"{cell.python} {cell.kind}", time.monotonic()
-        if len(kept["cells"].get(key, {}).get("found", ())) == len(BUNDLES):
+        if "found" in kept["cells"].get(key, {}):
             continue
-        kept["cells"][key] = row = run(cell, interpreters[cell.python], wheel, kept["cells"].get(key, {}))
+        kept["cells"][key] = row = run(cell, interpreters[cell.python], wheel)
         FOUND.write_text(json.dumps(kept, indent=1))
         print(f"{key}: {row.get('problem') or list(row['found'].values())} ({time.monotonic() - begin:.0f} s)", flush=True)
         values = {"bundles": BUNDLES, "cells": [r for r in kept["cells"].values() if "found" in r]}
         figures.write("matrix", "make matrix", values, packages=("torch", "timm", "onnx", "onnxruntime", "numpy"))
-    if bad := [
-        key
-        for key, row in kept["cells"].items()
-        if not all(re.fullmatch(r"(\d+) of \1", f) for f in row.get("found", {"": ""}).values())
-    ]:
+    if bad := [key for key, row in kept["cells"].items() if not passed(row)]:
         raise SystemExit(f"failed: {', '.join(bad)}")
 
 
