@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import HealthError
 from .runtime import Device, Prediction
+from .trial import child
 
 
 def endless_updates(device: Device, chain: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -54,9 +55,8 @@ def follow(store: str) -> None:
 
 def program(function: Callable[..., None], *arguments: object) -> subprocess.Popen[str]:
     """A process that calls a function of this module with these arguments, as texts; its standard streams are pipes."""
-    call = f"import sys; from {__name__} import {function.__name__}; {function.__name__}(*sys.argv[1:])"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", call, *map(str, arguments)], text=True, **pipes)  # type: ignore[call-overload]
+    return subprocess.Popen(child(function, *arguments), text=True, **pipes)  # type: ignore[call-overload]
 
 
 def outcome(process: subprocess.Popen[str], seconds: float = 600.0) -> str:

@@ -1,8 +1,7 @@
 """A model is tried in a child process before this one opens it: a runtime that crashes must not end
 the program that asked, without a message.
 
-The child gets this process's `sys.path`, and nothing of its `__main__`. Where a child cannot be had
-(a frozen program, an interpreter that does not start), nothing is tried.
+If no child can be had (a frozen program, an interpreter that does not start), nothing is tried.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -20,14 +20,7 @@ from ..canonical import sha256
 from ..errors import HealthError, ResourceError, SdloraError
 from .engines import RUNTIMES
 
-BEGUN = "begun"
-CHILD = f"""import sys
-print({BEGUN!r}, flush=True)
-sys.path[:] = sys.argv[2:]
-from {__name__} import open_store
-open_store(sys.argv[1])"""
-"""-I keeps Python from looking in the current folder before it has the right `sys.path`."""
-
+BEGUN, SEPARATOR = "begun", "\n"
 _survived: set[str] = set()
 """ids of bundles that a child of this process has opened"""
 
@@ -41,7 +34,7 @@ def tried(store: Path, unproved: bool) -> Path:
     data = files.read(store / "bundle" / MANIFEST)
     if unproved or sha256(data) in _survived or not sys.executable or getattr(sys, "frozen", False):
         return store
-    command = [sys.executable, "-I", "-c", CHILD, str(store.absolute()), *map(str, sys.path)]
+    command = child(open_store, store.absolute())
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
     except OSError:  # no process can be had now
@@ -53,8 +46,20 @@ def tried(store: Path, unproved: bool) -> Path:
     return store
 
 
+def child(function: Callable[..., None], *arguments: object) -> list[str]:
+    """The command that calls a function of this package in another interpreter, its arguments as text.
+
+    It gets this one's `sys.path`, and nothing of its `__main__`. Without -I, a module in the current
+    folder would be taken for one that Python needs before.
+    """
+    call = f"import sys; sys.path[:] = sys.argv[1].split({SEPARATOR!r}); "
+    call += f"from {function.__module__} import {function.__name__} as call; call(*sys.argv[2:])"
+    return [sys.executable, "-I", "-c", call, SEPARATOR.join(map(str, sys.path)), *map(str, arguments)]
+
+
 def open_store(store: str) -> None:
     """What the child does: load the model, and run its canary."""
+    print(BEGUN, flush=True)
     from .runtime import Device  # which imports this module
     from .store import Store
 

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,9 +106,14 @@ def minors(python: Path) -> list[str]:
 def cells(found: dict[str, Path]) -> Iterator[Cell]:
     for kind in (OLDEST, NEWEST):
         yield from (Cell(minor, kind) for minor in found)
-    between = {minor: minors(path) for minor, path in found.items()}
-    for version in sorted({v for versions in between.values() for v in versions}, key=version_key):
-        yield from (Cell(minor, version) for minor in found if version in between[minor])
+    # each version on one Python first, then on the others
+    between = [(version, minor) for minor, path in found.items() for version in minors(path)]
+    seen = Counter[str]()
+    ranked = []
+    for version, minor in between:
+        ranked.append((seen[version], version_key(version), Cell(minor, version)))
+        seen[version] += 1
+    yield from (cell for _, _, cell in sorted(ranked, key=lambda r: r[:2]))
 
 
 def install(cell: Cell, python: Path, wheel: Path) -> str:

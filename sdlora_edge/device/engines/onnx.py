@@ -63,15 +63,7 @@ class OnnxEngine(Engine):
 
     def _open(self, constants: dict[str, ort.OrtValue]) -> ort.InferenceSession:
         """A session with these values in place of the file's own; shapes are checked by ONNX Runtime."""
-        options = ort.SessionOptions()
-        options.log_severity_level = ERROR_LEVEL
-        options.intra_op_num_threads = self._threads
-        # int8 weights are unpacked once, when the session opens: else activations would be rounded to int8 as well
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-        for name, value in more_configuration().items():
-            options.add_session_config_entry(name, value)
-        if not constants and np.float16 in self._dtypes.values() and crashes(ort.__version__):
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options = self._options(fixed=bool(constants))
         if constants:
             options.add_external_initializers(list(constants), list(constants.values()))
         try:
@@ -82,6 +74,19 @@ class OnnxEngine(Engine):
         if not constants and (unknown := set(self._dtypes) - overridable):
             raise InputError(f"{MODEL} has no overridable initializer {', '.join(sorted(unknown))}: export it again")
         return session
+
+    def _options(self, fixed: bool) -> ort.SessionOptions:
+        """fixed: the weights are constants."""
+        options = ort.SessionOptions()
+        options.log_severity_level = ERROR_LEVEL
+        options.intra_op_num_threads = self._threads
+        # int8 weights are unpacked once, when the session opens: else activations would be rounded to int8 as well
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        for name, value in more_configuration().items():
+            options.add_session_config_entry(name, value)
+        if not fixed and np.float16 in self._dtypes.values() and crashes(ort.__version__):
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        return options
 
 
 def crashes(version: str) -> bool:
