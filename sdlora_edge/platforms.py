@@ -11,5 +11,9 @@ SUPPORTED = (
 
 
 def cannot_import(error: ImportError) -> str:
-    """What a user reads where something is missing that every supported platform has."""
-    return f"{error.name or 'a library'} cannot be imported on this {platform.system()} {platform.machine()} ({error}): {SUPPORTED}"
+    """What a user reads if something is missing that an install on a supported platform has."""
+    machine = f"{platform.system()} {platform.machine()}"
+    return (
+        f"{error.name or 'a library'} cannot be imported on this {machine} machine ({error}): "
+        f"install sdlora-edge again, on a supported platform: {SUPPORTED}"
+    )
