@@ -5,13 +5,18 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test fuzz vectors lint bench bench-chain bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device figures clean
+.PHONY: demo test matrix fuzz vectors lint bench bench-chain bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest
+
+# the device suite with the oldest and newest dependencies and every ONNX Runtime, on each Python found; goes on where it was stopped
+matrix: .venv/installed
+	$(BIN)/python tests/matrix/run.py
+	$(MAKE) figures
 
 # changed packets into the reader, then lives of a device by chance; FUZZ=n, LIVES=n for other numbers than these
 fuzz: .venv/installed
@@ -75,4 +80,4 @@ figures: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv demo build dist *.egg-info
+	rm -rf .venv .matrix demo build dist *.egg-info

@@ -6,6 +6,9 @@ The public names resolve lazily: importing the package imports neither torch nor
 from __future__ import annotations
 
 import importlib
+import logging
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +20,15 @@ if TYPE_CHECKING:
     from .train.trainer import add_task, train
 
 __version__ = "0.1.0"
+
+# From 1.29 on, ONNX Runtime reports to its vendor, unless this is set before it is first imported, by anyone in this process.
+if "ORT_DISABLE_TELEMETRY" not in os.environ:
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    if "onnxruntime" in sys.modules:
+        logging.getLogger(__name__).warning(
+            "onnxruntime was imported before sdlora_edge, so it may send telemetry: import sdlora_edge first, "
+            "or set ORT_DISABLE_TELEMETRY=1 in the environment"
+        )
 
 _WHERE = {
     "Device": "device.runtime",

@@ -18,13 +18,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from .errors import UsageError
+from .platforms import cannot_import
+
+try:
+    import fcntl
+except ImportError as error:
+    raise UsageError(cannot_import(error)) from error
 
 CHUNK = 1 << 20
 """bytes that `read` holds at a time"""

@@ -19,6 +19,8 @@ from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.packets import build_packets
 
 from sdlora_edge import signing
+from sdlora_edge.bundle import MANIFEST
+from sdlora_edge.canonical import dump_json, parse_json
 from sdlora_edge.cli import main
 from sdlora_edge.device import Device
 from sdlora_edge.device.preprocessing import Preprocessing
@@ -52,6 +54,14 @@ def make_fleet(folder: Path, settings: dict[str, object]) -> Fleet:
     export_bundle(Run.open(run.path), folder / "bundle", 0, [str(public)])
     packets = [Path(p["file"]) for p in build_packets(run.path, folder / "bundle", key, out=folder / "packets")]
     return Fleet(run.path, folder / "bundle", packets, key, signing.Trust((signing.load_public(public),), 1))
+
+
+def retargeted(fleet: Fleet, out: Path, target: str) -> Path:
+    """The fleet's bundle, its manifest naming another target."""
+    shutil.copytree(fleet.bundle, out)
+    manifest = parse_json((out / MANIFEST).read_bytes(), MANIFEST)
+    (out / MANIFEST).write_bytes(dump_json({**manifest, "target": target}))
+    return out
 
 
 @pytest.fixture

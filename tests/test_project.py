@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = [
     "errors",
+    "platforms",
     "canonical",
     "disk",
     "files",
@@ -70,6 +74,20 @@ def test_imports_point_downwards_only() -> None:
 
 def test_the_readmes_tables_are_those_of_the_figures() -> None:
     subprocess.run([sys.executable, str(ROOT / "tests" / "bench" / "figures.py"), "--check"], check=True)
+
+
+def test_the_matrix_takes_the_oldest_versions_that_each_python_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("matrix", "bench"):
+        monkeypatch.syspath_prepend(str(ROOT / "tests" / folder))
+    matrix = importlib.import_module("run")
+    declared = {"numpy", "pillow", "safetensors", "securesystemslib", "onnxruntime", "threadpoolctl", "typer"}
+    assert matrix.oldest("3.10").keys() == matrix.oldest("3.13").keys() == declared
+    assert (matrix.oldest("3.10")["numpy"], matrix.oldest("3.13")["numpy"]) == ("1.24", "2.1")
+    row = {"found": {"fp32 inputs": "6 of 6"}}
+    assert matrix.passed(row)
+    for found in ("5 of 6, not parity", "SIGSEGV", "0 of 0", "longer than 900 s"):
+        assert not matrix.passed({"found": {"fp32 inputs": found}})
+    assert not matrix.passed({"problem": "no wheel"})
 
 
 def test_files_are_short_enough_to_read() -> None:

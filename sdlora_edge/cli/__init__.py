@@ -17,9 +17,14 @@ import typer
 
 from .. import __version__
 from ..errors import ResourceError, SdloraError, printable
-from ..shortage import shortage
-from . import bundle, demo, device, eval, export, keys, output, packet, report, train, watch
-from .terminal import OneLine, terminal
+
+try:
+    from ..shortage import shortage
+    from . import bundle, demo, device, eval, export, keys, output, packet, report, train, watch
+    from .terminal import OneLine, terminal
+except SdloraError as error:  # this platform lacks what every command needs
+    typer.echo(f"error: {error}", err=True)
+    raise SystemExit(error.exit_code) from error
 
 # click's ClickException: the root of what typer raises for wrong arguments, whichever click it carries
 _ArgumentError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 
 from .. import files
 from ..bundle import DTYPES, INPUTS, Bundle
 from ..errors import StorageError, UsageError
 from ..shortage import verdict
 from .engines import with_room
+from .engines.onnx import ort
 from .runtime import Device
 
 SUFFIX = ".onnx_adapter"

@@ -34,12 +34,12 @@ def largest_difference(logits: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(logits - expected).max(initial=0.0)) / scale
 
 
-def check(logits: np.ndarray, expected: np.ndarray, tolerance: float, task: int) -> float:
-    """The largest difference. Raises HealthError where it is beyond the tolerance, or no number."""
+def check(logits: np.ndarray, expected: np.ndarray, tolerance: float, task: int, advice: str = "") -> float:
+    """The largest difference. Raises HealthError, with the advice, where it is beyond the tolerance, or no number."""
     difference = largest_difference(logits, expected)
     if not difference <= tolerance:
         raise HealthError(
             f"canary of task {task} failed: logits differ by {difference:.2g}, more than {tolerance:g}; "
-            "the generation before it stays in force"
+            "the generation before it stays in force" + (f"; {advice}" if advice else "")
         )
     return difference

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import HealthError
 from .runtime import Device, Prediction
+from .trial import child
 
 
 def endless_updates(device: Device, chain: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -53,9 +55,24 @@ def follow(store: str) -> None:
 
 def program(function: Callable[..., None], *arguments: object) -> subprocess.Popen[str]:
     """A process that calls a function of this module with these arguments, as texts; its standard streams are pipes."""
-    call = f"import sys; from {__name__} import {function.__name__}; {function.__name__}(*sys.argv[1:])"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", call, *map(str, arguments)], text=True, **pipes)  # type: ignore[call-overload]
+    return subprocess.Popen(child(function, *arguments), text=True, **pipes)  # type: ignore[call-overload]
+
+
+def outcome(process: subprocess.Popen[str], seconds: float = 600.0) -> str:
+    """What a `program` printed, once it has ended. Raises HealthError where it needs longer, or fails."""
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise HealthError(
+            f"a process of this check did not end within {seconds:g} s: try again when this machine is idle"
+        ) from None
+    if process.returncode:
+        last = (err.strip().splitlines() or ["it printed nothing"])[-1]
+        raise HealthError(f"a process of this check ended with {process.returncode}: {last}")
+    return out
 
 
 def churn(store: str, *chain: str) -> None:

@@ -23,7 +23,7 @@ from ..packet import Packet
 from ..shortage import noticed, require_memory
 from ..signing import Trust
 from ..state import Factors, TaskState
-from . import answers, canary
+from . import answers, canary, trial
 from .answers import Prediction
 from .chain import NOBODY, Chain
 from .engines import open_engine
@@ -70,9 +70,10 @@ class Device:
         """Make a store from a bundle, once this device has proved that it computes what the host computed.
 
         The store belongs to this user alone; group: whose members may read it, so that they can predict. Raises InputError for a
-        damaged bundle, UsageError if the store exists or the group does not, HealthError if the canary fails.
+        damaged bundle, UsageError if the store exists or the group does not, HealthError if the canary fails or the model crashes.
         """
-        Store.create(Path(store), open_bundle(Path(bundle)), lambda folder: cls.open(folder, unproved=unproved), group)
+        opened = open_bundle(Path(bundle))
+        Store.create(Path(store), opened, lambda new: cls.open(trial.tried(new, unproved), unproved=unproved), group)
         return cls.open(store, unproved=unproved)
 
     @classmethod
@@ -391,4 +392,4 @@ class Device:
         if not self._engine.runs:
             return None
         logits = self._engine.run(live.loaded, canary.inputs(live.canary_seed, self._prepare, len(live.canary_logits)))
-        return canary.check(logits, live.canary_logits, self.bundle.canary_tolerance, live.state.task)
+        return canary.check(logits, live.canary_logits, self.bundle.canary_tolerance, live.state.task, self._engine.advice)

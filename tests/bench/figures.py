@@ -1,4 +1,4 @@
-"""Figures never drift: a benchmark writes docs/figures/NAME.json, and this rewrites the README's marked tables from them.
+"""Figures never drift: a benchmark writes docs/figures/NAME.json, and this rewrites the marked tables of the README and docs/platforms.md from them.
 
 `python tests/bench/figures.py` rewrites; `python tests/bench/figures.py --check` only says whether they differ.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-README, FIGURES = ROOT / "README.md", ROOT / "docs" / "figures"
+README, PLATFORMS, FIGURES = ROOT / "README.md", ROOT / "docs" / "platforms.md", ROOT / "docs" / "figures"
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "numpy", "securesystemslib")
 
 
@@ -240,7 +240,17 @@ def device(figure: dict[str, Any]) -> str:
     return table([title, ""], rows)
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+def matrix(figure: dict[str, Any]) -> str:
+    head = ["Python", "dependencies", "onnxruntime", "numpy", *figure["bundles"]]
+    rows = [
+        [row["python"], row["kind"], *(row["versions"][n] for n in ("onnxruntime", "numpy")), *row["found"].values()]
+        for row in figure["cells"]
+    ]
+    return table(head, rows)
+
+
+Tables = dict[str, Callable[[dict[str, Any]], str]]
+TABLES: Tables = {
     "loop": loop,
     "step_cost": step_cost,
     "method": method,
@@ -252,10 +262,13 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "device": device,
 }
 
+PAGES: dict[Path, Tables] = {README: TABLES, PLATFORMS: {"matrix": matrix}}
 
-def rendered(text: str) -> str:
-    """The README with every marked table made anew."""
-    for name, render in TABLES.items():
+
+def rendered(page: Path) -> str:
+    """The page with every marked table made anew."""
+    text = page.read_text()
+    for name, render in PAGES[page].items():
         if not (FIGURES / f"{name}.json").exists():
             continue  # not measured yet
         figure = json.loads((FIGURES / f"{name}.json").read_text())
@@ -265,16 +278,17 @@ def rendered(text: str) -> str:
         marked = re.compile(rf"(<!-- figures:{name} -->\n).*?(<!-- /figures:{name} -->)", re.S)
         text, count = marked.subn(lambda m, new=f"{body}\n\n{note}\n": m[1] + new + m[2], text)  # type: ignore[misc]
         if count != 1:
-            raise SystemExit(f"README.md has {count} places marked figures:{name}; there must be one")
+            raise SystemExit(f"{page.name} has {count} places marked figures:{name}; there must be one")
     return text
 
 
 def main() -> None:
-    text = README.read_text()
-    new = rendered(text)
-    if "--check" in sys.argv:
-        raise SystemExit(0 if new == text else "README.md's tables differ from docs/figures: run make figures")
-    README.write_text(new)
+    for page in PAGES:
+        new = rendered(page)
+        if "--check" not in sys.argv:
+            page.write_text(new)
+        elif new != page.read_text():
+            raise SystemExit(f"the tables of {page.name} differ from docs/figures: run make figures")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,6 @@ from typing import Any
 
 import figures
 import numpy as np
-import onnxruntime as ort
 import random_runs
 import torch
 from sdlora_edge.export.bundles import export_bundle
@@ -46,6 +45,7 @@ from torch import Tensor, nn
 from sdlora_edge import packet, signing
 from sdlora_edge.bundle import CONSTANTS
 from sdlora_edge.device import Device, canary
+from sdlora_edge.device.engines.onnx import ort  # telemetry is off then
 from sdlora_edge.method import backbones, sdlora
 from sdlora_edge.state import Factors, TaskState
 from sdlora_edge.train.run import Run

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Fleet
+from conftest import Fleet, retargeted
 
-from sdlora_edge.bundle import MANIFEST
-from sdlora_edge.canonical import dump_json, parse_json
 from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError
 
@@ -49,15 +47,6 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(site))
     yield
     sys.modules.pop("counting", None)
-
-
-def retargeted(fleet: Fleet, out: Path, target: str) -> Path:
-    import shutil
-
-    shutil.copytree(fleet.bundle, out)
-    manifest = parse_json((out / MANIFEST).read_bytes(), MANIFEST)
-    (out / MANIFEST).write_bytes(dump_json({**manifest, "target": target}))
-    return out
 
 
 @pytest.mark.usefixtures("counting")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import Fleet, Result, make_pictures, snapshot
 
+from sdlora_edge.device import selftest
 from sdlora_edge.device.selftest import EXPECTED
 
 Cli = Callable[..., Result]
@@ -123,3 +124,50 @@ def test_a_scratch_folder_that_cannot_be_made_is_named(fleet: Fleet, cli: Cli, t
         found = cli("device", "selftest", "--bundle", fleet.bundle, "--packets", fleet.packets[0].parent, "--store", scratch)
         assert found.code == 3
         assert str(scratch) in found.err
+
+
+def test_a_slow_board_gets_its_report(fleet: Fleet, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, slow = subprocess.Popen.communicate, []
+
+    def communicate(self: subprocess.Popen[str], input: None = None, timeout: float | None = None) -> tuple[str, str]:
+        if timeout is None:
+            return real(self, input)
+        slow.append(self)
+        raise subprocess.TimeoutExpired(self.args, timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
+    for name in {*selftest.CHECKS} - {"environment", "hot_swap", "cost"}:
+        monkeypatch.delitem(selftest.CHECKS, name)
+    kit = ["--bundle", fleet.bundle, "--packets", fleet.packets[0].parent, "--report", tmp_path / "report.json", "--json"]
+    found = cli("device", "selftest", *kit)
+    assert found.code == 6
+    assert "internal error" not in found.err
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report == json.loads(found.out)
+    assert {name: check["passed"] for name, check in report["checks"].items()} == {
+        "environment": True,
+        "hot_swap": False,
+        "cost": False,
+    }
+    assert "did not end within 600 s" in report["checks"]["cost"]["error"]
+    assert len(slow) == 2
+    assert all(process.returncode is not None for process in slow), "they are killed"
+
+
+@pytest.mark.parametrize("error", [ValueError("no such thing"), AssertionError(), KeyboardInterrupt()])
+def test_whatever_a_check_meets_the_report_is_written(
+    fleet: Fleet, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def signatures(kit: selftest.Kit) -> dict[str, object]:
+        raise error
+
+    monkeypatch.setitem(selftest.CHECKS, "signatures", signatures)
+    for name in ("hot_swap", "kill_and_reopen", "cost"):
+        monkeypatch.delitem(selftest.CHECKS, name)
+    kit = ["--bundle", fleet.bundle, "--packets", fleet.packets[0].parent, "--report", tmp_path / "report.json"]
+    stopped = isinstance(error, KeyboardInterrupt)
+    assert cli("device", "selftest", *kit).code == (130 if stopped else 6)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert not report["passed"]
+    assert not report["checks"]["signatures"]["passed"]
+    assert ("parity" in report["checks"]) is not stopped

@@ -207,7 +207,7 @@ except InputError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert "executorch is not installed: pip install" in done.stdout
+    assert "run pip install 'sdlora-edge[executorch]'" in done.stdout
     old, new = (bundle.path / "model.ptd").read_bytes(), (tmp_path / "patched").read_bytes()
     place = bundle.manifest.weights["blocks.1.attn.qkv.weight"]
     start, stop = place["offset"], place["offset"] + 4 * int(np.prod(place["shape"]))

@@ -93,7 +93,7 @@ for arguments in (
     arguments = [str(bundle), str(tmp_path / "store"), str(fleet.packets[0])]
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["3", "0", "0", "3"]
-    assert done.stderr.count("executorch is not installed: pip install") == 2
+    assert done.stderr.count("run pip install 'sdlora-edge[executorch]'") == 2
     assert "Traceback" not in done.stderr
     assert '"canary_difference": null' in done.stdout
     pairs = [(tmp_path / name / "engine" / "model.ptd").read_bytes() for name in ("proved", "store")]

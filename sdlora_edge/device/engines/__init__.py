@@ -23,6 +23,8 @@ from ...shortage import verdict
 GROUP = "sdlora_edge.engines"
 BUILT_IN = {"onnx": "OnnxEngine", "executorch": "ExecutorchEngine"}
 """{target, and the module here: class}"""
+RUNTIMES = {"onnx": "onnxruntime", "executorch": "executorch"}
+"""{target: the distribution that runs it}"""
 UNUSED = -1e30
 """bias of a head row that no class has yet: finite, and never the largest"""
 
@@ -36,6 +38,8 @@ class Engine(ABC):
 
     runs = True
     """False for one that only prepares weights for a program beside this one, which then has to prove them itself"""
+    advice = ""
+    """what to try if its canary fails on this machine, as an imperative"""
 
     @abstractmethod
     def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:

@@ -169,8 +169,8 @@ def _runtime(threads: int) -> tuple[Any, Any]:
             from torch import from_numpy  # the runtime takes no other arrays, and has imported it
     except ImportError as error:
         missing = InputError(
-            "executorch is not installed: pip install 'sdlora-edge[executorch]'; or, where a C++ program loads the pair, use "
-            "--unproved (docs/executorch.md)"
+            f"ExecuTorch's Python runtime cannot be imported ({error}): run pip install 'sdlora-edge[executorch]', which "
+            "brings torch too; or, if a C++ program loads the pair, use --unproved (docs/executorch.md)"
         )
         raise verdict(error, missing) from error
     if threads and portable_lib._threadpool_get_thread_count() != threads:
