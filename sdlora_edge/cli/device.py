@@ -10,6 +10,7 @@ import typer
 from .. import files
 from ..canonical import sha256
 from ..device import store as stores
+from ..device.preprocessing import MAX_PIXELS, PILLOW_MAX_PIXELS
 from ..device.runtime import IN_PLACE, Device
 from ..device.verify import verify as verified
 from ..errors import InputError, NothingToDo, naming
@@ -84,10 +85,13 @@ def predict(
     images: list[Path],
     store: Store,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 1,
+    max_megapixels: Annotated[
+        int, typer.Option(min=1, max=PILLOW_MAX_PIXELS // 10**6, help="Refuse an image with more pixels than this.")
+    ] = MAX_PIXELS // 10**6,
     json: Json = False,
 ) -> None:
     """Name the classes of pictures."""
-    found = Device.open(store).predict(images, top)
+    found = Device.open(store).predict(images, top, max_pixels=max_megapixels * 10**6)
     value = [
         {"image": str(path), "generation": p.generation, "top": [{"class": name, "probability": score} for name, score in p.top]}
         for path, p in zip(images, found)

@@ -26,7 +26,7 @@ from . import canary
 from .chain import NOBODY, Chain
 from .engines import open_engine
 from .gate import Gate, let_go, one_blas_thread
-from .preprocessing import Picture, Preprocessing
+from .preprocessing import MAX_PIXELS, Picture, Preprocessing
 from .store import Generation, Store
 
 log = logging.getLogger("sdlora_edge")
@@ -120,14 +120,15 @@ class Device:
         device._publish()
         return device
 
-    def predict(self, pictures: Iterable[Picture], top: int = 1, batch_size: int = 32) -> list[Prediction]:
-        """The `top` best classes of each picture. Raises InputError naming a picture that cannot be read."""
-        prepare = self._prepare
-        pixels = [prepare.pixels(picture) for picture in pictures]
+    def predict(
+        self, pictures: Iterable[Picture], top: int = 1, batch_size: int = 32, max_pixels: int = MAX_PIXELS
+    ) -> list[Prediction]:
+        """The `top` best classes of each picture. Raises InputError naming a picture that cannot be read, or has too many pixels."""
+        pixels = [self._prepare.pixels(picture, max_pixels) for picture in pictures]
         found: list[Prediction] = []
         with self._serving() as live:
             for start in range(0, len(pixels), batch_size):
-                logits = self._engine.run(live.loaded, prepare.normalise(np.stack(pixels[start : start + batch_size])))
+                logits = self._engine.run(live.loaded, self._prepare.normalise(np.stack(pixels[start : start + batch_size])))
                 scores = np.exp(logits - logits.max(axis=1, keepdims=True))
                 scores /= scores.sum(axis=1, keepdims=True)
                 for row in scores:
@@ -340,8 +341,7 @@ class Device:
                 raise  # of an engine that cannot write: nothing is damaged
             except (InputError, TrustError, HealthError) as error:
                 if (now := self._store.current()).counter > record.counter:
-                    # another process went on, and swept what this one was reading
-                    record = served = now
+                    record = served = now  # another process went on, and swept what this one was reading
                     continue
                 if not served.packets:
                     raise
