@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+import warnings
 from typing import Annotated, Optional
 
 import typer
@@ -54,6 +55,7 @@ def _common(
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: one line on stderr for an error, a traceback only with --debug."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; ours is lower, and an error
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING, force=True)
     try:
         result = app(arguments, prog_name="sdlora-edge", standalone_mode=False)

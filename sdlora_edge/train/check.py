@@ -15,7 +15,7 @@ from ..errors import InputError
 from . import distributed
 from .config import TrainConfig
 from .data import Part, Source
-from .images import HIDDEN, NO_IMAGE, Picture, counted
+from .images import EMPTY, HIDDEN, NO_IMAGE, Picture, counted
 
 log = logging.getLogger("sdlora_edge")
 SKIPPED = "skipped.csv"
@@ -63,6 +63,8 @@ def record(run: Path, source: Source) -> None:
     known = files.read(run / SKIPPED).decode() if (run / SKIPPED).exists() else "file,class,reason,detail\n"
     lines = dict.fromkeys([*known.splitlines(keepends=True), *map(_line, unused(source))])
     files.write(run / SKIPPED, "".join(lines).encode())
+    if len(lines) > 1:
+        log.info("%s lists the %d files that are not used, and why", run / SKIPPED, len(lines) - 1)
 
 
 def unused(source: Source) -> list[Picture]:
@@ -81,7 +83,7 @@ class _Examiner:
         try:
             self._left -= picture.examine(decode=self._left > 0)
         except InputError as error:
-            return replace(picture, problem=UNREADABLE, detail=str(error))
+            return replace(picture, problem=UNREADABLE, detail=str(error).removeprefix(f"{picture.name} "))
         return picture
 
 
@@ -129,8 +131,8 @@ def _file_warnings(source: Source) -> Iterator[str]:
     """About images that are not used, and those of which the class is not certain."""
     by_problem: dict[str, list[str]] = {}
     for picture in unused(source):
-        if picture.problem not in (HIDDEN, NO_IMAGE):
-            by_problem.setdefault(picture.problem, []).append(picture.detail or picture.name)
+        if picture.problem not in (HIDDEN, NO_IMAGE, EMPTY):
+            by_problem.setdefault(picture.problem, []).append(f"{picture.name} {picture.detail}".rstrip())
     for problem, names in by_problem.items():
         yield f"{len(names)} skipped, {problem}: {_some(names)}"
     nested = [p.name for side in (source.train, source.test, source.val) for own in side.values() for p in own if p.nested]
