@@ -70,6 +70,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _SHORTAGES = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 CROP_MODES = ("center", "squash", "border")
 
@@ -114,13 +115,12 @@ class Preprocessing:
         with reading(str(picture) if isinstance(picture, (str, Path)) else "the image"):
             if isinstance(picture, (str, Path)):
                 with open_image(picture) as opened:
-                    refuse_many_pixels(opened.size, max_pixels)
-                    return self.prepared(opened)
-            refuse_many_pixels(picture.shape[1::-1] if isinstance(picture, np.ndarray) else picture.size, max_pixels)
-            return self.prepared(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture)
+                    return self.prepared(opened, max_pixels)
+            return self.prepared(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture, max_pixels)
 
-    def prepared(self, image: Image.Image) -> np.ndarray:
-        """The same of an image that is open and small enough. Raises whatever Pillow does: call it inside `reading`."""
+    def prepared(self, image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """The same of an open image. Raises whatever Pillow does: call it inside `reading`."""
+        refuse_many_pixels(image, max_pixels)
         image = upright(image)
         width, height = image.size
         if not 0 < max(image.size) <= MAX_ASPECT * min(image.size):
@@ -202,14 +202,15 @@ def suffix_problem(suffix: str) -> str:
     return "" if name in readable() else _NEEDED[name]
 
 
-def refuse_many_pixels(size: tuple[int, ...], max_pixels: int) -> None:
-    """Raises ValueError for a (width, height) of more than `max_pixels`."""
-    width, height = size
-    if width * height > max_pixels:
-        raise ValueError(
-            f"its {width} x {height} pixels are more than the {max_pixels / 1e6:g} megapixels allowed: "
-            "make it smaller or raise --max-megapixels"
-        )
+def refuse_many_pixels(image: Image.Image, max_pixels: int) -> None:
+    """Raises ValueError if an image, which need not be decoded yet, has more than `max_pixels`, or a tile of it would."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF, of which one small image may be cut from a tile of gigabytes
+    for width, height in (image.size, (tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0))):
+        if width * height > max_pixels:
+            raise ValueError(
+                f"its {width} x {height} pixels are more than the {max_pixels / 1e6:g} megapixels allowed: "
+                "make it smaller or raise --max-megapixels"
+            )
 
 
 def refuse_large_file(size: int) -> None:

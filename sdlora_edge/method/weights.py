@@ -40,10 +40,8 @@ def from_file(path: Path, name: str, build: Callable[[dict[str, Any]], nn.Module
         lacks = f"it lacks {len(missing)} of {len(own)} tensors, such as {missing[0]}"
         advice = _advice(missing, tensors) if len(missing) == len(own) else "give a complete file"
         raise InputError(f"{path} does not fit backbone {name}: {lacks}: {advice}")
-    if whole := [key for key, tensor in tensors.items() if key in own and not tensor.is_floating_point()]:
-        raise InputError(
-            f"{path}: tensor {whole[0]} is {tensors[whole[0]].dtype}, not floating point: give weights that are not quantised"
-        )
+    if other := [key for key in own if key in tensors and not tensors[key].is_floating_point()]:
+        raise InputError(f"{path}: tensor {other[0]} is {tensors[other[0]].dtype}: give weights in floating point")
     if more := loads[-1].unexpected_keys:
         log.warning("%s: %d tensors are not used, such as %s", path, len(more), more[0])
     return model

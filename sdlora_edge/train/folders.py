@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from ..errors import InputError
@@ -23,13 +23,15 @@ _Parts = tuple[str, ...]
 
 @dataclass(frozen=True)
 class _Layout:
-    """common: how many folders all images lie in; holders: the folders that hold images themselves."""
+    """common: how many folders all images lie in; holders: the folders that hold images themselves; named: the class folders by
+    what `names` has made of them."""
 
     data: str
     common: int
     split: bool
     domains: bool
     holders: frozenset[_Parts]
+    named: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def start(self) -> int:
@@ -44,7 +46,7 @@ class _Layout:
         return _split_of(path.parts[self.common]) if self.split else ""
 
     def names(self, folder: _Parts) -> tuple[str, str]:
-        """(domain, class) of a class folder. Raises InputError for names that no packet could carry."""
+        """(domain, class) of a class folder. Raises InputError for names that no packet could carry, or that two folders have."""
         domain, label = (
             unicodedata.normalize("NFC", ".".join(parts))
             for parts in (folder[self.start - self.domains : self.start], folder[self.start :])
@@ -52,6 +54,8 @@ class _Layout:
         name = "/".join(folder[self.common + self.split :])
         if problem := NOT_UNICODE if not_unicode(name) else name_problem(label) or (domain and name_problem(domain)):
             raise InputError(f"{self.data}: class folder {name!r}: {problem}: rename it")
+        if (other := self.named.setdefault((domain, label), name)) != name:
+            raise InputError(f"{self.data}: the folders {name} and {other} make one class name: rename one of them")
         return domain, label
 
 

@@ -60,13 +60,12 @@ class Picture:
     def pixels(self, prepare: Preprocessing) -> np.ndarray:
         """As `Preprocessing.pixels`. Raises InputError."""
         with reading(self.name), self.open() as image:
-            refuse_many_pixels(image.size, self.max_pixels)
-            return prepare.prepared(image)
+            return prepare.prepared(image, self.max_pixels)
 
     def examine(self, decode: bool) -> int:
         """How many pixels it has, once its header or (`decode`) all of it was read. Raises InputError if it cannot be."""
         with reading(self.name), self.open() as image:
-            refuse_many_pixels(image.size, self.max_pixels)
+            refuse_many_pixels(image, self.max_pixels)
             if decode:
                 upright(image)
             return image.size[0] * image.size[1]
