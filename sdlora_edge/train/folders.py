@@ -23,14 +23,15 @@ _Parts = tuple[str, ...]
 
 @dataclass(frozen=True)
 class _Layout:
-    """common: how many folders all images lie in; holders: the folders that hold images themselves; named: the class folders by
-    what `names` has made of them."""
+    """common: how many folders all images lie in; holders: the folders that hold images themselves; above: those around them;
+    named: the class folders by what `names` has made of them."""
 
     data: str
     common: int
     split: bool
     domains: bool
     holders: frozenset[_Parts]
+    above: frozenset[_Parts]
     named: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
@@ -43,7 +44,7 @@ class _Layout:
         return next((around[:n] for n in range(self.start + 1, len(around) + 1) if around[:n] in self.holders), ())
 
     def split_of(self, path: PurePosixPath) -> str:
-        return _split_of(path.parts[self.common]) if self.split else ""
+        return _split_of("".join(path.parts[self.common : self.common + 1])) if self.split else ""
 
     def names(self, folder: _Parts) -> tuple[str, str]:
         """(domain, class) of a class folder. Raises InputError for names that no packet could carry, or that two folders have."""
@@ -72,7 +73,9 @@ def labelled(data: str, files: Sequence[File], domains: bool) -> dict[str, list[
             f"{data} has no class folders with images{why and f' ({why})'}: put each class's images into a folder of its name"
         )
     common = _common(inner, domains)
-    layout = _Layout(data, common, _is_split(data, inner, common), domains, frozenset(path.parts[:-1] for path in inner))
+    holders = frozenset(path.parts[:-1] for path in inner)
+    above = frozenset(holder[:n] for holder in holders for n in range(len(holder)))
+    layout = _Layout(data, common, _is_split(data, inner, common), domains, holders, above)
     by_split: dict[str, list[Picture]] = {}
     for file in files:
         by_split.setdefault("" if file.problem else layout.split_of(file.path), []).append(_picture(layout, file))
@@ -90,7 +93,7 @@ def _picture(layout: _Layout, file: File) -> Picture:
         raise InputError(
             f"{layout.data} is not laid out as domain/class/images: {file.path} has no class folder in a domain folder"
         )
-    label = shown(".".join((folder or around)[layout.start :]))
+    label = "" if around in layout.above and not folder else shown(".".join((folder or around)[layout.start :]))
     return Picture(name, label, file.open, problem=file.problem or OUTSIDE)
 
 
@@ -100,17 +103,26 @@ def _split_of(folder: str) -> str:
 
 def _common(paths: Sequence[PurePosixPath], domains: bool) -> int:
     """How many folders all images lie in, not counting a split, a domain or a class."""
+
+    def shared(common: int) -> bool:
+        return len({path.parts[common] for path in paths}) == 1 and not _split_of(paths[0].parts[common])
+
     common, depth = 0, min(len(path.parts) for path in paths) - 2 - domains
-    while common < depth and len({path.parts[common] for path in paths}) == 1 and not _split_of(paths[0].parts[common]):
+    while common < depth and shared(common):
         common += 1
-    return common
+    return common + (shared(common) and bool(_splits(paths, common + 1)))  # images beside splits do not make a class of both
+
+
+def _splits(paths: Sequence[PurePosixPath], common: int) -> set[str]:
+    """The folders of this depth that hold a split: class folders lie in them."""
+    return {path.parts[common] for path in paths if len(path.parts) > common + 2 and _split_of(path.parts[common])}
 
 
 def _is_split(data: str, paths: Sequence[PurePosixPath], common: int) -> bool:
     """Do folders such as train/ and test/ lie around the class folders? Raises InputError if other folders lie beside them."""
-    splits = {path.parts[common] for path in paths if len(path.parts) > common + 2 and _split_of(path.parts[common])}
-    others = {path.parts[common] for path in paths} - {path.parts[common] for path in paths if _split_of(path.parts[common])}
-    if splits and others:
+    splits = _splits(paths, common)
+    folders = {path.parts[common] for path in paths if len(path.parts) > common + 1}
+    if splits and (others := [folder for folder in folders if not _split_of(folder)]):
         raise InputError(
             f"{data}: {min(others)!r} lies beside {min(splits)!r}, which holds a split: move it into a split or elsewhere"
         )

@@ -160,6 +160,21 @@ def test_test_images_without_classes_are_skipped_and_folders_beside_a_split_refu
     assert load(make_pictures(tmp_path / "q", ["train", "bus"], 2)).classes == ("bus", "train")  # classes of that name
 
 
+def test_files_beside_class_folders_belong_to_no_class(tmp_path: Path) -> None:
+    folder = make_pictures(tmp_path / "p" / "train", ["x/a", "x/b", "y/c"], 2).parent
+    for place in (folder, folder / "train", folder / "train" / "x"):
+        (place / "notes.txt").write_text("x")
+    (folder / "train" / "x" / "a" / "notes.txt").write_text("x")
+    (folder / "train" / "z").mkdir()
+    shutil.copy(folder / "train" / "y" / "c" / "00.png", folder / "loose.png")
+    for source in (load(folder), load(tmp_path), load(zipped(folder, tmp_path / "p.zip"))):
+        labels = {p.name.rpartition("p/")[2].rpartition(".zip/")[2]: p.label for p in source.skipped}
+        assert labels.pop("train/z", "z") == "z"
+        inside = {"loose.png": "", "notes.txt": "", "train/notes.txt": "", "train/x/notes.txt": ""}
+        assert labels == inside | {"train/x/a/notes.txt": "x.a"}
+        assert source.classes == ("x.a", "x.b", "y.c")
+
+
 def test_a_folder_inside_a_class_folder_makes_no_class(tmp_path: Path) -> None:
     folder = make_pictures(tmp_path / "p", ["a", "a/more/deeper", "x/b", "x/c"], 2)
     source = load(folder)
