@@ -58,7 +58,9 @@ def test_bad_pictures(cli: Cli, tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"\x10\0\0\0\0\0\0\0no weights here.")
     good = make_pictures(tmp_path / "good", ["a", "b", "c", "d"], 4)
-    refused(train(good, "--backbone", "vit_tiny_patch16_224", "--base-classes", 0, "--weights", weights), 3, "is not a safetensors file")
+    refused(
+        train(good, "--backbone", "vit_tiny_patch16_224", "--base-classes", 0, "--weights", weights), 3, "is not a safetensors file"
+    )
     refused(train(good, "--backbone", "vit_nonsense"), 2, "not known to timm")
     refused(train(good, "--backbone", "resnet18", "--base-classes", 2), 2)
     refused(train(good, "--magnitudes", "sideways"), 2, "carry, reset")
