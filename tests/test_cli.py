@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def refused(result: Result, code: int, *words: str) -> None:
-    """One line on stderr (warnings apart), the right code, nothing on stdout, no traceback."""
-    lines = [line for line in result.err.splitlines() if line and not line.startswith("WARNING")]
+    """One line on stderr (the table and warnings apart), the right code, nothing on stdout, no traceback."""
+    lines = [line for line in result.err.splitlines() if line and not line.startswith(("INFO", "WARNING"))]
     assert result.code == code, result
     assert len(lines) == 1, result
     assert result.out == ""
@@ -55,11 +55,13 @@ def test_bad_pictures(cli: Cli, tmp_path: Path) -> None:
         picture.write_bytes(b"no picture")
     result = train(bad)
     refused(result, 3, "'c'", "no readable")
-    assert result.err.count("is skipped") >= 3
+    assert result.err.count("cannot be read as an image") >= 3
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"\x10\0\0\0\0\0\0\0no weights here.")
     good = make_pictures(tmp_path / "good", ["a", "b", "c", "d"], 4)
-    refused(train(good, "--backbone", "vit_tiny_patch16_224", "--base-classes", 0, "--weights", weights), 3, "does not fit")
+    refused(
+        train(good, "--backbone", "vit_tiny_patch16_224", "--base-classes", 0, "--weights", weights), 3, "is not a safetensors file"
+    )
     refused(train(good, "--backbone", "vit_nonsense"), 2, "not known to timm")
     refused(train(good, "--backbone", "resnet18", "--base-classes", 2), 2)
     refused(train(good, "--magnitudes", "sideways"), 2, "carry, reset")
@@ -75,8 +77,8 @@ def test_an_unreadable_picture_is_named_counted_and_skipped(cli: Cli, tmp_path: 
     base = ("--backbone", "micro_vit", "--base-classes", 2, "--tasks", 1, "--epochs", 1, "--image-size", 16)
     result = cli("train", "--data", data, *base, "--out", tmp_path / "run", "--json")
     assert result.code == 0
-    assert "00.png is skipped" in result.err
-    assert "1 unreadable picture" in result.err
+    assert "1 skipped, unreadable: " in result.err
+    assert "b/00.png cannot be read as an image" in result.err
     assert json.loads(result.out)["classes"]
 
 

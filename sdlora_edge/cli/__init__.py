@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from typing import Annotated, Optional
 
 import typer
@@ -78,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; ours is lower, and an error
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..device.answers import BATCH, Prediction
-from ..device.preprocessing import SUFFIXES, Picture
+from ..device.preprocessing import MAX_FILE, MAX_PIXELS, PILLOW_MAX_PIXELS, SUFFIXES, Picture
 from ..device.runtime import IN_PLACE, Device
 from ..device.verify import verify as verified
 from ..errors import InputError, LimitError, NothingToDo, naming
@@ -24,7 +24,6 @@ Unproved = Annotated[
     typer.Option("--unproved", help="ExecuTorch without its Python runtime: the program that loads the pair tries the canary."),
 ]
 app = typer.Typer(no_args_is_help=True, help="Run a device: init, apply, predict, status, verify, rollback.")
-STDIN_LIMIT = 256 << 20
 """bytes"""
 _KINDS = {"update": "", "trust": "new keys, ", "recall": "recalled, "}
 _STATUS = (
@@ -97,6 +96,9 @@ def predict(
     images: Annotated[list[str], typer.Argument(help="Files, folders (all images below them), or - for one image on stdin.")],
     store: Store,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 1,
+    max_megapixels: Annotated[
+        int, typer.Option(min=1, max=PILLOW_MAX_PIXELS // 10**6, help="Refuse an image with more pixels than this.")
+    ] = MAX_PIXELS // 10**6,
     batch_size: Annotated[int, typer.Option(min=1, help="Images to answer together: more take more memory.")] = BATCH,
     json: Json = False,
 ) -> None:
@@ -105,7 +107,7 @@ def predict(
     found: list[dict[str, Any]] = []
     device = Device.open(store)
     with completing({"predictions": found}):
-        for answer in device.predict_each(map(_image, list(names)), top, batch_size):
+        for answer in device.predict_each(map(_image, list(names)), top, batch_size, max_megapixels * 10**6):
             name = names.popleft()
             found.append({"image": name, **_answer(answer)})
             if isinstance(answer, InputError):
@@ -141,9 +143,9 @@ def _images(argument: str) -> Iterator[str]:
 def _image(name: str) -> Picture:
     if name != "-":
         return name
-    data = sys.stdin.buffer.read(STDIN_LIMIT + 1)
-    if len(data) > STDIN_LIMIT:
-        raise LimitError(f"standard input holds more than the {STDIN_LIMIT} bytes allowed here: name a file")
+    data = sys.stdin.buffer.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise LimitError(f"standard input holds more than the {MAX_FILE} bytes allowed here: name a file")
     return io.BytesIO(data)
 
 

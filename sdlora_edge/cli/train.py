@@ -25,7 +25,7 @@ def _numbers(text: str, name: str) -> list[float]:
 def train(
     preset: Annotated[Optional[str], typer.Option(help="Settings of a published experiment, such as imagenet-r-10 or authors-imagenet-r-10; file and flags win.")] = None,
     config: Annotated[Optional[Path], typer.Option(help="A TOML file with these same keys; flags win.")] = None,
-    data: Annotated[Optional[str], typer.Option(help="Folder or ZIP, a folder per class (train/ and test/ inside, or split by the seed), or a set's name. Default: built-in digits.")] = None,
+    data: Annotated[Optional[str], typer.Option(help="Folder or ZIP, a folder per class (train/ and test/ inside, or split by the seed), or a set's name. Default: built-in digits. val/ serves --validate, or testing if there is no test/.")] = None,
     data_root: Annotated[Optional[str], typer.Option(help="Where sets with a name lie.")] = None,
     run: Annotated[Optional[Path], typer.Option(help="An existing run: with --data, learn ONE more task; without, go on where it was stopped.")] = None,
     name: Annotated[Optional[str], typer.Option(help="With --run and --data: the new task's name. Default: the folder's.")] = None,
@@ -35,6 +35,8 @@ def train(
     test_fraction: Annotated[Optional[float], typer.Option(help="Share of each class kept for testing, where there is no test/ folder.")] = None,
     validate: Annotated[Optional[float], typer.Option(help="Score on this share of the training pictures instead: to choose settings by.")] = None,
     train_limit: Annotated[Optional[int], typer.Option(help="At most so many training pictures of a class (of a domain). 0: all.")] = None,
+    max_megapixels: Annotated[Optional[int], typer.Option(help="Skip images with more pixels than this, before they are decoded. Default: 64.")] = None,
+    strict: Annotated[Optional[bool], typer.Option("--strict/--no-strict", help="Stop before training if there is a warning about the images.")] = None,
     augment: Annotated[Optional[str], typer.Option(help="Random views of training pictures: none, flip, crop, flip-crop.")] = None,
     backbone: Annotated[Optional[str], typer.Option(help="A timm model: ViT, DeiT, DINOv2, EVA, Swin, EfficientNet, MobileNet, ConvNeXt.")] = None,
     weights: Annotated[Optional[str], typer.Option(help="Its weights, a safetensors file. Default: timm's own download.")] = None,

@@ -27,12 +27,14 @@ class Prediction:
     generation: int
 
 
-def prepared(images: Iterable[Picture], prepare: Preprocessing, size: int) -> Iterator[list[np.ndarray | InputError]]:
+def prepared(
+    images: Iterable[Picture], prepare: Preprocessing, size: int, max_pixels: int
+) -> Iterator[list[np.ndarray | InputError]]:
     """Batches of uint8 (size, size, 3); the error of an image that cannot be read in its place."""
 
     def one(image: Picture) -> np.ndarray | InputError:
         try:
-            return prepare.pixels(image)
+            return prepare.pixels(image, max_pixels)
         except InputError as error:
             return error
 

@@ -5,20 +5,50 @@ First the picture becomes upright 8-bit RGB (`upright`); from there on every num
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from ..errors import InputError
+from ..errors import InputError, SdloraError
+from ..shortage import verdict
+
+try:
+    from PIL.AvifImagePlugin import SUPPORTED as _AVIF
+except ImportError:  # Pillow before 11.3
+    _AVIF = False
 
 Picture = Union[str, Path, io.BytesIO, Image.Image, np.ndarray]
 """A file or its bytes, a Pillow image, or a uint8 array (H, W) or (H, W, 3)."""
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
+
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif"),
+}
+"""The formats that are read, by Pillow's names, each with its suffixes. Pillow knows more; some start other programs."""
+_NEEDED = {"AVIF": "needs Pillow 11.3 or newer, with AVIF", "HEIF": "needs pip install 'sdlora-edge[heif]'"}
+SUFFIXES = frozenset(suffix for own in FORMATS.values() for suffix in own)
+MAX_PIXELS = 64 * 10**6
+"""of an image; more is refused before it is decoded"""
+PILLOW_MAX_PIXELS = 178_956_970
+"""above this Pillow itself opens nothing"""
+MAX_FILE = 1 << 28
+"""bytes of an image file: four for each of MAX_PIXELS"""
 
 MAX_ASPECT = 50
 """a thread of pixels would be blown up to gigabytes"""
@@ -40,6 +70,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 CROP_MODES = ("center", "squash", "border")
 
 
@@ -78,18 +109,17 @@ class Preprocessing:
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"the manifest's preprocessing is malformed: {error!r}") from error
 
-    def pixels(self, picture: Picture) -> np.ndarray:
-        """uint8 (size, size, 3), upright. Raises InputError naming a picture that cannot be read."""
-        name = str(picture) if isinstance(picture, (str, Path)) else "the picture"
-        try:
+    def pixels(self, picture: Picture, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """uint8 (size, size, 3), upright. Raises InputError naming an image that cannot be read or has more than `max_pixels`."""
+        with reading(str(picture) if isinstance(picture, (str, Path)) else "the image"):
             if isinstance(picture, (str, Path, io.BytesIO)):
-                with Image.open(picture) as opened:
-                    return self._pixels(opened)
-            return self._pixels(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture)
-        except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-            raise InputError(f"{name} cannot be read as a picture: {error}") from error
+                with open_image(picture) as opened:
+                    return self.prepared(opened, max_pixels)
+            return self.prepared(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture, max_pixels)
 
-    def _pixels(self, image: Image.Image) -> np.ndarray:
+    def prepared(self, image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """The same of an open image. Raises whatever Pillow does: call it inside `reading`."""
+        refuse_many_pixels(image, max_pixels)
         image = upright(image)
         width, height = image.size
         if not 0 < max(image.size) <= MAX_ASPECT * min(image.size):
@@ -120,6 +150,69 @@ class Preprocessing:
         scaled -= np.array(self.mean, np.float32)
         scaled /= np.array(self.std, np.float32)
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+@contextmanager
+def reading(name: str, kind: str = "an image") -> Iterator[None]:
+    """What Pillow raises in this block as an InputError that begins with `name`: the one rule for every image.
+
+    Raises ResourceError instead if the machine ran short: that says nothing about the image.
+    """
+    try:
+        yield
+    except SdloraError:
+        raise
+    except Exception as error:  # Pillow raises whatever a damaged file leads it to
+        raise verdict(error, InputError(f"{name} cannot be read as {kind}: {str(error) or repr(error)}")) from error
+
+
+def open_image(file: str | Path | io.BytesIO) -> Image.Image:
+    """Read the header of an image in one of FORMATS. Raises whatever Pillow does: call it inside `reading`."""
+    if not isinstance(file, io.BytesIO):
+        found = os.stat(file)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("it is not a regular file")
+        refuse_large_file(found.st_size)
+    try:
+        return Image.open(file, formats=readable())
+    except UnidentifiedImageError:  # it names an address in memory
+        raise ValueError(f"it is damaged, or none of {', '.join(readable())}") from None
+
+
+@functools.cache
+def readable() -> tuple[str, ...]:
+    """Those of FORMATS that can be read here."""
+    try:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        optional = {"AVIF": _AVIF, "HEIF": True}
+    except ImportError:
+        optional = {"AVIF": _AVIF, "HEIF": False}
+    return tuple(name for name in FORMATS if optional.get(name, True))
+
+
+def suffix_problem(suffix: str) -> str:
+    """Why an image file of this suffix (lower case, one of SUFFIXES) cannot be read here, in a few words: "" if it can."""
+    name = next(name for name, own in FORMATS.items() if suffix in own)
+    return "" if name in readable() else _NEEDED[name]
+
+
+def refuse_many_pixels(image: Image.Image, max_pixels: int) -> None:
+    """Raises ValueError if an image, which need not be decoded yet, has more than `max_pixels`, or a tile of it would."""
+    tags = getattr(image, "tag_v2", {})  # of a TIFF, of which one small image may be cut from a tile of gigabytes
+    for width, height in (image.size, (tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0))):
+        if width * height > max_pixels:
+            raise ValueError(
+                f"its {width} x {height} pixels are more than the {max_pixels / 1e6:g} megapixels allowed: "
+                "make it smaller or raise --max-megapixels"
+            )
+
+
+def refuse_large_file(size: int) -> None:
+    """Raises ValueError for a file of more than MAX_FILE bytes."""
+    if size > MAX_FILE:
+        raise ValueError(f"its {size} bytes are more than the {MAX_FILE} allowed: make it smaller")
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -29,7 +29,7 @@ from .chain import NOBODY, Chain
 from .engines import open_engine
 from .gate import Gate, let_go, one_blas_thread
 from .live import Live
-from .preprocessing import Picture, Preprocessing
+from .preprocessing import MAX_PIXELS, Picture, Preprocessing
 from .store import Generation, Store
 
 log = logging.getLogger("sdlora_edge")
@@ -96,23 +96,25 @@ class Device:
         device._publish()
         return device
 
-    def predict(self, pictures: Iterable[Picture], top: int = 1, batch_size: int = answers.BATCH) -> list[Prediction]:
-        """The `top` best classes of each image. Raises InputError naming the first image that cannot be read."""
+    def predict(
+        self, pictures: Iterable[Picture], top: int = 1, batch_size: int = answers.BATCH, max_pixels: int = MAX_PIXELS
+    ) -> list[Prediction]:
+        """The `top` best classes of each image. Raises InputError naming the first that cannot be read, or has too many pixels."""
         found = []
-        for answer in self.predict_each(pictures, top, batch_size):
+        for answer in self.predict_each(pictures, top, batch_size, max_pixels):
             if isinstance(answer, InputError):
                 raise answer
             found.append(answer)
         return found
 
     def predict_each(
-        self, images: Iterable[Picture], top: int = 1, batch_size: int = answers.BATCH
+        self, images: Iterable[Picture], top: int = 1, batch_size: int = answers.BATCH, max_pixels: int = MAX_PIXELS
     ) -> Iterator[Prediction | InputError]:
         """As `predict`, one answer after the other, and for an image that cannot be read its error in place of an answer.
 
         Every batch is answered by one generation. An update may come between two batches.
         """
-        for batch in answers.prepared(images, self._prepare, batch_size):
+        for batch in answers.prepared(images, self._prepare, batch_size, max_pixels):
             readable = [image for image in batch if not isinstance(image, InputError)]
             found = self._answered(readable, top) if readable else iter(())
             for image in batch:
@@ -335,8 +337,7 @@ class Device:
                 raise  # of an engine that cannot write, or has no memory: nothing is damaged
             except (InputError, TrustError, HealthError) as error:
                 if (now := self._store.current()).counter > record.counter:
-                    # another process went on, and swept what this one was reading
-                    record = served = now
+                    record = served = now  # another process went on, and swept what this one was reading
                     continue
                 if not served.packets:
                     raise

@@ -17,8 +17,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, SdloraError, UsageError
 from ..state import Projection
+from .weights import from_file, hub_in_few_words
 
 MICRO = "micro_vit"
 DEFAULT = "vit_tiny_patch16_224"
@@ -47,10 +48,11 @@ _LISTED = 24
 def create(name: str, image_size: int | None, weights: Path | None, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
     """A backbone without head, in eval mode, and how its pictures are prepared: the fields of `Preprocessing`.
 
-    weights: a safetensors file in timm's naming (another picture size is resampled by timm); without one, `pretrained`
-    downloads timm's own. Raises UsageError for a name timm does not know, or a picture size that the backbone cannot take or
+    weights: a file, see `weights.from_file`; without one, `pretrained` downloads timm's own. Raises UsageError for a name timm does not know, or a picture size that the backbone cannot take or
     that is not square; InputError where weights do not fit or cannot be fetched.
     """
+    if name == MICRO and weights:
+        raise UsageError(f"{MICRO} has no weights to read from a file: leave --weights out, or choose another --backbone")
     if name == MICRO:
         size = image_size or 16
         model: nn.Module = VisionTransformer(
@@ -69,17 +71,16 @@ def create(name: str, image_size: int | None, weights: Path | None, pretrained: 
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
         raise UsageError(f"backbone {name!r} is not known to timm: did you mean one of {near}")
-    options: dict[str, Any] = {"num_classes": 0}
-    if weights:
-        options["pretrained_cfg_overlay"] = {"file": str(weights)}
-        if not weights.is_file():
-            raise InputError(f"{weights}: no such weights file")
     try:
-        model = _build(name, image_size, pretrained=pretrained or weights is not None, **options)
-    except Exception as error:  # timm, safetensors and the hub each raise their own kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if weights:
-            raise InputError(f"{weights} does not fit backbone {name}: {reason}") from error
+            model = from_file(weights, name, lambda cfg: _build(name, image_size, pretrained=True, pretrained_cfg_overlay=cfg))
+        else:
+            with hub_in_few_words(name):
+                model = _build(name, image_size, pretrained=pretrained)
+    except (SdloraError, MemoryError):
+        raise
+    except Exception as error:  # timm and the hub each raise their own kinds
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if pretrained:
             raise InputError(
                 f"the weights of {name} could not be downloaded ({reason}): connect to the internet once, or pass --weights FILE"
@@ -102,11 +103,11 @@ def _build(name: str, image_size: int | None, **options: Any) -> nn.Module:
     """timm's model, told the picture size where it takes one (a convolutional net takes any, so its class has no such option)."""
     if image_size:
         try:
-            return timm.create_model(name, img_size=image_size, **options)
+            return timm.create_model(name, num_classes=0, img_size=image_size, **options)
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
-    return timm.create_model(name, **options)
+    return timm.create_model(name, num_classes=0, **options)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import Any
 import tomli_w
 
 from .. import files
+from ..device.preprocessing import MAX_PIXELS, PILLOW_MAX_PIXELS
 from ..encoding import DEFAULT, ENCODINGS
 from ..errors import InputError, UsageError
 
@@ -55,6 +56,7 @@ class TrainConfig:
         test_fraction: of each class, where the data has no split of its own. validate: score on this share of the TRAINING
         pictures instead of the test pictures, to choose settings by. train_limit: at most so many training pictures of a
         class, or of a class in a domain (0: all). augment: "none", "flip", "crop" (random resized crop) or "flip-crop".
+        max_megapixels: larger images are not decoded. strict: what the check of the images warns of is an error.
     Model
         weights: a safetensors file; empty means timm's own download. targets: patterns of the modules to adapt, with commas
         between; empty means the family's default. image_size 0: the backbone's own. mean, std: empty means the backbone's own.
@@ -85,6 +87,8 @@ class TrainConfig:
     validate: float = 0.0
     train_limit: int = 0
     augment: str = "none"
+    max_megapixels: int = MAX_PIXELS // 10**6
+    strict: bool = False
     backbone: str = "vit_tiny_patch16_224"
     weights: str = ""
     targets: str = ""
@@ -121,12 +125,14 @@ class TrainConfig:
     seed: int = 1993
 
     def __post_init__(self) -> None:
-        lows = {"tasks": 1, "epochs": 1, "base_epochs": 1, "batch_size": 1, "accumulate": 1} | dict.fromkeys(
+        lows = {"max_megapixels": 1, "tasks": 1, "epochs": 1, "base_epochs": 1, "batch_size": 1, "accumulate": 1} | dict.fromkeys(
             ("base_classes", "image_size", "seed", "train_limit", "workers", "absorb", "consistency", "weight_decay", "cache_gb"), 0
         )
         for name, low in lows.items():
             if not getattr(self, name) >= low:
                 raise UsageError(f"{name} is {getattr(self, name)}: it must be at least {low}")
+        if self.max_megapixels > (most := PILLOW_MAX_PIXELS // 10**6):
+            raise UsageError(f"max_megapixels is {self.max_megapixels}: it must be at most {most}, where Pillow stops")
         if not 0 < self.test_fraction < 1:
             raise UsageError(f"test_fraction is {self.test_fraction}: it must lie between 0 and 1")
         if not 0 <= self.validate < 1:

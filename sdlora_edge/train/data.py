@@ -1,19 +1,14 @@
-"""Where pictures come from (class folders, a ZIP of them, a named set, or scikit-learn's digits), and how they are cut into
+"""Where images come from (class folders, a ZIP of them, a named dataset, or scikit-learn's digits), and how they are cut into
 tasks or domains."""
 
 from __future__ import annotations
 
-import io
 import logging
-import os
-import unicodedata
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Literal, Union
+from pathlib import Path
+from typing import Literal, TypeVar, Union
 
 import numpy as np
 from PIL import Image
@@ -22,39 +17,40 @@ from ..device.preprocessing import Preprocessing
 from ..errors import InputError, UsageError
 from ..packet import name_problem
 from .config import DIGITS, TrainConfig
+from .folders import labelled
+from .images import Picture, files_in
 
 log = logging.getLogger("sdlora_edge")
-UNREADABLE = (OSError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError, InputError)
-"""what opening or decoding one picture may raise"""
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-SPLITS = {"train": "train", "training": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of a source: its name for messages, its class, how to open it, and its domain where the set has domains."""
-
-    name: str
-    label: str
-    open: Callable[[], Image.Image]
-    domain: str = ""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Training and test pictures by class; the keys of both are `classes`, sorted.
+    """Training and test images by class; the keys of both are `classes`, sorted.
 
-    name: "digits", a set's name, or the resolved path. domains: in the order they are learned; empty where the set has none.
+    name: "digits", a dataset's name, or the resolved path. domains: in the order they are learned; empty if the dataset has
+    none. val: images for `validate`, if they lie apart. skipped: files that are not used, each with its `problem`. is_split: the
+    dataset says itself which image is for what; else the seed does.
     """
 
     name: str
     train: Mapping[str, Sequence[Picture]]
     test: Mapping[str, Sequence[Picture]]
     domains: tuple[str, ...] = ()
+    val: Mapping[str, Sequence[Picture]] = field(default_factory=dict)
+    skipped: tuple[Picture, ...] = ()
+    is_split: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.train)
+
+    def changed(self, change: Callable[[Picture], Picture]) -> Source:
+        """The same source with every image of its classes changed."""
+
+        def every(side: Mapping[str, Sequence[Picture]]) -> dict[str, list[Picture]]:
+            return {label: [change(p) for p in own] for label, own in side.items()}
+
+        return replace(self, train=every(self.train), test=every(self.test), val=every(self.val))
 
 
 @dataclass(frozen=True)
@@ -96,11 +92,7 @@ class Streamed:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        try:
-            with self.pictures[index].open() as image:
-                return self.prepare.pixels(image)
-        except UNREADABLE as error:
-            raise InputError(f"{self.pictures[index].name} cannot be read: {error}") from None
+        return self.pictures[index].pixels(self.prepare)
 
     def batches(self, batches: Sequence[np.ndarray], workers: int = 0) -> Iterator[np.ndarray]:
         from torch.utils.data import DataLoader
@@ -111,16 +103,16 @@ class Streamed:
 
 
 Pictures = Union[Decoded, Streamed]
+T = TypeVar("T")
 
 
 def load(data: str, test_fraction: float, seed: int, root: str = "", domains: bool = False) -> Source:
     """Open a source: "digits", a named set below `root` (`datasets.NAMES`), or a folder or ZIP with a folder per class (and
     train/ and test/ around them, if present).
 
-    A class is a folder that holds pictures; deeper folders are joined with dots. With `domains`, the outermost of them is the
-    domain instead: domain/class/pictures. Named sets know their own domains. Without train/ and test/, each class of each
-    domain is split by the seed. A folder named like a set is meant by ./name. Raises InputError where there is no such thing,
-    or no class in it.
+    How folders become classes and, with `domains`, domains: see `folders.labelled`. Named datasets know their own domains.
+    Without train/ and test/, each class of each domain is split by the seed. A folder named like a dataset is meant by ./name.
+    Raises InputError if there is no such thing, or no class in it.
     """
     from . import datasets  # it builds on this module
 
@@ -132,44 +124,34 @@ def load(data: str, test_fraction: float, seed: int, root: str = "", domains: bo
 
 
 def pictures_in(path: Path, domains: bool = False) -> dict[str, list[Picture]]:
-    """The pictures of a folder or ZIP by split ("train" and "test", or "" where they are not split). Raises InputError."""
-    return _labelled(str(path), files_in(path), domains)
-
-
-def files_in(path: Path) -> dict[PurePosixPath, Callable[[], Image.Image]]:
-    """How to open each picture file of a folder or ZIP, by its path inside, sorted. Raises InputError where it is neither."""
-    if path.is_dir():
-        found = _folder(path)
-    elif zipfile.is_zipfile(path):
-        found = _zip(path)
-    elif path.exists():
-        raise InputError(f"{path} is neither a folder nor a ZIP file of pictures")
-    else:
-        raise InputError(f"{path}: no such folder or ZIP file, and no named set either")
-    return {
-        inside: open_
-        for inside, open_ in found.items()
-        if inside.suffix.lower() in SUFFIXES and not any(part.startswith((".", "__MACOSX")) for part in inside.parts)
-    }
+    """The images of a folder or ZIP by split ("train", "test" and "val", or "" if they are not split). Raises InputError."""
+    return labelled(str(path), files_in(path), domains)
 
 
 def source_of(
     name: str, by_split: Mapping[str, Sequence[Picture]], test_fraction: float, seed: int, domains: Sequence[str] = ()
 ) -> Source:
-    """The source of pictures by split, cut by the seed where "" is the only one. domains: their order; default: sorted.
+    """The source of images by split, cut by the seed if "" is the only one. domains: their order; default: sorted.
 
-    Raises InputError where train/ is missing, or a class has no training pictures.
+    Without "test", "val" takes its place. Raises InputError if train/ is missing, or a class has no training images.
     """
-    found = {picture.domain for pictures in by_split.values() for picture in pictures} - {""}
-    domains = tuple(domains) or tuple(sorted(found))
-    if set(by_split) == {""}:
-        return Source(name, *_split(by_split[""], test_fraction, seed), domains)
-    if "" in by_split or "train" not in by_split:
+    everything = [picture for pictures in by_split.values() for picture in pictures]
+    skipped = tuple(picture for picture in everything if picture.problem)
+    domains = tuple(domains) or tuple(sorted({picture.domain for picture in everything} - {""}))
+    used = {split: [p for p in pictures if not p.problem] for split, pictures in by_split.items()}
+    sides = {split: _grouped(pictures, "label") for split, pictures in used.items() if pictures}
+    if set(sides) <= {""}:
+        return Source(name, *_split(used.get("", []), test_fraction, seed), domains, skipped=skipped)
+    if "" in sides or "train" not in sides:
         raise InputError(f"{name}: train/ and test/ must stand beside each other, with a folder per class in each")
-    train, test = _grouped(by_split["train"], "label"), _grouped(by_split.get("test", []), "label")
-    if extra := set(test) - set(train):
-        raise InputError(f"{name}: test/ has classes that train/ has not: {', '.join(sorted(extra)[:5])}")
-    return Source(name, train, {label: test.get(label, []) for label in train}, domains)
+    for side in ("test", "val"):
+        if extra := set(sides.get(side, ())) - set(sides["train"]):
+            raise InputError(f"{name}: {side}/ has classes that train/ has not: {', '.join(sorted(extra)[:5])}")
+    if "test" not in sides and "val" in sides:
+        log.info("%s has val/ but no test/: the images of val/ are used for testing", name)
+        sides["test"] = sides.pop("val")
+    train, test = sides["train"], sides.get("test", {})
+    return Source(name, train, {c: test.get(c, []) for c in train}, domains, sides.get("val", {}), skipped, is_split=True)
 
 
 def task_classes(classes: Sequence[str], base: int, tasks: int, seed: int) -> list[list[str]]:
@@ -194,13 +176,14 @@ def task_classes(classes: Sequence[str], base: int, tasks: int, seed: int) -> li
 def load_for(settings: TrainConfig, data: str | None = None) -> Source:
     """The source of a run, or another one (`data`) read by the run's settings."""
     own = data is None or settings.data in (data, str(Path(data).resolve()))
-    return load(
+    source = load(
         settings.data if data is None else data,
         settings.test_fraction,
         settings.seed,
         settings.data_root,
         domains=own and settings.protocol == "domain",
     )
+    return source.changed(lambda picture: replace(picture, max_pixels=settings.max_megapixels * 10**6))
 
 
 def parts(source: Source, settings: TrainConfig) -> list[Part]:
@@ -225,10 +208,12 @@ def parts(source: Source, settings: TrainConfig) -> list[Part]:
 
 def _part(source: Source, name: str, classes: Sequence[str], domains: tuple[str, ...], settings: TrainConfig) -> Part:
     def chosen(pictures: Mapping[str, Sequence[Picture]]) -> dict[str, list[Picture]]:
-        return {c: [p for p in pictures[c] if not domains or p.domain in domains] for c in classes}
+        return {c: [p for p in pictures.get(c, []) if not domains or p.domain in domains] for c in classes}
 
     train, test = chosen(source.train), chosen(source.test)
-    if settings.validate:
+    if settings.validate and source.val:
+        test = chosen(source.val)
+    elif settings.validate:
         train, test = _split((p for own in train.values() for p in own), settings.validate, settings.seed)
     if settings.train_limit:
         random = np.random.RandomState(settings.seed)
@@ -260,47 +245,43 @@ def read(
     found: list[Picture] = []
     targets: list[int] = []
     for index, label in enumerate(classes):
-        own = [p for p in pictures[label] if _opens(p)]
-        if need and not own:
-            raise InputError(f"class {label!r} has no readable training picture: mend its files or remove its folder")
+        own = [p for p in pictures[label] if _read(p, lambda picture: picture.examine(decode=False)) is not None]
+        _refuse_none(label, need and not own)
         found += own
         targets += [index] * len(own)
     return Streamed(found, np.array(targets, np.int64), prepare)
 
 
-def _opens(picture: Picture) -> bool:
-    try:
-        picture.open().close()
-    except UNREADABLE as error:
-        log.warning("%s is skipped: %s", picture.name, error)
-        return False
-    return True
-
-
 def decode(pictures: Mapping[str, Sequence[Picture]], classes: Sequence[str], prepare: Preprocessing, need: bool) -> Decoded:
-    """Decode the pictures of `classes` once. Unreadable ones are named, counted and skipped with a warning.
+    """Decode the images of `classes` once. Unreadable ones are named and skipped with a warning, unless a check has done so.
 
-    Raises InputError where `need` and a class has no readable picture.
+    Raises InputError if `need` and a class has no readable image.
     """
-    pixels, targets, skipped = [], [], 0
+    pixels: list[np.ndarray] = []
+    targets: list[int] = []
     for index, label in enumerate(classes):
-        readable = 0
-        for picture in pictures[label]:
-            try:
-                with picture.open() as image:
-                    pixels.append(prepare.pixels(image))
-            except UNREADABLE as error:
-                skipped += 1
-                log.warning("%s is skipped: %s", picture.name, error)
-                continue
-            targets.append(index)
-            readable += 1
-        if need and not readable:
-            raise InputError(f"class {label!r} has no readable training picture: mend its files or remove its folder")
-    if skipped:
-        log.warning("%d unreadable picture(s) skipped, %d read", skipped, len(pixels))
+        own = [p for p in (_read(p, lambda picture: picture.pixels(prepare)) for p in pictures[label]) if p is not None]
+        _refuse_none(label, need and not own)
+        pixels += own
+        targets += [index] * len(own)
     empty = np.zeros((0, prepare.size, prepare.size, 3), np.uint8)
     return Decoded(np.stack(pixels) if pixels else empty, np.array(targets, np.int64))
+
+
+def _read(picture: Picture, how: Callable[[Picture], T]) -> T | None:
+    """None for an image that cannot be read, with a warning if nothing has named it before."""
+    if picture.problem:
+        return None
+    try:
+        return how(picture)
+    except InputError as error:
+        log.warning("%s; it is skipped", error)
+        return None
+
+
+def _refuse_none(label: str, none: bool) -> None:
+    if none:
+        raise InputError(f"class {label!r} has no readable training image: repair its files or remove its folder")
 
 
 def _digits() -> list[Picture]:
@@ -311,53 +292,6 @@ def _digits() -> list[Picture]:
         Picture(f"digit {i}", str(target), partial(Image.fromarray, np.uint8(np.minimum(pixels * 16, 255))))
         for i, (pixels, target) in enumerate(zip(digits.images, digits.target, strict=True))
     ]
-
-
-def _folder(path: Path) -> dict[PurePosixPath, Callable[[], Image.Image]]:
-    names = (os.path.join(folder, name) for folder, _, files in os.walk(path, followlinks=True) for name in files)
-    return {PurePosixPath(Path(name).relative_to(path).as_posix()): partial(Image.open, name) for name in sorted(names)}
-
-
-def _zip(path: Path) -> dict[PurePosixPath, Callable[[], Image.Image]]:
-    archives = {os.getpid(): zipfile.ZipFile(path)}  # workers that share one would read from each other's places in it
-
-    def opener(member: str) -> Image.Image:
-        if (process := os.getpid()) not in archives:
-            archives[process] = zipfile.ZipFile(path)
-        return Image.open(io.BytesIO(archives[process].read(member)))
-
-    names = archives[os.getpid()].namelist()
-    return {PurePosixPath(name): partial(opener, name) for name in sorted(names) if not name.endswith("/")}
-
-
-def _labelled(data: str, pictures: Mapping[PurePosixPath, Callable[[], Image.Image]], domains: bool) -> dict[str, list[Picture]]:
-    """Pictures by split ("" where there is none), each labelled by its folders below what all have in common.
-
-    With `domains`, the outermost of those folders is the picture's domain, and the rest its label.
-    """
-    if loose := [path for path in pictures if len(path.parts) == 1]:
-        log.warning("%s: %d picture(s) outside any class folder are not used", data, len(loose))
-    paths = [path for path in pictures if len(path.parts) > 1]
-    if not paths:
-        raise InputError(f"{data} has no class folders with pictures: put each class's pictures into a folder of its name")
-    strip, depth = 0, min(len(path.parts) for path in paths) - 2 - domains
-    while strip < depth and len({path.parts[strip] for path in paths}) == 1 and paths[0].parts[strip] not in SPLITS:
-        strip += 1
-    split = all(path.parts[strip] in SPLITS and len(path.parts) > strip + 2 for path in paths)
-    by_split: dict[str, list[Picture]] = {}
-    folders: dict[tuple[str, str], tuple[str, ...]] = {}
-    for path in paths:
-        parts = path.parts[strip + split : -1]
-        if domains and len(parts) < 2:
-            raise InputError(f"{data} is not laid out as domain/class/pictures: {path} has no class folder in a domain folder")
-        domain, label = (unicodedata.normalize("NFC", ".".join(p)) for p in (parts[:domains], parts[domains:]))
-        if problem := name_problem(label) or (domains and name_problem(domain)):
-            raise InputError(f"{data}: class folder {'/'.join(parts)!r} {problem}: rename it")
-        if folders.setdefault((domain, label), parts) != parts:
-            raise InputError(f"{data}: the folders {'/'.join(parts)} and {'/'.join(folders[domain, label])} make one class name")
-        picture = Picture(f"{data}/{path}", label, pictures[path], domain)
-        by_split.setdefault(SPLITS[path.parts[strip]] if split else "", []).append(picture)
-    return by_split
 
 
 def _grouped(pictures: Iterable[Picture], attribute: Literal["label", "domain"]) -> dict[str, list[Picture]]:

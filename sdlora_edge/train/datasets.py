@@ -16,9 +16,11 @@ import numpy as np
 from PIL import Image
 
 from .. import files
+from ..device.preprocessing import open_image
 from ..errors import InputError
 from ..packet import name_problem
 from .data import Picture, Source, files_in, pictures_in, source_of
+from .images import shown
 
 log = logging.getLogger("sdlora_edge")
 Split = dict[str, list[Picture]]
@@ -60,7 +62,7 @@ def load(name: str, root: Path, test_fraction: float, seed: int) -> Source:
     for part in named.parts or (name,):
         for split, pictures in _read(part, root).items():
             by_split.setdefault(split, []).extend(pictures)
-    everything = [picture for pictures in by_split.values() for picture in pictures]
+    everything = [picture for pictures in by_split.values() for picture in pictures if not picture.problem]
     for label in {picture.label for picture in everything}:
         if problem := name_problem(label):
             raise InputError(f"{name}: the class name {label!r} {problem}: get the set again at {named.site}")
@@ -117,7 +119,7 @@ def _domainnet(path: Path) -> Split:
             for name, _ in _lines(listed, 2):
                 relative = _listed(listed, name, 3)
                 file = str(path / relative)
-                pictures.append(Picture(file, relative.parts[1], partial(Image.open, file), relative.parts[0]))
+                pictures.append(Picture(file, relative.parts[1], partial(open_image, file), relative.parts[0]))
     return by_split
 
 
@@ -131,7 +133,7 @@ def _cub(path: Path) -> Split:
         if not (split := side.get(number)) or label not in classes:
             raise InputError(f"{path}: picture {number} of images.txt is not in train_test_split.txt and classes.txt: get it again")
         file = str(path / "images" / name)
-        by_split[split].append(Picture(file, label, partial(Image.open, file)))
+        by_split[split].append(Picture(file, label, partial(open_image, file)))
     return by_split
 
 
@@ -173,18 +175,14 @@ def _caltech(path: Path) -> Split:
 def _frames(domain: str, path: Path) -> Split:
     """Frames of live and spoofed faces: {train,test}/{live,spoof}/ and any folders below; real, attack, fake are synonyms."""
     by_split: Split = {"train": [], "test": []}
-    unused = 0
-    for inside, open_ in files_in(path).items():
-        split, *folders = [part.casefold() for part in inside.parts[:-1]] or [""]
-        kind = next((_KINDS[part] for part in folders if part in _KINDS), None)
-        if kind and split in by_split:
-            by_split[split].append(Picture(f"{path}/{inside}", kind, open_, domain))
-        else:
-            unused += 1
-    if unused:
-        log.warning("%s: %d picture(s) outside {train,test}/{live,spoof} are not used", path, unused)
+    for file in files_in(path):
+        split, *folders = [part.casefold() for part in file.path.parts[:-1]] or [""]
+        kind = next((_KINDS[part] for part in folders if part in _KINDS), "")
+        problem = file.problem or ("" if kind and split in by_split else "outside {train,test}/{live,spoof}")
+        picture = Picture(shown(f"{path}/{file.path}"), kind, file.open, domain, problem)
+        by_split.get(split, by_split["train"]).append(picture)
     for split, pictures in by_split.items():
-        if lacking := {LIVE, SPOOF} - {picture.label for picture in pictures}:
+        if lacking := {LIVE, SPOOF} - {picture.label for picture in pictures if not picture.problem}:
             lacks = f"{split}/{min(lacking)}"
             raise InputError(f"{domain}: {path} has no pictures in {lacks}: lay its frames out as {SETS[domain].layout}")
     return by_split

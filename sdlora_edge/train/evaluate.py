@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,11 @@ import numpy as np
 from ..errors import InputError, UsageError
 from ..method.sdlora import logits
 from . import data, metrics
-from .data import SPLITS, Picture, Source
+from .data import Picture
+from .images import counted
 from .run import Run
 
+log = logging.getLogger("sdlora_edge")
 BATCH = 128
 
 
@@ -55,7 +57,9 @@ def pictures_of(run: Run, folder: str) -> tuple[dict[str, Sequence[Picture]], st
     Of a source the run itself was trained on, only those it has not seen in training. Classes without any are left out.
     """
     source = data.load_for(run.config, folder)
-    if _has_split(source, folder):
+    if source.skipped:
+        log.warning("%s: files that are not used: %s", folder, counted(p.problem for p in source.skipped))
+    if source.is_split:
         chosen, which = dict(source.test), "test/"
     elif source.name in {entry["source"] for entry in run.metrics}:
         chosen, which = dict(source.test), "the run's own test pictures"
@@ -84,15 +88,3 @@ def logits_of(run: Run, task: int, weights: Mapping[str, np.ndarray], pixels: np
     parts = (run.preprocessing.normalise(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH))
     found = [logits(run.backbone, weights, state, batch) for batch in parts]
     return np.concatenate([np.zeros((0, len(state.classes)), np.float32), *found])
-
-
-def _has_split(source: Source, folder: str) -> bool:
-    """Did train/ and test/ in the source decide which picture is which? Then every picture lies below its side's folder."""
-    sides = {"train": source.train, "test": source.test}
-    pictures = [(side, picture) for side, by_class in sides.items() for own in by_class.values() for picture in own]
-    return all(side in {SPLITS.get(part) for part in PurePath(_inside(p.name, folder)).parts[:-1]} for side, p in pictures)
-
-
-def _inside(name: str, folder: str) -> str:
-    folder = str(Path(folder))
-    return name[len(folder) :] if name.startswith(folder) else Path(name).name

@@ -26,7 +26,7 @@ from ..method.head import FeatureStatistics
 from ..method.sdlora import SDLoRA, features
 from ..packet import name_problem
 from ..state import Factors, TaskUpdate, advance, changed_rows, factor_tensors
-from . import data, distributed
+from . import check, data, distributed
 from .augment import views
 from .base import train_base
 from .config import TrainConfig
@@ -50,8 +50,7 @@ def train(settings: TrainConfig, out: Path | None = None, report: Report = lambd
     Raises UsageError, InputError before anything is written where settings or pictures do not make sense.
     """
     distributed.begin(backbones.resolve_device(settings.device))
-    source = data.load_for(settings)
-    data.parts(source, settings)
+    source = _source(settings)
     backbone, prepared = _backbone(settings)
     backbones.projections(backbone, settings.targets)
     prepared |= {name: value for name in ("mean", "std") if (value := getattr(settings, name))}
@@ -61,6 +60,7 @@ def train(settings: TrainConfig, out: Path | None = None, report: Report = lambd
     out = out or Path("runs") / distributed.agreed(datetime.now().strftime("%Y%m%d-%H%M%S"))
     if distributed.first():
         Run.begin(out, settings)
+        check.record(out, source)
     try:
         return resume(out, report, source)
     except SdloraError:
@@ -74,7 +74,7 @@ def resume(path: Path, report: Report = lambda run: None, source: Source | None 
     distributed.wait()
     settings = Run.settings(path)
     distributed.begin(backbones.resolve_device(settings.device))
-    source = source or data.load_for(settings)
+    source = source or _source(settings)
     parts, begun = data.parts(source, settings), Run.is_begun(path)
     distributed.wait()
     with _interruptible(f"train --run {path}"):
@@ -123,6 +123,11 @@ def add_task(
     assert part is not None
     if set(part.classes) <= {c for entry in run.metrics if entry["source"] == part.source for c in entry["classes"]}:
         raise UsageError(f"{folder} was learned already, with all its classes: give a folder of new pictures")
+    source, (part,) = check.checked(
+        source, lambda s: [p for p in (data.part(s, name, s.classes, (), run.config),) if p], run.config
+    )
+    if distributed.first():
+        check.record(path, source)
     with _interruptible(f"{command} --run {path} --data {folder} --name {shlex.quote(name)}"):
         _train_task(run, part, Scorer(run, {source.name: source}), direction)
     report(run)
@@ -136,6 +141,13 @@ def _interruptible(arguments: str) -> Iterator[None]:
     except KeyboardInterrupt:
         log.warning("stopped; what was learned up to the last whole epoch is kept: go on with sdlora-edge %s", arguments)
         raise
+
+
+def _source(settings: TrainConfig) -> Source:
+    """What a run learns from, once it was cut into tasks and every image was looked at."""
+    source = data.load_for(settings)
+    data.parts(source, settings)
+    return check.checked(source, lambda s: data.parts(s, settings), settings)[0]
 
 
 def _backbone(settings: TrainConfig) -> tuple[torch.nn.Module, dict[str, Any]]:

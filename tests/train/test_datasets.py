@@ -313,11 +313,11 @@ def test_train_and_test_may_lie_around_the_domains(tmp_path: Path) -> None:
 
 def test_class_folders_without_domains_are_an_error(tmp_path: Path) -> None:
     folder = make_pictures(tmp_path / "p", ["dog", "day/cat"], 3)
-    with pytest.raises(InputError, match="domain/class/pictures"):
+    with pytest.raises(InputError, match="domain/class/images"):
         data.load(str(folder), 0.2, 0, domains=True)
     for split in ("train", "test"):
         make_pictures(tmp_path / "q" / split, ["dog", "cat"], 3)
-    with pytest.raises(InputError, match="domain/class/pictures"):  # and train is no domain
+    with pytest.raises(InputError, match="domain/class/images"):  # and train is no domain
         data.load(str(tmp_path / "q"), 0.2, 0, domains=True)
 
 

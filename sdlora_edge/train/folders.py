@@ -1,0 +1,129 @@
+"""How folders become classes: splits and domains around them, folders inside them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from ..errors import InputError
+from ..packet import name_problem
+from .images import EMPTY, NOT_UNICODE, File, Picture, counted, not_unicode, shown
+
+SPLITS = {
+    "train": "train", "training": "train",
+    "test": "test", "testing": "test",
+    "val": "val", "valid": "val", "validation": "val",
+}  # fmt: skip
+"""folders around classes that hold a split, in any case of letters"""
+OUTSIDE = "outside any class folder"
+_Parts = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """common: how many folders all images lie in; holders: the folders that hold images themselves; above: those around them;
+    named: the class folders by what `names` has made of them."""
+
+    data: str
+    common: int
+    split: bool
+    domains: bool
+    holders: frozenset[_Parts]
+    above: frozenset[_Parts]
+    named: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def start(self) -> int:
+        """Where the part of a path begins that names the class."""
+        return self.common + self.split + self.domains
+
+    def class_folder(self, around: _Parts) -> _Parts:
+        """The outermost of the folders around a file that holds images, () if none does."""
+        return next((around[:n] for n in range(self.start + 1, len(around) + 1) if around[:n] in self.holders), ())
+
+    def split_of(self, path: PurePosixPath) -> str:
+        return _split_of("".join(path.parts[self.common : self.common + 1])) if self.split else ""
+
+    def names(self, folder: _Parts) -> tuple[str, str]:
+        """(domain, class) of a class folder. Raises InputError for names that no packet could carry, or that two folders have."""
+        domain, label = (
+            unicodedata.normalize("NFC", ".".join(parts))
+            for parts in (folder[self.start - self.domains : self.start], folder[self.start :])
+        )
+        name = "/".join(folder[self.common + self.split :])
+        if problem := NOT_UNICODE if not_unicode(name) else name_problem(label) or (domain and name_problem(domain)):
+            raise InputError(f"{self.data}: class folder {name!r}: {problem}: rename it")
+        if (other := self.named.setdefault((domain, label), name)) != name:
+            raise InputError(f"{self.data}: the folders {name} and {other} make one class name: rename one of them")
+        return domain, label
+
+
+def labelled(data: str, files: Sequence[File], domains: bool) -> dict[str, list[Picture]]:
+    """The images by split ("" if there is none), labelled by their class folders; those with a `problem` are not used.
+
+    A class is the outermost folder that holds images; the folders around it are joined with dots, without those that all images
+    share. With `domains`, the outermost of them is the domain instead. Raises InputError for a layout that makes no classes.
+    """
+    inner = [file.path for file in files if not file.problem and len(file.path.parts) > 1]
+    if not inner:
+        why = counted(file.problem or OUTSIDE for file in files)
+        raise InputError(
+            f"{data} has no class folders with images{why and f' ({why})'}: put each class's images into a folder of its name"
+        )
+    common = _common(inner, domains)
+    holders = frozenset(path.parts[:-1] for path in inner)
+    above = frozenset(holder[:n] for holder in holders for n in range(len(holder)))
+    layout = _Layout(data, common, _is_split(data, inner, common), domains, holders, above)
+    by_split: dict[str, list[Picture]] = {}
+    for file in files:
+        by_split.setdefault("" if file.problem else layout.split_of(file.path), []).append(_picture(layout, file))
+    return by_split
+
+
+def _picture(layout: _Layout, file: File) -> Picture:
+    name = shown(f"{layout.data}/{file.path}")
+    around = file.path.parts if file.problem == EMPTY else file.path.parts[:-1]
+    folder = layout.class_folder(around)
+    if not file.problem and folder:
+        domain, label = layout.names(folder)
+        return Picture(name, label, file.open, domain, nested=folder != around)
+    if not file.problem and layout.domains and len(around) == layout.start:
+        raise InputError(
+            f"{layout.data} is not laid out as domain/class/images: {file.path} has no class folder in a domain folder"
+        )
+    label = "" if around in layout.above and not folder else shown(".".join((folder or around)[layout.start :]))
+    return Picture(name, label, file.open, problem=file.problem or OUTSIDE)
+
+
+def _split_of(folder: str) -> str:
+    return SPLITS.get(folder.casefold(), "")
+
+
+def _common(paths: Sequence[PurePosixPath], domains: bool) -> int:
+    """How many folders all images lie in, not counting a split, a domain or a class."""
+
+    def shared(common: int) -> bool:
+        return len({path.parts[common] for path in paths}) == 1 and not _split_of(paths[0].parts[common])
+
+    common, depth = 0, min(len(path.parts) for path in paths) - 2 - domains
+    while common < depth and shared(common):
+        common += 1
+    return common + (shared(common) and bool(_splits(paths, common + 1)))  # images beside splits do not make a class of both
+
+
+def _splits(paths: Sequence[PurePosixPath], common: int) -> set[str]:
+    """The folders of this depth that hold a split: class folders lie in them."""
+    return {path.parts[common] for path in paths if len(path.parts) > common + 2 and _split_of(path.parts[common])}
+
+
+def _is_split(data: str, paths: Sequence[PurePosixPath], common: int) -> bool:
+    """Do folders such as train/ and test/ lie around the class folders? Raises InputError if other folders lie beside them."""
+    splits = _splits(paths, common)
+    folders = {path.parts[common] for path in paths if len(path.parts) > common + 1}
+    if splits and (others := [folder for folder in folders if not _split_of(folder)]):
+        raise InputError(
+            f"{data}: {min(others)!r} lies beside {min(splits)!r}, which holds a split: move it into a split or elsewhere"
+        )
+    return bool(splits)

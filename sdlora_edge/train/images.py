@@ -1,0 +1,203 @@
+"""The files of a folder or a ZIP: which of them are images, how each is opened, and why the others are not used."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from ..device.preprocessing import (
+    MAX_FILE,
+    MAX_PIXELS,
+    SUFFIXES,
+    Preprocessing,
+    open_image,
+    reading,
+    refuse_large_file,
+    refuse_many_pixels,
+    suffix_problem,
+    upright,
+)
+from ..errors import InputError, printable
+
+Opener = Callable[[], Image.Image]
+HIDDEN, NO_IMAGE, EMPTY, NOT_UNICODE = "hidden", "not an image", "an empty folder", "its name is not UTF-8"
+NOT_READ = "an image format that is not read"
+_OTHER_IMAGES = {
+    *(".jp2", ".j2k", ".jxl", ".jxr", ".eps", ".psd", ".svg", ".tga", ".ico", ".pcx", ".exr", ".hdr"),
+    *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+}
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""of compression; Python reads others too, some without a bound on memory and some in its newest versions only"""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of a source: its name for messages, its class, how to open it, and its domain if the dataset has domains.
+
+    problem: why it is not used, in a few words by which such files are counted; detail: in full. nested: it lies in a folder
+    inside the folder of its class. max_pixels: more are refused before they are decoded.
+    """
+
+    name: str
+    label: str
+    open: Opener
+    domain: str = ""
+    problem: str = ""
+    detail: str = ""
+    nested: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    def pixels(self, prepare: Preprocessing) -> np.ndarray:
+        """As `Preprocessing.pixels`. Raises InputError."""
+        with reading(self.name), self.open() as image:
+            return prepare.prepared(image, self.max_pixels)
+
+    def examine(self, decode: bool) -> int:
+        """How many pixels it has, once its header or (`decode`) all of it was read. Raises InputError if it cannot be."""
+        with reading(self.name), self.open() as image:
+            refuse_many_pixels(image, self.max_pixels)
+            if decode:
+                upright(image)
+            return image.size[0] * image.size[1]
+
+
+@dataclass(frozen=True)
+class File:
+    """A file by its path in the folder or ZIP, and how to open it; or the reason why it is not used (then it may be a folder)."""
+
+    path: PurePosixPath
+    open: Opener
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Member:
+    """Opens one file of a ZIP, in whichever process it is called."""
+
+    archive: str
+    name: str
+
+    def __call__(self) -> Image.Image:
+        found = os.stat(self.archive)
+        archive = _archive(self.archive, os.getpid(), found.st_mtime_ns, found.st_size)
+        size = archive.getinfo(self.name).file_size
+        refuse_large_file(size)
+        with archive.open(self.name) as file:
+            return open_image(io.BytesIO(file.read(size)))  # a number bounds what is decompressed, whatever the file declares
+
+
+@functools.lru_cache(maxsize=8)
+def _archive(path: str, process: int, *version: int) -> zipfile.ZipFile:
+    """One for each process: those that share one would read from each other's places in it."""
+    return zipfile.ZipFile(path)
+
+
+def shown(name: str) -> str:
+    """A file's name for messages and lists: on one line, without anything that a terminal would obey."""
+    return printable(name).replace("\n", "\\n")
+
+
+def counted(problems: Iterable[str]) -> str:
+    """How often there is each, the most frequent first."""
+    return ", ".join(f"{problem}: {count}" for problem, count in Counter(problems).most_common())
+
+
+def files_in(path: Path) -> list[File]:
+    """Every file of a folder or ZIP, sorted, and every empty folder. Raises InputError if it is neither, or cannot be read."""
+    if path.is_dir():
+        found = {file.path: file for file in _folder(path)}
+    elif path.is_file() and zipfile.is_zipfile(path):
+        with reading(shown(str(path)), "a ZIP file"):
+            found = {file.path: file for file in _zip(path)}
+    elif path.exists():
+        raise InputError(f"{path} is neither a folder nor a ZIP file of images: name one")
+    else:
+        raise InputError(f"{path}: no such folder or ZIP file, and no named set either")
+    return [found[inside] for inside in sorted(found, key=str)]
+
+
+def _folder(path: Path) -> Iterator[File]:
+    failed: list[OSError] = []
+    for folder, folders, names in os.walk(path, followlinks=True, onerror=failed.append):
+        inside = PurePosixPath(Path(folder).relative_to(path).as_posix())
+        kept = []
+        for name in folders:
+            problem = _folder_problem(path, folder, name)
+            if problem:
+                yield _unused(inside / name, problem)
+            else:
+                kept.append(name)
+        if not folders and not names and folder != str(path):
+            yield _unused(inside, EMPTY)
+        folders[:] = kept
+        for name in names:
+            yield File(inside / name, partial(open_image, os.path.join(folder, name)), _problem(name))
+    for error in failed:
+        inside = PurePosixPath(Path(error.filename).relative_to(path).as_posix())
+        yield _unused(inside, f"cannot be listed ({error.strerror})")
+
+
+def _folder_problem(root: Path, folder: str, name: str) -> str:
+    if _hidden(name):
+        return HIDDEN
+    if os.path.islink(full := os.path.join(folder, name)):
+        above = [Path(folder), *(p for p in Path(folder).parents if p == root or root in p.parents)]
+        if os.path.realpath(full) in {os.path.realpath(p) for p in above}:
+            return "a link to a folder that it lies in"
+    return ""
+
+
+def _zip(path: Path) -> Iterator[File]:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    paths = [PurePosixPath(info.filename.replace("\\", "/").lstrip("/")) for info in members]
+    filled = {parent for inside in paths for parent in inside.parents}
+    for info, inside in zip(members, paths, strict=True):
+        hidden = [i for i, part in enumerate(inside.parts, 1) if _hidden(part)]
+        if hidden:
+            yield _unused(PurePosixPath(*inside.parts[: hidden[0]]), HIDDEN)
+        elif not info.filename.endswith(("/", "\\")):
+            yield File(inside, Member(str(path), info.filename), _problem(inside.name) or _member_problem(info))
+        elif inside not in filled and inside.parts:
+            yield _unused(inside, EMPTY)
+
+
+def _unused(inside: PurePosixPath, problem: str) -> File:
+    return File(inside, Image.Image, problem)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
+
+
+def _problem(name: str) -> str:
+    """Why a file of this name is not used: "" if it is an image by its suffix."""
+    suffix = PurePosixPath(name).suffix.lower()
+    if _hidden(name):
+        return HIDDEN
+    if suffix not in SUFFIXES:
+        return f"{NOT_READ} ({suffix})" if suffix in _OTHER_IMAGES else NO_IMAGE
+    return NOT_UNICODE if not_unicode(name) else suffix_problem(suffix)
+
+
+def not_unicode(name: str) -> bool:
+    """Does a file's name hold bytes that Python could not decode?"""
+    return any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _member_problem(info: zipfile.ZipInfo) -> str:
+    if info.flag_bits & 1:
+        return "encrypted"
+    if info.compress_type not in _METHODS:
+        return f"compressed by method {info.compress_type}, not by deflate"
+    return f"larger than {MAX_FILE} bytes" if info.file_size > MAX_FILE else ""

@@ -1,0 +1,191 @@
+"""What a user is told of the images before anything is trained."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import Result, make_pictures
+from PIL import Image
+
+from sdlora_edge.errors import InputError
+from sdlora_edge.method import backbones
+from sdlora_edge.train import check, data
+from sdlora_edge.train.config import TrainConfig
+from sdlora_edge.train.trainer import add_task, train
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sdlora_edge")
+
+
+def settings(folder: Path, **changes: object) -> TrainConfig:
+    return replace(TrainConfig(data=str(folder), tasks=1, test_fraction=0.4), **changes)  # type: ignore[arg-type]
+
+
+def checked(config: TrainConfig) -> data.Source:
+    return check.checked(data.load_for(config), lambda s: data.parts(s, config), config)[0]
+
+
+def table(caplog: pytest.LogCaptureFixture) -> dict[str, list[str]]:
+    """The cells of each row, by class."""
+    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+    start = next(i for i, line in enumerate(lines) if line.startswith("class"))
+    return {line[:8].strip(): line[8:].split(None, 3) for line in lines[start + 1 :]}
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+def broken(folder: Path) -> Path:
+    """Two classes of ten; of the first one image is damaged in its pixels and one is no image; a third class is hardly one."""
+    make_pictures(folder, ["a", "b"], 10)
+    make_pictures(folder, ["few", "one"], 3)
+    for i in (1, 2):
+        (folder / "one" / f"0{i}.png").unlink()
+    whole = (folder / "a" / "00.png").read_bytes()
+    (folder / "a" / "00.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "a" / "01.png").write_bytes(b"no image")
+    (folder / "a" / "notes.txt").write_text("x")
+    (folder / "b" / "more").mkdir()
+    shutil.copy(folder / "b" / "00.png", folder / "b" / "more" / "n.png")
+    (folder / "empty").mkdir()
+    return folder
+
+
+def test_the_table_counts_every_file_and_the_warnings_name_what_is_odd(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = checked(settings(broken(tmp_path / "p")))
+    rows = table(caplog)
+    assert list(rows) == ["a", "b", "empty", "few", "one", "all 5"]
+    assert [int(rows["a"][i]) for i in (0, 1, 2)] in ([6, 0, 2], [5, 0, 3], [4, 0, 4])
+    assert rows["a"][3] in ("unreadable: 2, not an image: 1", "not an image: 1, unreadable: 2")
+    assert rows["b"] == ["7", "0", "4"]
+    assert rows["empty"] == ["0", "0", "0", "an empty folder: 1"]
+    assert (rows["few"], rows["one"]) == (["2", "0", "1"], ["1", "0", "0"])
+    assert sum(map(int, rows["all 5"][:3])) == 8 + 11 + 3 + 1
+    found = warnings(caplog)
+    assert found[:3] == [
+        "folders without an image: empty",
+        "classes with fewer than 5 training images: few, one" if int(rows["a"][0]) > 4 else "classes with fewer than 5 training images: a, few, one",
+        "classes without a test image: one",
+    ]  # fmt: skip
+    assert found[3].startswith("2 skipped, unreadable: ")
+    assert "p/a/00.png cannot be read as an image: " in found[3]
+    assert found[4].startswith("1 in a folder inside a class folder, and taken for images of that class: ")
+    assert len(found) == 5
+    assert {p.name.rpartition("/")[2] for p in check.unused(source)} == {"00.png", "01.png", "notes.txt", "empty"}
+
+
+def test_with_validate_the_columns_say_what_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split, count in (("train", 10), ("test", 4)):
+        make_pictures(tmp_path / "p" / split, ["a", "b"], count)
+    checked(settings(tmp_path / "p", validate=0.5))
+    assert table(caplog)["a"] == ["5", "5", "4"]
+    caplog.clear()
+    make_pictures(tmp_path / "p" / "val", ["a"], 3)
+    checked(settings(tmp_path / "p", validate=0.5))
+    assert (table(caplog)["a"], table(caplog)["b"]) == (["10", "3", "4"], ["10", "0", "4"])
+    assert warnings(caplog) == ["classes without a validation image: b"]
+
+
+def test_what_was_named_once_is_not_named_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = settings(broken(tmp_path / "p"))
+    source = checked(config)
+    caplog.clear()
+    (part,) = data.parts(source, config)
+    prepare = data.Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    for cache in (1.0, 0.0):
+        found = data.read(part.train, part.classes, prepare, cache)
+        assert len(found) == sum(not p.problem for own in part.train.values() for p in own)
+    assert not caplog.records
+
+
+def test_of_many_classes_only_the_odd_ones_are_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_pictures(tmp_path / "p", [f"c{i:03}" for i in range(check.ROWS + 20)], 10, size=4)
+    shutil.rmtree(folder / "c007")
+    make_pictures(folder, ["c007"], 2, size=4)
+    (folder / "c008" / "00.png").write_bytes(b"x")
+    checked(settings(folder))
+    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+    assert [line.split()[0] for line in lines] == ["class", "c007", "c008", "all", "58"]
+    assert lines[-1] == "58 more classes are not shown"
+    caplog.clear()
+    for name in folder.iterdir():
+        for path in sorted(name.iterdir())[4:]:
+            path.unlink()
+    checked(settings(folder))
+    assert len([r for r in caplog.records if r.levelno == logging.INFO]) == check.ROWS + 3
+    assert any(w.endswith(f"c004 and {check.ROWS + 15} more") for w in warnings(caplog))
+
+
+def test_beyond_a_budget_headers_alone_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_pictures(tmp_path / "p", ["a", "b"], 10)
+    whole = (folder / "b" / "00.png").read_bytes()
+    (folder / "b" / "00.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "b" / "01.png").write_bytes(b"x")
+    for budget, problems in ((check.DECODED, 2), (0, 1)):
+        monkeypatch.setattr(check, "DECODED", budget)
+        assert len(check.unused(checked(settings(folder)))) == problems
+
+
+def test_a_class_without_a_readable_image_is_refused_before_weights_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_pictures(tmp_path / "p", ["a", "b"], 10)
+    for path in (folder / "b").iterdir():
+        path.write_bytes(b"x")
+    monkeypatch.setattr(backbones, "create", lambda *_: pytest.fail("a backbone was made"))
+    with pytest.raises(InputError, match="class 'b' has no readable training image: repair its files or remove its folder"):
+        train(settings(folder), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_strict_makes_warnings_errors_before_anything_is_trained(tmp_path: Path, cli: Cli) -> None:
+    flags = ("--backbone", "micro_vit", "--base-classes", 2, "--tasks", 1, "--out", tmp_path / "run")
+    found = cli("train", "--data", broken(tmp_path / "p"), "--strict", *flags)
+    assert found.code == 3
+    assert "warning(s), errors with --strict" in found.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_skipped_files_are_listed_in_the_run_with_those_of_later_tasks(tmp_path: Path) -> None:
+    folder = broken(tmp_path / "p")
+    micro = {"backbone": "micro_vit", "base_classes": 2, "base_epochs": 1, "epochs": 1, "image_size": 8, "rank": "1"}
+    run = train(settings(folder, **micro), tmp_path / "run")
+    more = make_pictures(tmp_path / "more", ["x", "y"], 10)
+    (more / "x" / "00.png").write_bytes(b"x")
+    (more / "x" / "a\nb.jp2").write_bytes(b"x")
+    add_task(run.path, str(more))
+    with open(tmp_path / "run" / check.SKIPPED, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(Path(row["file"]).name, row["class"], row["reason"]) for row in rows] == [
+        ("notes.txt", "a", "not an image"),
+        ("empty", "empty", "an empty folder"),
+        ("00.png", "a", "unreadable"),
+        ("01.png", "a", "unreadable"),
+        ("a\\nb.jp2", "x", "an image format that is not read (.jp2)"),
+        ("00.png", "x", "unreadable"),
+    ]
+    assert rows[3]["detail"].startswith("cannot be read as an image: it is damaged, or none of JPEG")
+
+
+def test_the_default_data_are_checked_too(caplog: pytest.LogCaptureFixture) -> None:
+    checked(TrainConfig(tasks=1))
+    assert table(caplog)["all 10"] == ["1438", "0", "359"]
+    assert not warnings(caplog)
+
+
+def test_a_grey_image_of_many_bits_is_no_problem(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_pictures(tmp_path / "p", ["a", "b"], 10)
+    Image.new("I;16", (20, 20)).save(folder / "a" / "00.png")
+    checked(settings(folder))
+    assert not warnings(caplog)
