@@ -86,7 +86,14 @@ def test_one_class_alone_or_an_unfinished_run_is_refused(run_copy: Path, tmp_pat
 def test_a_run_keeps_no_picture(fleet: Fleet) -> None:
     """All that depends on the pictures is small: weights, head rows, factors, scores."""
     kept = {p.name for p in fleet.run.rglob("*") if p.is_file()}
-    assert kept == {"config.toml", "backbone.safetensors", "state.safetensors", "statistics.safetensors", "metrics.json"}
+    assert kept == {
+        "config.toml",
+        "backbone.safetensors",
+        "state.safetensors",
+        "statistics.safetensors",
+        "metrics.json",
+        "run.lock",
+    }
     size = sum(p.stat().st_size for p in (fleet.run / "tasks").rglob("state.safetensors"))
     assert size < 60_000
 
