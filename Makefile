@@ -5,7 +5,7 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test matrix fuzz vectors lint bench bench-chain bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device figures clean
+.PHONY: demo test matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
@@ -32,7 +32,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device bench-chain bench-precision
+bench: bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device bench-chain bench-one-class bench-precision
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
@@ -57,6 +57,9 @@ bench-chain: .venv/installed
 bench-precision: .venv/installed
 	$(BIN)/python tests/bench/precision.py
 	$(MAKE) figures
+
+bench-one-class: .venv/installed
+	$(BIN)/python tests/bench/one_class.py
 
 bench-packet: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -7,14 +7,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
-from .. import bundle, files, signing
+from .. import bundle, files
 from ..bundle import CONSTANTS, FACTORS, HEAD_BIAS, HEAD_WEIGHT, INPUTS, MANIFEST, TRUST, Bundle, Manifest, open_bundle
 from ..canonical import dump_json
 from ..device import adapter, canary
@@ -27,16 +26,14 @@ from ..train.run import Run
 from ..train.score import test_pictures_by_class
 from . import executorch, onnx
 from . import precision as precisions
+from .check import BundleRequest
 from .metadata import metadata
 from .parity import BATCH, Parity, compare, host_logits
 
 log = logging.getLogger("sdlora_edge")
-TARGETS = ("onnx", "executorch")
-ADAPTER = "onnx-adapter"
 CANARY_SEED = 0
 PARITY_PICTURES = 64
 PARITY_PICTURES_QUANTISED = 512
-MAX_CLASSES = 1_000_000
 CAPACITY = 1000
 """classes there is room for, where there must be a number and the user names none (twice those known, if more)"""
 
@@ -66,35 +63,20 @@ def export_bundle(
     Raises UsageError where `out` exists, the state knows no class, a key is missing or options exclude each other;
     HealthError where the engine's logits differ from torch's by more than the bounds on test pictures or the canary.
     """
-    if target not in TARGETS:
-        raise UsageError(f"target {target!r} is none of {', '.join(TARGETS)}")
+    request = BundleRequest(out, task, trust, threshold, target, precision, weights_as, max_classes, tolerance, min_agreement, also)
+    keys = request.require(run.path)
+    if not keys.keys:
+        log.warning("this bundle trusts no key, so its devices can never be updated: make one with sdlora-edge keys new NAME")
     state, bounds = run.state(task), precisions.named(precision)
-    if not state.classes:
-        raise UsageError(f"task {state.task} knows no class yet: export a later one with --task")
-    keys = _trust(trust, threshold)
-    if target == "executorch":
-        if weights_as == INPUTS:
-            raise UsageError(f"target executorch takes weights as {CONSTANTS} alone: as inputs they would not reach XNNPACK")
-        if find_spec("executorch") is None:
-            raise UsageError("target executorch needs the package: pip install 'sdlora-edge[executorch]'")
+    if target == "executorch" or (weights_as is None and backbones.convolutions(run.backbone, run.projections)):
         weights_as = CONSTANTS
-    weights_as = weights_as or (CONSTANTS if backbones.convolutions(run.backbone, run.projections) else INPUTS)
-    if weights_as not in (INPUTS, CONSTANTS):
-        raise UsageError(f"--weights-as {weights_as!r} is neither {INPUTS} nor {CONSTANTS}")
+    weights_as = weights_as or INPUTS
     capacity = max_classes or (max(CAPACITY, 2 * len(state.classes)) if weights_as == CONSTANTS else 0)
-    if 0 < capacity < len(state.classes):
-        raise UsageError(f"--max-classes {capacity}: the run knows {len(state.classes)} classes already")
-    if also not in (None, ADAPTER):
-        raise UsageError(f"--also {also!r} is unknown: this version makes {ADAPTER}")
-    if also and (target, weights_as) != ("onnx", INPUTS):
-        raise UsageError(f"--also {also} goes with --target onnx --weights-as {INPUTS} alone")
-    if tolerance is not None and not 0 < tolerance < 1:
-        raise UsageError(f"--tolerance {tolerance:g} is not between 0 and 1")
-    if max_classes is not None and not 0 < max_classes <= MAX_CLASSES:
-        raise UsageError(f"--max-classes {max_classes} is not between 1 and {MAX_CLASSES}")
-    extra = Path(str(out) + adapter.SUFFIX) if also else None
-    if extra is not None and extra.exists():
-        raise UsageError(f"{extra} exists already: choose another --out")
+    if also and weights_as != INPUTS:
+        raise UsageError(
+            f"--also {also} goes with --weights-as {INPUTS}, which is not the default of {run.config.backbone}: name it"
+        )
+    extra = request.adapter
     weights = run.weights(state.task) | {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
     facts = _facts(run, state) | {
         "target": target,
@@ -222,15 +204,3 @@ def _made_with(target: str) -> dict[str, Any]:
     if target == "executorch":
         return {name: version(name) for name in ("torch", "timm", "executorch")}
     return {"onnx_opset": onnx.OPSET, **{name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime")}}
-
-
-def _trust(names: Sequence[str] | None, threshold: int) -> signing.Trust:
-    paths = [signing.find_key(name, ".pub") for name in names] if names else [signing.find_key(None, ".pub")]
-    keys = tuple(signing.load_public(path) for path in paths if path is not None)
-    if len({key.keyid for key in keys}) < len(keys):
-        raise UsageError("--trust names one key twice")
-    if not keys:
-        log.warning("this bundle trusts no key, so its devices can never be updated: make one with sdlora-edge keys new NAME")
-    elif threshold > len(keys):
-        raise UsageError(f"--threshold {threshold} cannot be met by {len(keys)} key(s)")
-    return signing.Trust(keys, threshold)

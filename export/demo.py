@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ..train.config import resolve
-from ..train.trainer import Report, train
-from .loop import ship
+
+if TYPE_CHECKING:
+    from ..train.trainer import Report
 
 
 def run_demo(out: Path, report: Report) -> dict[str, Any]:
@@ -20,6 +21,9 @@ def run_demo(out: Path, report: Report) -> dict[str, Any]:
     marker = out / ".sdlora-edge-demo"
     if out.exists() and not marker.exists():
         raise UsageError(f"{out} exists and was not made by a demo: choose another --out")
+    from ..train.trainer import train  # torch, which takes seconds, comes after the check
+    from .loop import ship
+
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     marker.touch()

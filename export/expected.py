@@ -10,8 +10,8 @@ import numpy as np
 from .. import files
 from ..canonical import dump_json, sha256
 from ..device.selftest import EXPECTED, EXPECTED_FORMAT
-from ..errors import InputError
 from ..train.run import Run
+from .check import expectation
 from .parity import host_logits
 
 
@@ -21,8 +21,7 @@ def record(run: Run, pictures: Path, out: Path) -> dict[str, Any]:
     States go by their digest, so any bundle of the run finds its own. Raises InputError where there is no picture, or one
     cannot be read; UsageError where `out` exists.
     """
-    if not pictures.is_dir() or not (paths := sorted(p for p in pictures.iterdir() if p.is_file())):
-        raise InputError(f"{pictures} is not a folder with pictures in it: name one, without folders inside")
+    paths = expectation(run.path, pictures, out)
     inputs = run.preprocessing.normalise(np.stack([run.preprocessing.pixels(path) for path in paths]))
     states = {
         state.digest: {"task": state.task, "logits": host_logits(run, state.task, inputs).tolist()}

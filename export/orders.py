@@ -28,6 +28,9 @@ def squash(packets: Sequence[Path], keys: signing.Signers, out: Path, trust: Seq
     Each must be signed by one of `keys`, or of the public keys named in `trust`: nobody signs what they have not verified.
     Raises UsageError for a single packet, NotForThisDevice for packets that do not follow each other.
     """
+    if len(packets) < 2:
+        raise UsageError("squash makes one packet of several: name two or more")
+    _require_new(out)
     signers = signing.signers_of(keys)
     obeyed = {signer.public_key.keyid: signer.public_key for signer in signers} | _public(trust)
     read = []
@@ -37,11 +40,9 @@ def squash(packets: Sequence[Path], keys: signing.Signers, out: Path, trust: Seq
                 read.append(packet.read(files.receive(path, LIMITS.packet), signing.Trust(tuple(obeyed.values()), 1)))
             except TrustError as error:
                 raise TrustError(f"{error}; or name a key that has signed it with --trust") from error
-    if len(read) < 2:
-        raise UsageError("squash makes one packet of several: name two or more")
     read.sort(key=lambda one: one.sequence)
     sealed = packet.squash(read, lambda payload: signing.sign(payload, signers))
-    _new(out, sealed)
+    files.write(out, sealed)
     before, after = read[0].first - 1, read[-1].sequence
     names = [name for one in read for update in one.updates for name in update.classes]
     single = sum(path.stat().st_size for path in packets)
@@ -64,6 +65,7 @@ def rotate(
 
     Raises UsageError where nothing would change, or the threshold cannot be met; TrustError for a signer of neither side.
     """
+    _require_new(out)
     old = orders.follow_trust(open_bundle(bundle).trust, after)
     added, removed = _public(add), _public(remove)
     known = {key.keyid: key for key in old.keys}
@@ -84,7 +86,7 @@ def rotate(
     sealed = orders.build_trust(new, lambda payload: signing.sign(payload, signers))
     envelope = opened(sealed)[0].encode()
     counts = {side: [signing.good_signatures(envelope, t), t.threshold] for side, t in (("old", old), ("new", new))}
-    _new(out, sealed)
+    files.write(out, sealed)
     return {
         "file": str(out),
         "version": new.version,
@@ -107,9 +109,10 @@ def recall(bundle: Path, task: int, revision: int, keys: signing.Signers, out: P
         raise UsageError(f"--task {task}: {bundle} knows the tasks up to {manifest.task} itself; no packet can take them back")
     if not 0 <= revision <= LIMITS.revision:
         raise UsageError(f"--revision {revision}: between 0 and {LIMITS.revision}")
+    _require_new(out)
     signers = signing.signers_of(keys)
     sealed = orders.build_recall(manifest.lineage, Recalled(task, revision), lambda payload: signing.sign(payload, signers))
-    _new(out, sealed)
+    files.write(out, sealed)
     count = signing.good_signatures(opened(sealed)[0].encode(), obeyed)
     facts = {"file": str(out), "task": task, "revision": revision, "bytes": len(sealed)}
     return facts | {"signatures": count, "threshold": obeyed.threshold}
@@ -120,9 +123,8 @@ def _public(names: Sequence[str]) -> dict[str, Any]:
     return {key.keyid: key for key in (signing.load_public(path) for path in paths if path is not None)}
 
 
-def _new(out: Path, data: bytes) -> None:
+def _require_new(out: Path) -> None:
     if out.exists():
         raise UsageError(f"{out} exists already: choose another name")
     if not out.name.endswith(packet.SUFFIX):
         raise InputError(f"{out}: the name of a packet ends with {packet.SUFFIX}")
-    files.write(out, data)

@@ -12,18 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from .. import files, orders, packet, signing
-from ..bundle import MANIFEST, TRUST, Bundle, describe, open_bundle
+from .. import files, packet, signing
+from ..bundle import MANIFEST, TRUST, Bundle, describe
 from ..canonical import dump_json
 from ..container import LIMITS, countersigned, opened
 from ..device import canary
 from ..device.runtime import Device
-from ..errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
+from ..errors import InputError, NotForThisDevice, TrustError
 from ..method.sdlora import logits
 from ..state import TaskState
 from ..train import data
 from ..train.evaluate import BATCH, pictures_of
 from ..train.run import Run
+from .check import PacketRequest, Signing
 from .parity import host_logits
 
 
@@ -48,30 +49,23 @@ def build_packets(
     encodings, UsageError for a task the bundle knows already or the run has not, TrustError where the devices do not trust a
     key, HealthError where a device would not compute what this host computes.
     """
-    bundle = open_bundle(bundle_path)
+    keys = [key] if isinstance(key, Path) else key
+    request = PacketRequest(run_path, bundle_path, keys, task, out, encoding, revision, trust, pictures)
+    return build(request, request.require())
+
+
+def build(request: PacketRequest, by: Signing) -> list[dict[str, Any]]:
+    """`build_packets`, of what was checked."""
+    bundle, signers, keys, task = by.bundle, by.signers, by.keys, request.task
     takes = bundle.manifest.encoding
-    if encoding not in (None, takes):
-        raise NotForThisDevice(
-            f"{bundle_path} takes packets in {takes}: for {encoding}, export a bundle with --encoding {encoding}"
-        )
-    signers = signing.signers_of([key] if isinstance(key, Path) else key)
-    own = Run.open(run_path)
+    own = Run.open(request.run)
     run = own.encoded(takes)
     first, last = bundle.manifest.task + 1, len(run.updates)
     if bundle.manifest.lineage != run.lineage or (first <= last + 1 and run.states[first - 1].digest != bundle.manifest.state):
-        raise NotForThisDevice(f"{bundle_path} was not exported from {run_path}: name the bundle of this run")
-    if task is not None and not first <= task <= last:
-        raise UsageError(f"--task {task}: {bundle_path} knows the tasks up to {first - 1}, and {run_path} has {last}")
-    if first > last:
-        raise NothingToDo(f"{bundle_path} knows all {last} tasks of {run_path}: nothing to ship")
-    bundle.require_room(len(run.states[task or last].classes))
-    keys = orders.follow_trust(bundle.trust, trust)
-    _require(signers, keys, bundle_path)
-    if revision is not None:
-        if task is None:
-            raise UsageError("--revision goes with --task: name the task that is replaced; those after it follow")
-        own.revise(task, revision)
-    out = out or run_path / "packets"
+        raise NotForThisDevice(f"{bundle.path} was not exported from {run.path}: name the bundle of this run")
+    if request.revision is not None and task is not None:
+        own.revise(task, request.revision)
+    out = request.out or request.run / "packets"
     built = []
     with tempfile.TemporaryDirectory() as scratch:
         device = Device.init(_trusting(bundle, signers, Path(scratch) / "bundle"), Path(scratch) / "store")
@@ -92,7 +86,7 @@ def build_packets(
             proof.write_bytes(sealed)
             status = device.apply(proof)
             if task in (None, number):
-                facts = _facts(run, number, pictures)
+                facts = _facts(run, number, request.images)
                 sealed = _with_others(out / name, sealed, signers)
                 files.write(out / name, sealed)
                 built.append(
@@ -172,20 +166,6 @@ def _right(run: Run, weights: Mapping[str, np.ndarray], state: TaskState, decode
             scores = logits(run.backbone, weights, state, run.preprocessing.normalise(pixels[start : start + BATCH]))
             right += int((scores.argmax(axis=1) == state.classes.index(label)).sum())
     return right
-
-
-def _require(signers: Sequence[Any], keys: signing.Trust, bundle: Path) -> None:
-    """Raises TrustError for a signer whose key the devices do not obey, UsageError for one named twice."""
-    names = [signer.public_key.keyid for signer in signers]
-    if len(set(names)) < len(names):
-        raise UsageError("--key names one key twice")
-    if not keys.keys:
-        raise TrustError(f"{bundle} trusts no key: export it again with --trust")
-    if unknown := set(names) - {key.keyid for key in keys.keys}:
-        raise TrustError(
-            f"signature refused: {bundle} does not trust key {sorted(unknown)[0][:12]}: sign with a key it trusts, or name the "
-            "trust packets that the devices have applied"
-        )
 
 
 def _trusting(bundle: Bundle, signers: Sequence[Any], folder: Path) -> Path:

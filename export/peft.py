@@ -42,14 +42,15 @@ from .. import files
 from ..bundle import Bundle, open_bundle
 from ..device.chain import open_packet
 from ..encoding import encode
-from ..errors import InputError, NothingToDo, TrustError, UsageError
+from ..errors import InputError, NothingToDo, TrustError
 from ..method import backbones
 from ..orders import Recall, Rotation, follow_trust
 from ..packet import LIMITS, Packet
 from ..signing import Trust
 from ..state import Factors, Projection, TaskState, round_magnitudes
+from ..train import check
 from ..train.run import Run
-from ..train.trainer import Direction, Report, add_task
+from ..train.trainer import Direction, Report, learn
 from .peft_config import CONFIG, AdapterConfig
 
 log = logging.getLogger("sdlora_edge")
@@ -217,14 +218,17 @@ def from_peft(path: Path, run_path: Path, data: str, name: str | None = None, re
 
     The direction is added to the run's own: W_t = W_{t-1} + scaling B A, old magnitudes as they are. Raises InputError for an
     adapter that cannot be read or represented (naming why), UsageError where the run does not take one, and what
-    `trainer.add_task` raises.
+    `check.one_more` and `trainer.learn` raise.
     """
-    run = Run.open(run_path)
-    if run.config.method != "sdlora" or run.config.directions == "shared":
-        setting = f"directions {run.config.directions}" if run.config.method == "sdlora" else f"method {run.config.method}"
-        raise UsageError(f"{run_path} was begun with {setting}, which has no place for another direction: begin a run without it")
+    check.adapter(path, run_path)
+    return add(path, check.one_more(run_path, data, name or path.resolve().name), report)
+
+
+def add(path: Path, task: check.NewTask, report: Report = lambda run: None) -> Run:
+    """`from_peft`, of a task that was checked."""
+    run = Run.open(task.run)
     direction = _normalised(read_adapter(path, run), run, path)
-    return add_task(run_path, data, name or path.resolve().name, report, direction, f"packet from-peft {path}")
+    return learn(task, report, direction, f"packet from-peft {path}")
 
 
 def read_adapter(path: Path, run: Run) -> dict[str, Factors]:

@@ -8,6 +8,7 @@
     ├── TrustError                4   signature, threshold or replay: somebody else's packet
     ├── NotForThisDevice          5   a genuine packet, but of another lineage, or out of order
     ├── HealthError               6   the canary or the parity check failed; the state before it is in force
+    │   └── DivergedError         6   training left the finite numbers; the tasks before it are kept
     ├── NothingToDo               7   the call is right, and there is no work
     └── ResourceError             8   memory or disk ran out: no verdict on any file; try again
 
@@ -86,6 +87,10 @@ class NotForThisDevice(SdloraError):
 
 class HealthError(SdloraError):
     exit_code = 6
+
+
+class DivergedError(HealthError):
+    pass
 
 
 class NothingToDo(SdloraError):

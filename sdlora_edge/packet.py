@@ -5,7 +5,7 @@
                                a list of one for each projection} for i = a+1..t],
                     "canary": {"seed", "count"}, "content"}
     tensors        for each task i, with "<i>." before the name:
-                   <projection>.A, .B (.A.scale, .B.scale)        as `encoding` says; none for an absorbed task
+                   <projection>.A, .B (.A.scale, .B.scale)        as `encoding` says; none for an absorbed task, or a class learned alone
                    head.new.weight, head.new.bias                 float16, float32  (n, features), (n,)   its new classes
                    head.old.index, .step, .scale, .bias           int32, int8, float32, float32           known ones that change
                    and canary.logits                              float32   (count, classes)              after the last task

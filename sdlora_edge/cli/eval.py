@@ -17,10 +17,14 @@ def evaluate(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Score a folder of pictures: accuracy, by class, the worst confusions, and HTER where the run has two classes."""
-    from ..train.evaluate import evaluate as score
-    from ..train.run import Run, newest
+    from ..train import check, folder
 
-    value = score(Run.open(run or newest()), data, task)
+    path = run or folder.newest()
+    source = check.evaluation(path, data, task)
+    from ..train.evaluate import evaluate as score  # torch, which takes seconds, comes after the checks
+    from ..train.run import Run
+
+    value = score(Run.open(path), data, task, source)
     emit(value, json, lambda: _text(value))
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from ..bundle import open_bundle
 from .output import Json, emit, facts, output
 
 
@@ -28,18 +29,26 @@ def export(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Export a run's model as a bundle, and prove that it computes what torch computes."""
-    from ..errors import UsageError
-    from ..export.bundles import check_bundle, export_bundle
-    from ..train.run import Run, newest
+    from ..export import check as checks
+    from ..train.folder import newest
 
-    opened = Run.open(run or newest())
+    path = run or newest()
+    request = checks.BundleRequest(
+        out, task, trust, threshold, target, precision, weights_as, max_classes, tolerance, min_agreement, also
+    )
+    checks.require_encoding(encoding)
+    if check is None:
+        request.require(path)
+    else:
+        request.require_only_bounds()
+        checks.require_same_run(open_bundle(check), path)
+    from ..export.bundles import check_bundle, export_bundle  # torch, which takes seconds, comes after the checks
+    from ..train.run import Run
+
+    opened = Run.open(path)
     opened = opened.encoded(encoding or opened.config.encoding)
     proof = ("pictures", "agreement", "largest_difference", "largest_logit")
     if check is not None:
-        if (target, precision, threshold, str(out)) != ("onnx", "fp32", 1, "bundle") or any(
-            option is not None for option in (task, trust, weights_as, max_classes, also)
-        ):
-            raise UsageError("--check takes --run, --tolerance and --min-agreement alone: the bundle says the rest itself")
         value = {"bundle": str(check), **check_bundle(opened, check, tolerance, min_agreement).to_dict()}
         emit(value, json, lambda: facts(value, "bundle", *proof))
         return

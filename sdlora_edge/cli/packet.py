@@ -58,10 +58,14 @@ def build(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Sign one packet per task, and prove each on a scratch device before it is written."""
-    from ..export.packets import build_packets
-    from ..train.run import newest
+    from ..export.check import PacketRequest
+    from ..train.folder import newest
 
-    built = build_packets(run or newest(), bundle, _signers(key), task, out, encoding, revision, after or [], data)
+    request = PacketRequest(run or newest(), bundle, _signers(key), task, out, encoding, revision, after or [], data)
+    checked = request.require()
+    from ..export import packets  # torch, which takes seconds, comes after the checks
+
+    built = packets.build(request, checked)
     head = ["packet", "task", "bytes", "new classes", "old rows", "their bytes", "encoding", "weight error", "canary difference"]
     rows = []
     for b in built:
@@ -217,6 +221,9 @@ def to_peft(
     json: Json = False,
 ) -> None:
     """Write a LoRA adapter that the peft library loads: the whole update of the backbone's own weights, and the head."""
+    from ..export.check import require_new
+
+    require_new(out)
     from ..export.peft import to_peft as write
 
     value = write(bundle, packets or [], out, alone, after or [])
@@ -240,11 +247,15 @@ def from_peft(
     json: Json = False,
 ) -> None:
     """Make a LoRA adapter, trained elsewhere on the same backbone, the next task of a run; packet build then ships it."""
-    from ..export.peft import from_peft as add
-    from ..train.run import newest
+    from ..train import check, folder
     from .train import accuracy_row
 
-    done = add(adapter, run or newest(), data, name)
+    path = run or folder.newest()
+    check.adapter(adapter, path)
+    task = check.one_more(path, data, name or adapter.resolve().name)
+    from ..export.peft import add  # torch, which takes seconds, comes after the checks
+
+    done = add(adapter, task)
     value = {
         "run": str(done.path),
         "tasks": len(done.updates),

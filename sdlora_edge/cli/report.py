@@ -17,9 +17,13 @@ def report(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Write a self-contained HTML page: scores, matrix, curves, magnitudes, classes, packets, settings."""
-    from ..train.report import write
-    from ..train.run import Run, newest
+    from ..train import check, folder
 
-    path = run or newest()
-    value = write(Run.open(path), out or path / "report.html", thumbnails)
+    path = run or folder.newest()
+    page = out or path / "report.html"
+    check.report(path, page)
+    from ..train.report import write  # torch, which takes seconds, comes after the checks
+    from ..train.run import Run
+
+    value = write(Run.open(path), page, thumbnails)
     emit(value, json, lambda: [f"report: {value['report']} ({value['bytes']} bytes)"])

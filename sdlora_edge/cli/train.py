@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -27,7 +29,7 @@ def train(
     config: Annotated[Optional[Path], typer.Option(help="A TOML file with these same keys; flags win.")] = None,
     data: Annotated[Optional[str], typer.Option(help="Folder or ZIP, a folder per class (train/ and test/ inside, or split by the seed), or a set's name. Default: built-in digits. val/ serves --validate, or testing if there is no test/.")] = None,
     data_root: Annotated[Optional[str], typer.Option(help="Where sets with a name lie.")] = None,
-    run: Annotated[Optional[Path], typer.Option(help="An existing run: with --data, learn ONE more task; without, go on where it was stopped.")] = None,
+    run: Annotated[Optional[Path], typer.Option(help="An existing run: with --data, learn ONE more task, of one class or more; without, go on where it was stopped.")] = None,
     name: Annotated[Optional[str], typer.Option(help="With --run and --data: the new task's name. Default: the folder's.")] = None,
     protocol: Annotated[Optional[str], typer.Option(help="class: each task brings new classes; domain: new pictures of the same (folders <domain>/<class>/).")] = None,
     tasks: Annotated[Optional[int], typer.Option(help="Cut the classes, or domains, into so many.")] = None,
@@ -84,29 +86,21 @@ def train(
         for flag, value in locals().items()
         if value is not None and flag not in ("preset", "config", "run", "name", "out", "json")
     }
-    from ..train import config as settings
-    from ..train import distributed, presets, trainer
-
+    if name is not None and (run is None or data is None):
+        raise UsageError("--name names the task that --run RUN --data FOLDER adds")
     flags = given | {flag: _numbers(given[flag], flag) for flag in ("mean", "std") if flag in given}
-
-    def report(progress: Run) -> None:
-        if not json and distributed.first():
-            say(accuracy_row(progress))
-
     if run is None:
-        if name is not None:
-            raise UsageError("--name names the task that --run RUN --data FOLDER adds")
-        base = presets.preset(preset) if preset else {}
-        done = trainer.train(settings.resolve(config, flags, base), out, report)
+        done = _new(config, flags, preset, out, json)
     else:
-        if name is not None and data is None:
-            raise UsageError("--name names the task that --data FOLDER adds")
-        more = (
-            given | ({"preset": preset} if preset else {}) | ({"config": config} if config else {}) | ({"out": out} if out else {})
-        )
-        if extra := sorted(flag.replace("_", "-") for flag in more if flag != "data"):
-            raise UsageError(f"--{', --'.join(extra)}: a run keeps the settings it was begun with; give only --data and --name")
-        done = trainer.add_task(run, data, name, report) if data is not None else trainer.resume(run, report)
+        more = given | {flag: value for flag, value in (("preset", preset), ("config", config), ("out", out)) if value is not None}
+        allowed = () if data is None else ("data", "strict")
+        if extra := sorted(flag.replace("_", "-") for flag in more if flag not in allowed):
+            raise UsageError(
+                f"--{', --'.join(extra)}: a run keeps the settings it was begun with; give only --data, --name and --strict"
+            )
+        done = _more(run, data, name, bool(strict), json)
+    from ..train import distributed
+
     result = {
         "run": str(done.path),
         "tasks": len(done.updates),
@@ -115,6 +109,41 @@ def train(
     }
     if distributed.first():
         emit(result, json, lambda: _summary(done))
+
+
+def _new(config: Path | None, flags: dict[str, Any], preset: str | None, out: Path | None, json: bool) -> Run:
+    from ..train import check, presets
+    from ..train import config as settings
+
+    chosen = settings.resolve(config, flags, presets.preset(preset) if preset else {})
+    source = check.new_run(chosen, out)
+    from ..train import trainer  # torch, which takes seconds, comes after the checks
+
+    return trainer.train(chosen, out, _reporting(json), source)
+
+
+def _more(run: Path, data: str | None, name: str | None, strict: bool, json: bool) -> Run:
+    from ..train import check
+
+    if data is None:
+        check.resumed(run)
+        from ..train import trainer
+
+        return trainer.resume(run, _reporting(json))
+    task = replace(check.one_more(run, data, name), strict=strict)
+    from ..train import trainer
+
+    return trainer.learn(task, _reporting(json))
+
+
+def _reporting(json: bool) -> Callable[[Run], None]:
+    from ..train import distributed
+
+    def report(progress: Run) -> None:
+        if not json and distributed.first():
+            say(accuracy_row(progress))
+
+    return report
 
 
 def accuracy_row(run: Run) -> str:

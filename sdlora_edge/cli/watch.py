@@ -12,7 +12,7 @@ import typer
 
 from ..device.events import JsonLog
 from ..device.watch import Watcher
-from ..errors import HealthError
+from ..errors import HealthError, UsageError
 from .output import Json, Store, emit, facts, output, say, spaced
 
 _SHOWN = ("task", "task_name", "generation", "classes", "files", "counts", "trouble")
@@ -61,6 +61,8 @@ def selftest(
     """Check this very device, in a scratch store: signatures, equality with the host, updates under load, kills, times, memory."""
     from ..device.selftest import CHECKS, Report, open_kit
 
+    if report is not None and report.is_dir():
+        raise UsageError(f"--report {report} is a folder: name a file, such as {report / 'report.json'}")
     found = Report()
     with open_kit(bundle, packets, expected, store) as kit:
         try:
@@ -86,8 +88,13 @@ def expect(
     json: Json = False,
 ) -> None:
     """Record what this host answers, in every state of a run, for device selftest to compare with."""
-    from ..export.expected import record
-    from ..train.run import Run, newest
+    from ..export.check import expectation
+    from ..train.folder import newest
 
-    value = record(Run.open(run or newest()), pictures, out)
+    path = run or newest()
+    expectation(path, pictures, out)
+    from ..export.expected import record  # torch, which takes seconds, comes after the checks
+    from ..train.run import Run
+
+    value = record(Run.open(path), pictures, out)
     emit(value, json, lambda: facts(value, *value))

@@ -66,9 +66,11 @@ class Kit:
 def open_kit(bundle: Path, packets: Path, expected: Path | None = None, scratch: Path | None = None) -> Iterator[Kit]:
     """scratch: a folder on the disk that stores lie on, made if it is missing; by default where temporary files go.
 
-    Raises InputError for a damaged bundle, or where no packet in the folder follows from it; StorageError for a scratch folder
+    Raises InputError for a damaged bundle or record of what is expected, or where no packet in the folder follows from it; StorageError for a scratch folder
     that cannot be written.
     """
+    if expected is not None:
+        _read_expected(expected)
     chain = _chain(open_bundle(bundle), packets)
     try:
         if scratch is not None:

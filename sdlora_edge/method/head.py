@@ -12,6 +12,10 @@ fitted again:
     means         mu <- g(mu);  scatter <- (I + R)' scatter (I + R)
     discriminant  w_c = S^-1 (mu_c - mu),  b_c = -(mu_c - mu)' S^-1 (mu_c + mu) / 2,    mu = mean of the mu_c
                   S = (1 - s) * scatter / (n - C) + s * (tr / d) I                     (s: shrinkage)
+
+A class learned alone moves no features, and its row alone is new. No answer changes if all logits are multiplied by one number and
+shifted by one linear function of the features, so `beside` brings the fitted rows as near as that allows to a head's old rows, and
+those stay as they are.
 """
 
 from __future__ import annotations
@@ -86,6 +90,20 @@ class FeatureStatistics:
         own = 0.5 * (weight * (self.means - middle)).sum(axis=1)
         scale = SCALE / max(1e-12, float(np.sqrt(np.mean(own**2))))
         return (weight * scale).astype(np.float32), (bias * scale).astype(np.float32)
+
+    def beside(self, weight: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The head (weight float32 (K, d), bias float32 (K,)), K <= C, with `rows` alone fitted again: int (n,), new classes included."""
+        fitted_weight, fitted_bias = self.discriminant()
+        kept = np.setdiff1d(np.arange(len(weight)), rows)
+        if len(kept) < 2:  # one row alone says nothing of the scale
+            return fitted_weight, fitted_bias
+        old, new = weight[kept].astype(np.float64), fitted_weight[kept].astype(np.float64)
+        aside, centred = old.mean(axis=0), new - new.mean(axis=0)
+        scale = float(((old - aside) * centred).sum()) / max(1e-12, float((centred**2).sum()))
+        shift = aside - scale * new.mean(axis=0), float((bias[kept] - scale * fitted_bias[kept]).mean())
+        whole = (scale * fitted_weight + shift[0]).astype(np.float32), (scale * fitted_bias + shift[1]).astype(np.float32)
+        whole[0][kept], whole[1][kept] = weight[kept], bias[kept]
+        return whole
 
 
 def _kernel_ridge(X: np.ndarray, Y: np.ndarray, at: np.ndarray) -> np.ndarray:

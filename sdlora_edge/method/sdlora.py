@@ -79,7 +79,7 @@ class SDLoRA(nn.Module):
             old = {k: s.factors[p.name] for k, s in enumerate(states[1:]) if p.name in s.factors}
             A, B = _new_factors(directions, rank, rows, p.columns, list(old.values()))
             if directions == "continue" and old:
-                B = B * float(self._before[-2]) / magnitude_init
+                B = B * float(self._before[max(old)]) / magnitude_init
                 old = {}
             if self.by_factors:
                 unit[list(old), i] = [1 / max(1e-12, _length(f.A) * _length(f.B)) for f in old.values()]

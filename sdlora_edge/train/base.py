@@ -14,6 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..device.preprocessing import Preprocessing
+from ..errors import DivergedError
 from ..method import backbones
 from .config import TrainConfig
 from .data import Decoded
@@ -56,6 +57,10 @@ def train_base(
             loss.backward()
             optimizer.step()
             schedule.step()
+        if not loss.isfinite():
+            raise DivergedError(
+                f"the base session diverged: the loss of epoch {epoch + 1} is not finite; give a backbone with --weights instead"
+            )
         states = {name: part.state_dict() for name, part in parts.items()}
         checkpoint.save({"epoch": epoch + 1, "random": torch.get_rng_state(), **states})
     backbone.requires_grad_(False).eval()

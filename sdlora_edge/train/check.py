@@ -1,163 +1,114 @@
-"""Before anything is trained: what a source holds, what of it is not used, and what is likely to be a mistake."""
+"""What a command is asked to do, checked before torch is imported and any model is loaded."""
 
 from __future__ import annotations
 
-import csv
-import io
-import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
-from .. import files
-from ..errors import InputError
-from . import distributed
-from .config import TrainConfig
-from .data import Part, Source
-from .images import EMPTY, HIDDEN, NO_IMAGE, Picture, counted
+from ..errors import InputError, UsageError
+from ..packet import name_problem
+from . import data, folder
+from .config import DIGITS, TrainConfig
+from .data import Source
 
-log = logging.getLogger("sdlora_edge")
-SKIPPED = "skipped.csv"
-"""in a run: the files that are not used"""
-FEW = 5
-"""training images of a class; the user is warned of fewer"""
-ROWS = 40
-"""of the table; of a longer one only the classes with something to warn of are shown"""
-NAMED = 5
-"""how many classes or files a warning names"""
-DECODED = 10**9
-"""pixels that are decoded, about ten seconds' work; of the images after them only the headers are read"""
-UNREADABLE = "unreadable"
-_COLUMNS = ("class", "training", "validation", "test", "skipped")
+MICRO = "micro_vit"
 
 
-def checked(source: Source, cut: Callable[[Source], list[Part]], settings: TrainConfig) -> tuple[Source, list[Part]]:
-    """Read every image of a source, and log a table of what is there. An image that cannot be read gets a `problem`.
+@dataclass(frozen=True)
+class NewTask:
+    """One more task of a run, as it was asked for: `images` is the folder or ZIP that `source` was read from.
 
-    cut: makes the tasks. Returns the source and its tasks with these marks. Raises InputError if a class of a task has no readable training image or, with `strict`, if there is
-    anything to warn of.
+    strict: warnings about the images are errors, whatever the run's own setting says.
     """
-    source = source.changed(_Examiner())
-    parts = cut(source)
-    rows, skipped = _rows(source, parts, settings), _skipped(source)
-    odd = _odd_classes(source, rows, "validation" if settings.validate else "test")
-    warnings = [f"{what}: {_some(labels)}" for what, labels in odd.items() if labels] + list(_file_warnings(source))
-    if distributed.first():
-        for line in _table(rows, skipped, {label for labels in odd.values() for label in labels}):
-            log.info("%s", line)
-        for warning in warnings:
-            log.warning("%s", warning)
-    for part in parts:
-        if empty := [label for label in part.classes if not _readable(part.train[label])]:
-            raise InputError(
-                f"{source.name}: class {empty[0]!r} has no readable training image: repair its files or remove its folder"
-            )
-    if warnings and settings.strict:
-        raise InputError(f"{source.name}: {warnings[0]} ({len(warnings)} warning(s), errors with --strict): repair the dataset")
-    return source, parts
+
+    run: Path
+    images: str
+    name: str
+    source: Source
+    strict: bool = False
 
 
-def record(run: Path, source: Source) -> None:
-    """Add the files that are not used to the list in a run's folder."""
-    known = files.read(run / SKIPPED).decode() if (run / SKIPPED).exists() else "file,class,reason,detail\n"
-    lines = dict.fromkeys([*known.splitlines(keepends=True), *map(_line, unused(source))])
-    files.write(run / SKIPPED, "".join(lines).encode())
-    if len(lines) > 1:
-        log.info("%s lists the %d files that are not used, and why", run / SKIPPED, len(lines) - 1)
+def new_run(settings: TrainConfig, out: Path | None) -> Source:
+    """The images of a new run. Raises UsageError, InputError where settings, images and folder do not go together."""
+    if out is not None and out.exists():
+        raise UsageError(f"{out} exists already: choose another --out, or go on with --run {out} if it is a run")
+    if settings.backbone == MICRO and not settings.base_classes:
+        raise UsageError(
+            "micro_vit has no pre-trained weights: give it a base session with base_classes, or choose another backbone"
+        )
+    if settings.weights and not Path(settings.weights).is_file():
+        raise InputError(f"weights {settings.weights!r}: there is no such file")
+    source = data.load_for(settings)
+    if len(source.classes) == 1:
+        raise UsageError(
+            f"{settings.data} has one class only ({source.classes[0]}): add a folder for another class, or let a run that knows others "
+            f"learn it: --run RUN --data {settings.data}"
+        )
+    data.parts(source, settings)
+    return source
 
 
-def unused(source: Source) -> list[Picture]:
-    """The files of a source that are not used."""
-    sides = (source.train, source.test, source.val)
-    return [*source.skipped, *(p for side in sides for own in side.values() for p in own if p.problem)]
+def resumed(path: Path) -> None:
+    """Raises InputError for a folder that is no run, UsageError for one that another process trains."""
+    folder.settings(path)
+    folder.require_free(path)
 
 
-class _Examiner:
-    """Decodes images while there are pixels left to spend, then reads headers."""
-
-    def __init__(self) -> None:
-        self._left = DECODED
-
-    def __call__(self, picture: Picture) -> Picture:
-        try:
-            self._left -= picture.examine(decode=self._left > 0)
-        except InputError as error:
-            return replace(picture, problem=UNREADABLE, detail=str(error).removeprefix(f"{picture.name} "))
-        return picture
-
-
-def _line(picture: Picture) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow((picture.name, picture.label, picture.problem, picture.detail))
-    return line.getvalue()
-
-
-def _readable(pictures: Sequence[Picture]) -> int:
-    return sum(not picture.problem for picture in pictures)
-
-
-def _skipped(source: Source) -> dict[str, list[str]]:
-    """By class, or "" for files in none: why files are not used."""
-    found: dict[str, list[str]] = {}
-    for picture in unused(source):
-        found.setdefault(picture.label, []).append(picture.problem)
-    return found
+def one_more(path: Path, images: str, name: str | None = None) -> NewTask:
+    """Raises UsageError, InputError where the run does not take it."""
+    settings = folder.require_begun(path)
+    folder.require_free(path)
+    if (done := folder.last_task(path)) < settings.tasks:
+        raise UsageError(
+            f"{path} has finished {done} of its {settings.tasks} tasks: resume it first with sdlora-edge train --run {path}"
+        )
+    source = data.load_for(settings, images)
+    if len(source.classes) < 2 and settings.head != "aligned":
+        raise UsageError(
+            f"{images} has one class only ({source.classes[0]}), and --head paper learns a class by how it differs from others of its "
+            "task: add a folder for another class, or begin a run with --head aligned, which learns a class alone"
+        )
+    name = unicodedata.normalize("NFC", name or Path(images).stem or "task")
+    if problem := name_problem(name):
+        raise UsageError(f"the task's name {name!r} {problem}: give another --name")
+    learned = {c for entry in folder.metrics(path) if entry["source"] == source.name for c in entry["classes"]}
+    if set(source.classes) <= learned:
+        raise UsageError(f"{images} was learned already, with all its classes: give a folder of new images")
+    return NewTask(path, images, name, source)
 
 
-def _rows(source: Source, parts: Sequence[Part], settings: TrainConfig) -> dict[str, Counter[str]]:
-    """The counts of each class, and of each folder that holds no image, by column."""
-    sides = [("training", part.train) for part in parts]
-    sides += [("validation" if settings.validate else "test", part.test) for part in parts]
-    sides += [("test", source.test) if settings.validate else ("validation", source.val)]
-    rows: dict[str, Counter[str]] = {p.label: Counter() for p in source.skipped if p.label}
-    for column, side in sides:
-        for label, own in side.items():
-            rows.setdefault(label, Counter())[column] += _readable(own)
-    return dict(sorted(rows.items()))
+def adapter(path: Path, run: Path) -> None:
+    """Raises InputError for a folder that holds no adapter, UsageError for a run that takes none."""
+    settings = folder.require_begun(run)
+    if settings.method != "sdlora" or settings.directions == "shared":
+        setting = f"directions {settings.directions}" if settings.method == "sdlora" else f"method {settings.method}"
+        raise UsageError(f"{run} was begun with {setting}, which has no place for another direction: begin a run without it")
+    if not (path / "adapter_config.json").is_file():
+        raise InputError(f"{path} holds no adapter_config.json: name the folder that peft's save_pretrained has made")
 
 
-def _odd_classes(source: Source, rows: Mapping[str, Counter[str]], scored: str) -> dict[str, list[str]]:
-    """The classes to warn of, by what is wrong."""
-    few = [label for label in source.classes if rows[label]["training"] < FEW]
-    return {
-        "folders without an image": [label for label in rows if label not in source.train],
-        f"classes with fewer than {FEW} training images": few,
-        f"classes without a {scored} image": [label for label in source.classes if not rows[label][scored]],
-    }
+def evaluation(path: Path, images: str, task: int | None) -> Source:
+    """The images that a run's state is scored on. Raises UsageError for a task or class that the run does not know."""
+    settings = folder.require_begun(path)
+    task = folder.require_task(path, task)
+    source = data.load_for(settings, images)
+    folder.require_known([label for label, own in source.test.items() if own], path, task, images)
+    return source
 
 
-def _file_warnings(source: Source) -> Iterator[str]:
-    """About images that are not used, and those of which the class is not certain."""
-    by_problem: dict[str, list[str]] = {}
-    for picture in unused(source):
-        if picture.problem not in (HIDDEN, NO_IMAGE, EMPTY):
-            by_problem.setdefault(picture.problem, []).append(f"{picture.name} {picture.detail}".rstrip())
-    for problem, names in by_problem.items():
-        yield f"{len(names)} skipped, {problem}: {_some(names)}"
-    nested = [p.name for side in (source.train, source.test, source.val) for own in side.values() for p in own if p.nested]
-    if nested:
-        yield f"{len(nested)} in a folder inside a class folder, and taken for images of that class: {_some(nested)}"
+def require_images(images: str) -> None:
+    """Raises InputError if there is no such folder, ZIP file or named dataset."""
+    from .datasets import NAMES
+
+    if images not in (DIGITS, *NAMES) and not Path(images).exists():
+        raise InputError(f"{images}: no such folder or ZIP file, and no named set either")
 
 
-def _table(rows: Mapping[str, Counter[str]], skipped: Mapping[str, list[str]], odd: set[str]) -> Iterator[str]:
-    """Its lines: all classes or, of many, those that are odd; then the totals."""
-    shown = [label for label in rows if len(rows) <= ROWS or label in odd or label in skipped][:ROWS]
-    cells = [list(_COLUMNS)] + [_cells(label, rows[label], skipped.get(label, [])) for label in shown]
-    total: Counter[str] = sum(rows.values(), Counter())
-    every = [problem for problems in skipped.values() for problem in problems]
-    cells.append(_cells(f"all {len(rows)}", total, every))
-    widths = [max(len(row[i]) for row in cells) for i in range(len(_COLUMNS) - 1)]
-    for row in cells:
-        yield "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:]), row[-1]]).rstrip()
-    if hidden := len(rows) - len(shown):
-        yield f"{hidden} more classes are not shown"
-
-
-def _cells(label: str, row: Counter[str], problems: list[str]) -> list[str]:
-    return [label, *(str(row[column]) for column in _COLUMNS[1:-1]), counted(problems)]
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+def report(path: Path, out: Path) -> None:
+    """Raises UsageError, InputError where a report cannot be made, or not be written there."""
+    folder.require_begun(path)
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: name a file, such as {out / 'report.html'}")
+    if not folder.metrics(path):
+        raise InputError(f"{path} has no scored task yet: go on with sdlora-edge train --run {path}")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tomli_w
 
 from .. import files
+from ..container import LIMITS
 from ..device.preprocessing import MAX_PIXELS, PILLOW_MAX_PIXELS
 from ..encoding import DEFAULT, ENCODINGS
 from ..errors import InputError, UsageError
@@ -42,6 +44,59 @@ CHOICES = {
     "device": ("auto", "cpu", "cuda"),
 }
 """settings that are one of a few words"""
+
+
+class Range(NamedTuple):
+    """The numbers from `low` to `high`; `above` and `below` leave the ends out."""
+
+    low: float
+    high: float
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, (int, float)):
+            return False
+        return (self.low < value if self.above else self.low <= value) and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
+        return f"{low} and {'below' if self.below else 'at most'} {self.high:.10g}"
+
+
+_WEIGHT = Range(0, 1e6)
+_RATE = Range(0, 1e6, above=True)  # three of them multiplied still fit float32
+_COUNT = Range(1, 1_000_000)
+_COUNT_OR_NONE = Range(0, 1_000_000)
+BOUNDS = {
+    "tasks": _COUNT,
+    "base_classes": _COUNT_OR_NONE,
+    "base_epochs": _COUNT,
+    "test_fraction": Range(0, 1, above=True, below=True),
+    "validate": Range(0, 1, below=True),
+    "train_limit": _COUNT_OR_NONE,
+    "max_megapixels": Range(1, PILLOW_MAX_PIXELS // 10**6),
+    "image_size": Range(0, 4096),
+    "mean": Range(-1, 1),
+    "std": Range(1e-4, 1e4),
+    "absorb": Range(0, 1),
+    "magnitude_init": Range(0, LIMITS.magnitude, above=True),
+    "consistency": _WEIGHT,
+    "epochs": _COUNT,
+    "lr": _RATE,
+    "head_lr_factor": _RATE,
+    "magnitude_lr_factor": _RATE,
+    "later_lr_factor": _RATE,
+    "weight_decay": _WEIGHT,
+    "batch_size": _COUNT,
+    "accumulate": _COUNT,
+    "workers": Range(0, 1024),
+    "cache_gb": _WEIGHT,
+    "seed": Range(0, 2**32 - 1),
+}
+"""settings that are numbers: each of them, for `mean` and `std`, lies in its range (so none is NaN)"""
+MAX_RANK = 4096
+_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list of numbers"}
 
 
 @dataclass(frozen=True)
@@ -125,29 +180,16 @@ class TrainConfig:
     seed: int = 1993
 
     def __post_init__(self) -> None:
-        lows = {"max_megapixels": 1, "tasks": 1, "epochs": 1, "base_epochs": 1, "batch_size": 1, "accumulate": 1} | dict.fromkeys(
-            ("base_classes", "image_size", "seed", "train_limit", "workers", "absorb", "consistency", "weight_decay", "cache_gb"), 0
-        )
-        for name, low in lows.items():
-            if not getattr(self, name) >= low:
-                raise UsageError(f"{name} is {getattr(self, name)}: it must be at least {low}")
-        if self.max_megapixels > (most := PILLOW_MAX_PIXELS // 10**6):
-            raise UsageError(f"max_megapixels is {self.max_megapixels}: it must be at most {most}, where Pillow stops")
-        if not 0 < self.test_fraction < 1:
-            raise UsageError(f"test_fraction is {self.test_fraction}: it must lie between 0 and 1")
-        if not 0 <= self.validate < 1:
-            raise UsageError(f"validate is {self.validate}: it must be 0 (off) or a share below 1")
-        for name in ("lr", "head_lr_factor", "magnitude_lr_factor", "later_lr_factor", "magnitude_init"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} is {getattr(self, name)}: it must be above 0")
+        for name, bound in BOUNDS.items():
+            value = getattr(self, name)
+            if not all(one in bound for one in (value if isinstance(value, tuple) else (value,))):
+                raise UsageError(f"{name} is {value}: it must be {bound}")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{name} is {getattr(self, name)!r}: it must be one of {', '.join(allowed)}")
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
                 raise UsageError(f"{name} must be three numbers, such as 0.5,0.5,0.5")
-        if not all(s > 0 for s in self.std):
-            raise UsageError(f"std is {self.std}: each must be above 0")
         self.rank_of(1)
         self._refuse_what_does_not_go_together()
 
@@ -167,12 +209,14 @@ class TrainConfig:
 
     def rank_of(self, task: int) -> int:
         """RR: the rank of a task's direction, tasks counted from 1. "10,8@4,6@8" is 10, 8 from task 4, 6 from task 8."""
-        found = re.fullmatch(r"([1-9]\d*)((?:,[1-9]\d*@[1-9]\d*)*)", self.rank.replace(" ", ""))
+        found = re.fullmatch(r"([1-9]\d{0,5})((?:,[1-9]\d{0,5}@[1-9]\d{0,5})*)", self.rank.replace(" ", ""))
         if not found:
             raise UsageError(f"rank is {self.rank!r}: give a number, or a schedule such as 10,8@4,6@8")
         steps = [(1, int(found[1]))] + [(int(s[1]), int(s[0])) for s in (p.split("@") for p in found[2].split(",") if p)]
         if [at for at, _ in steps] != sorted({at for at, _ in steps}):
             raise UsageError(f"rank is {self.rank!r}: its tasks must ascend")
+        if max(rank for _, rank in steps) > MAX_RANK:
+            raise UsageError(f"rank is {self.rank!r}: it must be at most {MAX_RANK}")
         return [rank for at, rank in steps if at <= task][-1]
 
     def to_toml(self) -> str:
@@ -196,7 +240,7 @@ def resolve(file: Path | None, flags: Mapping[str, Any], preset: Mapping[str, An
 
     Raises InputError for a file that is no TOML, UsageError for an unknown key or a value out of range.
     """
-    values = {**(preset or {}), **(_read(file) if file else {})}
+    values = {**(preset or {}), **(_settings(file) if file else {})}
     values |= {name: value for name, value in flags.items() if value is not None}
     if values.get("data", DIGITS) == DIGITS:
         values = DIGITS_DEFAULTS | values
@@ -205,7 +249,13 @@ def resolve(file: Path | None, flags: Mapping[str, Any], preset: Mapping[str, An
 
 def load(path: Path) -> TrainConfig:
     """The resolved settings of a run."""
-    return from_values({name: value for name, value in _read(path).items() if name != RECORDED})
+    return from_values(_settings(path))
+
+
+def recorded_in(path: Path) -> dict[str, str]:
+    """What `recorded` said when the run was made; empty if it says nothing."""
+    found = _read(path).get(RECORDED, {})
+    return {name: str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def recorded() -> dict[str, str]:
@@ -217,24 +267,38 @@ def recorded() -> dict[str, str]:
 
 def from_values(values: Mapping[str, Any]) -> TrainConfig:
     kinds = {f.name: type(f.default) for f in fields(TrainConfig)}
-    if unknown := set(values) - set(kinds):
-        raise UsageError(f"unknown setting {', '.join(sorted(unknown))}: known are {', '.join(kinds)}")
+    for name in values:
+        if name not in kinds:
+            raise UsageError(f"unknown setting {name}: {nearest(name, kinds)}")
     if type(values.get("rank")) is int:
         values = {**values, "rank": str(values["rank"])}
+    return TrainConfig(**{name: _cast(name, kinds[name], value) for name, value in values.items()})
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to use instead of a word that is not known: the nearest one, and all."""
+    known = list(known)
+    found = difflib.get_close_matches(word, known, n=1)
+    return (f"did you mean {found[0]}? " if found else "") + f"known are {', '.join(known)}"
+
+
+def _cast(name: str, kind: type, value: Any) -> Any:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     try:
-        return TrainConfig(**{name: _cast(kinds[name], value) for name, value in values.items()})
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"a setting is of the wrong kind: {error}") from error
+        if kind is tuple and isinstance(value, (list, tuple)):
+            return tuple(_cast(name, float, v) for v in value)
+        if number and (kind is float or (kind is int and int(value) == value)):
+            return kind(value)
+        if kind in (str, bool) and type(value) is kind:
+            return value
+    except (OverflowError, ValueError):  # inf and nan are no whole numbers, and a whole number may be too large for a float
+        pass
+    raise UsageError(f"{name} is {str(value)[:80]!r}: it must be {_KINDS[kind]}")
 
 
-def _cast(kind: type, value: Any) -> Any:
-    if kind is tuple:
-        return tuple(float(v) for v in value)
-    if kind is bool and isinstance(value, bool):
-        return value
-    if isinstance(value, bool) or (kind is int and int(value) != value) or isinstance(value, str) != (kind is str):
-        raise ValueError(f"{value!r} is not of kind {kind.__name__}")
-    return kind(value)
+def _settings(path: Path) -> dict[str, Any]:
+    """Without what a run has recorded beside them, so that a run's file serves as --config too."""
+    return {name: value for name, value in _read(path).items() if name != RECORDED}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, UsageError
+from ..errors import InputError
 from ..method.sdlora import logits
 from . import data, metrics
-from .data import Picture
+from .data import Picture, Source
+from .folder import require_known
 from .images import counted
 from .run import Run
 
@@ -19,7 +20,7 @@ log = logging.getLogger("sdlora_edge")
 BATCH = 128
 
 
-def evaluate(run: Run, folder: str, task: int | None = None) -> dict[str, Any]:
+def evaluate(run: Run, folder: str, task: int | None = None, source: Source | None = None) -> dict[str, Any]:
     """Score a folder or ZIP of class folders with the state after `task` (default: the last), out of all its classes.
 
     Which pictures: see `pictures_of`. Returns accuracy, correct, total, per_class and confusions as in metrics.json, and for
@@ -27,12 +28,8 @@ def evaluate(run: Run, folder: str, task: int | None = None) -> dict[str, Any]:
     InputError where no picture can be read.
     """
     state = run.state(task)
-    pictures, which = pictures_of(run, folder)
-    if unknown := [label for label in pictures if label not in state.classes]:
-        raise UsageError(
-            f"{folder}: after task {state.task} this run does not know the class {', '.join(unknown[:5])}"
-            f"{', ...' * (len(unknown) > 5)}: remove it, or name a later --task"
-        )
+    pictures, which = pictures_of(run, folder, source)
+    require_known(list(pictures), run.path, state.task, folder)
     scores, truth = score(run, state.task, pictures)
     if not len(truth):
         raise InputError(f"{folder} has no readable test picture")
@@ -51,12 +48,12 @@ def evaluate(run: Run, folder: str, task: int | None = None) -> dict[str, Any]:
     return result | ({"hter": metrics.binary(scores, truth, state.classes)} if len(state.classes) == 2 else {})
 
 
-def pictures_of(run: Run, folder: str) -> tuple[dict[str, Sequence[Picture]], str]:
+def pictures_of(run: Run, folder: str, source: Source | None = None) -> tuple[dict[str, Sequence[Picture]], str]:
     """The test pictures of a source by class, and in words which they are: those of test/ where there is a split, else all.
 
     Of a source the run itself was trained on, only those it has not seen in training. Classes without any are left out.
     """
-    source = data.load_for(run.config, folder)
+    source = source or data.load_for(run.config, folder)
     if source.skipped:
         log.warning("%s: files that are not used: %s", folder, counted(p.problem for p in source.skipped))
     if source.is_split:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .. import files
 from ..device.preprocessing import Preprocessing
-from ..errors import InputError, UsageError
+from ..errors import DivergedError, UsageError
 from ..method.sdlora import SDLoRA
 from . import distributed
 from .augment import augment, draw
@@ -78,7 +78,7 @@ def fit(
     """Train a model in place for `settings.epochs`. The backbone stays in eval mode: it is frozen.
 
     anchor: float32 (pictures, features), what the features were before the task; settings.consistency holds them there.
-    note: called with (name, value, step) of what a log may want. Raises InputError where the loss is no longer finite.
+    note: called with (name, value, step) of what a log may want. Raises DivergedError if the loss or a trained number is no longer finite.
     """
     device = next(model.parameters()).device
     optimizer = _optimizer(model, settings, task)
@@ -116,14 +116,22 @@ def fit(
                 bar.update(len(batches[step]))
             mean = distributed.summed(total).item() / len(batches)
             if not math.isfinite(mean):
-                raise InputError(f"{title}: the loss is no longer finite; train again with a smaller --lr than {settings.lr:g}")
+                raise diverged(title, f"the loss of epoch {epoch + 1} is not finite", settings)
             bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
             note(f"loss/{title}", mean, epoch + 1)
             trained = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+            if not all(p.isfinite().all() for p in trained.values()):  # the last step comes after its loss
+                raise diverged(title, f"a number learned in epoch {epoch + 1} is not finite", settings)
             states = {name: part.state_dict() for name, part in parts.items()}
             checkpoint.save(
                 {"epoch": epoch + 1, "model": trained, "order": order.get_state(), "random": torch.get_rng_state(), **states}
             )
+
+
+def diverged(title: str, what: str, settings: TrainConfig) -> DivergedError:
+    return DivergedError(
+        f"{title} diverged: {what}. Begin a run with a smaller --lr than {settings.lr:g}; this run keeps its earlier tasks"
+    )
 
 
 def _backward(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UsageError
+from .config import nearest
 
 Values = dict[str, Any]
 
@@ -69,7 +70,7 @@ PRESETS: dict[str, Values] = (
 
 
 def preset(name: str) -> Values:
-    """A copy of the preset's values. Raises UsageError, which lists them, for a name that is none."""
+    """A copy of the preset's values. Raises UsageError, with the nearest name or all, for a name that is none."""
     if name not in PRESETS:
-        raise UsageError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
+        raise UsageError(f"there is no preset {name!r}: {nearest(name, PRESETS)}")
     return dict(PRESETS[name])

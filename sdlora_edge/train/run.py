@@ -5,6 +5,7 @@
     tasks/NNN/state.safetensors  task N as it is shipped (factors, head rows); names and magnitude deltas in its metadata
     tasks/NNN/statistics.safetensors   its factors before they were encoded; the plain head; counts, means and scatter of the features under W_0, and where the head
                                  is aligned under W_N (never shipped)
+    run.lock                     held by the process that trains it
     partial.pt                   the epoch that a task in training is in (`fit.Checkpoint`)
     tasks/NNN/metrics.json       `correct` and `totals` of every task so far, their summary, source and timing
 
@@ -16,7 +17,6 @@ tasks/000 is the state before the first task: the base head, if there was a base
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -51,17 +51,11 @@ from ..state import (
     lineage_id,
     merge,
 )
-from . import config
+from . import config, folder
 from .config import TrainConfig
+from .folder import BACKBONE, CONFIG, METRICS, REVISIONS, STATE, STATISTICS, newest, point_latest
 
-CONFIG, BACKBONE, STATE, STATISTICS, METRICS = (
-    "config.toml",
-    "backbone.safetensors",
-    "state.safetensors",
-    "statistics.safetensors",
-    "metrics.json",
-)
-REVISIONS = "revisions.json"
+__all__ = ["Run", "newest", "point_latest"]
 EXACT = "exact."
 
 
@@ -96,20 +90,18 @@ class Run:
     @classmethod
     def begin(cls, path: Path, settings: TrainConfig) -> None:
         """Make the folder of a run that has nothing yet but its settings. Raises UsageError where it exists."""
-        with files.new_folder(path) as folder:
-            files.write(folder / CONFIG, settings.to_toml().encode())
+        with files.new_folder(path) as new:
+            files.write(new / CONFIG, settings.to_toml().encode())
 
     @classmethod
     def settings(cls, path: Path) -> TrainConfig:
         """Raises InputError where the folder is not a run."""
-        if not (path / CONFIG).is_file():
-            raise InputError(f"{path} is not a run: no {CONFIG} in it; make one with sdlora-edge train")
-        return config.load(path / CONFIG)
+        return folder.settings(path)
 
     @classmethod
     def is_begun(cls, path: Path) -> bool:
         """Has the run its backbone, so that tasks can follow?"""
-        return (path / BACKBONE).is_file()
+        return folder.is_begun(path)
 
     @classmethod
     def create(
@@ -143,9 +135,7 @@ class Run:
     @classmethod
     def open(cls, path: Path) -> Run:
         """Read a run. Raises InputError where a file is missing or does not fit the others."""
-        settings = cls.settings(path)
-        if not cls.is_begun(path):
-            raise InputError(f"{path} was stopped before its first task: go on with sdlora-edge train --run {path}")
+        settings = folder.require_begun(path)
         backbone, _ = backbones.create(settings.backbone, settings.image_size or None, None, pretrained=False)
         tensors, facts = _load(path / BACKBONE)
         try:
@@ -225,22 +215,17 @@ class Run:
 
     def revision(self, task: int) -> int:
         """The revision of a task: 0, or what `revise` has set for it or for a task before it."""
-        try:
-            known = parse_json(files.read(self.path / REVISIONS, 1 << 20), REVISIONS) if (self.path / REVISIONS).exists() else {}
-            return max((int(r) for first, r in known.items() if int(first) <= task), default=0)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{self.path / REVISIONS} does not hold revisions of tasks: {error}") from error
+        return folder.revision(self.path, task)
 
     def revise(self, task: int, revision: int) -> None:
         """From now on, `task` and those after it are of this revision. Raises UsageError where they had a higher one."""
-        if revision < (known := self.revision(len(self.states))):
-            raise UsageError(
-                f"--revision {revision}: {self.path} has built packets of revision {known} already; give that or a higher one"
-            )
-        if revision > known:
-            revisions = {str(t): self.revision(t) for t in range(1, len(self.states)) if self.revision(t) != self.revision(t - 1)}
-            kept = {first: r for first, r in revisions.items() if int(first) < task}
-            files.write(self.path / REVISIONS, dump_json({**kept, str(task): revision}))
+        with folder.locked(self.path):
+            if revision > folder.require_revision(self.path, revision):
+                revisions = {
+                    str(t): self.revision(t) for t in range(1, len(self.states)) if self.revision(t) != self.revision(t - 1)
+                }
+                kept = {first: r for first, r in revisions.items() if int(first) < task}
+                files.write(self.path / REVISIONS, dump_json({**kept, str(task): revision}))
 
     def state(self, task: int | None) -> TaskState:
         """The state after a task; None is the last. Raises UsageError where the run has no such task."""
@@ -275,35 +260,19 @@ class Run:
         return len(packet.build(update, before, self.lineage, task, logits, signing.unsigned, self.config.encoding))
 
     def _read_rest(self, task: int) -> None:
-        folder = self.path / "tasks" / f"{task:03d}"
-        if (folder / METRICS).is_file():
-            self.metrics.append(parse_json(files.read(folder / METRICS), str(folder / METRICS)))
-        tensors, _ = _load(folder / STATISTICS)
+        own = self.path / "tasks" / f"{task:03d}"
+        if (own / METRICS).is_file():
+            self.metrics.append(parse_json(files.read(own / METRICS), str(own / METRICS)))
+        tensors, _ = _load(own / STATISTICS)
         try:
             self.frozen, self.plain = _statistics(tensors, "frozen."), (tensors["plain.weight"], tensors["plain.bias"])
             self.statistics = _statistics(tensors, "") if "means" in tensors else None
         except KeyError as error:
-            raise InputError(f"{folder / STATISTICS} lacks {error}: the run was made by another version") from error
-
-
-def newest(root: Path = Path("runs")) -> Path:
-    """The run that runs/latest points to. Raises InputError where there is none."""
-    latest = root / "latest"
-    if not latest.is_dir():
-        raise InputError(f"no run named, and {latest} points to none: make one with sdlora-edge train, or name it")
-    return latest.resolve()
-
-
-def point_latest(path: Path) -> None:
-    """Make `latest`, beside the run, point to it."""
-    temporary = path.parent / ".latest.tmp"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(path.name)
-    os.replace(temporary, path.parent / "latest")
+            raise InputError(f"{own / STATISTICS} lacks {error}: the run was made by another version") from error
 
 
 def _write_task(
-    folder: Path,
+    path: Path,
     update: TaskUpdate,
     statistics: FeatureStatistics | None,
     frozen: FeatureStatistics,
@@ -319,7 +288,9 @@ def _write_task(
         "deltas": update.deltas.tolist(),
         "digest": digest,
     }
-    with files.new_folder(folder / "tasks" / f"{update.task:03d}") as new:
+    if (target := path / "tasks" / f"{update.task:03d}").exists():
+        raise UsageError(f"{path} has learned task {update.task} since it was opened: open it again")
+    with files.new_folder(target) as new:
         _save(new / STATE, update.tensors(), {"task": dump_json(names).decode()})
         kept = {f"frozen.{name}": array for name, array in frozen.__dict__.items()}
         kept |= {"plain.weight": plain[0], "plain.bias": plain[1]}
@@ -341,8 +312,8 @@ def _save(path: Path, tensors: Mapping[str, np.ndarray], facts: dict[str, str]) 
     files.write(path, safetensors.numpy.save({name: np.asarray(t, order="C") for name, t in tensors.items()}, metadata=facts))
 
 
-def _read_task(folder: Path, task: int, projections: list[str], encoding: str) -> tuple[TaskUpdate, str]:
-    path = folder / "tasks" / f"{task:03d}" / STATE
+def _read_task(run: Path, task: int, projections: list[str], encoding: str) -> tuple[TaskUpdate, str]:
+    path = run / "tasks" / f"{task:03d}" / STATE
     tensors, facts = _load(path)
     try:
         names = json.loads(facts["task"])

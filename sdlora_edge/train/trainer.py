@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shlex
 import shutil
 import time
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -18,20 +18,21 @@ import numpy as np
 import torch
 
 from ..canonical import tensors_digest
+from ..container import LIMITS
 from ..device.preprocessing import Preprocessing
 from ..encoding import encode
-from ..errors import InputError, SdloraError, UsageError
+from ..errors import InputError, SdloraError
 from ..method import absorb, backbones
 from ..method.head import FeatureStatistics
 from ..method.sdlora import SDLoRA, features
-from ..packet import name_problem
 from ..state import Factors, TaskUpdate, advance, changed_rows, factor_tensors
-from . import check, data, distributed
+from . import check, data, distributed, inventory
 from .augment import views
 from .base import train_base
 from .config import TrainConfig
 from .data import Decoded, Part, Pictures, Source
-from .fit import Checkpoint, fit, writer
+from .fit import Checkpoint, diverged, fit, writer
+from .folder import locked
 from .run import Run, point_latest
 from .score import Scorer, seen_features, slices
 
@@ -40,17 +41,22 @@ Report = Callable[[Run], None]
 """called after every task that was recorded"""
 Direction = tuple[Mapping[str, Factors], np.ndarray]
 """one that was learned elsewhere: its factors as they are shipped, and the magnitude deltas of `TaskUpdate`"""
+NEGLIGIBLE = 1e-4
+"""a direction's share of the weights' norm; those of real tasks were 0.005 to 0.02"""
 VIEWS, VIEWS_UP_TO = 3, 2000
 """random views of each new picture by which the drift is measured, and the most pictures that is done with"""
 
 
-def train(settings: TrainConfig, out: Path | None = None, report: Report = lambda run: None) -> Run:
+def train(settings: TrainConfig, out: Path | None = None, report: Report = lambda run: None, source: Source | None = None) -> Run:
     """Train all tasks of a new run in the folder `out` (default: runs/<time>), and point runs/latest to it.
 
-    Raises UsageError, InputError before anything is written where settings or pictures do not make sense.
+    source: what `check.new_run` has returned, if it was called. Raises UsageError, InputError before anything is written where
+    settings or pictures do not make sense.
     """
     distributed.begin(backbones.resolve_device(settings.device))
-    source = _source(settings)
+    source = source or check.new_run(settings, out)
+    source = _looked_at(source, settings)
+    distributed.wait()  # until no process looks for `out` any more
     backbone, prepared = _backbone(settings)
     backbones.projections(backbone, settings.targets)
     prepared |= {name: value for name in ("mean", "std") if (value := getattr(settings, name))}
@@ -60,21 +66,31 @@ def train(settings: TrainConfig, out: Path | None = None, report: Report = lambd
     out = out or Path("runs") / distributed.agreed(datetime.now().strftime("%Y%m%d-%H%M%S"))
     if distributed.first():
         Run.begin(out, settings)
-        check.record(out, source)
-    try:
-        return resume(out, report, source)
-    except SdloraError:
-        if distributed.first() and not Run.is_begun(out):
-            shutil.rmtree(out)
-        raise
-
-
-def resume(path: Path, report: Report = lambda run: None, source: Source | None = None) -> Run:
-    """Go on with a run that was killed: at the task and epoch it was in. Returns at once where nothing is left to do."""
+        inventory.record(out, source)
     distributed.wait()
+    with _only_writer(out):
+        try:
+            return _resume(out, report, source)
+        except SdloraError:
+            if distributed.first() and not Run.is_begun(out):
+                shutil.rmtree(out)
+            raise
+
+
+def resume(path: Path, report: Report = lambda run: None) -> Run:
+    """Go on with a run that was killed: at the task and epoch it was in. Returns at once where nothing is left to do.
+
+    Raises UsageError if another process is training it.
+    """
     settings = Run.settings(path)
     distributed.begin(backbones.resolve_device(settings.device))
-    source = source or _source(settings)
+    source = _looked_at(data.load_for(settings), settings)
+    with _only_writer(path):
+        return _resume(path, report, source)
+
+
+def _resume(path: Path, report: Report, source: Source) -> Run:
+    settings = Run.settings(path)
     parts, begun = data.parts(source, settings), Run.is_begun(path)
     distributed.wait()
     with _interruptible(f"train --run {path}"):
@@ -105,33 +121,38 @@ def add_task(
 ) -> Run:
     """Learn ONE more task from a new folder or ZIP, with nothing but its pictures: new classes, known ones in a new domain, or both.
 
-    With a `direction` that was learned elsewhere, only the head is learned; `command` is what the user called, for messages.
+    With a `direction` that was learned elsewhere, only the head is learned; `command` is what the user called, for messages. A class
+    that comes alone gets a head row, and no direction (`FeatureStatistics.beside`).
     Earlier tasks are scored again where their own test pictures can still be read, and left out where they cannot.
     """
-    run = Run.open(path)
-    if (done := len(run.updates)) < run.config.tasks:
-        raise UsageError(
-            f"{path} has finished {done} of its {run.config.tasks} tasks: resume it first with sdlora-edge train --run {path}"
-        )
-    source = data.load_for(run.config, folder)
-    if len(source.classes) < 2:
-        raise UsageError(f"{folder} has one class only ({source.classes[0]}): at least two are needed to learn a difference")
-    name = unicodedata.normalize("NFC", name or Path(folder).stem or "task")
-    if problem := name_problem(name):
-        raise UsageError(f"the task's name {name!r} {problem}: give another --name")
-    part = data.part(source, name, source.classes, (), run.config)
-    assert part is not None
-    if set(part.classes) <= {c for entry in run.metrics if entry["source"] == part.source for c in entry["classes"]}:
-        raise UsageError(f"{folder} was learned already, with all its classes: give a folder of new pictures")
-    source, (part,) = check.checked(
-        source, lambda s: [p for p in (data.part(s, name, s.classes, (), run.config),) if p], run.config
-    )
-    if distributed.first():
-        check.record(path, source)
-    with _interruptible(f"{command} --run {path} --data {folder} --name {shlex.quote(name)}"):
-        _train_task(run, part, Scorer(run, {source.name: source}), direction)
+    return learn(check.one_more(path, folder, name), report, direction, command)
+
+
+def learn(
+    task: check.NewTask, report: Report = lambda run: None, direction: Direction | None = None, command: str = "train"
+) -> Run:
+    """`add_task`, of a task that was checked."""
+    settings = Run.settings(task.run)
+    settings = replace(settings, strict=settings.strict or task.strict)
+    distributed.begin(backbones.resolve_device(settings.device))
+
+    def cut(source: Source) -> list[Part]:
+        return [part for part in (data.part(source, task.name, source.classes, (), settings),) if part]
+
+    source, (part,) = inventory.checked(task.source, cut, settings)
+    with _only_writer(task.run):
+        if distributed.first():
+            inventory.record(task.run, source)
+        run = Run.open(task.run)
+        with _interruptible(f"{command} --run {task.run} --data {task.images} --name {shlex.quote(task.name)}"):
+            _train_task(run, part, Scorer(run, {source.name: source}), direction)
     report(run)
     return run
+
+
+def _only_writer(path: Path) -> contextlib.AbstractContextManager[None]:
+    """torchrun's processes are one writer: the first holds the lock for all."""
+    return locked(path) if distributed.first() else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -143,18 +164,12 @@ def _interruptible(arguments: str) -> Iterator[None]:
         raise
 
 
-def _source(settings: TrainConfig) -> Source:
-    """What a run learns from, once it was cut into tasks and every image was looked at."""
-    source = data.load_for(settings)
-    data.parts(source, settings)
-    return check.checked(source, lambda s: data.parts(s, settings), settings)[0]
+def _looked_at(source: Source, settings: TrainConfig) -> Source:
+    """What a run learns from, once every image was looked at."""
+    return inventory.checked(source, lambda s: data.parts(s, settings), settings)[0]
 
 
 def _backbone(settings: TrainConfig) -> tuple[torch.nn.Module, dict[str, Any]]:
-    if settings.backbone == backbones.MICRO and not settings.base_classes:
-        raise UsageError(
-            "micro_vit has no pre-trained weights: give it a base session with base_classes, or choose another backbone"
-        )
     _seed(settings.seed, 0)
     weights = Path(settings.weights) if settings.weights else None
     pretrained = not settings.base_classes and settings.backbone != backbones.MICRO
@@ -206,29 +221,39 @@ def _train_task(run: Run, part: Part, scorer: Scorer, direction: Direction | Non
     _seed(settings.seed, number)
     run.backbone.to(device)
     head = weight[rows], bias[rows]
+    alone = len(part.classes) == 1 and run.statistics is not None and direction is None
+    if alone:
+        direction = _nothing(run)
     exact = direction[0] if direction else None
     direction = ({name: encode(f, settings.encoding) for name, f in direction[0].items()}, direction[1]) if direction else None
     model = (_holding(run, *direction, head) if direction else _learning(run, head)).to(device)
     prepare, old_weights = run.preprocessing, run.weights(state.task)
     key = [tensors_digest(factor_tensors(direction[0]))] if direction else []
     checkpoint = Checkpoint(run.path, number, part.source, part.name, part.classes, len(pictures), state.digest, settings, *key)
-    anchor = torch.from_numpy(seen_features(run, old_weights, pictures)) if settings.consistency else None
-    fit(model, pictures, settings, prepare, number, checkpoint, anchor, writer(run.path, settings))
-    model.finish_task()
+    if not alone:  # which has no other class of its task to be told from
+        anchor = torch.from_numpy(seen_features(run, old_weights, pictures)) if settings.consistency else None
+        fit(model, pictures, settings, prepare, number, checkpoint, anchor, writer(run.path, settings))
+        _warn_if_still(run, model, number, len(pictures))
+        model.finish_task()
     if distributed.first():
         facts, targets = _absorb(run, model), rows[pictures.targets]
-        directions, deltas = direction or (model.directions(settings.encoding), model.deltas())
+        directions, deltas = direction or _direction(model, number, settings)
         run.exact = exact or model.directions("fp32")
         facts["rank"] = max((f.A.shape[0] for f in directions.values()), default=0)
         frozen = seen_features(run, {}, pictures)
         run.frozen = run.frozen.with_pictures(frozen, targets, len(classes))
         weight[rows], bias[rows] = _numpy(model.head.weight), _numpy(model.head.bias)
         run.plain = weight, bias
-        if run.statistics is not None:
+        if alone and run.statistics is not None:
+            run.statistics = run.statistics.with_pictures(seen_features(run, old_weights, pictures), targets, len(classes))
+            weight, bias = run.statistics.beside(state.head_weight, state.head_bias, rows)
+        elif run.statistics is not None:
             new_weights = run.weights_with(directions, deltas)
             run.statistics = _aligned(run, run.statistics, old_weights, new_weights, pictures, targets, len(classes))
             weight, bias = run.statistics.discriminant()
-        run.follow(TaskUpdate(number, part.name, new, deltas, changed_rows(state, weight, bias), directions))
+        update = TaskUpdate(number, part.name, new, deltas, changed_rows(state, weight, bias), directions)
+        _require_bounded(update, settings)
+        run.follow(update)
         seconds = time.perf_counter() - begin
         run.record(scorer.entry(part, len(pictures), seconds, facts | {"packet_bytes": run.packet_bytes(number)}))
         checkpoint.clear()
@@ -254,6 +279,12 @@ def _learning(run: Run, head: tuple[np.ndarray, np.ndarray]) -> SDLoRA:
         "continue" if settings.method == "lora" else settings.directions,
         head,
     )
+
+
+def _nothing(run: Run) -> Direction:
+    """The direction of rank 0, of a class that is learned alone."""
+    wide = run.config.magnitude_scope == "projection" or run.config.magnitude_norm == "factors"
+    return {}, np.zeros((len(run.states), len(run.projections)) if wide else len(run.states))
 
 
 def _holding(run: Run, factors: Mapping[str, Factors], deltas: np.ndarray, head: tuple[np.ndarray, np.ndarray]) -> SDLoRA:
@@ -288,6 +319,41 @@ def _views(pictures: Pictures, seed: int) -> Decoded:
     more = min(VIEWS, max(0, VIEWS_UP_TO // len(pixels) - 1))
     shown = np.concatenate([pixels, *(views(pixels, random) for _ in range(more))])
     return Decoded(shown, np.zeros(len(shown), np.int64))
+
+
+def _warn_if_still(run: Run, model: SDLoRA, task: int, images: int) -> None:
+    """Say so if the new direction changes next to nothing: the first step moves the head alone, which starts at zero."""
+    if not (model.rank and distributed.first()):
+        return
+    moved = float((model.norm() * model.coefficients()[-1].detach().abs()).max())
+    rows = [run.base_weights[p.tensor][p.start : p.stop] for p in model.projections]
+    size = math.sqrt(sum(float(np.square(weight, dtype=np.float64).sum()) for weight in rows) / len(rows))
+    if moved <= NEGLIGIBLE * size:
+        steps = run.config.epochs * math.ceil(images / run.config.batch_size)
+        log.warning(
+            "task %d: after %d step(s) its direction changes the weights by %.1g of their norm, which is next to nothing: begin a run "
+            "with more --epochs, a smaller --batch-size or another --lr",
+            task,
+            steps,
+            moved / max(size, 1e-12),
+        )
+
+
+def _direction(model: SDLoRA, task: int, settings: TrainConfig) -> Direction:
+    try:
+        return model.directions(settings.encoding), model.deltas()
+    except ValueError as error:
+        raise diverged(f"task {task}", str(error), settings) from error
+
+
+def _require_bounded(update: TaskUpdate, settings: TrainConfig) -> None:
+    """Raises DivergedError for numbers that no device would take."""
+    head = update.head
+    numbers = [update.deltas, head.new_weight, head.new_bias, head.scale, head.bias]
+    numbers += [array for f in update.factors.values() for array in (f.A, f.B)]
+    largest = max(float(np.abs(array.astype(np.float64)).max(initial=0.0)) for array in numbers)
+    if not largest <= LIMITS.magnitude:
+        raise diverged(f"task {update.task}", f"it learned {largest:g}, and {LIMITS.magnitude:g} is the largest number", settings)
 
 
 def _absorb(run: Run, model: SDLoRA) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from networks import chain, small_vit
 from PIL import Image
 
 from sdlora_edge.device.preprocessing import Preprocessing
-from sdlora_edge.errors import UsageError
+from sdlora_edge.errors import DivergedError, UsageError
 from sdlora_edge.method import backbones
 from sdlora_edge.method.sdlora import SDLoRA
+from sdlora_edge.state import TaskUpdate, changed_rows
 from sdlora_edge.train import data, trainer
+from sdlora_edge.train import fit as fits
 from sdlora_edge.train.augment import augment, draw, views
 from sdlora_edge.train.config import TrainConfig, from_values
 from sdlora_edge.train.fit import Checkpoint, fit
@@ -202,3 +205,42 @@ def test_the_run_records_versions_and_the_backbones_digest(tmp_path: Path, tiny_
     text = (run.path / "config.toml").read_text()
     assert f'torch = "{importlib.metadata.version("torch")}"' in text
     assert "backbone_sha256" in text
+
+
+def test_a_loss_or_a_number_that_is_no_longer_finite_is_named_and_nothing_is_recorded(
+    tmp_path: Path, tiny_weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DivergedError, match=r"task 2 diverged: the loss of epoch . is not finite. .*smaller --lr than 1e\+06"):
+        trained(tmp_path / "a", lr=1e6, head_lr_factor=1e6, epochs=5, batch_size=2)
+    original = fits._optimizer
+
+    def spoiling(model: SDLoRA, *more: Any) -> torch.optim.Optimizer:
+        optimizer = original(model, *more)
+        optimizer.register_step_post_hook(lambda *_: model.B[0].data.fill_(float("inf")))
+        return optimizer
+
+    monkeypatch.setattr(fits, "_optimizer", spoiling)
+    with pytest.raises(DivergedError, match="a number learned in epoch 1 is not finite"):
+        trained(tmp_path / "b", batch_size=12, epochs=1)
+    folder = make_pictures(tmp_path / "p", ["a", "b"], 4, size=32)
+    settings = {"backbone": "vit_tiny_patch16_224", "image_size": 32, "weights": tiny_weights, "epochs": 1, "rank": "2", "tasks": 1}
+    with pytest.raises(DivergedError, match=r"task 1 diverged: .*this run keeps its earlier tasks") as caught:
+        trainer.train(from_values({**settings, "data": str(folder)}), tmp_path / "run")
+    assert caught.value.exit_code == 6
+    assert not (tmp_path / "run" / "tasks" / "001").exists()
+
+
+def test_numbers_that_no_device_takes_are_not_recorded() -> None:
+    head = changed_rows(chain(small_vit(), 1)[-1], np.zeros((3, 16), np.float32), np.full(3, 1e5, np.float32))
+    with pytest.raises(DivergedError, match="it learned 100000, and 10000 is the largest number"):
+        trainer._require_bounded(TaskUpdate(2, "t", ("x",), np.zeros(2), head, {}), TrainConfig())
+
+
+def test_a_direction_that_hardly_moves_is_said(tmp_path: Path, tiny_weights: str, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_pictures(tmp_path / "p", ["a", "b"], 8, size=32)
+    settings = {"backbone": "vit_tiny_patch16_224", "image_size": 32, "weights": tiny_weights, "rank": "2", "tasks": 1}
+    trainer.train(from_values({**settings, "data": str(folder), "epochs": 1}), tmp_path / "still")
+    assert "task 1: after 1 step(s) its direction changes the weights by 0 of their norm" in caplog.text
+    caplog.clear()
+    trainer.train(from_values({**settings, "data": str(folder), "epochs": 6, "batch_size": 4}), tmp_path / "moved")
+    assert "its direction" not in caplog.text

@@ -87,7 +87,7 @@ def test_a_run_keeps_no_picture(fleet: Fleet) -> None:
     """All that depends on the pictures is small: weights, head rows, factors, scores."""
     kept = {p.name for p in fleet.run.rglob("*") if p.is_file()}
     numbers = {"backbone.safetensors", "state.safetensors", "statistics.safetensors", "metrics.json"}
-    assert kept == {"config.toml", "skipped.csv", *numbers}
+    assert kept == {"config.toml", "skipped.csv", "run.lock", *numbers}
     size = sum(p.stat().st_size for p in (fleet.run / "tasks").rglob("state.safetensors"))
     assert size < 60_000
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sdlora_edge.errors import InputError
 from sdlora_edge.method import backbones
-from sdlora_edge.train import check, data
+from sdlora_edge.train import data, inventory
 from sdlora_edge.train.config import TrainConfig
 from sdlora_edge.train.trainer import add_task, train
 
@@ -32,7 +32,7 @@ def settings(folder: Path, **changes: object) -> TrainConfig:
 
 
 def checked(config: TrainConfig) -> data.Source:
-    return check.checked(data.load_for(config), lambda s: data.parts(s, config), config)[0]
+    return inventory.checked(data.load_for(config), lambda s: data.parts(s, config), config)[0]
 
 
 def table(caplog: pytest.LogCaptureFixture) -> dict[str, list[str]]:
@@ -82,7 +82,7 @@ def test_the_table_counts_every_file_and_the_warnings_name_what_is_odd(tmp_path:
     assert "p/a/00.png cannot be read as an image: " in found[3]
     assert found[4].startswith("1 in a folder inside a class folder, and taken for images of that class: ")
     assert len(found) == 5
-    assert {p.name.rpartition("/")[2] for p in check.unused(source)} == {"00.png", "01.png", "notes.txt", "empty"}
+    assert {p.name.rpartition("/")[2] for p in inventory.unused(source)} == {"00.png", "01.png", "notes.txt", "empty"}
 
 
 def test_with_validate_the_columns_say_what_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -110,7 +110,7 @@ def test_what_was_named_once_is_not_named_again(tmp_path: Path, caplog: pytest.L
 
 
 def test_of_many_classes_only_the_odd_ones_are_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder = make_pictures(tmp_path / "p", [f"c{i:03}" for i in range(check.ROWS + 20)], 10, size=4)
+    folder = make_pictures(tmp_path / "p", [f"c{i:03}" for i in range(inventory.ROWS + 20)], 10, size=4)
     shutil.rmtree(folder / "c007")
     make_pictures(folder, ["c007"], 2, size=4)
     (folder / "c008" / "00.png").write_bytes(b"x")
@@ -123,8 +123,8 @@ def test_of_many_classes_only_the_odd_ones_are_shown(tmp_path: Path, caplog: pyt
         for path in sorted(name.iterdir())[4:]:
             path.unlink()
     checked(settings(folder))
-    assert len([r for r in caplog.records if r.levelno == logging.INFO]) == check.ROWS + 3
-    assert any(w.endswith(f"c004 and {check.ROWS + 15} more") for w in warnings(caplog))
+    assert len([r for r in caplog.records if r.levelno == logging.INFO]) == inventory.ROWS + 3
+    assert any(w.endswith(f"c004 and {inventory.ROWS + 15} more") for w in warnings(caplog))
 
 
 def test_beyond_a_budget_headers_alone_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,9 +132,9 @@ def test_beyond_a_budget_headers_alone_are_read(tmp_path: Path, monkeypatch: pyt
     whole = (folder / "b" / "00.png").read_bytes()
     (folder / "b" / "00.png").write_bytes(whole[: len(whole) // 2])
     (folder / "b" / "01.png").write_bytes(b"x")
-    for budget, problems in ((check.DECODED, 2), (0, 1)):
-        monkeypatch.setattr(check, "DECODED", budget)
-        assert len(check.unused(checked(settings(folder)))) == problems
+    for budget, problems in ((inventory.DECODED, 2), (0, 1)):
+        monkeypatch.setattr(inventory, "DECODED", budget)
+        assert len(inventory.unused(checked(settings(folder)))) == problems
 
 
 def test_a_class_without_a_readable_image_is_refused_before_weights_are_asked_for(
@@ -165,7 +165,7 @@ def test_the_skipped_files_are_listed_in_the_run_with_those_of_later_tasks(tmp_p
     (more / "x" / "00.png").write_bytes(b"x")
     (more / "x" / "a\nb.jp2").write_bytes(b"x")
     add_task(run.path, str(more))
-    with open(tmp_path / "run" / check.SKIPPED, newline="") as file:
+    with open(tmp_path / "run" / inventory.SKIPPED, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(Path(row["file"]).name, row["class"], row["reason"]) for row in rows] == [
         ("notes.txt", "a", "not an image"),

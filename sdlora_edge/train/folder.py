@@ -1,0 +1,164 @@
+"""A run's folder, as far as it can be read without torch: what commands ask before they load anything, and who may write to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+from .. import disk, files
+from ..canonical import parse_json
+from ..errors import InputError, StorageError, UsageError
+from ..state import Projection, lineage_id
+from . import config
+from .config import TrainConfig
+
+CONFIG, BACKBONE, STATE, STATISTICS, METRICS = (
+    "config.toml",
+    "backbone.safetensors",
+    "state.safetensors",
+    "statistics.safetensors",
+    "metrics.json",
+)
+REVISIONS = "revisions.json"
+LOCK = "run.lock"
+
+
+def newest(root: Path = Path("runs")) -> Path:
+    """The run that runs/latest points to. Raises InputError where there is none."""
+    latest = root / "latest"
+    if not latest.is_dir():
+        raise InputError(f"no run named, and {latest} points to none: make one with sdlora-edge train, or name it")
+    return latest.resolve()
+
+
+def point_latest(path: Path) -> None:
+    """Make `latest`, beside the run, point to it."""
+    temporary = path.parent / ".latest.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(path.name)
+    os.replace(temporary, path.parent / "latest")
+
+
+def settings(path: Path) -> TrainConfig:
+    """Raises InputError where the folder is not a run."""
+    if not (path / CONFIG).is_file():
+        raise InputError(f"{path} is not a run: no {CONFIG} in it; make one with sdlora-edge train")
+    return config.load(path / CONFIG)
+
+
+def is_begun(path: Path) -> bool:
+    """Has the run its backbone, so that tasks can follow?"""
+    return (path / BACKBONE).is_file()
+
+
+def require_begun(path: Path) -> TrainConfig:
+    """The settings of a run that has its first state. Raises InputError where it has none."""
+    found = settings(path)
+    if not is_begun(path):
+        raise InputError(f"{path} was stopped before its first task: go on with sdlora-edge train --run {path}")
+    return found
+
+
+def last_task(path: Path) -> int:
+    """How many tasks the run has learned."""
+    task = 0
+    while (path / "tasks" / f"{task + 1:03d}").is_dir():
+        task += 1
+    return task
+
+
+def require_task(path: Path, task: int | None) -> int:
+    """The number of a task; None is the last. Raises UsageError where the run has no such task."""
+    last = last_task(path)
+    if task is not None and not 0 <= task <= last:
+        raise UsageError(f"{path} has the tasks 0 to {last}, not {task}")
+    return last if task is None else task
+
+
+def lineage(path: Path, projections: Sequence[Projection], encoding: str) -> str | None:
+    """The run's lineage if it adapts these projections and ships in this encoding; None if it does not say its backbone's digest."""
+    if not (digest := config.recorded_in(path / CONFIG).get("backbone_sha256")):
+        return None
+    file = path / "tasks" / "000" / STATE
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            weight, bias = (opened.get_tensor(f"head.new.{part}") for part in ("weight", "bias"))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    return lineage_id(digest, projections, encoding, weight.astype(np.float32), bias)
+
+
+def metrics(path: Path) -> list[dict[str, Any]]:
+    """metrics.json of every scored task."""
+    found = [path / "tasks" / f"{task:03d}" / METRICS for task in range(last_task(path) + 1)]
+    return [parse_json(files.read(file), str(file)) for file in found if file.is_file()]
+
+
+def classes(path: Path, task: int) -> tuple[str, ...]:
+    """Those known after a task. Raises InputError where a task's file is damaged."""
+    found: list[str] = []
+    for number in range(task + 1):
+        file = path / "tasks" / f"{number:03d}" / STATE
+        try:
+            with safetensors.safe_open(file, framework="numpy") as opened:
+                found += json.loads(opened.metadata()["task"])["classes"]
+        except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+            raise InputError(f"{file} cannot be read: {error}") from error
+    return tuple(found)
+
+
+def revision(path: Path, task: int) -> int:
+    """The revision of a task: 0, or what `Run.revise` has set for it or for a task before it."""
+    try:
+        known = parse_json(files.read(path / REVISIONS, 1 << 20), REVISIONS) if (path / REVISIONS).exists() else {}
+        return max((int(r) for first, r in known.items() if int(first) <= task), default=0)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path / REVISIONS} does not hold revisions of tasks: {error}") from error
+
+
+def require_revision(path: Path, wanted: int) -> int:
+    """The run's highest revision. Raises UsageError if `wanted` is lower."""
+    if wanted < (known := revision(path, last_task(path) + 1)):
+        raise UsageError(f"--revision {wanted}: {path} has built packets of revision {known} already; give that or a higher one")
+    return known
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Be the only one to write to a run; the operating system frees the lock of a process that dies.
+
+    Raises UsageError at once if another process holds it, StorageError if the run cannot be written.
+    """
+    lock = contextlib.ExitStack()
+    try:
+        lock.enter_context(disk.lock(path / LOCK))
+    except BlockingIOError as error:
+        raise UsageError(f"{path} is in use: another process is training it; wait until it has ended, or stop it") from error
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
+    with lock:
+        yield
+
+
+def require_free(path: Path) -> None:
+    """Raises UsageError if another process is training the run. Of torchrun's processes, which are one holder, the first asks."""
+    if os.environ.get("RANK", "0") == "0":
+        with locked(path):
+            pass
+
+
+def require_known(labels: Sequence[str], path: Path, task: int, folder: str) -> None:
+    """Raises UsageError for a class that the run does not know after a task."""
+    known = set(classes(path, task))
+    if unknown := [label for label in labels if label not in known]:
+        raise UsageError(
+            f"{folder}: after task {task} this run does not know the class {', '.join(unknown[:5])}"
+            f"{', ...' * (len(unknown) > 5)}: remove it, or name a later --task"
+        )
