@@ -19,7 +19,8 @@ import figures
 import numpy as np
 import random_runs
 from PIL import Image
-from sdlora_edge.export.bundles import TARGETS, export_bundle
+from sdlora_edge.export.bundles import export_bundle
+from sdlora_edge.export.check import TARGETS
 from sdlora_edge.export.parity import compare, host_logits
 
 from sdlora_edge import packet, signing

@@ -22,7 +22,8 @@ import figures
 import method
 import numpy as np
 import random_runs
-from sdlora_edge.export.bundles import TARGETS, export_bundle
+from sdlora_edge.export.bundles import export_bundle
+from sdlora_edge.export.check import TARGETS
 from sdlora_edge.export.parity import BATCH, compare, host_logits
 from sdlora_edge.export.precision import PRECISIONS
 

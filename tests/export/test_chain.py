@@ -8,7 +8,7 @@ import chain
 import pytest
 import random_runs
 from conftest import shared
-from sdlora_edge.export.bundles import TARGETS
+from sdlora_edge.export.check import TARGETS
 
 
 @pytest.mark.parametrize("target", TARGETS)
