@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ..errors import InputError, SdloraError, UsageError
+from ..shortage import shortage
 from ..state import Projection
 from .weights import from_file, hub_in_few_words
 
@@ -80,6 +81,8 @@ def create(name: str, image_size: int | None, weights: Path | None, pretrained: 
     except (SdloraError, MemoryError):
         raise
     except Exception as error:  # timm and the hub each raise their own kinds
+        if short := shortage(error):
+            raise short from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if pretrained:
             raise InputError(
@@ -116,6 +119,8 @@ def _try(model: nn.Module, name: str, size: int) -> None:
     try:
         found = model(torch.zeros(1, 3, size, size))
     except Exception as error:  # a reshape, a window or a padding that does not fit: each raises its own kind
+        if short := shortage(error):
+            raise short from error
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UsageError(
             f"backbone {name} cannot take pictures of {size} x {size} ({reason}): choose another --image-size or --backbone"

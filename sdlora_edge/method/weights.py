@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ..errors import InputError, SdloraError
+from ..shortage import verdict
 
 log = logging.getLogger("sdlora_edge")
 _MISMATCH = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)")
@@ -33,7 +34,7 @@ def from_file(path: Path, name: str, build: Callable[[dict[str, Any]], nn.Module
     except (SdloraError, MemoryError):
         raise
     except Exception as error:  # each of timm's families raises its own kinds
-        raise InputError(f"{path} does not fit backbone {name}: {_reason(error)}") from error
+        raise verdict(error, InputError(f"{path} does not fit backbone {name}: {_reason(error)}")) from error
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[operator, union-attr]
     own = {key: tensor for key, tensor in model.state_dict().items() if tensor.is_floating_point()}
     if missing := [key for key in own if not loads or key in loads[-1].missing_keys]:

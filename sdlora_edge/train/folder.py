@@ -15,6 +15,7 @@ import safetensors
 from .. import disk, files
 from ..canonical import parse_json
 from ..errors import InputError, StorageError, UsageError
+from ..shortage import verdict
 from ..state import Projection, lineage_id
 from . import config
 from .config import TrainConfig
@@ -91,7 +92,7 @@ def lineage(path: Path, projections: Sequence[Projection], encoding: str) -> str
         with safetensors.safe_open(file, framework="numpy") as opened:
             weight, bias = (opened.get_tensor(f"head.new.{part}") for part in ("weight", "bias"))
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+        raise verdict(error, InputError(f"{file} cannot be read: {error}")) from error
     return lineage_id(digest, projections, encoding, weight.astype(np.float32), bias)
 
 
@@ -110,7 +111,7 @@ def classes(path: Path, task: int) -> tuple[str, ...]:
             with safetensors.safe_open(file, framework="numpy") as opened:
                 found += json.loads(opened.metadata()["task"])["classes"]
         except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
-            raise InputError(f"{file} cannot be read: {error}") from error
+            raise verdict(error, InputError(f"{file} cannot be read: {error}")) from error
     return tuple(found)
 
 

@@ -39,6 +39,7 @@ from ..errors import InputError, UsageError
 from ..method import backbones
 from ..method.head import FeatureStatistics
 from ..method.sdlora import adapted_weights
+from ..shortage import verdict
 from ..state import (
     Projection,
     TaskState,
@@ -335,4 +336,4 @@ def _load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+        raise verdict(error, InputError(f"{path} cannot be read: {error}")) from error

@@ -165,16 +165,16 @@ def test_overlapping_or_missing_tensors(victim: Victim) -> None:
         offsets(-2, 0),
         offsets(2, 0),
         offsets(0, 2),
-        offsets(2**62, 0),
+        offsets(2**52, 0),
         offsets(-(10**6), 0),
         lambda e, n: e[n].update(data_offsets=[False, True]),
         lambda e, n: e[n].update(data_offsets=[0.0, 1.0]),
         lambda e, n: e[n].update(data_offsets=[0]),
         lambda e, n: e[n].update(data_offsets="ab"),
-        lambda e, n: e[n].update(shape=[2**62, 2**62]),
+        lambda e, n: e[n].update(shape=[2**52, 2**52]),
         lambda e, n: e[n].update(shape=[-1, 4]),
         lambda e, n: e[n].update(shape=[1] * 40),
-        lambda e, n: e[n].update(shape=[10**4000]),
+        lambda e, n: e[n].update(shape=[10**15]),
         lambda e, n: e[n].update(dtype="F8"),
         lambda e, n: e[n].update(dtype=["F16"]),
         lambda e, n: e[n].pop("shape"),
@@ -186,6 +186,12 @@ def test_overlapping_or_missing_tensors(victim: Victim) -> None:
         lambda e, n: e.clear(),
     ]
     victim.refuses_each((table(change), 3, "does not describe its tensors") for change in changes)
+    endless: list[Callable[[dict[str, Any], str], Any]] = [
+        offsets(2**62, 0),
+        lambda e, n: e[n].update(shape=[2**62, 2**62]),
+        lambda e, n: e[n].update(shape=[10**4000]),
+    ]
+    victim.refuses_each((table(change), 3, "digits") for change in endless)
     endings = (".A", ".B", "head.new.weight", "head.old.index", "canary.logits")
     missing = [forged(victim, lambda d, e=ending: d.arrays.pop(tensor(d, e))) for ending in endings]
     victim.refuses_each((data, 3, "does not describe its tensors") for data in missing)

@@ -21,7 +21,7 @@ from . import Engine, with_room
 try:
     import onnxruntime as ort
 except ImportError as error:
-    raise InputError(cannot_import(error)) from error
+    raise verdict(error, InputError(cannot_import(error))) from error
 
 MODEL = "model.onnx"
 CONFIG = "SDLORA_EDGE_ONNX_CONFIG"
