@@ -26,7 +26,7 @@ def _numbers(text: str, name: str) -> list[float]:
 
 def train(
     preset: Annotated[Optional[str], typer.Option(help="Settings of a published experiment, such as imagenet-r-10 or authors-imagenet-r-10; file and flags win.")] = None,
-    config: Annotated[Optional[Path], typer.Option(help="A TOML file with these same keys; flags win.")] = None,
+    config: Annotated[Optional[Path], typer.Option(help="A TOML file with these same keys, such as config.toml of a run; flags win.")] = None,
     data: Annotated[Optional[str], typer.Option(help="Folder or ZIP, a folder per class (train/ and test/ inside, or split by the seed), or a set's name. Default: built-in digits. val/ serves --validate, or testing if there is no test/.")] = None,
     data_root: Annotated[Optional[str], typer.Option(help="Where sets with a name lie.")] = None,
     run: Annotated[Optional[Path], typer.Option(help="An existing run: with --data, learn ONE more task, of one class or more; without, go on where it was stopped.")] = None,
