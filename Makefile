@@ -11,7 +11,7 @@ demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 # the device suite with the oldest and newest dependencies and every ONNX Runtime, on each Python found; goes on where it was stopped
 matrix: .venv/installed

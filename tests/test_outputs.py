@@ -16,7 +16,10 @@ from sdlora_edge.cli import app
 from sdlora_edge.cli.output import output
 
 Cli = Callable[..., Result]
-INPUTS = {"adapter", "after", "bundle", "check", "config", "expected", "file", "folder", "images", "packets", "pictures", "run"}
+INPUTS = {
+    *("adapter", "after", "bundle", "check", "config", "expected", "file"),
+    *("folder", "images", "packets", "passphrase_file", "pictures", "run"),
+}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError, SdloraError
-from ..shortage import verdict
+from ..shortage import shortage
 
 try:
     from PIL.AvifImagePlugin import SUPPORTED as _AVIF
@@ -163,7 +163,8 @@ def reading(name: str, kind: str = "an image") -> Iterator[None]:
     except SdloraError:
         raise
     except Exception as error:  # Pillow raises whatever a damaged file leads it to
-        raise verdict(error, InputError(f"{name} cannot be read as {kind}: {str(error) or repr(error)}")) from error
+        damaged = InputError(f"{name} cannot be read as {kind}: {str(error) or repr(error)}")
+        raise shortage(error, f"while {name} was read") or damaged from error
 
 
 def open_image(file: str | Path | io.BytesIO) -> Image.Image:

@@ -100,7 +100,7 @@ def test_the_docs_name_the_supported_platforms() -> None:
     assert SUPPORTED in " ".join((ROOT / "docs" / "platforms.md").read_text().split())
 
 
-@pytest.mark.parametrize("program", ["from sdlora_edge.cli import main; main()", "import sdlora_edge.__main__"])
+@pytest.mark.parametrize("program", ["from sdlora_edge.cli import main; main()", "import sdlora_edge.__main__ as m; m.main()"])
 def test_without_file_locks_the_command_says_where_it_runs(program: str) -> None:
     found = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.modules['fcntl'] = None; {program}"], capture_output=True, text=True, check=False

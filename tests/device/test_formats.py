@@ -190,13 +190,15 @@ def test_anything_pillow_raises_is_an_error_of_that_image(
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOMEM, "x"), OSError(errno.EMFILE, "x"), OSError("out of memory error when reading image file")]
+    "error",
+    [
+        *(OSError(errno.ENOMEM, "x"), OSError(errno.EMFILE, "x"), OSError("out of memory error when reading image file")),
+        MemoryError(),
+    ],
 )
-def test_a_machine_that_ran_short_says_nothing_about_an_image(error: OSError) -> None:
-    with pytest.raises(ResourceError, match=r"^a\.png could not be read: .*try again"), reading("a.png"):
+def test_a_machine_that_ran_short_says_nothing_about_an_image(error: Exception) -> None:
+    with pytest.raises(ResourceError, match=r"ran out while a\.png was read.*try again"), reading("a.png"):
         raise error
-    with pytest.raises(MemoryError), reading("a.png"):
-        raise MemoryError
 
 
 @pytest.mark.parametrize("data", [png_with_profile(), b"P6\n32 3", b"P5\n", b"P6 8000 7900 255\n", tiff_with_tile(64)])

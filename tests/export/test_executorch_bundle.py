@@ -104,7 +104,7 @@ def test_what_makes_no_sense_is_said_in_one_line(fleet: Fleet, store: Path, tmp_
     run = ("--run", fleet.run, "--trust", fleet.key.with_suffix(".pub"), "--target", "executorch", "--out", tmp_path / "b")
     for options, message in {
         ("--weights-as", "inputs"): "constants alone",
-        ("--precision", "fp16"): "no precision 'fp16'",
+        ("--precision", "fp16"): "precision 'fp16' is none of fp32",
         ("--max-classes", "2"): "knows 10 classes already",
         ("--also", "onnx-adapter"): "goes with --target onnx",
     }.items():
@@ -117,6 +117,6 @@ def test_what_makes_no_sense_is_said_in_one_line(fleet: Fleet, store: Path, tmp_
 
 
 def test_export_without_the_package(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdlora_edge.export.bundles.find_spec", lambda name: None)
+    monkeypatch.setattr("sdlora_edge.export.check.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"needs the package: pip install 'sdlora-edge\[executorch\]'"):
         export_bundle(Run.open(fleet.run), tmp_path / "b", 0, [str(fleet.key.with_suffix(".pub"))], target="executorch")

@@ -338,7 +338,7 @@ def test_to_peft_refuses_what_a_device_would_refuse(fleet: Fleet, tmp_path: Path
         to_peft(fleet.bundle, fleet.packets[1:], out)
     with pytest.raises(NothingToDo, match="no directions yet"):
         to_peft(fleet.bundle, [], out)
-    with pytest.raises(TrustError):
+    with pytest.raises(NothingToDo, match="applied already"):
         to_peft(fleet.bundle, [fleet.packets[0], fleet.packets[1], fleet.packets[0]], out)
     assert not out.exists()
     out.mkdir()
