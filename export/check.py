@@ -13,7 +13,7 @@ from ..bundle import CONSTANTS, INPUTS, Bundle, open_bundle
 from ..container import LIMITS
 from ..encoding import ENCODINGS
 from ..errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
-from ..train import check, folder
+from ..train import data, folder
 
 TARGETS = ("onnx", "executorch")
 PRECISIONS = {"onnx": ("fp32", "fp16", "int8", "int8-dynamic"), "executorch": ("fp32", "int8", "int8-dynamic")}
@@ -150,7 +150,7 @@ class PacketRequest:
                 raise UsageError(f"--revision {self.revision}: between 0 and {LIMITS.revision}")
             folder.require_revision(self.run, self.revision)
         if self.images is not None:
-            check.require_images(self.images)
+            data.load_for(folder.settings(self.run), self.images)
         return Signing(bundle, signers, keys)
 
 

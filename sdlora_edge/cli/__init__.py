@@ -83,6 +83,7 @@ def _run(arguments: list[str]) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.captureWarnings(True)  # on one line each, as any record
     try:
         result = app(arguments, prog_name="sdlora-edge", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -113,5 +114,5 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, (typer.Abort, KeyboardInterrupt)):
         return 130, "interrupted: what was recorded is whole; a run goes on with sdlora-edge train --run RUN"
     if isinstance(error, ModuleNotFoundError):
-        return 2, f"this command needs {error.name}, which a device has not: pip install 'sdlora-edge[host]'"
+        return 2, f"this command needs {error.name}, which is not installed: run pip install 'sdlora-edge[host]'"
     return 1, f"internal error: {error!r}: please report it; --debug before the command shows where"

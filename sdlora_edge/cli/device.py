@@ -24,7 +24,6 @@ Unproved = Annotated[
     typer.Option("--unproved", help="ExecuTorch without its Python runtime: the program that loads the pair tries the canary."),
 ]
 app = typer.Typer(no_args_is_help=True, help="Run a device: init, apply, predict, status, verify, rollback.")
-"""bytes"""
 _KINDS = {"update": "", "trust": "new keys, ", "recall": "recalled, "}
 _STATUS = (
     "task",

@@ -20,7 +20,8 @@ def known(key: Path) -> bytes:
 def chosen(name: str, file: Path | None) -> bytes:
     """For a new key. Raises UsageError if two entries differ."""
     if file is not None:
-        return files.read(file, LONGEST + 2).rstrip(b"\r\n")
+        with files.reading(file), open(file, "rb") as opened:  # a pipe too: then the passphrase lies on no disk
+            return opened.read(LONGEST + 3).rstrip(b"\r\n")
     if os.environ.get(PASSPHRASE):
         return passphrase_from_environment(Path(name))
     first = _hidden(f"new passphrase of {name}: ")

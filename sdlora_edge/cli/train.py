@@ -32,7 +32,7 @@ def train(
     run: Annotated[Optional[Path], typer.Option(help="An existing run: with --data, learn ONE more task, of one class or more; without, go on where it was stopped.")] = None,
     name: Annotated[Optional[str], typer.Option(help="With --run and --data: the new task's name. Default: the folder's.")] = None,
     protocol: Annotated[Optional[str], typer.Option(help="class: each task brings new classes; domain: new pictures of the same (folders <domain>/<class>/).")] = None,
-    tasks: Annotated[Optional[int], typer.Option(help="Cut the classes, or domains, into so many.")] = None,
+    tasks: Annotated[Optional[int], typer.Option(help="Number of tasks to split the classes (or domains) into.")] = None,
     base_classes: Annotated[Optional[int], typer.Option(help="Train the whole backbone on so many classes first, then freeze it.")] = None,
     test_fraction: Annotated[Optional[float], typer.Option(help="Share of each class kept for testing, where there is no test/ folder.")] = None,
     validate: Annotated[Optional[float], typer.Option(help="Score on this share of the training pictures instead: to choose settings by.")] = None,
@@ -49,7 +49,7 @@ def train(
     method: Annotated[Optional[str], typer.Option(help="sdlora; lora: one direction trained on and on; frozen: the head only.")] = None,
     rank: Annotated[Optional[str], typer.Option(help="Rank of each task's direction, or a schedule (RR): 10,8@4,6@8 is 8 from task 4, 6 from task 8.")] = None,
     directions: Annotated[Optional[str], typer.Option(help="Where A comes from: free (random), shared (the first task's), span (of old rows).")] = None,
-    absorb: Annotated[Optional[float], typer.Option(help="KD: absorb a direction that old ones express but for this share of its square. 0: off.")] = None,
+    absorb: Annotated[Optional[float], typer.Option(help="KD: drop a direction if earlier ones reproduce it within this relative squared error. 0 disables.")] = None,
     magnitudes: Annotated[Optional[str], typer.Option(help="Old ones at a new task: carry on from the last; reset (the authors' code); fixed: not trained.")] = None,
     magnitude_scope: Annotated[Optional[str], typer.Option(help="shared: one magnitude for each task; projection: one for each task and projection.")] = None,
     magnitude_norm: Annotated[Optional[str], typer.Option(help="What divides an old direction: direction (the paper), factors (the authors' code).")] = None,
@@ -66,7 +66,7 @@ def train(
     weight_decay: Annotated[Optional[float], typer.Option(help="Of the new direction.")] = None,
     schedule: Annotated[Optional[str], typer.Option(help="Of the rate: constant or cosine.")] = None,
     batch_size: Annotated[Optional[int], typer.Option(help="Pictures in a step, over all processes.")] = None,
-    accumulate: Annotated[Optional[int], typer.Option(help="Compute a step in so many parts, to save memory.")] = None,
+    accumulate: Annotated[Optional[int], typer.Option(help="Gradient accumulation: split each batch into this many micro-batches.")] = None,
     precision: Annotated[Optional[str], typer.Option(help="fp32, or autocast to bf16 or fp16.")] = None,
     compile: Annotated[Optional[bool], typer.Option("--compile/--no-compile", help="torch.compile the training step.")] = None,
     workers: Annotated[Optional[int], typer.Option(help="Processes that decode pictures which do not fit the cache.")] = None,
@@ -79,7 +79,7 @@ def train(
 ) -> None:  # fmt: skip
     """Learn a stream of classes task by task, keeping no picture of an earlier task.
 
-    Several GPUs: torchrun --nproc-per-node N -m sdlora_edge train ...
+    Several GPUs: torchrun --nproc-per-node N -m -- sdlora_edge train ...
     """
     given = {
         flag: value
@@ -94,11 +94,13 @@ def train(
     else:
         more = given | {flag: value for flag, value in (("preset", preset), ("config", config), ("out", out)) if value is not None}
         allowed = () if data is None else ("data", "strict")
+        if strict is not None and data is None:
+            raise UsageError("--strict goes with --data: it is about the images of a new task")
         if extra := sorted(flag.replace("_", "-") for flag in more if flag not in allowed):
             raise UsageError(
                 f"--{', --'.join(extra)}: a run keeps the settings it was begun with; give only --data, --name and --strict"
             )
-        done = _more(run, data, name, bool(strict), json)
+        done = _more(run, data, name, strict, json)
     from ..train import distributed
 
     result = {
@@ -122,14 +124,14 @@ def _new(config: Path | None, flags: dict[str, Any], preset: str | None, out: Pa
     return trainer.train(chosen, out, _reporting(json), source)
 
 
-def _more(run: Path, data: str | None, name: str | None, strict: bool, json: bool) -> Run:
+def _more(run: Path, data: str | None, name: str | None, strict: bool | None, json: bool) -> Run:
     from ..train import check
 
     if data is None:
-        check.resumed(run)
+        asked = check.resumed(run)
         from ..train import trainer
 
-        return trainer.resume(run, _reporting(json))
+        return trainer.resume(run, _reporting(json), asked)
     task = replace(check.one_more(run, data, name), strict=strict)
     from ..train import trainer
 

@@ -119,12 +119,9 @@ class Preprocessing:
 
     def prepared(self, image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """The same of an open image. Raises whatever Pillow does: call it inside `reading`."""
-        refuse_many_pixels(image, max_pixels)
+        refuse_unusable(image, max_pixels)
         image = upright(image)
-        width, height = image.size
-        if not 0 < max(image.size) <= MAX_ASPECT * min(image.size):
-            raise ValueError(f"its shape is {width} x {height}; one side may be up to {MAX_ASPECT} times the other")
-        shape = self._resized(width, height)
+        shape = self._resized(*image.size)
         if image.size != shape:
             image = image.resize(shape, _FILTERS[self.interpolation])
         fill = tuple(round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0, 0, 0)
@@ -199,15 +196,23 @@ def suffix_problem(suffix: str) -> str:
     return "" if name in readable() else _NEEDED[name]
 
 
-def refuse_many_pixels(image: Image.Image, max_pixels: int) -> None:
-    """Raises ValueError if an image, which need not be decoded yet, has more than `max_pixels`, or a tile of it would."""
+def refuse_unusable(image: Image.Image, max_pixels: int) -> None:
+    """Raises ValueError for an image, which need not be decoded yet, of which no model input can be made.
+
+    It has more than `max_pixels`, or a tile of it would; it is a thread of pixels; or its pixels have no known range.
+    """
     tags = getattr(image, "tag_v2", {})  # of a TIFF, of which one small image may be cut from a tile of gigabytes
     for width, height in (image.size, (tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0))):
         if width * height > max_pixels:
             raise ValueError(
                 f"its {width} x {height} pixels are more than the {max_pixels / 1e6:g} megapixels allowed: "
-                "make it smaller or raise --max-megapixels"
+                "make it smaller (train and device predict have --max-megapixels)"
             )
+    width, height = image.size
+    if not 0 < max(width, height) <= MAX_ASPECT * min(width, height):
+        raise ValueError(f"its shape is {width} x {height}; one side may be up to {MAX_ASPECT} times the other")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
 
 
 def refuse_large_file(size: int) -> None:
@@ -221,15 +226,13 @@ def upright(image: Image.Image) -> Image.Image:
 
     So transparency is left out: a transparent pixel shows the colour stored under it. Two things differ from `convert`, which
     makes them all white: of 16-bit grey (and 32-bit, taken as 0 to 65535) the high byte is used, and floating-point pixels,
-    whose range nothing tells, raise ValueError. A damaged EXIF block counts as none.
+    whose range nothing tells, are refused before (`refuse_unusable`). A damaged EXIF block counts as none.
     """
     _load(image)
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # Pillow raises whatever a broken table leads it to: the pixels are sound all the same
         turn = None
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif isinstance(image.info.get("transparency"), bytes):  # else Pillow warns about each such picture

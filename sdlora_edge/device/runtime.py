@@ -244,7 +244,7 @@ class Device:
         with self._gate.inside() if self._gate else contextlib.nullcontext():
             live = self._live
             if live.loaded is None:
-                raise HealthError("no model is loaded, for neither an update nor the one before it could be: call refresh")
+                raise HealthError("no model is loaded: the update and the previous generation both failed to load; call refresh()")
             yield live
 
     @contextlib.contextmanager

@@ -319,9 +319,12 @@ def store_around(path: Path) -> Path | None:
 def _group(name: str) -> int:
     """Its number. Raises UsageError."""
     try:
-        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
-    except KeyError as error:
+        number = int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError) as error:
         raise UsageError(f"there is no group {name!r}: make it, or name another one") from error
+    if number >= 2**32 - 1:  # the largest means "as it is" to the operating system
+        raise UsageError(f"there is no group {name!r}: a group's number is below {2**32 - 1}")
+    return number
 
 
 def _share(folder: Path, group: int) -> None:

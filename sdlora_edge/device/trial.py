@@ -21,6 +21,9 @@ from ..errors import HealthError, ResourceError, SdloraError
 from .engines import RUNTIMES
 
 BEGUN, SEPARATOR = "begun", "\n"
+CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT, signal.SIGSYS, signal.SIGTRAP}
+"""signals by which a process dies of what it does itself; others come from outside"""
+
 _survived: set[str] = set()
 """ids of bundles that a child of this process has opened"""
 
@@ -42,7 +45,7 @@ def tried(store: Path, unproved: bool) -> Path:
     if done.returncode == 0:
         _survived.add(sha256(data))
     elif done.returncode < 0 and done.stdout.startswith(BEGUN):
-        raise _error(signal.Signals(-done.returncode), done.stderr, Manifest.from_json(data))
+        raise _error(_signal(-done.returncode), done.stderr, Manifest.from_json(data))
     return store
 
 
@@ -66,9 +69,16 @@ def open_store(store: str) -> None:
     Device(Store(Path(store)), open_bundle(Path(store) / "bundle"))
 
 
+def _signal(number: int) -> signal.Signals:
+    """SIGKILL for one without a name, which comes from outside as well."""
+    return signal.Signals(number) if number in set(signal.Signals) else signal.SIGKILL
+
+
 def _error(died: signal.Signals, stderr: str, manifest: Manifest) -> SdloraError:
-    if died is signal.SIGKILL or "bad_alloc" in stderr:
-        return ResourceError(f"no memory to try the model (a child process died by {died.name}): free some, then try again")
+    if died not in CRASHES or "bad_alloc" in stderr:  # ended by someone who was short of memory, mostly
+        return ResourceError(
+            f"the model could not be tried (a child process was ended by {died.name}): free memory, then try again"
+        )
     runtime = RUNTIMES.get(manifest.target, f"the engine for target {manifest.target}")
     facts = f"target {manifest.target}, precision {manifest.precision}, weights as {manifest.weights_as}"
     with contextlib.suppress(metadata.PackageNotFoundError):

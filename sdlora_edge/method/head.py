@@ -95,11 +95,12 @@ class FeatureStatistics:
         """The head (weight float32 (K, d), bias float32 (K,)), K <= C, with `rows` alone fitted again: int (n,), new classes included."""
         fitted_weight, fitted_bias = self.discriminant()
         kept = np.setdiff1d(np.arange(len(weight)), rows)
-        if len(kept) < 2:  # one row alone says nothing of the scale
+        if not len(kept):
             return fitted_weight, fitted_bias
         old, new = weight[kept].astype(np.float64), fitted_weight[kept].astype(np.float64)
         aside, centred = old.mean(axis=0), new - new.mean(axis=0)
-        scale = float(((old - aside) * centred).sum()) / max(1e-12, float((centred**2).sum()))
+        spread = float((centred**2).sum())
+        scale = float(((old - aside) * centred).sum()) / spread if spread else 1.0  # one row alone says nothing of it
         shift = aside - scale * new.mean(axis=0), float((bias[kept] - scale * fitted_bias[kept]).mean())
         whole = (scale * fitted_weight + shift[0]).astype(np.float32), (scale * fitted_bias + shift[1]).astype(np.float32)
         whole[0][kept], whole[1][kept] = weight[kept], bias[kept]

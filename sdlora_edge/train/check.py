@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import InputError, UsageError
 from ..packet import name_problem
 from . import data, folder
-from .config import DIGITS, TrainConfig
+from .config import TrainConfig
 from .data import Source
+from .images import counted
 
 MICRO = "micro_vit"
 
@@ -19,14 +20,14 @@ MICRO = "micro_vit"
 class NewTask:
     """One more task of a run, as it was asked for: `images` is the folder or ZIP that `source` was read from.
 
-    strict: warnings about the images are errors, whatever the run's own setting says.
+    strict: whether warnings about the images are errors; None leaves it to the run's own setting.
     """
 
     run: Path
     images: str
     name: str
     source: Source
-    strict: bool = False
+    strict: bool | None = None
 
 
 def new_run(settings: TrainConfig, out: Path | None) -> Source:
@@ -43,16 +44,28 @@ def new_run(settings: TrainConfig, out: Path | None) -> Source:
     if len(source.classes) == 1:
         raise UsageError(
             f"{settings.data} has one class only ({source.classes[0]}): add a folder for another class, or let a run that knows others "
-            f"learn it: --run RUN --data {settings.data}"
+            f"learn it: --run RUN --data {settings.data}{_unused(source)}"
         )
     data.parts(source, settings)
     return source
 
 
-def resumed(path: Path) -> None:
-    """Raises InputError for a folder that is no run, UsageError for one that another process trains."""
-    folder.settings(path)
+def _unused(source: Source) -> str:
+    problems = counted(picture.problem for picture in source.skipped)
+    return f" (files that are not used: {problems})" if problems else ""
+
+
+def resumed(path: Path) -> Source | NewTask:
+    """What a run goes on with: a task that was being added, or its own tasks, with their images.
+
+    Raises InputError for a folder that is no run, or without its images, UsageError for one that another process trains.
+    """
+    settings = folder.settings(path)
     folder.require_free(path)
+    if found := folder.pending(path):
+        images, name, strict = found
+        return replace(one_more(path, images, name), strict=strict)
+    return data.load_for(settings)
 
 
 def one_more(path: Path, images: str, name: str | None = None) -> NewTask:
@@ -72,10 +85,16 @@ def one_more(path: Path, images: str, name: str | None = None) -> NewTask:
     name = unicodedata.normalize("NFC", name or Path(images).stem or "task")
     if problem := name_problem(name):
         raise UsageError(f"the task's name {name!r} {problem}: give another --name")
-    learned = {c for entry in folder.metrics(path) if entry["source"] == source.name for c in entry["classes"]}
-    if set(source.classes) <= learned:
-        raise UsageError(f"{images} was learned already, with all its classes: give a folder of new images")
+    if set(source.classes) <= _learned_from(source, path, settings):
+        raise UsageError(f"{images} holds the images that were learned already, by their names: give new images")
     return NewTask(path, images, name, source)
+
+
+def _learned_from(source: Source, path: Path, settings: TrainConfig) -> set[str]:
+    """The classes that the run has learned from these very images, by their names."""
+    known = [entry for entry in folder.metrics(path) if entry["source"] == source.name]
+    again = [(e, data.part(source, e["name"], e["classes"], e.get("domains", ()), settings)) for e in known]
+    return {c for entry, part in again if part and data.trained_on(part) == entry["trained_on"] for c in entry["classes"]}
 
 
 def adapter(path: Path, run: Path) -> None:
@@ -95,14 +114,6 @@ def evaluation(path: Path, images: str, task: int | None) -> Source:
     source = data.load_for(settings, images)
     folder.require_known([label for label, own in source.test.items() if own], path, task, images)
     return source
-
-
-def require_images(images: str) -> None:
-    """Raises InputError if there is no such folder, ZIP file or named dataset."""
-    from .datasets import NAMES
-
-    if images not in (DIGITS, *NAMES) and not Path(images).exists():
-        raise InputError(f"{images}: no such folder or ZIP file, and no named set either")
 
 
 def report(path: Path, out: Path) -> None:

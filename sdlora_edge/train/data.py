@@ -7,12 +7,13 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal, TypeVar, Union
 
 import numpy as np
 from PIL import Image
 
+from ..canonical import sha256
 from ..device.preprocessing import Preprocessing
 from ..errors import InputError, UsageError
 from ..packet import name_problem
@@ -133,7 +134,7 @@ def source_of(
 ) -> Source:
     """The source of images by split, cut by the seed if "" is the only one. domains: their order; default: sorted.
 
-    Without "test", "val" takes its place. Raises InputError if train/ is missing, or a class has no training images.
+    Raises InputError if train/ is missing, or a class has no training images.
     """
     everything = [picture for pictures in by_split.values() for picture in pictures]
     skipped = tuple(picture for picture in everything if picture.problem)
@@ -147,9 +148,6 @@ def source_of(
     for side in ("test", "val"):
         if extra := set(sides.get(side, ())) - set(sides["train"]):
             raise InputError(f"{name}: {side}/ has classes that train/ has not: {', '.join(sorted(extra)[:5])}")
-    if "test" not in sides and "val" in sides:
-        log.info("%s has val/ but no test/: the images of val/ are used for testing", name)
-        sides["test"] = sides.pop("val")
     train, test = sides["train"], sides.get("test", {})
     return Source(name, train, {c: test.get(c, []) for c in train}, domains, sides.get("val", {}), skipped, is_split=True)
 
@@ -183,6 +181,9 @@ def load_for(settings: TrainConfig, data: str | None = None) -> Source:
         settings.data_root,
         domains=own and settings.protocol == "domain",
     )
+    if source.val and not any(source.test.values()) and not settings.validate:
+        log.info("%s has val/ but no test/: the images of val/ are used for testing", source.name)
+        source = replace(source, test={c: source.val.get(c, []) for c in source.classes}, val={})
     return source.changed(lambda picture: replace(picture, max_pixels=settings.max_megapixels * 10**6))
 
 
@@ -222,6 +223,12 @@ def _part(source: Source, name: str, classes: Sequence[str], domains: tuple[str,
             train[label] = [own[i] for own in by_domain for i in sorted(random.permutation(len(own))[: settings.train_limit])]
     learned = tuple(c for c in classes if train.get(c))  # a domain need not have every class
     return Part(name, learned, train, {c: test.get(c, []) for c in learned}, source.name, domains)
+
+
+def trained_on(part: Part) -> str:
+    """A digest of the names of a task's training images."""
+    names = sorted(f"{label}/{PurePath(p.name).name}" for label, own in part.train.items() for p in own)
+    return sha256("\n".join(names).encode())
 
 
 def part(source: Source, name: str, classes: Sequence[str], domains: Sequence[str], settings: TrainConfig) -> Part | None:

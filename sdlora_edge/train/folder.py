@@ -13,7 +13,7 @@ import numpy as np
 import safetensors
 
 from .. import disk, files
-from ..canonical import parse_json
+from ..canonical import dump_json, parse_json
 from ..errors import InputError, StorageError, UsageError
 from ..shortage import verdict
 from ..state import Projection, lineage_id
@@ -29,6 +29,8 @@ CONFIG, BACKBONE, STATE, STATISTICS, METRICS = (
 )
 REVISIONS = "revisions.json"
 LOCK = "run.lock"
+PENDING = "pending.json"
+"""the task that is being added: {"images": where its images are, "name": its own, "strict": true, false or null}"""
 
 
 def newest(root: Path = Path("runs")) -> Path:
@@ -113,6 +115,26 @@ def classes(path: Path, task: int) -> tuple[str, ...]:
         except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
             raise verdict(error, InputError(f"{file} cannot be read: {error}")) from error
     return tuple(found)
+
+
+def begin_pending(path: Path, images: str, name: str, strict: bool | None) -> None:
+    """Keep what a task was asked for until `end_pending`, so that `train --run RUN` can go on with it after a kill."""
+    files.write(path / PENDING, dump_json({"images": str(Path(images).resolve()), "name": name, "strict": strict}))
+
+
+def end_pending(path: Path) -> None:
+    (path / PENDING).unlink(missing_ok=True)
+
+
+def pending(path: Path) -> tuple[str, str, bool | None] | None:
+    """(images, name, strict) of a task that was being added when its process was stopped."""
+    if not (path / PENDING).exists():
+        return None
+    found = parse_json(files.read(path / PENDING, 1 << 20), str(path / PENDING))
+    try:
+        return str(found["images"]), str(found["name"]), found["strict"]
+    except KeyError as error:
+        raise InputError(f"{path / PENDING} lacks {error}: remove it, and add the task again") from error
 
 
 def revision(path: Path, task: int) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from ..errors import InputError
 from ..packet import name_problem
 from .images import EMPTY, NOT_UNICODE, File, Picture, counted, not_unicode, shown
 
+log = logging.getLogger("sdlora_edge")
 SPLITS = {
     "train": "train", "training": "train",
     "test": "test", "testing": "test",
@@ -73,6 +75,7 @@ def labelled(data: str, files: Sequence[File], domains: bool) -> dict[str, list[
             f"{data} has no class folders with images{why and f' ({why})'}: put each class's images into a folder of its name"
         )
     common = _common(inner, domains)
+    _refuse_ambiguous(data, inner, common)
     holders = frozenset(path.parts[:-1] for path in inner)
     above = frozenset(holder[:n] for holder in holders for n in range(len(holder)))
     layout = _Layout(data, common, _is_split(data, inner, common), domains, holders, above)
@@ -111,6 +114,17 @@ def _common(paths: Sequence[PurePosixPath], domains: bool) -> int:
     while common < depth and shared(common):
         common += 1
     return common + (shared(common) and bool(_splits(paths, common + 1)))  # images beside splits do not make a class of both
+
+
+def _refuse_ambiguous(data: str, paths: Sequence[PurePosixPath], common: int) -> None:
+    """Raises InputError for one class deep inside: the folder above it may be the one that names the class."""
+    if common and len({path.parts[:-1] for path in paths}) == 1 and Path(data).is_dir():
+        raise InputError(
+            f"{data}: all images lie in {'/'.join(paths[0].parts[:-1])}, which may stand for one class or another: "
+            "move them into one folder that has the name of the class"
+        )
+    if common:
+        log.info("%s: all images lie in %s/, which is not part of the class names", data, "/".join(paths[0].parts[:common]))
 
 
 def _splits(paths: Sequence[PurePosixPath], common: int) -> set[str]:

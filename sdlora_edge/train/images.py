@@ -23,7 +23,7 @@ from ..device.preprocessing import (
     open_image,
     reading,
     refuse_large_file,
-    refuse_many_pixels,
+    refuse_unusable,
     suffix_problem,
     upright,
 )
@@ -65,7 +65,7 @@ class Picture:
     def examine(self, decode: bool) -> int:
         """How many pixels it has, once its header or (`decode`) all of it was read. Raises InputError if it cannot be."""
         with reading(self.name), self.open() as image:
-            refuse_many_pixels(image, self.max_pixels)
+            refuse_unusable(image, self.max_pixels)
             if decode:
                 upright(image)
             return image.size[0] * image.size[1]

@@ -61,10 +61,10 @@ def checked(source: Source, cut: Callable[[Source], list[Part]], settings: Train
 def record(run: Path, source: Source) -> None:
     """Add the files that are not used to the list in a run's folder."""
     known = files.read(run / SKIPPED).decode() if (run / SKIPPED).exists() else "file,class,reason,detail\n"
-    lines = dict.fromkeys([*known.splitlines(keepends=True), *map(_line, unused(source))])
-    files.write(run / SKIPPED, "".join(lines).encode())
-    if len(lines) > 1:
-        log.info("%s lists the %d files that are not used, and why", run / SKIPPED, len(lines) - 1)
+    own = [*map(_line, unused(source))]
+    files.write(run / SKIPPED, "".join(dict.fromkeys([*known.splitlines(keepends=True), *own])).encode())
+    if own:
+        log.info("%s says why files are not used: %d of this dataset", run / SKIPPED, len(own))
 
 
 def unused(source: Source) -> list[Picture]:
@@ -121,7 +121,7 @@ def _odd_classes(source: Source, rows: Mapping[str, Counter[str]], scored: str) 
     """The classes to warn of, by what is wrong."""
     few = [label for label in source.classes if rows[label]["training"] < FEW]
     return {
-        "folders without an image": [label for label in rows if label not in source.train],
+        "folders without an image that can be read": [label for label in rows if label not in source.train],
         f"classes with fewer than {FEW} training images": few,
         f"classes without a {scored} image": [label for label in source.classes if not rows[label][scored]],
     }

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from ..canonical import sha256
 from ..errors import InputError
 from ..method.sdlora import features
 from . import data, metrics
@@ -86,7 +84,7 @@ class Scorer:
             "classes": list(part.classes),
             "source": part.source,
             "domains": list(part.domains),
-            "trained_on": trained_on(part),
+            "trained_on": data.trained_on(part),
             "training_pictures": pictures,
             "seconds": round(seconds, 2),
             **facts,
@@ -122,12 +120,6 @@ class Scorer:
             yield self._of(entry["task"], pictures or {}, entry["classes"])
 
 
-def trained_on(part: Part) -> str:
-    """A digest of the names of a task's training pictures."""
-    names = sorted(f"{label}/{PurePath(p.name).name}" for label, own in part.train.items() for p in own)
-    return sha256("\n".join(names).encode())
-
-
 def test_pictures(run: Run, task: int, *sources: Source) -> dict[int, dict[str, Sequence[Picture]] | None]:
     """By task up to `task`: the test pictures of each of its classes, or None where they can no longer be read.
 
@@ -146,7 +138,9 @@ def test_pictures(run: Run, task: int, *sources: Source) -> dict[int, dict[str, 
                 opened[name] = None
         source = opened[name]
         part = source and data.part(source, entry["name"], entry["classes"], entry.get("domains", ()), run.config)
-        if part and trained_on(part) != entry["trained_on"]:  # split anew, it would be tested on what it was trained on
+        if source and not part:
+            log.warning("%s no longer has the classes of task %d: that task is left out of the score", name, entry["task"])
+        if part and data.trained_on(part) != entry["trained_on"]:  # split anew, it would be tested on what it was trained on
             log.warning("%s has changed since task %d was learned: that task is left out of the score", name, entry["task"])
             part = None
         found[entry["task"]] = dict(part.test) if part else None

@@ -26,12 +26,12 @@ from ..method import absorb, backbones
 from ..method.head import FeatureStatistics
 from ..method.sdlora import SDLoRA, features
 from ..state import Factors, TaskUpdate, advance, changed_rows, factor_tensors
-from . import check, data, distributed, inventory
+from . import check, data, distributed, folder, inventory
 from .augment import views
 from .base import train_base
 from .config import TrainConfig
 from .data import Decoded, Part, Pictures, Source
-from .fit import Checkpoint, diverged, fit, writer
+from .fit import PARTIAL, Checkpoint, diverged, fit, writer
 from .folder import locked
 from .run import Run, point_latest
 from .score import Scorer, seen_features, slices
@@ -72,19 +72,23 @@ def train(settings: TrainConfig, out: Path | None = None, report: Report = lambd
         try:
             return _resume(out, report, source)
         except SdloraError:
-            if distributed.first() and not Run.is_begun(out):
+            if distributed.first() and not Run.is_begun(out) and not (out / PARTIAL).exists():  # nothing was learned
                 shutil.rmtree(out)
             raise
 
 
-def resume(path: Path, report: Report = lambda run: None) -> Run:
-    """Go on with a run that was killed: at the task and epoch it was in. Returns at once where nothing is left to do.
+def resume(path: Path, report: Report = lambda run: None, asked: Source | check.NewTask | None = None) -> Run:
+    """Go on with a run that was killed: at the task and epoch it was in, also of a task that was being added to it.
 
-    Raises UsageError if another process is training it.
+    asked: what `check.resumed` has returned, if it was called. Returns at once if nothing is left to do. Raises UsageError if
+    another process is training it.
     """
     settings = Run.settings(path)
     distributed.begin(backbones.resolve_device(settings.device))
-    source = _looked_at(data.load_for(settings), settings)
+    asked = asked or check.resumed(path)
+    if isinstance(asked, check.NewTask):
+        return learn(asked, report)
+    source = _looked_at(asked, settings)
     with _only_writer(path):
         return _resume(path, report, source)
 
@@ -113,7 +117,7 @@ def _resume(path: Path, report: Report, source: Source) -> Run:
 
 def add_task(
     path: Path,
-    folder: str,
+    images: str,
     name: str | None = None,
     report: Report = lambda run: None,
     direction: Direction | None = None,
@@ -125,7 +129,7 @@ def add_task(
     that comes alone gets a head row, and no direction (`FeatureStatistics.beside`).
     Earlier tasks are scored again where their own test pictures can still be read, and left out where they cannot.
     """
-    return learn(check.one_more(path, folder, name), report, direction, command)
+    return learn(check.one_more(path, images, name), report, direction, command)
 
 
 def learn(
@@ -133,7 +137,7 @@ def learn(
 ) -> Run:
     """`add_task`, of a task that was checked."""
     settings = Run.settings(task.run)
-    settings = replace(settings, strict=settings.strict or task.strict)
+    settings = settings if task.strict is None else replace(settings, strict=task.strict)
     distributed.begin(backbones.resolve_device(settings.device))
 
     def cut(source: Source) -> list[Part]:
@@ -144,10 +148,32 @@ def learn(
         if distributed.first():
             inventory.record(task.run, source)
         run = Run.open(task.run)
-        with _interruptible(f"{command} --run {task.run} --data {task.images} --name {shlex.quote(task.name)}"):
+        with _pending(task, direction), _interruptible(_command(task, direction, command)):
             _train_task(run, part, Scorer(run, {source.name: source}), direction)
     report(run)
     return run
+
+
+@contextlib.contextmanager
+def _pending(task: check.NewTask, direction: Direction | None) -> Iterator[None]:
+    """`train --run RUN` goes on with the task if this block is interrupted; not if it fails, nor with a foreign direction."""
+    if direction is not None or not distributed.first():
+        yield
+        return
+    folder.begin_pending(task.run, task.images, task.name, task.strict)
+    try:
+        yield
+    except Exception:
+        folder.end_pending(task.run)
+        raise
+    folder.end_pending(task.run)
+
+
+def _command(task: check.NewTask, direction: Direction | None, command: str) -> str:
+    """By which an interrupted task is gone on with."""
+    if direction is None:
+        return f"train --run {task.run}"
+    return f"{command} --run {task.run} --data {task.images} --name {shlex.quote(task.name)}"
 
 
 def _only_writer(path: Path) -> contextlib.AbstractContextManager[None]:

@@ -177,6 +177,8 @@ def test_the_user_can_add_to_a_sessions_configuration(entries: Callable[[str], o
     for wrong in ("mlas.disable_kleidiai", "=1", "a=", "a=1 b"):
         with pytest.raises(UsageError, match="write NAME=VALUE"):
             entries(wrong)
+    with pytest.raises(UsageError, match="ONNX Runtime does not take 'xxx"):
+        entries(f"{'x' * 3000}=1")
 
 
 def test_it_reaches_the_command(fleet: Fleet, cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

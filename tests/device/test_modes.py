@@ -64,7 +64,8 @@ def test_a_store_is_its_owners_or_readable_by_a_group(fleet: Fleet, tmp_path: Pa
 def test_a_group_that_is_not_there(cli: Cli, fleet: Fleet, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no group 'nobody-knows'"):
         Device.init(fleet.bundle, tmp_path / "store", group="nobody-knows")
-    assert cli("device", "init", fleet.bundle, "--store", tmp_path / "store", "--group", "nobody-knows").code == 2
+    for name in ("nobody-knows", str(2**32 - 1), "9" * 5000):
+        assert cli("device", "init", fleet.bundle, "--store", tmp_path / "store", "--group", name).code == 2
     assert not list(tmp_path.glob("*store*"))
 
 

@@ -142,10 +142,25 @@ def test_val_is_neither_trained_on_nor_tested_on_but_validates(tmp_path: Path) -
 
 def test_val_without_test_tests_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "sdlora_edge")
-    for split in ("train", "valid"):
-        make_pictures(tmp_path / "p" / split, ["a", "b"], 3)
-    assert counts(load(tmp_path / "p")) == {"a": (3, 3, 0), "b": (3, 3, 0)}
+    for split, count in (("train", 4), ("valid", 3)):
+        make_pictures(tmp_path / "p" / split, ["a", "b"], count)
+    settings = data.TrainConfig(data=str(tmp_path / "p"), tasks=1)
+    assert counts(data.load_for(settings)) == {"a": (4, 3, 0), "b": (4, 3, 0)}
     assert "has val/ but no test/: the images of val/ are used for testing" in caplog.text
+    validated = data.replace(settings, validate=0.5)
+    (part,) = data.parts(data.load_for(validated), validated)
+    assert {c: (len(part.train[c]), len(part.test[c])) for c in part.classes} == {"a": (4, 3), "b": (4, 3)}
+
+
+def test_one_class_deep_inside_a_folder_is_not_guessed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "sdlora_edge")
+    make_pictures(tmp_path / "p", ["star/2026-11-28"], 3)
+    with pytest.raises(InputError, match="all images lie in star/2026-11-28, which may stand for one class or another: move them"):
+        load(tmp_path / "p")
+    assert load(zipped(tmp_path / "p" / "star", tmp_path / "p.zip", "new/{}".format)).classes == ("2026-11-28",)
+    make_pictures(tmp_path / "p", ["star/2026-12-05"], 3)
+    assert load(tmp_path / "p").classes == ("2026-11-28", "2026-12-05")
+    assert "all images lie in star/, which is not part of the class names" in caplog.text
 
 
 def test_test_images_without_classes_are_skipped_and_folders_beside_a_split_refused(tmp_path: Path) -> None:

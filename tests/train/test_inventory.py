@@ -74,7 +74,7 @@ def test_the_table_counts_every_file_and_the_warnings_name_what_is_odd(tmp_path:
     assert sum(map(int, rows["all 5"][:3])) == 8 + 11 + 3 + 1
     found = warnings(caplog)
     assert found[:3] == [
-        "folders without an image: empty",
+        "folders without an image that can be read: empty",
         "classes with fewer than 5 training images: few, one" if int(rows["a"][0]) > 4 else "classes with fewer than 5 training images: a, few, one",
         "classes without a test image: one",
     ]  # fmt: skip
@@ -189,3 +189,21 @@ def test_a_grey_image_of_many_bits_is_no_problem(tmp_path: Path, caplog: pytest.
     Image.new("I;16", (20, 20)).save(folder / "a" / "00.png")
     checked(settings(folder))
     assert not warnings(caplog)
+
+
+def test_what_training_refuses_the_check_refuses_first(tmp_path: Path) -> None:
+    folder = make_pictures(tmp_path / "p", ["a", "b"], 6)
+    for i in range(6):
+        Image.new("RGB", (400, 4)).save(folder / "b" / f"0{i}.png")
+    with pytest.raises(InputError, match="class 'b' has no readable training image"):
+        checked(settings(folder))
+
+
+def test_only_new_files_are_told_of(run_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_pictures(tmp_path / "p", ["x", "y"], 6)
+    (folder / "x" / "notes.txt").write_text("x")
+    add_task(run_copy, str(folder))
+    assert f"{run_copy / 'skipped.csv'} says why files are not used: 1 of this dataset" in caplog.text
+    caplog.clear()
+    add_task(run_copy, str(make_pictures(tmp_path / "q", ["z", "w"], 6)))
+    assert "skipped.csv" not in caplog.text

@@ -155,3 +155,34 @@ def test_a_task_has_a_name_that_a_packet_may_carry(run_copy: Path, tmp_path: Pat
     with pytest.raises(UsageError, match=r"task's name .* give another --name"):
         trainer.add_task(run_copy, str(folder), name)
     assert sorted(run_copy.rglob("*")) == before
+
+
+def test_a_folder_is_learned_again_if_its_images_are_new(run_copy: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = make_pictures(tmp_path / "new", ["x", "y"], 6)
+    trainer.add_task(run_copy, str(folder))
+    with pytest.raises(UsageError, match="holds the images that were learned already"):
+        trainer.add_task(run_copy, str(folder))
+    for name in ("x", "y"):
+        for path in sorted((folder / name).iterdir()):
+            path.rename(path.with_name(f"later-{path.name}"))
+    assert trainer.add_task(run_copy, str(folder)).metrics[-1]["name"] == "new"
+    shutil.rmtree(folder / "x")
+    make_pictures(folder, ["z"], 6, seed=1)
+    trainer.add_task(run_copy, str(folder))
+    assert "no longer has the classes of task 4: that task is left out of the score" in caplog.text
+
+
+def test_a_task_that_was_being_added_is_gone_on_with(run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_pictures(tmp_path / "week", ["x", "y"], 6)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_train_task", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.add_task(run_copy, str(folder), "week 32")
+    run = trainer.resume(run_copy)
+    assert run.states[-1].classes[-2:] == ("x", "y")
+    assert run.metrics[-1]["name"] == "week 32"
+    assert len(trainer.resume(run_copy).updates) == len(run.updates)  # nothing is left to do

@@ -84,7 +84,10 @@ class OnnxEngine(Engine):
         # int8 weights are unpacked once, when the session opens: else activations would be rounded to int8 as well
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         for name, value in more_configuration().items():
-            options.add_session_config_entry(name, value)
+            try:
+                options.add_session_config_entry(name, value)
+            except Exception as error:  # as below
+                raise UsageError(f"{CONFIG}: ONNX Runtime does not take {name[:80]!r}: {error}") from error
         if not fixed and np.float16 in self._dtypes.values() and crashes(ort.__version__):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
         return options
