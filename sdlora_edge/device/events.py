@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import select
 import sys
 import time
@@ -28,13 +29,28 @@ def to_stderr(event: str, fields: dict[str, Any]) -> None:
     """One JSON line on stderr; it is lost if stderr is full, closed, or a pipe that nobody reads from."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr and _takes_a_line():
-            print(json.dumps({"time": now(), "event": event, **fields}), file=sys.stderr, flush=True)
+            line = _line({"time": now(), "event": event, **fields})
+            try:
+                descriptor = sys.stderr.fileno()
+            except (OSError, ValueError):  # it is no file
+                print(line, file=sys.stderr, end="", flush=True)
+            else:
+                os.write(descriptor, line.encode("ascii"))
+
+
+def _line(fields: dict[str, Any]) -> str:
+    """JSON of at most PIPE_BUF bytes: the longest values are cut short."""
+    while len(line := json.dumps(fields) + "\n") > select.PIPE_BUF:
+        longest = max(fields, key=lambda key: len(json.dumps(fields[key])))
+        text = str(fields[longest]).removesuffix("...")
+        fields = {**fields, longest: text[: len(text) * 3 // 4] + "..."}
+    return line
 
 
 def _takes_a_line() -> bool:
     ready = select.poll()
     try:
-        ready.register(sys.stderr.fileno(), select.POLLOUT)  # of a pipe: it has room for PIPE_BUF bytes
+        ready.register(sys.stderr.fileno(), select.POLLOUT)  # of a pipe: it has room for PIPE_BUF bytes, and no more
     except (OSError, ValueError):  # it is no file
         return True
     return bool(ready.poll(1000 * PATIENCE))

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -144,17 +145,24 @@ def left() -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def asleep() -> Iterator[int]:
-    """A pipe whose reader reads no more."""
+def full_pipe() -> Iterator[tuple[int, int]]:
+    """(reader, writer)."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     with contextlib.suppress(BlockingIOError):
         while True:
             os.write(write, bytes(4096))
     os.set_blocking(write, True)
-    yield write
+    yield read, write
     os.close(write)
     os.close(read)
+
+
+@contextlib.contextmanager
+def asleep() -> Iterator[int]:
+    """A pipe whose reader reads no more."""
+    with full_pipe() as (_, write):
+        yield write
 
 
 LOGS = [full, left, asleep]
@@ -171,6 +179,21 @@ def test_an_event_is_lost_if_stderr_takes_none(
             within(10, lambda: to_stderr("applied", {"file": "x" * 1000}))
         with contextlib.suppress(OSError):
             stream.close()
+
+
+def test_a_long_event_is_cut_to_what_a_pipe_with_little_room_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody reads it, so a longer line would wait for good. It stays JSON."""
+    with full_pipe() as (reader, descriptor), open(descriptor, "w", closefd=False) as stream:
+        while not select.select([], [descriptor], [], 0)[1]:
+            os.read(reader, 4096)
+        monkeypatch.setattr(sys, "stderr", stream)
+        within(10, lambda: to_stderr("refused", {"file": "\u6587" * 500, "error": "\u4ef6" * 5000, "exit_code": 3}))
+        monkeypatch.undo()
+        told = b"".join(iter(lambda: os.read(reader, 65536) if select.select([reader], [], [], 0)[0] else b"", b"")).lstrip(b"\0")
+    line = json.loads(told)
+    assert len(told) <= select.PIPE_BUF
+    assert (line["event"], line["exit_code"]) == ("refused", 3)
+    assert line["error"].startswith("\u4ef6" * 50)
 
 
 def test_an_event_is_lost_if_there_is_no_stderr(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
