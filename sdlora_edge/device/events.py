@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import select
+import socket
 import sys
 import time
 from collections import Counter
@@ -95,3 +96,11 @@ class Events:
             return False
         self._left -= 1
         return True
+
+
+def notify(message: str) -> None:
+    """Tell systemd, where it has started this process (sd_notify: one datagram)."""
+    if address := os.environ.get("NOTIFY_SOCKET", ""):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
+            to.setblocking(False)  # nobody is waited for
+            to.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)

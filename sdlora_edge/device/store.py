@@ -41,6 +41,8 @@ _RECORDS = ("generation.0.json", "generation.1.json")
 RECORD_LIMIT = 4 * 1024 * 1024
 """bytes: 30,000 packets"""
 COUNTER_LIMIT = 2**53
+MEMORY = "watch.json"
+"""what a watcher remembers, written under a lock of its own"""
 
 
 @dataclass(frozen=True)
@@ -226,7 +228,9 @@ class Store:
         kept = {digest for record in self.named() for digest in record.digests}
         with files.reading(self.path):
             packets = [self._packet(name) for name in disk.names(self.path / "packets") if name not in kept]
-            return packets + [self.path / name for name in disk.names(self.path) if name.startswith(files.TEMPORARY)]
+            cut = [name for name in disk.names(self.path) if name.startswith(files.TEMPORARY)]
+            # a watcher may be writing its memory just now; what is left of that, its next write removes
+            return packets + [self.path / name for name in cut if name != files.TEMPORARY + MEMORY]
 
     def sweep(self) -> None:
         """Remove the leftovers. One that cannot be removed does no harm and stays."""

@@ -4,9 +4,11 @@ A file counts once two looks in a row find it unchanged, and then by its bytes a
 order in which packets are tried, never a name or a time. What becomes of one is remembered by its digest:
 
     applied, or nothing to do     for as long as it lies there
-    refused, or out of order      until the device is in another generation: keys or predecessors may have come
+    refused, or out of order      until the device is in another generation: predecessors may have come
+    not signed by trusted keys    until other keys are in force
     canary failed                 for ever, in the store: until a newer packet comes in its place
-    process killed while at it    counted, in the store: at the third time as if its canary had failed
+    process killed while at it    counted, in the store: from the third time on it is left alone until the machine has started
+                                  anew, or for an hour; for twice as long each time after that, up to a day
     disk full, store locked, ...  not at all: it is tried again, ever less often
 
 Nothing in the folder is ever changed. The model is loaded only while there is something to apply.
@@ -16,18 +18,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
-import socket
 import stat
 import time
 from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from .. import files
-from ..canonical import dump_json, is_sha256, parse_json, sha256
-from ..container import natural, opened
+from .. import disk, files
+from ..canonical import sha256
+from ..container import opened
 from ..errors import (
     UNWRITTEN,
     HealthError,
@@ -43,22 +47,20 @@ from ..errors import (
 from ..orders import Recall, read_any
 from ..packet import LIMITS, SUFFIX, Packet
 from ..signing import Trust
-from .events import Emit, Events, now, to_stderr
+from .events import Emit, Events, notify, now, to_stderr
+from .memory import Memory
 from .runtime import IN_PLACE, Device
 from .store import Store
 
-MEMORY = "watch.json"
-"""in the store: {"failed": digests of packets whose canary failed, oldest first; "trying": that of the one being applied, or null;
-"killed": {digest: how many processes have ended while they applied it}}"""
-FAILED_LIMIT = 1000
-KILLED_LIMIT = 3
-"""times that a process may die at the same packet: a power cut is not the packet's fault, memory that runs out is"""
 LONGEST_WAIT = 300.0
 """seconds between two looks when the store cannot be written, at most"""
 HEARTBEAT = 60.0
 """seconds after which the status file is written anew though nothing has happened"""
-NEVER = -1
-"""instead of the generation in which a packet was refused: not to be tried in another one either"""
+LOOK = 30.0
+"""seconds after which a look begins to read, or to verify, no further file: the next one goes on from there"""
+Verdict = tuple[str, int]
+"""what a packet was refused in: it is tried again in another ("generation", counter), or with other ("keys", version)"""
+NEVER: Verdict = "any", 0
 Stamp = tuple[int, int, int, int]
 """inode, bytes, time of change of bytes and of attributes: a file with the same stamp is not read again"""
 SHORTEST, LONGEST = 0.01, 86_400.0
@@ -78,17 +80,17 @@ class Watcher:
         self._stamps: dict[Path, Stamp | None] = {}
         """of every packet in the folder; None for what is there and is no file to read"""
         self._digests: dict[Path, tuple[Stamp, str]] = {}
-        self._verdicts: dict[str, int] = {}
-        """{digest: the generation it was refused in, or NEVER}"""
+        self._verdicts: dict[str, Verdict] = {}
         self._counts: Counter[str] = Counter()
         self._said: dict[object, str] = {}
-        self._failed: dict[str, None] = {}
-        self._killed: dict[str, int] = {}
+        self._memory = Memory(self._store)
         self._troubles = 0
         self._device: dict[str, Any] = {}
         """its status, when it was last open"""
-        self._generation = NEVER
+        self._generation = -1
         """in force then"""
+        self._broken, self._proved = set[str](), time.monotonic()
+        """packets in force that are damaged, and when that was last looked for"""
         self._last_error: dict[str, Any] | None = None
         self._written: tuple[str, float] = "", 0.0
 
@@ -114,7 +116,7 @@ class Watcher:
     def look(self, settled: bool = True) -> dict[str, Any]:
         """One look at the folder: apply what can be applied, and return what the status file holds.
 
-        settled: leave a file alone that has changed since the look before.
+        settled: leave a file alone that has changed since the look before, and what takes longer than LOOK to the next one.
         """
         try:
             self._look(settled)
@@ -132,13 +134,16 @@ class Watcher:
         self._said = {key: text for key, text in self._said.items() if not isinstance(key, Path) or key in self._stamps}
         steady = [path for path, stamp in self._stamps.items() if stamp and (not settled or before.get(path) == stamp)]
         generation = self._store.current()
-        found = {digest: path for path in steady if not self._stopped and (digest := self._digest(path))}
+        steady.sort(key=lambda path: bool(self._said.get(path)))  # what could not be read keeps nothing else from its turn
+        found = {digest: path for path in self._in_time(steady, settled) if (digest := self._digest(path))}
         here = {digest for _, digest in self._digests.values()}
         self._verdicts = {digest: verdict for digest, verdict in self._verdicts.items() if digest in here}
-        # a packet that the store holds is applied; where one is damaged there, its file here may mend it
-        damaged = self._device.get("damage")
-        decided = {*self._failed, *(d for d in generation.digests if not damaged or not self._store.broken((d,)))}
-        decided |= {digest for digest, verdict in self._verdicts.items() if verdict in (NEVER, generation.counter)}
+        # a packet that the store holds is applied; where one is damaged there, its file here may repair it
+        broken = self._damaged(generation.digests)
+        now = (NEVER, ("generation", generation.counter), ("keys", self._device.get("trust_version")))
+        decided = {digest for digest, verdict in self._verdicts.items() if verdict in now}
+        decided -= {digest for digest in broken if self._verdicts.get(digest) == NEVER}
+        decided |= {*self._memory.left_alone(), *(set(generation.digests) - broken)}
         candidates = {digest: path for digest, path in found.items() if digest not in decided}
         if mending := {digest: path for digest, path in candidates.items() if digest in generation.digests}:
             candidates = mending  # first: only then is it known who may sign the others, and what they may follow
@@ -146,11 +151,32 @@ class Watcher:
         with self._store.lock("watch.lock") if candidates else contextlib.nullcontext():  # another watch may be at it
             if candidates:
                 self._recollect()
-                candidates = {digest: path for digest, path in candidates.items() if digest not in self._failed}
+                left_alone = self._memory.left_alone()
+                candidates = {digest: path for digest, path in candidates.items() if digest not in left_alone}
             if candidates or generation.counter != self._generation:
                 device = Device.open(self._store.path, self._threads, swap=IN_PLACE)
                 self._device, self._generation = device.status(), generation.counter
-                self._apply(device, candidates)
+                self._apply(device, candidates, settled)
+                self._broken, self._proved = set(), -math.inf if self._device["damage"] else time.monotonic()
+
+    def _in_time(self, paths: Iterable[Any], bounded: bool) -> Iterator[Any]:
+        """One after the other, until it is time to stop. systemd hears of each that takes long: more would fill its queue."""
+        end = (told := time.monotonic()) + LOOK
+        for path in paths:
+            if self._stopped or (bounded and told > end):
+                return
+            yield path
+            if (clock := time.monotonic()) - told >= 1:
+                notify("WATCHDOG=1")
+                told = clock
+
+    def _damaged(self, digests: Iterable[str]) -> set[str]:
+        """Those of the packets in force whose files are damaged: they are all read for this, now and then."""
+        if time.monotonic() - self._proved >= HEARTBEAT:
+            self._broken, self._proved = set(self._store.broken(digests)), time.monotonic()
+            if self._broken and not self._device.get("damage"):
+                self._generation = -1  # open it anew: the status must say so
+        return self._broken
 
     def _stamps_now(self) -> dict[Path, Stamp | None]:
         """The packets in the folder; none if it is missing, as a USB stick's folder often is."""
@@ -184,10 +210,9 @@ class Watcher:
         if path not in self._digests or self._digests[path][0] != stamp:
             digest = ""
             try:
-                data = files.receive(path, LIMITS.packet)
-                digest = sha256(data)
+                if stamp[1] > LIMITS.packet or self._has_header(path):
+                    digest = sha256(files.receive(path, LIMITS.packet))
                 self._said.pop(path, None)
-                self._refuse_rubbish(digest, data, path)
             except LimitError as error:
                 self._refuse("refused", path, error)
             except (InputError, MemoryError, ResourceError) as error:  # tried again at every look, reported once
@@ -196,31 +221,33 @@ class Watcher:
             self._digests[path] = stamp, digest
         return self._digests[path][1] or None
 
-    def _refuse_rubbish(self, digest: str, data: bytes, path: Path) -> None:
-        """What is no packet is not read again, however much of it there is."""
-        if digest not in self._verdicts:
-            try:
-                opened(data)
-            except InputError as error:
-                self._verdicts[digest] = NEVER
-                self._refuse("refused", path, error)
+    def _has_header(self, path: Path) -> bool:
+        """What has none is no packet, and is not read any further, however much of it there is."""
+        with files.reading(path):
+            begin = b"".join(islice(disk.read(path), 1 + -(-LIMITS.header // disk.CHUNK)))
+        try:
+            opened(begin)
+        except InputError as error:
+            self._refuse("refused", path, error)
+            return False
+        return True
 
-    def _apply(self, device: Device, candidates: dict[str, Path]) -> None:
+    def _apply(self, device: Device, candidates: dict[str, Path], bounded: bool) -> None:
         """Try them in order."""
-        for digest, path in self._in_order(device.trust, candidates):
+        for digest, path in self._in_order(device.trust, candidates, bounded):
             if self._stopped:
                 return
             if (verdict := self._try(device, digest, path)) is not None:
                 self._verdicts[digest] = verdict
             notify("WATCHDOG=1")
 
-    def _in_order(self, trust: Trust, candidates: dict[str, Path]) -> list[tuple[str, Path]]:
+    def _in_order(self, trust: Trust, candidates: dict[str, Path], bounded: bool) -> list[tuple[str, Path]]:
         """Those whose signatures hold, in the order in which they can follow each other; before them, keys first, what the store
         names already: its bytes prove it, whoever signs now."""
         record, found = self._store.current(), []
         named = [*(digest for digest, _ in record.trust), *record.packets]
-        for digest, path in candidates.items():
-            if self._stopped or (data := self._still(path, digest)) is None:
+        for digest, path in self._in_time(candidates.items(), bounded):
+            if (data := self._still(path, digest)) is None:
                 continue
             try:
                 rank = (-1, named.index(digest)) if digest in named else _rank(data, trust)
@@ -228,8 +255,8 @@ class Watcher:
             except (MemoryError, ResourceError) as error:
                 self._trouble("unreadable", error, path)
             except SdloraError as error:
-                # more keys may come; a damaged file stays damaged
-                self._verdicts[digest] = self._generation if isinstance(error, TrustError) else NEVER
+                # other keys may come; a damaged file stays damaged
+                self._verdicts[digest] = ("keys", trust.version) if isinstance(error, TrustError) else NEVER
                 self._refuse("refused", path, error)
         return [(digest, path) for _, digest, path in sorted(found)]
 
@@ -244,16 +271,15 @@ class Watcher:
         self._digests.pop(path, None)
         return None
 
-    def _try(self, device: Device, digest: str, path: Path) -> int | None:
+    def _try(self, device: Device, digest: str, path: Path) -> Verdict | None:
         """The verdict; None where the file has changed meanwhile. Raises what is no fault of the packet."""
-        self._remember(digest)
+        self._memory.write(trying=digest)
         try:
             return self._apply_one(device, digest, path)
         finally:  # not where the process is killed
-            self._killed.pop(digest, None)
-            self._remember()
+            self._memory.tried(digest)
 
-    def _apply_one(self, device: Device, digest: str, path: Path) -> int | None:
+    def _apply_one(self, device: Device, digest: str, path: Path) -> Verdict | None:
         try:
             self._device = device.apply(path)
         except (*UNWRITTEN, UsageError):
@@ -265,10 +291,10 @@ class Watcher:
                 return NEVER
             if isinstance(error, HealthError):
                 self._refuse("failed", path, error)
-                self._failed[digest] = None
+                self._memory.failed[digest] = None
                 return NEVER
             self._refuse("waiting" if isinstance(error, NotForThisDevice) else "refused", path, error)
-            return self._generation
+            return "generation", self._generation
         now = self._device
         self._generation = self._store.current().counter  # not what is served of it, where there is damage still
         facts = {key: now[key] for key in ("kind", "task", "task_name", "generation", "apply_ms", "canary_difference")}
@@ -277,32 +303,15 @@ class Watcher:
         return NEVER
 
     def _recollect(self) -> None:
-        """What other processes have left: one that was trying a packet has ended, for this one holds the lock."""
-        path = self._store.path / MEMORY
         try:
-            if not path.exists():
-                return
-            memory = parse_json(files.read(path), MEMORY)
-            self._failed = dict.fromkeys(filter(is_sha256, memory["failed"]))
-            self._killed = {digest: natural(times) for digest, times in memory["killed"].items() if is_sha256(digest)}
-            last = memory["trying"]
-            if not is_sha256(last) or last in self._store.current().digests:
-                return
-        except (AttributeError, InputError, KeyError, TypeError, ValueError) as error:
-            return self._trouble("forgotten", error)
-        self._killed[last] = self._killed.get(last, 0) + 1
-        if self._killed[last] >= KILLED_LIMIT:
-            del self._killed[last]
-            self._failed[last] = None
+            self._memory.recollect()
+        except UNWRITTEN:
+            raise
+        except HealthError as error:
             self._counts["failed"] += 1
-            self._trouble("failed", HealthError(f"packet {last}: {KILLED_LIMIT} processes ended while they applied it"))
-            self._remember()
-
-    def _remember(self, trying: str | None = None) -> None:
-        """Raises StorageError: on a full disk no packet could be applied either."""
-        self._failed = dict.fromkeys(list(self._failed)[-FAILED_LIMIT:])
-        memory = {"failed": list(self._failed), "killed": self._killed, "trying": trying}
-        files.write(self._store.path / MEMORY, dump_json(memory), like=self._store.path)
+            self._trouble("failed", error)
+        except InputError as error:
+            self._trouble("forgotten", error)
 
     def _refuse(self, event: str, path: Path, error: SdloraError) -> None:
         self._counts[event] += 1
@@ -367,11 +376,3 @@ def _rank(data: bytes, trust: Trust) -> tuple[int, ...]:
     if isinstance(found, Packet):
         return 2, found.revision, found.sequence
     return (1,) if isinstance(found, Recall) else (0, found.trust.version)
-
-
-def notify(message: str) -> None:
-    """Tell systemd, where it has started this process (sd_notify: one datagram)."""
-    if address := os.environ.get("NOTIFY_SOCKET", ""):
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
-            to.setblocking(False)  # nobody is waited for
-            to.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)

@@ -20,7 +20,9 @@ from faults.scenarios import Orders
 from sdlora_edge.export.parity import host_logits
 
 from sdlora_edge import files, orders, packet, signing
-from sdlora_edge.device import Device, canary
+from sdlora_edge.canonical import sha256
+from sdlora_edge.device import Device, canary, memory, watch
+from sdlora_edge.device.memory import Memory
 from sdlora_edge.device.store import Store
 from sdlora_edge.device.watch import Watcher
 from sdlora_edge.errors import InputError, StorageError
@@ -170,11 +172,91 @@ def test_a_packet_that_kills_its_process_is_given_up(fleet: Fleet, store: Path, 
     assert Watched(folder, store).look()[1] == ["applied"]
 
 
+def test_a_packet_given_up_is_tried_again_after_a_pause_or_a_restart(
+    fleet: Fleet, store: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory may have been another program's. Each pause is twice as long; a new start of the machine ends it."""
+    shutil.copy(fleet.packets[0], folder / "1.sdlora")
+    digest, clock, boot = sha256(fleet.packets[0].read_bytes()), [1e9], tmp_path / "boot_id"
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    monkeypatch.setattr(memory, "BOOT", boot)
+
+    for times, hours in (3, 1), (4, 2), (5, 4), (9, 24), (10**9, 24):
+        boot.write_text("one")
+        (store / "watch.json").write_text(json.dumps({"failed": [], "killed": {digest: times - 1}, "trying": digest}))
+        watched = Watched(folder, store)
+        assert watched.look()[1] == ["failed"]
+        clock[0] += hours * 3600 - 60
+        assert watched.look()[1] == []
+        assert Watched(folder, store).look()[1] == [], "another process knows it, too"
+        left_alone = Memory(Store(store))
+        left_alone.recollect()
+        assert left_alone.left_alone() == {digest}
+        clock[0] -= 2 * 24 * 3600
+        assert not left_alone.left_alone(), "the clock was set back"
+        clock[0] += 2 * 24 * 3600 + 61
+        assert not left_alone.left_alone()
+        clock[0] -= 61
+    boot.write_text("two")
+    assert Watched(folder, store).look()[1] == ["applied"]
+    assert json.loads((store / "watch.json").read_text())["paused"] == {}
+
+
+def test_a_sweep_leaves_what_a_watcher_is_writing(store: Path) -> None:
+    """It holds another lock."""
+    for name in (".tmp-watch.json", ".tmp-generation.0.json"):
+        (store / name).write_bytes(b"{}")
+    Store(store).sweep()
+    assert [path.name for path in store.glob(".tmp-*")] == [".tmp-watch.json"]
+
+
+def test_a_packet_damaged_after_it_was_applied_is_repaired(
+    fleet: Fleet, store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(fleet.packets[0], folder)
+    watched = Watched(folder, store)
+    assert watched.look()[1] == ["applied"]
+    kept = store / "packets" / Store(store).current().packets[-1]
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert watched.look()[1] == [], "not looked for all the time"
+    monkeypatch.setattr(watch, "HEARTBEAT", 0.0)
+    report, events = watched.look()
+    assert (report["task"], report["damage"], events) == (1, [], ["applied"])
+    assert not Store(store).broken([kept.name])
+    kept.write_bytes(b"")
+    (folder / fleet.packets[0].name).unlink()
+    assert watched.look()[0]["damage"] != []
+    monkeypatch.setattr(watch, "HEARTBEAT", 3600.0)
+    shutil.copy(fleet.packets[0], folder)
+    report, events = watched.look()
+    assert (report["task"], report["damage"], events) == (1, [], ["applied"]), "as soon as its file comes"
+    assert watched.look()[1] == []
+
+
 @pytest.mark.parametrize("trying", [[1], {"a": 1}, 5, "x", None, "a" * 64])
 def test_whatever_the_memory_of_an_attempt_holds_a_watcher_works(fleet: Fleet, store: Path, folder: Path, trying: object) -> None:
     shutil.copy(fleet.packets[0], folder / "1.sdlora")
     (store / "watch.json").write_text(json.dumps({"failed": [], "killed": {}, "trying": trying}))
     assert Watched(folder, store).look()[1] == ["applied"]
+
+
+def test_a_wrong_signature_is_not_verified_again_before_the_keys_change(
+    fleet: Fleet, store: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, _ = signing.new_key("other", tmp_path / "keys")
+    (folder / "forged.sdlora").write_bytes(built(fleet, 1, key=other))
+    verified, read_any = [0], watch.read_any
+
+    def counted(data: bytes, trust: signing.Trust) -> Any:
+        verified[0] += 1
+        return read_any(data, trust)
+
+    watched = Watched(folder, store)
+    monkeypatch.setattr(watch, "read_any", counted)
+    for path in fleet.packets:
+        shutil.copy(path, folder)
+        watched.look()
+    assert verified[0] == 1 + len(fleet.packets)
 
 
 def test_of_two_watchers_one_waits(fleet: Fleet, store: Path, folder: Path) -> None:

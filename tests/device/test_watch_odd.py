@@ -21,11 +21,12 @@ from typing import Any
 import pytest
 from conftest import Fleet, Result, within
 
-from sdlora_edge import files
-from sdlora_edge.device import Device
-from sdlora_edge.device.events import AT_ONCE, Events, to_stderr
-from sdlora_edge.device.watch import Watcher, notify
+from sdlora_edge import disk, files
+from sdlora_edge.device import Device, watch
+from sdlora_edge.device.events import AT_ONCE, Events, notify, to_stderr
+from sdlora_edge.device.watch import Watcher
 from sdlora_edge.errors import ResourceError, UsageError
+from sdlora_edge.packet import LIMITS
 
 Cli = Callable[..., Result]
 
@@ -89,8 +90,8 @@ def test_rubbish_is_told_up_to_a_bound_and_read_once(
         (folder / f"{number}.sdlora").write_bytes(b"%d" % number)
     shutil.copy(fleet.packets[0], folder / "z.sdlora")
     read: list[str] = []
-    receive = files.receive
-    monkeypatch.setattr(files, "receive", lambda path, limit: (read.append(path.name), receive(path, limit))[1])
+    opened = disk.opened
+    monkeypatch.setattr(disk, "opened", lambda path: (path.parent == folder and read.append(path.name), opened(path))[1])
     events: list[tuple[str, dict[str, Any]]] = []
     watcher = Watcher(folder, store, emit=lambda *event: events.append(event), threads=1)
     report = looked(watcher)
@@ -102,6 +103,53 @@ def test_rubbish_is_told_up_to_a_bound_and_read_once(
     assert more["refused"] + told.count("refused") == 3 * AT_ONCE
     looked(watcher)
     assert len([name for name in read if name != "z.sdlora"]) == 3 * AT_ONCE
+
+
+def test_of_a_large_file_that_is_no_packet_only_the_beginning_is_read(
+    store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        with open(folder / f"{number}.sdlora", "wb") as sparse:
+            sparse.truncate(LIMITS.packet)
+    size, read = [0], disk.read
+
+    def counted(path: Path) -> Iterator[bytes]:
+        for chunk in read(path):
+            size[0] += len(chunk) * (path.parent == folder)
+            yield chunk
+
+    monkeypatch.setattr(disk, "read", counted)
+    watcher = Watcher(folder, store, emit=lambda event, fields: None, threads=1)
+    assert looked(watcher)["counts"]["refused"] == 3
+    assert size[0] <= 3 * 2 * disk.CHUNK
+
+
+def test_a_look_ends_in_time_and_the_next_one_goes_on(
+    fleet: Fleet, store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found is applied meanwhile; systemd hears of each slow file; whoever asks for one look gets all of it."""
+    shutil.copy(fleet.packets[0], folder / "0.sdlora")
+    for number in range(1, 10):
+        (folder / f"{number}.sdlora").write_bytes(b"%d" % number)
+    clock, has_header, told = [0.0], Watcher._has_header, list[str]()
+
+    def slowly(self: Watcher, path: Path) -> bool:
+        clock[0] += watch.LOOK / 2
+        return has_header(self, path)
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(Watcher, "_has_header", slowly)
+    monkeypatch.setattr(watch, "notify", told.append)
+    watcher = Watcher(folder, store, emit=lambda event, fields: None, threads=1)
+    watcher.look()
+    refused = []
+    for look in range(4):
+        report = watcher.look()
+        refused.append(report["counts"]["refused"])
+        assert report["task"] == 1, look
+    assert refused == [2, 5, 8, 9]
+    assert told.count("WATCHDOG=1") >= 10
+    assert Watcher(folder, store, emit=lambda event, fields: None).look(settled=False)["counts"]["refused"] == 9
 
 
 def test_the_bound_on_events_holds_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
