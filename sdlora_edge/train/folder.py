@@ -117,12 +117,16 @@ def classes(path: Path, task: int) -> tuple[str, ...]:
     return tuple(found)
 
 
-def begin_pending(path: Path, images: str, name: str, strict: bool | None) -> None:
-    """Keep what a task was asked for until `end_pending`, so that `train --run RUN` can go on with it after a kill."""
-    files.write(path / PENDING, dump_json({"images": str(Path(images).resolve()), "name": name, "strict": strict}))
-
-
-def end_pending(path: Path) -> None:
+@contextlib.contextmanager
+def adding(path: Path, images: str, name: str, strict: bool | None) -> Iterator[None]:
+    """Keep what a task was asked for while it is learned: `train --run RUN` goes on with it if this block is interrupted, or the
+    process is killed; not if it fails."""
+    files.write(path / PENDING, dump_json({"images": images, "name": name, "strict": strict}))
+    try:
+        yield
+    except Exception:
+        (path / PENDING).unlink(missing_ok=True)
+        raise
     (path / PENDING).unlink(missing_ok=True)
 
 

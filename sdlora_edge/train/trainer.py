@@ -148,32 +148,15 @@ def learn(
         if distributed.first():
             inventory.record(task.run, source)
         run = Run.open(task.run)
-        with _pending(task, direction), _interruptible(_command(task, direction, command)):
+        kept: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        goes_on = f"{command} --run {task.run} --data {task.images} --name {shlex.quote(task.name)}"
+        if direction is None:  # else only its own command can go on with it
+            kept = folder.adding(task.run, task.source.name, task.name, task.strict) if distributed.first() else kept
+            goes_on = f"train --run {task.run}"
+        with kept, _interruptible(goes_on):
             _train_task(run, part, Scorer(run, {source.name: source}), direction)
     report(run)
     return run
-
-
-@contextlib.contextmanager
-def _pending(task: check.NewTask, direction: Direction | None) -> Iterator[None]:
-    """`train --run RUN` goes on with the task if this block is interrupted; not if it fails, nor with a foreign direction."""
-    if direction is not None or not distributed.first():
-        yield
-        return
-    folder.begin_pending(task.run, task.images, task.name, task.strict)
-    try:
-        yield
-    except Exception:
-        folder.end_pending(task.run)
-        raise
-    folder.end_pending(task.run)
-
-
-def _command(task: check.NewTask, direction: Direction | None, command: str) -> str:
-    """By which an interrupted task is gone on with."""
-    if direction is None:
-        return f"train --run {task.run}"
-    return f"{command} --run {task.run} --data {task.images} --name {shlex.quote(task.name)}"
 
 
 def _only_writer(path: Path) -> contextlib.AbstractContextManager[None]:
