@@ -74,6 +74,17 @@ class Packet:
         """(task, revision) of each task."""
         return list(enumerate(self.revisions, self.first))
 
+    def _led_to(self, flashed: Sequence[int], classes: Sequence[str]) -> bool:
+        """Whether it ends before the bundle's own task, and the bundle knows its tasks. The bundle does not record the digests of
+        the states before its own, so revisions alone would take a packet of another run for one of these: classes tell them apart."""
+        brought = tuple(name for update in self.updates for name in update.classes)
+        end = self.canary_logits.shape[1]  # a logit for each class after the last task
+        return (
+            self.sequence < len(flashed)
+            and self.revisions == tuple(flashed[self.first - 1 : self.sequence])
+            and brought == tuple(classes[end - len(brought) : end])
+        )
+
     def check(
         self, state: TaskState, lineage: str, projections: Sequence[Projection], revision: int = 0, flashed: Sequence[int] = ()
     ) -> TaskState:
@@ -86,8 +97,7 @@ class Packet:
                 f"packet {self.sequence} belongs to another lineage ({self.manifest['lineage'][:12]}, this bundle is "
                 f"{lineage[:12]}): build packets from the run that this bundle was exported from, in the bundle's encoding"
             )
-        known_to_bundle = self.sequence <= len(flashed) and self.revisions == tuple(flashed[self.first - 1 : self.sequence])
-        if known_to_bundle or self.manifest["to"] in (state.digest, *state.before):
+        if self.manifest["to"] in (state.digest, *state.before) or self._led_to(flashed, state.classes):
             raise NothingToDo(f"packet {self.sequence} is applied already")
         if self.first <= state.task and self.revision > revision:
             raise NotForThisDevice(

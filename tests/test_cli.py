@@ -343,6 +343,16 @@ def test_predict_answers_image_by_image(
     assert len(result.err.splitlines()) == 1
     assert "bad.png" in result.err
     (tmp_path / "empty").mkdir()
+    for stdin, said in (
+        (None, "standard input is closed: name a file"),
+        (io.TextIOWrapper(io.BytesIO(bytes(11))), "more than the 10"),
+    ):
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr("sdlora_edge.cli.device.MAX_FILE", 10)
+        result = cli("device", "predict", good, "-", good, "--store", store, "--json")
+        entries = json.loads(result.out)["predictions"]
+        assert (result.code, [i for i, entry in enumerate(entries) if "error" in entry], len(entries)) == (3, [1], 3)
+        assert said in entries[1]["error"]["message"]
     refused(cli("device", "predict", tmp_path / "empty", "--store", store), 3, "holds no image")
 
 

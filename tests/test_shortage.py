@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from conftest import Fleet, Result, inputs, make_pictures, snapshot
 from sdlora_edge import files, shortage
 from sdlora_edge.device import Device, gate
 from sdlora_edge.device.engines.onnx import OnnxEngine
+from sdlora_edge.device.preprocessing import Preprocessing
 from sdlora_edge.device.runtime import DOUBLE_BUFFER, IN_PLACE
 from sdlora_edge.device.verify import verify
 from sdlora_edge.device.watch import Watcher
@@ -153,9 +156,30 @@ sys.exit(main())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 8), (done.returncode, done.stderr)
     if done.returncode:
-        assert json.loads(done.stdout)["error"]["exit_code"] == 8
+        found = json.loads(done.stdout)
+        assert (found.get("error") or found["predictions"][0]["error"])["exit_code"] == 8
         assert "memory ran out" in done.stderr
     assert snapshot(store) == before
+
+
+def test_an_image_without_memory_leaves_the_others_their_answers(
+    cli: Cli, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_pictures(tmp_path / "images", ["a"], 3)
+    (tmp_path / "images" / "a" / "bad.png").write_bytes(b"no image")
+    prepared, turns = Preprocessing.prepared, itertools.count()
+
+    def short(*rest: Any) -> Any:
+        if next(turns) % 3 == 1:
+            raise MemoryError
+        return prepared(*rest)
+
+    monkeypatch.setattr(Preprocessing, "prepared", short)
+    result = cli("device", "predict", tmp_path / "images", "--store", store, "--json")
+    codes = [entry.get("error", {}).get("exit_code") for entry in json.loads(result.out)["predictions"]]
+    assert (result.code, codes) == (8, [None, 8, None, 3])
+    with pytest.raises(ResourceError, match="memory ran out"):
+        Device.open(store).predict(sorted((tmp_path / "images" / "a").glob("0*.png")))
 
 
 def test_openblas_does_not_end_the_process() -> None:

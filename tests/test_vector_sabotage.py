@@ -157,6 +157,9 @@ MISTAKES = {
         'need(m["lineage"] == self.bundle["lineage"], 5)\n        need(m["to"]',
         'need(m["to"]',
     ),
+    "a packet of another run is known to the bundle by its revisions": (" and new == s.classes[end - len(new) : end]", ""),
+    "its classes may stand anywhere": ("new == s.classes[end - len(new) : end]", "set(new) <= {*s.classes}"),
+    "any packet of the bundle's own task led to it": ("t >= len(flashed) or", "t > len(flashed) or"),
     "the state before is not checked": (' and m["from"] == s.digest', ""),
     "a capacity of 0 is no room": ('0 < self.bundle["capacity"] <', 'self.bundle["capacity"] <'),
     "a full capacity is too much": (

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..device.answers import BATCH, Prediction
-from ..device.preprocessing import MAX_FILE, MAX_PIXELS, PILLOW_MAX_PIXELS, SUFFIXES, Picture
+from ..device.preprocessing import MAX_FILE, MAX_PIXELS, PILLOW_MAX_PIXELS, SUFFIXES, Picture, reading
 from ..device.runtime import IN_PLACE, Device
 from ..device.verify import verify as verified
-from ..errors import InputError, LimitError, NothingToDo, naming
+from ..errors import InputError, LimitError, NothingToDo, ResourceError, naming
 from .output import Json, Store, completing, emit, facts, output, say
 
 Unproved = Annotated[
@@ -101,22 +101,24 @@ def predict(
     batch_size: Annotated[int, typer.Option(min=1, help="Images to answer together: more take more memory.")] = BATCH,
     json: Json = False,
 ) -> None:
-    """Name the classes of images. One that cannot be read gets an error in place of an answer, and exit code 3 in the end."""
+    """Name the classes of images. One that cannot be read gets an error in place of an answer, and exit code 3 in the end; 8 if
+    memory ran out for one."""
     names = deque(name for argument in images for name in _images(argument))
     found: list[dict[str, Any]] = []
     device = Device.open(store)
     with completing({"predictions": found}):
-        for answer in device.predict_each(map(_image, list(names)), top, batch_size, max_megapixels * 10**6):
+        sources = (_stdin if name == "-" else name for name in list(names))
+        for answer in device.predict_each(sources, top, batch_size, max_megapixels * 10**6):
             name = names.popleft()
             found.append({"image": name, **_answer(answer)})
-            if isinstance(answer, InputError):
+            if not isinstance(answer, Prediction):
                 say(f"error: {answer}" if str(answer).startswith(name) else f"error: {name}: {answer}", err=True)
             elif not json:
                 say(f"{name}: " + ", ".join(f"{label} {100 * score:.1f} %" for label, score in answer.top))
     if json:
         emit({"predictions": found}, json, list)
-    if any("error" in entry for entry in found):
-        raise typer.Exit(InputError.exit_code)
+    if failed := [entry["error"]["exit_code"] for entry in found if "error" in entry]:
+        raise typer.Exit(max(failed))
 
 
 def _images(argument: str) -> Iterator[str]:
@@ -139,17 +141,18 @@ def _images(argument: str) -> Iterator[str]:
         raise InputError(f"{argument} holds no image: name a folder with images ({', '.join(sorted(SUFFIXES))})")
 
 
-def _image(name: str) -> Picture:
-    if name != "-":
-        return name
-    data = sys.stdin.buffer.read(MAX_FILE + 1)
+def _stdin() -> Picture:
+    if sys.stdin is None:
+        raise InputError("standard input is closed: name a file")
+    with reading("standard input"):
+        data = sys.stdin.buffer.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
         raise LimitError(f"standard input holds more than the {MAX_FILE} bytes allowed here: name a file")
     return io.BytesIO(data)
 
 
-def _answer(answer: Prediction | InputError) -> dict[str, Any]:
-    if isinstance(answer, InputError):
+def _answer(answer: Prediction | InputError | ResourceError) -> dict[str, Any]:
+    if not isinstance(answer, Prediction):
         return {"error": answer.to_dict()}
     return {"generation": answer.generation, "top": [{"class": name, "probability": score} for name, score in answer.top]}
 

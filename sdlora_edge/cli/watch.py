@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from ..device.events import JsonLog
 from ..device.watch import Watcher
 from ..errors import HealthError, UsageError
-from .output import Json, Store, emit, facts, output, say, spaced
+from .output import Json, Store, completing, emit, facts, output, say, spaced
 
 _SHOWN = ("task", "task_name", "generation", "classes", "files", "counts", "trouble")
 
@@ -64,15 +65,16 @@ def selftest(
     if report is not None and report.is_dir():
         raise UsageError(f"--report {report} is a folder: name a file, such as {report / 'report.json'}")
     found = Report()
-    with open_kit(bundle, packets, expected, store) as kit:
-        try:
-            for name in CHECKS:
+    keep = functools.partial(found.write, report) if report else lambda: None
+    with completing(done := found.value()), open_kit(bundle, packets, expected, store) as kit:
+        keep()  # before checks that take minutes: it may not be writable
+        for name in CHECKS:
+            try:
                 with contextlib.suppress(Exception):  # whatever it was, the report holds it, and the other checks go on
                     found.check(name, kit)
-                say(f"{name}: {'passed' if found.value()['checks'][name]['passed'] else 'FAILED'}", err=True)
-        finally:
-            if report:
-                found.write(report)
+            finally:
+                say(f"{name}: {'passed' if done['checks'][name]['passed'] else 'FAILED'}", err=True)
+                keep()
     value = found.value()
     emit(value, json, lambda: spaced([[name, *facts(check, *check)] for name, check in value["checks"].items()]))
     if not value["passed"]:

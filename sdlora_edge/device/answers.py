@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Union
 
 import numpy as np
 
-from ..errors import InputError
-from ..shortage import noticed
+from ..errors import InputError, ResourceError
+from .gate import let_go
 from .preprocessing import Picture, Preprocessing
 
 BATCH = 8
 """images. 32 at a time take 600 MB more with a ViT-B, and are hardly faster"""
+
+Source = Union[Picture, Callable[[], Picture]]
+"""An image, or what reads it when its turn comes"""
 
 
 @dataclass(frozen=True)
@@ -28,21 +32,20 @@ class Prediction:
 
 
 def prepared(
-    images: Iterable[Picture], prepare: Preprocessing, size: int, max_pixels: int
-) -> Iterator[list[np.ndarray | InputError]]:
-    """Batches of uint8 (size, size, 3); the error of an image that cannot be read in its place."""
+    images: Iterable[Source], prepare: Preprocessing, size: int, max_pixels: int
+) -> Iterator[list[np.ndarray | InputError | ResourceError]]:
+    """Batches of uint8 (size, size, 3); the error of an image that cannot be read, or that memory ran out for, in its place."""
 
-    def one(image: Picture) -> np.ndarray | InputError:
+    def one(image: Source) -> np.ndarray | InputError | ResourceError:
         try:
-            return prepare.pixels(image, max_pixels)
-        except InputError as error:
+            return prepare.pixels(image() if callable(image) else image, max_pixels)
+        except (InputError, ResourceError) as error:
+            let_go(error)  # the next image needs the memory
             return error
 
     rest = iter(images)
     while batch := list(itertools.islice(rest, size)):
-        with noticed("while an image was decoded"):
-            found = [one(image) for image in batch]
-        yield found
+        yield [one(image) for image in batch]
 
 
 def best(logits: np.ndarray, classes: Sequence[str], generation: int, top: int) -> Iterator[Prediction]:

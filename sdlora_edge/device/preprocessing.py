@@ -8,16 +8,16 @@ from __future__ import annotations
 import functools
 import io
 import os
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, BinaryIO, Union
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from .. import disk
 from ..errors import InputError, SdloraError
 from ..shortage import shortage
 
@@ -166,13 +166,22 @@ def reading(name: str, kind: str = "an image") -> Iterator[None]:
 
 def open_image(file: str | Path | io.BytesIO) -> Image.Image:
     """Read the header of an image in one of FORMATS. Raises whatever Pillow does: call it inside `reading`."""
-    if not isinstance(file, io.BytesIO):
-        found = os.stat(file)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("it is not a regular file")
-        refuse_large_file(found.st_size)
+    if isinstance(file, io.BytesIO):
+        return _identified(file)
+    stream = disk.opened(Path(file))  # not by its name, which may be another file's, or a pipe's, a moment later
     try:
-        return Image.open(file, formats=readable())
+        refuse_large_file(os.fstat(stream.fileno()).st_size)
+        image = _identified(stream)
+    except BaseException:
+        stream.close()
+        raise
+    image._exclusive_fp = True  # type: ignore[attr-defined]  # as Pillow does with what it opens: it is closed with the image
+    return image
+
+
+def _identified(stream: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(stream, formats=readable())
     except UnidentifiedImageError:  # it names an address in memory
         raise ValueError(f"it is damaged, or none of {', '.join(readable())}") from None
 

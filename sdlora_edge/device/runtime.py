@@ -24,7 +24,7 @@ from ..shortage import noticed, require_memory
 from ..signing import Trust
 from ..state import Factors, TaskState
 from . import answers, canary, trial
-from .answers import Prediction
+from .answers import Prediction, Source
 from .chain import NOBODY, Chain
 from .engines import open_engine
 from .gate import Gate, let_go, one_blas_thread
@@ -102,23 +102,23 @@ class Device:
         """The `top` best classes of each image. Raises InputError naming the first that cannot be read, or has too many pixels."""
         found = []
         for answer in self.predict_each(pictures, top, batch_size, max_pixels):
-            if isinstance(answer, InputError):
+            if not isinstance(answer, Prediction):
                 raise answer
             found.append(answer)
         return found
 
     def predict_each(
-        self, images: Iterable[Picture], top: int = 1, batch_size: int = answers.BATCH, max_pixels: int = MAX_PIXELS
-    ) -> Iterator[Prediction | InputError]:
+        self, images: Iterable[Source], top: int = 1, batch_size: int = answers.BATCH, max_pixels: int = MAX_PIXELS
+    ) -> Iterator[Prediction | InputError | ResourceError]:
         """As `predict`, one answer after the other, and for an image that cannot be read its error in place of an answer.
 
         Every batch is answered by one generation. An update may come between two batches.
         """
         for batch in answers.prepared(images, self._prepare, batch_size, max_pixels):
-            readable = [image for image in batch if not isinstance(image, InputError)]
+            readable = [image for image in batch if isinstance(image, np.ndarray)]
             found = self._answered(readable, top) if readable else iter(())
             for image in batch:
-                yield image if isinstance(image, InputError) else next(found)
+                yield next(found) if isinstance(image, np.ndarray) else image
 
     def _answered(self, pixels: Sequence[np.ndarray], top: int) -> Iterator[Prediction]:
         with noticed(f"while {len(pixels)} images were answered together"), self._serving() as live:

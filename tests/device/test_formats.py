@@ -6,12 +6,15 @@ import contextlib
 import errno
 import io
 import os
+import signal
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -220,11 +223,56 @@ def test_a_damaged_file_of_any_format_is_an_image_or_an_input_error(kind: str) -
             assert PREPARE.prepared(opened, 10**6).shape == (24, 24, 3)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_only_regular_files_are_opened(make: Callable[[Path], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("make", "said"), [(os.mkfifo, "not a file, but a pipe"), (os.mkdir, "Is a directory")])
+def test_only_regular_files_are_opened(make: Callable[[Path], None], said: str, tmp_path: Path) -> None:
     make(tmp_path / "a.png")
-    with pytest.raises(InputError, match="not a regular file"):
+    with pytest.raises(InputError, match=said):
         PREPARE.pixels(tmp_path / "a.png")
+
+
+def grown(path: Path) -> None:
+    with open(path, "wb") as file:
+        file.truncate(MAX_FILE + 1)
+
+
+@pytest.mark.parametrize(("make", "said"), [(os.mkfifo, "a pipe"), (grown, f"{MAX_FILE + 1} bytes are more than")])
+def test_what_takes_the_place_of_a_file_is_examined_too(
+    make: Callable[[Path], None], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, ask = tmp_path / "a.bmp", os.stat
+    image(9, 7).save(path)
+
+    def swapping(asked: object, *rest: Any, **options: Any) -> os.stat_result:
+        found = ask(asked, *rest, **options)  # type: ignore[call-overload]
+        if asked in (path, str(path)):
+            path.unlink()
+            make(path)
+        return found  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(os, "stat", swapping)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.alarm(10)  # for whoever waits for the pipe
+    try:
+        with pytest.raises(InputError, match=said):
+            PREPARE.pixels(path)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("kind", [*WRITABLE, "damaged", "cut"])
+def test_a_file_is_closed_with_its_image(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes({"damaged": b"no image", "cut": stored("PNG", image(90, 70))[:200]}.get(kind) or stored(kind, image(9, 7)))
+    held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    kept = []
+    with warnings.catch_warnings(), contextlib.suppress(InputError), reading("a"):
+        warnings.simplefilter("error")
+        with open_image(path) as opened:
+            kept.append(opened)
+            PREPARE.prepared(opened)
+    after = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert str(path) not in held + after
 
 
 def test_a_file_that_is_too_large_is_not_begun(tmp_path: Path) -> None:

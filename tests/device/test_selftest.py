@@ -11,12 +11,14 @@ import venv
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Fleet, Result, make_pictures, snapshot
 
 from sdlora_edge.device import selftest
 from sdlora_edge.device.selftest import EXPECTED
+from sdlora_edge.errors import ResourceError
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,3 +172,31 @@ def test_whatever_a_check_meets_the_report_is_written(
     assert not report["passed"]
     assert not report["checks"]["signatures"]["passed"]
     assert ("parity" in report["checks"]) is not stopped
+
+
+def test_a_report_that_cannot_be_written_ends_the_command_at_once_and_loses_no_check(
+    fleet: Fleet, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, written = tmp_path / "report.json", list[dict[str, Any]]()
+    kit = ["--bundle", fleet.bundle, "--packets", fleet.packets[0].parent, "--report", report, "--json"]
+    monkeypatch.setattr(selftest, "CHECKS", {name: selftest.CHECKS[name] for name in ("environment", "signatures")})
+    write = selftest.Report.write
+
+    def until_full(self: selftest.Report, path: Path) -> None:
+        if len(written) == room:
+            raise ResourceError("disk space ran out")
+        write(self, path)
+        written.append(json.loads(path.read_text()))
+
+    monkeypatch.setattr(selftest.Report, "write", until_full)
+    for room in range(3):
+        written.clear()
+        found = cli("device", "selftest", *kit)
+        shown = json.loads(found.out)
+        assert (found.code, shown["error"]["exit_code"], shown["passed"]) == (8, 8, False)
+        assert list(shown["checks"]) == ["environment", "signatures"][:room]
+        assert report.exists() == (room > 0)
+    room = 3
+    written.clear()
+    assert cli("device", "selftest", *kit).code == 0
+    assert [(one["passed"], len(one["checks"])) for one in written] == [(False, 0), (False, 1), (True, 2)]
