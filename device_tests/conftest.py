@@ -1,6 +1,6 @@
 """Carried to a device: `pytest device_tests --bundle B --packets DIR [--expected DIR] [--store DIR] [--report FILE]`.
 
-Needs the core install and pytest. The checks themselves are `sdlora_edge.device.selftest`.
+Needs the core install and pytest. The checks themselves are `sdlora_edge.selftest.checks`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sdlora_edge.device.selftest import Kit, Report, open_kit
+from sdlora_edge.selftest.checks import Kit, Report, open_kit
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,13 +18,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--bundle", type=Path, help="the bundle that devices are flashed with")
     group.addoption("--packets", type=Path, help="a folder with packets that follow from it")
     group.addoption("--expected", type=Path, help="what `sdlora-edge expect` recorded on the host")
-    group.addoption("--store", type=Path, help="a folder on the disk to test; default: where temporary files go")
+    group.addoption(
+        "--store", type=Path, help="a folder on the disk to test; default: where temporary files go"
+    )
     group.addoption("--report", type=Path, help="the JSON file to send back")
 
 
 @pytest.fixture(scope="session")
 def kit(pytestconfig: pytest.Config) -> Iterator[Kit]:
-    bundle, packets, expected, store = (pytestconfig.getoption(name) for name in ("bundle", "packets", "expected", "store"))
+    bundle, packets, expected, store = (
+        pytestconfig.getoption(name) for name in ("bundle", "packets", "expected", "store")
+    )
     if not (bundle and packets):
         pytest.exit("name what to test: --bundle B --packets DIR", returncode=2)
     with open_kit(bundle, packets, expected, store) as opened:

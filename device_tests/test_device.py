@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sdlora_edge.device.selftest import CHECKS, Kit, Report
+from sdlora_edge.selftest.checks import CHECKS, Kit, Report
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -13,27 +13,40 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from .. import bundle, files
-from ..bundle import CONSTANTS, FACTORS, HEAD_BIAS, HEAD_WEIGHT, INPUTS, MANIFEST, TRUST, Bundle, Manifest, open_bundle
-from ..canonical import dump_json
-from ..device import adapter, canary
+from ..device import adapter
 from ..device.engines import open_engine
 from ..errors import HealthError, InputError, NotForThisDevice, UsageError
+from ..formats import bundle
+from ..formats.bundle import (
+    CONSTANTS,
+    FACTORS,
+    HEAD_BIAS,
+    HEAD_WEIGHT,
+    INPUTS,
+    MANIFEST,
+    TRUST,
+    Bundle,
+    Manifest,
+    open_bundle,
+)
+from ..formats.canonical import dump_json
+from ..inputs import canary
 from ..method import backbones
 from ..state import TaskState, factor_tensors
-from ..train import data
+from ..storage import atomic
+from ..train import splits
 from ..train.run import Run
-from ..train.score import test_pictures_by_class
+from ..train.score import test_images_by_class
 from . import executorch, onnx
 from . import precision as precisions
-from .check import BundleRequest
 from .metadata import metadata
 from .parity import BATCH, Parity, compare, host_logits
+from .requests import BundleRequest
 
 log = logging.getLogger("sdlora_edge")
 CANARY_SEED = 0
-PARITY_PICTURES = 64
-PARITY_PICTURES_QUANTISED = 512
+PARITY_IMAGES = 64
+PARITY_IMAGES_QUANTISED = 512
 CAPACITY = 1000
 """classes there is room for, where there must be a number and the user names none (twice those known, if more)"""
 
@@ -61,17 +74,35 @@ def export_bundle(
     weights as a file beside the bundle too.
 
     Raises UsageError where `out` exists, the state knows no class, a key is missing or options exclude each other;
-    HealthError where the engine's logits differ from torch's by more than the bounds on test pictures or the canary.
+    HealthError where the engine's logits differ from torch's by more than the bounds on test images or the canary.
     """
-    request = BundleRequest(out, task, trust, threshold, target, precision, weights_as, max_classes, tolerance, min_agreement, also)
+    request = BundleRequest(
+        out,
+        task,
+        trust,
+        threshold,
+        target,
+        precision,
+        weights_as,
+        max_classes,
+        tolerance,
+        min_agreement,
+        also,
+    )
     keys = request.require(run.path)
     if not keys.keys:
-        log.warning("this bundle trusts no key, so its devices can never be updated: make one with sdlora-edge keys new NAME")
+        log.warning(
+            "this bundle trusts no key, so its devices can never be updated: make one with sdlora-edge keys new NAME"
+        )
     state, bounds = run.state(task), precisions.named(precision)
-    if target == "executorch" or (weights_as is None and backbones.convolutions(run.backbone, run.projections)):
+    if target == "executorch" or (
+        weights_as is None and backbones.convolutions(run.backbone, run.projections)
+    ):
         weights_as = CONSTANTS
     weights_as = weights_as or INPUTS
-    capacity = max_classes or (max(CAPACITY, 2 * len(state.classes)) if weights_as == CONSTANTS else 0)
+    capacity = max_classes or (
+        max(CAPACITY, 2 * len(state.classes)) if weights_as == CONSTANTS else 0
+    )
     if also and weights_as != INPUTS:
         raise UsageError(
             f"--also {also} goes with --weights-as {INPUTS}, which is not the default of {run.config.backbone}: name it"
@@ -87,19 +118,30 @@ def export_bundle(
         "capacity": capacity,
         "made_with": _made_with(target),
     }
-    with files.new_folder(out) as folder:
+    with atomic.new_folder(out) as folder:
         size = run.preprocessing.size
         if target == "onnx":
-            places = onnx.write_model(run.backbone, size, weights, folder, precision, weights_as, capacity, metadata(facts))
+            places = onnx.write_model(
+                run.backbone,
+                size,
+                weights,
+                folder,
+                precision,
+                weights_as,
+                capacity,
+                metadata(facts),
+            )
         else:
-            places = executorch.write_program(run.backbone, size, weights, folder, precision, capacity)
-        files.write(folder / FACTORS, _factors(run, state.task))
-        files.write(folder / TRUST, dump_json(keys.to_dict()))
+            places = executorch.write_program(
+                run.backbone, size, weights, folder, precision, capacity
+            )
+        atomic.write(folder / FACTORS, _factors(run, state.task))
+        atomic.write(folder / TRUST, dump_json(keys.to_dict()))
         seen = host_logits(run, state.task, canary.inputs(CANARY_SEED, run.preprocessing))
         expected = {"seed": CANARY_SEED, "logits": seen.tolist(), "tolerance": bounds.canary}
         described = {path.name: bundle.describe(path) for path in sorted(folder.iterdir())}
         manifest = Manifest(**facts, weights=places, canary=expected, files=described)
-        files.write(folder / MANIFEST, manifest.to_json())
+        atomic.write(folder / MANIFEST, manifest.to_json())
         proved = check_bundle(run, folder)
         opened = open_bundle(folder)
         if extra is not None:
@@ -120,36 +162,61 @@ def export_bundle(
     }
 
 
-def check_bundle(run: Run, path: Path, tolerance: float | None = None, min_agreement: float | None = None) -> Parity:
+def check_bundle(
+    run: Run, path: Path, tolerance: float | None = None, min_agreement: float | None = None
+) -> Parity:
     """Compare a bundle with its run: all that the manifest says of it, and what its engine computes, with torch, on the canary
-    and on test pictures that can still be read. tolerance, min_agreement: other bounds than the manifest's own.
+    and on test images that can still be read. tolerance, min_agreement: other bounds than the manifest's own.
 
     Raises HealthError where the engine differs by more than the bounds, InputError where the manifest says something else than
     the run, NotForThisDevice for another run's bundle.
     """
     opened = open_bundle(path)
-    manifest, bounds, run = opened.manifest, precisions.named(opened.manifest.precision), run.encoded(opened.manifest.encoding)
+    manifest, bounds, run = (
+        opened.manifest,
+        precisions.named(opened.manifest.precision),
+        run.encoded(opened.manifest.encoding),
+    )
     if manifest.lineage != run.lineage or run.state(manifest.task).digest != manifest.state:
-        raise NotForThisDevice(f"{path} was not exported from {run.path}: name the run it came from with --run")
+        raise NotForThisDevice(
+            f"{path} was not exported from {run.path}: name the run it came from with --run"
+        )
     for name, value in _facts(run, run.state(manifest.task)).items():
         if _plain(value) != _plain(getattr(manifest, name)):
-            raise InputError(f"{path / MANIFEST} was changed: its {name} is not that of {run.path}; export the bundle again")
-    if files.read(path / FACTORS) != _factors(run, manifest.task):
-        raise InputError(f"{path / FACTORS} was changed: it does not hold the factors of {run.path}; export the bundle again")
+            raise InputError(
+                f"{path / MANIFEST} was changed: its {name} is not that of {run.path}; export the bundle again"
+            )
+    if atomic.read(path / FACTORS) != _factors(run, manifest.task):
+        raise InputError(
+            f"{path / FACTORS} was changed: it does not hold the factors of {run.path}; export the bundle again"
+        )
     inputs = canary.inputs(manifest.canary["seed"], run.preprocessing)
     known = len(inputs)
-    pixels = _some_pixels(run, manifest.task, PARITY_PICTURES_QUANTISED if bounds.quantised else PARITY_PICTURES)
+    pixels = _some_pixels(
+        run, manifest.task, PARITY_IMAGES_QUANTISED if bounds.quantised else PARITY_IMAGES
+    )
     if len(pixels):
         inputs = np.concatenate([inputs, run.preprocessing.normalise(pixels)])
     else:
-        log.warning("no test picture can be read: the exported model is compared on its canary only")
+        log.warning("no test image can be read: the exported model is compared on its canary only")
     logits, reference = engine_logits(opened, inputs), host_logits(run, manifest.task, inputs)
-    if canary.largest_difference(np.array(manifest.canary["logits"], np.float32), reference[:known]) > 1e-5:
-        raise InputError(f"{path / MANIFEST} was changed: its canary is not what {run.path} computes; export the bundle again")
+    if (
+        canary.largest_difference(
+            np.array(manifest.canary["logits"], np.float32), reference[:known]
+        )
+        > 1e-5
+    ):
+        raise InputError(
+            f"{path / MANIFEST} was changed: its canary is not what {run.path} computes; export the bundle again"
+        )
     allowed = manifest.tolerance if tolerance is None else tolerance
     agreement = manifest.min_agreement if min_agreement is None else min_agreement
-    found = compare(logits, reference).require(allowed, agreement, bounds.unit, f"the {manifest.precision} model")
-    if (difference := canary.largest_difference(logits[:known], reference[:known])) > opened.canary_tolerance:
+    found = compare(logits, reference).require(
+        allowed, agreement, bounds.unit, f"the {manifest.precision} model"
+    )
+    if (
+        difference := canary.largest_difference(logits[:known], reference[:known])
+    ) > opened.canary_tolerance:
         raise HealthError(
             f"the {manifest.precision} model fails its canary: {difference:.2g} (allowed {opened.canary_tolerance:g})"
         )
@@ -175,12 +242,22 @@ def _facts(run: Run, state: TaskState) -> dict[str, Any]:
 
 def _plain(value: Any) -> bytes:
     """For comparing a value with what comes back from JSON."""
-    return dump_json({"": [asdict(p) for p in value] if value and isinstance(value, tuple) and is_dataclass(value[0]) else value})
+    return dump_json(
+        {
+            "": [asdict(p) for p in value]
+            if value and isinstance(value, tuple) and is_dataclass(value[0])
+            else value
+        }
+    )
 
 
 def _factors(run: Run, task: int) -> bytes:
     """FACTORS of the tasks up to `task`."""
-    stored = {f"{k}.{n}": t for k, f in enumerate(run.factors(task), 1) for n, t in factor_tensors(f).items()}
+    stored = {
+        f"{k}.{n}": t
+        for k, f in enumerate(run.factors(task), 1)
+        for n, t in factor_tensors(f).items()
+    }
     return safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in stored.items()})
 
 
@@ -188,19 +265,30 @@ def engine_logits(opened: Bundle, inputs: np.ndarray) -> np.ndarray:
     """What a bundle's engine computes in the bundle's own state: float32 (N, 3, size, size) to (N, classes)."""
     with tempfile.TemporaryDirectory() as workspace:
         engine = open_engine(opened, 0, Path(workspace))
-        loaded = engine.load({**opened.weights, HEAD_WEIGHT: opened.state.head_weight, HEAD_BIAS: opened.state.head_bias})
-        return np.concatenate([engine.run(loaded, inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
+        loaded = engine.load(
+            {
+                **opened.weights,
+                HEAD_WEIGHT: opened.state.head_weight,
+                HEAD_BIAS: opened.state.head_bias,
+            }
+        )
+        return np.concatenate(
+            [engine.run(loaded, inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)]
+        )
 
 
 def _some_pixels(run: Run, task: int, count: int) -> np.ndarray:
-    """Up to `count` test pictures, spread over the classes."""
-    by_class = test_pictures_by_class(run, task)
+    """Up to `count` test images, spread over the classes."""
+    by_class = test_images_by_class(run, task)
     each = -(-count // max(1, len(by_class)))
-    few = {c: pictures[:each] for c, pictures in by_class.items()}
-    return data.decode(few, list(few), run.preprocessing, need=False).pixels[:count]
+    few = {c: images[:each] for c, images in by_class.items()}
+    return splits.decode(few, list(few), run.preprocessing, need=False).pixels[:count]
 
 
 def _made_with(target: str) -> dict[str, Any]:
     if target == "executorch":
         return {name: version(name) for name in ("torch", "timm", "executorch")}
-    return {"onnx_opset": onnx.OPSET, **{name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime")}}
+    return {
+        "onnx_opset": onnx.OPSET,
+        **{name: version(name) for name in ("torch", "timm", "onnx", "onnxruntime")},
+    }

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from .. import files
-from ..bundle import HEAD_BIAS, HEAD_WEIGHT
 from ..device.engines import with_room
-from ..device.engines.executorch import DATA, PROGRAM, patched
+from ..device.engines.executorch_runtime import DATA, PROGRAM, patched
 from ..errors import InputError, UsageError
+from ..formats.bundle import HEAD_BIAS, HEAD_WEIGHT
+from ..storage import atomic
 from . import executorch_int8 as int8
 
 PRECISIONS = ("fp32", *int8.PRECISIONS)
@@ -33,42 +33,52 @@ SEED = 0
 
 
 class _Whole(nn.Module):
-    """Pictures (1, 3, size, size) to logits (1, capacity). One picture, for XNNPACK gains nothing with more: a dynamic batch
-    leaves shapes outside the delegate, and costs 16 to 39 % a picture (docs/executorch.md)."""
+    """Images (1, 3, size, size) to logits (1, capacity). One image, for XNNPACK gains nothing with more: a dynamic batch
+    leaves shapes outside the delegate, and costs 16 to 39 % an image (docs/executorch.md)."""
 
     def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.head(self.backbone(pictures))  # type: ignore[no-any-return]
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))  # type: ignore[no-any-return]
 
 
 def write_program(
-    backbone: nn.Module, size: int, weights: Mapping[str, np.ndarray], folder: Path, precision: str = "fp32", capacity: int = 1000
+    backbone: nn.Module,
+    size: int,
+    weights: Mapping[str, np.ndarray],
+    folder: Path,
+    precision: str = "fp32",
+    capacity: int = 1000,
 ) -> dict[str, dict[str, Any]]:
-    """Write model.pte and model.ptd for pictures of size x size into `folder`. Returns the manifest's `weights`.
+    """Write model.pte and model.ptd for images of size x size into `folder`. Returns the manifest's `weights`.
 
     weights: {tensor: float32 (rows, columns)} and the head, which is given `capacity` rows. Raises UsageError where executorch
     is not installed or has no such precision, InputError where the backbone cannot be lowered with its adapted weights raw.
     """
     if precision not in PRECISIONS:
-        raise UsageError(f"target executorch has no precision {precision!r}: choose {', '.join(PRECISIONS)}")
+        raise UsageError(
+            f"target executorch has no precision {precision!r}: choose {', '.join(PRECISIONS)}"
+        )
     stored = {name: with_room(name, weight, capacity) for name, weight in weights.items()}
     model, noise = _with_noise(backbone, stored)
     if precision in int8.PRECISIONS:
         int8.quantise(model, set(noise.values()), precision)
     lowered = _lower(model, size, set(noise.values()))
     lowered.write_tensor_data_to_file(str(folder))
-    data = files.read(folder / DATA)
-    places = {name: _find(data, model.get_parameter(parameter), name, stored[name].shape) for name, parameter in noise.items()}
+    data = atomic.read(folder / DATA)
+    places = {
+        name: _find(data, model.get_parameter(parameter), name, stored[name].shape)
+        for name, parameter in noise.items()
+    }
     data = b"".join(patched(io.BytesIO(data), places, stored))
     for name, place in places.items():
         found = np.frombuffer(data, np.float32, stored[name].size, place["offset"])
         if not np.array_equal(found, stored[name].reshape(-1)):
             raise InputError(f"{name} cannot be placed in {DATA}: it overlaps another tensor")
-    files.write(folder / PROGRAM, bytes(lowered.buffer))
-    files.write(folder / DATA, data)
+    atomic.write(folder / PROGRAM, bytes(lowered.buffer))
+    atomic.write(folder / DATA, data)
     return places
 
 
@@ -79,39 +89,64 @@ def _lower(model: nn.Module, size: int, external: set[str]) -> Any:
     with _quiet():
         try:
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-            from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
-            from executorch.exir.passes.external_constants_pass import delegate_external_constants_pass_unlifted
+            from executorch.exir import (
+                EdgeCompileConfig,
+                ExecutorchBackendConfig,
+                to_edge_transform_and_lower,
+            )
+            from executorch.exir.passes.external_constants_pass import (
+                delegate_external_constants_pass_unlifted,
+            )
         except ImportError as error:
-            raise UsageError("--target executorch needs executorch: pip install 'sdlora-edge[executorch]'") from error
+            raise UsageError(
+                "--target executorch needs executorch: pip install 'sdlora-edge[executorch]'"
+            ) from error
         try:
             graph = torch.export.export(model, example).module()
             _keep_apart(graph, external)
-            delegate_external_constants_pass_unlifted(graph, lambda node: tag if node.target in external else None)
+            delegate_external_constants_pass_unlifted(
+                graph, lambda node: tag if node.target in external else None
+            )
             edge = to_edge_transform_and_lower(
                 torch.export.export(graph, example),
                 partitioner=[XnnpackPartitioner(configs=int8.partitioning())],
-                compile_config=EdgeCompileConfig(_check_ir_validity=False),  # quantised operators are not core ATen
+                compile_config=EdgeCompileConfig(
+                    _check_ir_validity=False
+                ),  # quantised operators are not core ATen
             )
             names = edge.exported_program().graph_signature.inputs_to_parameters
             # what XNNPACK did not take is a constant of the program's own
-            outside = ExecutorchBackendConfig(external_constants=lambda node: tag if names.get(node.name) in external else None)
+            outside = ExecutorchBackendConfig(
+                external_constants=lambda node: tag if names.get(node.name) in external else None
+            )
             return edge.to_executorch(outside)
         except Exception as error:  # torch.export and each pass raise their own kinds
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise InputError(f"this backbone cannot be lowered to ExecuTorch: {reason}") from error
 
 
-def _with_noise(backbone: nn.Module, weights: Mapping[str, np.ndarray]) -> tuple[_Whole, dict[str, str]]:
+def _with_noise(
+    backbone: nn.Module, weights: Mapping[str, np.ndarray]
+) -> tuple[_Whole, dict[str, str]]:
     """A copy of the model with random numbers in adapted weights and head, and {tensor: the model's parameter}."""
     generator = torch.Generator().manual_seed(SEED)
-    random = {name: torch.randn(array.shape, generator=generator) / array.shape[-1] ** 0.5 for name, array in weights.items()}
+    random = {
+        name: torch.randn(array.shape, generator=generator) / array.shape[-1] ** 0.5
+        for name, array in weights.items()
+    }
     rows, columns = weights[HEAD_WEIGHT].shape
-    model = _Whole(copy.deepcopy(backbone).cpu().float().eval(), nn.Linear(columns, rows)).requires_grad_(False)
-    names = {name: name if name in (HEAD_WEIGHT, HEAD_BIAS) else f"backbone.{name}" for name in weights}
+    model = _Whole(
+        copy.deepcopy(backbone).cpu().float().eval(), nn.Linear(columns, rows)
+    ).requires_grad_(False)
+    names = {
+        name: name if name in (HEAD_WEIGHT, HEAD_BIAS) else f"backbone.{name}" for name in weights
+    }
     for name, value in random.items():
         model.get_parameter(names[name]).copy_(value.view_as(model.get_parameter(names[name])))
     for module in model.modules():
-        if getattr(module, "fused_attn", False):  # timm's; what torch makes of it keeps half of attention outside XNNPACK
+        if getattr(
+            module, "fused_attn", False
+        ):  # timm's; what torch makes of it keeps half of attention outside XNNPACK
             module.fused_attn = False  # type: ignore[assignment]
     return model, names
 
@@ -123,11 +158,20 @@ def _keep_apart(graph: GraphModule, names: set[str]) -> None:
     for index, node in enumerate(norms):
         if not any(a.op == "get_attr" and a.target in names for a in node.args[0].all_input_nodes):
             continue
-        weight, bias, mean, variance = (None if a is None else _value(graph, a) for a in node.args[1:5])
-        scale = (variance.double() + node.args[7]).rsqrt() * (1 if weight is None else weight.double())
+        weight, bias, mean, variance = (
+            None if a is None else _value(graph, a) for a in node.args[1:5]
+        )
+        scale = (variance.double() + node.args[7]).rsqrt() * (
+            1 if weight is None else weight.double()
+        )
         shift = (0 if bias is None else bias.double()) - mean.double() * scale
         dimensions = node.meta["val"].ndim
-        values = {"scale": scale.reshape(-1, *([1] * (dimensions - 1 if dimensions == 4 else dimensions - 2))), "shift": shift}
+        values = {
+            "scale": scale.reshape(
+                -1, *([1] * (dimensions - 1 if dimensions == 4 else dimensions - 2))
+            ),
+            "shift": shift,
+        }
         if dimensions != 4:  # after a linear layer
             values["shift"] = shift.reshape(values["scale"].shape)
         made = []
@@ -138,9 +182,13 @@ def _keep_apart(graph: GraphModule, names: set[str]) -> None:
                 made.append(graph.graph.get_attr(name))
             if dimensions == 4:
                 how = ([1, 1], [0, 0], [1, 1], len(scale))
-                new = graph.graph.call_function(torch.ops.aten.conv2d.default, (node.args[0], *made, *how))
+                new = graph.graph.call_function(
+                    torch.ops.aten.conv2d.default, (node.args[0], *made, *how)
+                )
             else:
-                product = graph.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[0], made[0]))
+                product = graph.graph.call_function(
+                    torch.ops.aten.mul.Tensor, (node.args[0], made[0])
+                )
                 new = graph.graph.call_function(torch.ops.aten.add.Tensor, (product, made[1]))
         node.replace_all_uses_with(new)
         graph.graph.erase_node(node)
@@ -159,7 +207,9 @@ def _find(data: bytes, value: Tensor, name: str, shape: tuple[int, ...]) -> dict
     raw = value.detach().numpy().tobytes()
     offset = data.find(raw)
     if offset < 0 or data.find(raw, offset + 1) >= 0:
-        raise InputError(f"{name} does not lie raw in {DATA}, so no device could replace it: choose other --targets")
+        raise InputError(
+            f"{name} does not lie raw in {DATA}, so no device could replace it: choose other --targets"
+        )
     return {"file": DATA, "offset": offset, "dtype": "float32", "shape": list(shape)}
 
 

@@ -37,7 +37,9 @@ class _Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q = torch.ops.quantized_decomposed
-        weight = q.dequantize_per_channel(self.weight, self.scale, self.zero, 0, -127, 127, torch.int8)
+        weight = q.dequantize_per_channel(
+            self.weight, self.scale, self.zero, 0, -127, 127, torch.int8
+        )
         if self.dynamic:
             scale, zero = q.choose_qparams_per_token_asymmetric(x, torch.int8)
             x = q.quantize_per_token(x, scale, zero, -128, 127, torch.int8)
@@ -58,10 +60,14 @@ def quantise(model: nn.Module, adapted: Collection[str], precision: str) -> None
     linear = [
         (name, module)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and f"{name}.weight" not in adapted and module.weight.numel() >= FEW
+        if isinstance(module, nn.Linear)
+        and f"{name}.weight" not in adapted
+        and module.weight.numel() >= FEW
     ]
     if not linear:
-        raise UsageError(f"precision {precision} finds no linear layer here that is not adapted: choose fp32")
+        raise UsageError(
+            f"precision {precision} finds no linear layer here that is not adapted: choose fp32"
+        )
     for name, module in linear[round(KEPT * len(linear)) :]:
         model.set_submodule(name, _Int8Linear(module, precision == "int8-dynamic"))
 

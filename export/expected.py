@@ -1,4 +1,4 @@
-"""What the host answers for pictures that the user chose: a device compares its own answers with them (`selftest.parity`)."""
+"""What the host answers for images that the user chose: a device compares its own answers with them (`selftest.parity`)."""
 
 from __future__ import annotations
 
@@ -7,33 +7,40 @@ from typing import Any
 
 import numpy as np
 
-from .. import files
-from ..canonical import dump_json, sha256
-from ..device.selftest import EXPECTED, EXPECTED_FORMAT
+from ..formats.canonical import dump_json, sha256
+from ..selftest.checks import EXPECTED, EXPECTED_FORMAT
+from ..storage import atomic
 from ..train.run import Run
-from .check import expectation
 from .parity import host_logits
+from .requests import expectation
 
 
-def record(run: Run, pictures: Path, out: Path) -> dict[str, Any]:
-    """A new folder `out`: a copy of every picture in the folder `pictures`, and torch's logits for them in every state of the run.
+def record(run: Run, images: Path, out: Path) -> dict[str, Any]:
+    """A new folder `out`: a copy of every image in the folder `images`, and torch's logits for them in every state of the run.
 
-    States go by their digest, so any bundle of the run finds its own. Raises InputError where there is no picture, or one
+    States go by their digest, so any bundle of the run finds its own. Raises InputError where there is no image, or one
     cannot be read; UsageError where `out` exists.
     """
-    paths = expectation(run.path, pictures, out)
-    inputs = run.preprocessing.normalise(np.stack([run.preprocessing.pixels(path) for path in paths]))
+    paths = expectation(run.path, images, out)
+    inputs = run.preprocessing.normalise(
+        np.stack([run.preprocessing.pixels(path) for path in paths])
+    )
     states = {
         state.digest: {"task": state.task, "logits": host_logits(run, state.task, inputs).tolist()}
         for state in run.states
         if state.classes
     }
-    with files.new_folder(out) as folder:
+    with atomic.new_folder(out) as folder:
         digests = {}
         for path in paths:
-            data = files.read(path)
-            files.write(folder / path.name, data)
+            data = atomic.read(path)
+            atomic.write(folder / path.name, data)
             digests[path.name] = sha256(data)
-        expected = {"format": EXPECTED_FORMAT, "lineage": run.lineage, "pictures": digests, "states": states}
-        files.write(folder / EXPECTED, dump_json(expected))
-    return {"expected": str(out), "pictures": len(paths), "states": len(states)}
+        expected = {
+            "format": EXPECTED_FORMAT,
+            "lineage": run.lineage,
+            "images": digests,
+            "states": states,
+        }
+        atomic.write(folder / EXPECTED, dump_json(expected))
+    return {"expected": str(out), "images": len(paths), "states": len(states)}

@@ -24,12 +24,12 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .. import files
-from ..bundle import CONSTANTS, HEAD_BIAS, HEAD_WEIGHT
 from ..device.engines import with_room
-from ..device.engines.onnx import MODEL
+from ..device.engines.onnx_runtime import MODEL
 from ..errors import InputError
+from ..formats.bundle import CONSTANTS, HEAD_BIAS, HEAD_WEIGHT
 from ..method.backbones import shaped
+from ..storage import atomic
 from . import precision as precisions
 
 OPSET = 21
@@ -47,8 +47,10 @@ class _Functional(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, pictures: Tensor, weights: dict[str, Tensor], head_weight: Tensor, head_bias: Tensor) -> Tensor:
-        features = functional_call(self.backbone, shaped(self.backbone, weights), (pictures,))
+    def forward(
+        self, images: Tensor, weights: dict[str, Tensor], head_weight: Tensor, head_bias: Tensor
+    ) -> Tensor:
+        features = functional_call(self.backbone, shaped(self.backbone, weights), (images,))
         return nn.functional.linear(features, head_weight, head_bias)
 
 
@@ -62,7 +64,7 @@ def write_model(
     capacity: int = 0,
     facts: Mapping[str, str] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Write the model for pictures of size x size into `folder`. weights: {tensor: float32 (rows, columns)} with the head.
+    """Write the model for images of size x size into `folder`. weights: {tensor: float32 (rows, columns)} with the head.
 
     facts: the model's metadata_props. Returns the manifest's `weights`. Raises InputError where torch cannot export it.
     """
@@ -70,7 +72,9 @@ def write_model(
     model = _trace(backbone.cpu().eval(), size, stored)
     model = precisions.lower(model, precision)
     for name, value in stored.items():
-        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name))
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name)
+        )
     if precisions.named(precision).stored == "float16":
         precisions.halve(model, set(stored) - {HEAD_BIAS})
     if weights_as == CONSTANTS:
@@ -84,7 +88,11 @@ def write_model(
 
 def _trace(backbone: nn.Module, size: int, weights: Mapping[str, np.ndarray]) -> ModelProto:
     """The graph, with an input for each weight, named as the weight; the other constants bear the backbone's names."""
-    adapted = {name: torch.from_numpy(w) for name, w in weights.items() if name not in (HEAD_WEIGHT, HEAD_BIAS)}
+    adapted = {
+        name: torch.from_numpy(w)
+        for name, w in weights.items()
+        if name not in (HEAD_WEIGHT, HEAD_BIAS)
+    }
     example = torch.zeros(2, 3, size, size)
     dynamic = {0: torch.export.Dim.DYNAMIC}
     # two rows stand for any number: a dimension of 1 would be taken as fixed
@@ -102,19 +110,35 @@ def _trace(backbone: nn.Module, size: int, weights: Mapping[str, np.ndarray]) ->
     if program is None:
         raise InputError("this backbone cannot be exported: torch.onnx.export returned nothing")
     model = program.model_proto
-    for node in model.graph.node:  # where torch traced it: paths of this machine, and a third of a small model's bytes
+    for node in (
+        model.graph.node
+    ):  # where torch traced it: paths of this machine, and a third of a small model's bytes
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
-    _rename(model.graph, ["pictures", *adapted, HEAD_WEIGHT, HEAD_BIAS], ["logits"], ["batch", "classes"], backbone)
+    _rename(
+        model.graph,
+        ["pictures", *adapted, HEAD_WEIGHT, HEAD_BIAS],
+        ["logits"],
+        ["batch", "classes"],
+        backbone,
+    )
     return model
 
 
-def _rename(graph: Any, inputs: list[str], outputs: list[str], dynamic: list[str], backbone: nn.Module) -> None:
+def _rename(
+    graph: Any, inputs: list[str], outputs: list[str], dynamic: list[str], backbone: nn.Module
+) -> None:
     """Give inputs, outputs, constants and the dynamic dimensions their names: those of the backbone's own parameters."""
-    names = dict(zip([v.name for v in (*graph.input, *graph.output)], [*inputs, *outputs], strict=True))
+    names = dict(
+        zip([v.name for v in (*graph.input, *graph.output)], [*inputs, *outputs], strict=True)
+    )
     for tensor in graph.initializer:
         names[tensor.name] = tensor.name.removeprefix("backbone.")
-    turned = {p.detach().numpy().T.tobytes(): f"{name}.T" for name, p in backbone.named_parameters() if p.ndim == 2}
+    turned = {
+        p.detach().numpy().T.tobytes(): f"{name}.T"
+        for name, p in backbone.named_parameters()
+        if p.ndim == 2
+    }
     for tensor in graph.initializer:  # a linear layer's weight is stored the other way round
         if len(tensor.dims) == 2 and tensor.name.startswith("val_"):
             names[tensor.name] = turned.pop(numpy_helper.to_array(tensor).tobytes(), tensor.name)
@@ -123,7 +147,10 @@ def _rename(graph: Any, inputs: list[str], outputs: list[str], dynamic: list[str
     for node in graph.node:
         for field in (node.input, node.output):
             field[:] = [names.get(name, name) for name in field]
-    old = [graph.input[0].type.tensor_type.shape.dim[0].dim_param, graph.input[-1].type.tensor_type.shape.dim[0].dim_param]
+    old = [
+        graph.input[0].type.tensor_type.shape.dim[0].dim_param,
+        graph.input[-1].type.tensor_type.shape.dim[0].dim_param,
+    ]
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in old:
@@ -134,7 +161,12 @@ def _store_externally(graph: Any, names: list[str], path: Path) -> dict[str, dic
     """Move these constants into a safetensors file beside the model. Returns where each lies."""
     tensors = {t.name: t for t in graph.initializer if t.name in names}
     arrays = {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
-    files.write(path, safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+    atomic.write(
+        path,
+        safetensors.numpy.save(
+            {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        ),
+    )
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         table = json.loads(file.read(length))
@@ -142,17 +174,32 @@ def _store_externally(graph: Any, names: list[str], path: Path) -> dict[str, dic
     for name, tensor in tensors.items():
         start, stop = table[name]["data_offsets"]
         offset = 8 + length + start
-        places[name] = {"file": path.name, "offset": offset, "dtype": str(arrays[name].dtype), "shape": list(arrays[name].shape)}
+        places[name] = {
+            "file": path.name,
+            "offset": offset,
+            "dtype": str(arrays[name].dtype),
+            "shape": list(arrays[name].shape),
+        }
         tensor.ClearField("raw_data")
         tensor.data_location = TensorProto.EXTERNAL
-        for key, text in {"location": path.name, "offset": str(offset), "length": str(stop - start)}.items():
+        for key, text in {
+            "location": path.name,
+            "offset": str(offset),
+            "length": str(stop - start),
+        }.items():
             tensor.external_data.add(key=key, value=text)
     return places
 
 
 def _save(model: ModelProto, folder: Path) -> None:
     if sum(len(t.raw_data) for t in model.graph.initializer) > LIMIT:
-        onnx.save_model(model, folder / MODEL, save_as_external_data=True, location=REST, size_threshold=precisions.FEW)
+        onnx.save_model(
+            model,
+            folder / MODEL,
+            save_as_external_data=True,
+            location=REST,
+            size_threshold=precisions.FEW,
+        )
     else:
-        files.write(folder / MODEL, model.SerializeToString())
+        atomic.write(folder / MODEL, model.SerializeToString())
     onnx.checker.check_model(str(folder / MODEL))

@@ -12,20 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from .. import files, packet, signing
-from ..bundle import MANIFEST, TRUST, Bundle, describe
-from ..canonical import dump_json
-from ..container import LIMITS, countersigned, opened
-from ..device import canary
-from ..device.runtime import Device
+from ..device.device import Device
 from ..errors import InputError, NotForThisDevice, TrustError
+from ..formats import packet, signing
+from ..formats.bundle import MANIFEST, TRUST, Bundle, describe
+from ..formats.canonical import dump_json
+from ..formats.container import LIMITS, countersigned, opened
+from ..inputs import canary
 from ..method.sdlora import logits
 from ..state import TaskState
-from ..train import data
-from ..train.evaluate import BATCH, pictures_of
+from ..storage import atomic
+from ..train import splits
+from ..train.evaluator import BATCH, images_of
 from ..train.run import Run
-from .check import PacketRequest, Signing
 from .parity import host_logits
+from .requests import PacketRequest, Signing
 
 
 def build_packets(
@@ -37,20 +38,22 @@ def build_packets(
     encoding: str | None = None,
     revision: int | None = None,
     trust: Sequence[Path] = (),
-    pictures: str | None = None,
+    images: str | None = None,
 ) -> list[dict[str, Any]]:
     """Sign a packet for every task after the bundle's, or for `task` alone, into `out` (default: packets/ in the run).
 
     key: one private key, or several: files, or what `signing.load_signer` gives. encoding: must be the bundle's, which is the
     default. revision: given to `task` and all after it, once and for all. trust: trust packets that the devices have applied, in
-    order. pictures: a folder to score the states before and after each packet on.
+    order. images: a folder to score the states before and after each packet on.
 
     Raises NothingToDo where the bundle knows every task, NotForThisDevice where bundle and run are of different lineages or
     encodings, UsageError for a task the bundle knows already or the run has not, TrustError where the devices do not trust a
     key, HealthError where a device would not compute what this host computes.
     """
     keys = [key] if isinstance(key, Path) else key
-    request = PacketRequest(run_path, bundle_path, keys, task, out, encoding, revision, trust, pictures)
+    request = PacketRequest(
+        run_path, bundle_path, keys, task, out, encoding, revision, trust, images
+    )
     return build(request, request.require())
 
 
@@ -61,14 +64,20 @@ def build(request: PacketRequest, by: Signing) -> list[dict[str, Any]]:
     own = Run.open(request.run)
     run = own.encoded(takes)
     first, last = bundle.manifest.task + 1, len(run.updates)
-    if bundle.manifest.lineage != run.lineage or (first <= last + 1 and run.states[first - 1].digest != bundle.manifest.state):
-        raise NotForThisDevice(f"{bundle.path} was not exported from {run.path}: name the bundle of this run")
+    if bundle.manifest.lineage != run.lineage or (
+        first <= last + 1 and run.states[first - 1].digest != bundle.manifest.state
+    ):
+        raise NotForThisDevice(
+            f"{bundle.path} was not exported from {run.path}: name the bundle of this run"
+        )
     if request.revision is not None and task is not None:
         own.revise(task, request.revision)
     out = request.out or request.run / "packets"
     built = []
     with tempfile.TemporaryDirectory() as scratch:
-        device = Device.init(_trusting(bundle, signers, Path(scratch) / "bundle"), Path(scratch) / "store")
+        device = Device.init(
+            _trusting(bundle, signers, Path(scratch) / "bundle"), Path(scratch) / "store"
+        )
         for number in range(first, (task or last) + 1):
             inputs = canary.inputs(number, run.preprocessing)
             sealed = packet.build(
@@ -88,7 +97,7 @@ def build(request: PacketRequest, by: Signing) -> list[dict[str, Any]]:
             if task in (None, number):
                 facts = _facts(run, number, request.images)
                 sealed = _with_others(out / name, sealed, signers)
-                files.write(out / name, sealed)
+                atomic.write(out / name, sealed)
                 built.append(
                     {
                         "file": str(out / name),
@@ -107,14 +116,20 @@ def _with_others(path: Path, sealed: bytes, signers: Sequence[Any]) -> bytes:
     if not path.exists():
         return sealed
     try:
-        old = files.receive(path, LIMITS.packet)
+        old = atomic.receive(path, LIMITS.packet)
         envelopes = [opened(data)[0].encode() for data in (old, sealed)]
         if len({signing.unverified_payload(envelope) for envelope in envelopes}) > 1:
             return sealed
         signed = signing.unverified_keyids(envelopes[0])
-        both = countersigned(old, [signer for signer in signers if signer.public_key.keyid not in signed])
+        both = countersigned(
+            old, [signer for signer in signers if signer.public_key.keyid not in signed]
+        )
         ours = signing.Trust(tuple(signer.public_key for signer in signers), 1)
-        return both if signing.good_signatures(opened(both)[0].encode(), ours) == len(ours.keys) else sealed
+        return (
+            both
+            if signing.good_signatures(opened(both)[0].encode(), ours) == len(ours.keys)
+            else sealed
+        )
     except (InputError, TrustError):  # damaged, or of another purpose: the new one takes its place
         return sealed
 
@@ -136,18 +151,24 @@ def _facts(run: Run, task: int, folder: str | None) -> dict[str, Any]:
 
 
 def accuracies(run: Run, task: int, folder: str) -> dict[str, Any]:
-    """Shares of right answers on a folder's pictures of the classes known after `task`: {"before", "after",
-    "after_without_old_rows", "pictures"}. Pictures of classes that are new in `task` are all wrong before it. The third is the
+    """Shares of right answers on a folder's images of the classes known after `task`: {"before", "after",
+    "after_without_old_rows", "images"}. Images of classes that are new in `task` are all wrong before it. The third is the
     state after it if known classes had kept their head rows.
     """
     before, after = run.states[task - 1], run.states[task]
-    known = {label: own for label, own in pictures_of(run, folder)[0].items() if label in after.classes}
-    decoded = {label: data.decode({label: own}, [label], run.preprocessing, need=False).pixels for label, own in known.items()}
+    known = {
+        label: own for label, own in images_of(run, folder)[0].items() if label in after.classes
+    }
+    decoded = {
+        label: splits.decode({label: own}, [label], run.preprocessing, need=False).pixels
+        for label, own in known.items()
+    }
     total = sum(map(len, decoded.values()))
     if not total:
-        raise InputError(f"{folder} has no readable test picture of a class known after task {task}")
+        raise InputError(f"{folder} has no readable test image of a class known after task {task}")
     rows = (
-        np.concatenate([b, a[len(b) :]]) for b, a in ((before.head_weight, after.head_weight), (before.head_bias, after.head_bias))
+        np.concatenate([b, a[len(b) :]])
+        for b, a in ((before.head_weight, after.head_weight), (before.head_bias, after.head_bias))
     )
     kept = replace(after, **dict(zip(("head_weight", "head_bias"), rows)))
     weights = run.weights(task)
@@ -155,15 +176,22 @@ def accuracies(run: Run, task: int, folder: str) -> dict[str, Any]:
         "before": _right(run, run.weights(task - 1), before, decoded) / total,
         "after": _right(run, weights, after, decoded) / total,
         "after_without_old_rows": _right(run, weights, kept, decoded) / total,
-        "pictures": total,
+        "images": total,
     }
 
 
-def _right(run: Run, weights: Mapping[str, np.ndarray], state: TaskState, decoded: Mapping[str, np.ndarray]) -> int:
+def _right(
+    run: Run, weights: Mapping[str, np.ndarray], state: TaskState, decoded: Mapping[str, np.ndarray]
+) -> int:
     right = 0
     for label, pixels in decoded.items():
         for start in range(0, len(pixels) if label in state.classes else 0, BATCH):
-            scores = logits(run.backbone, weights, state, run.preprocessing.normalise(pixels[start : start + BATCH]))
+            scores = logits(
+                run.backbone,
+                weights,
+                state,
+                run.preprocessing.normalise(pixels[start : start + BATCH]),
+            )
             right += int((scores.argmax(axis=1) == state.classes.index(label)).sum())
     return right
 
@@ -174,9 +202,9 @@ def _trusting(bundle: Bundle, signers: Sequence[Any], folder: Path) -> Path:
     for name in (TRUST, MANIFEST):
         (folder / name).unlink()
     trust = signing.Trust(tuple(signer.public_key for signer in signers), len(signers))
-    files.write(folder / TRUST, dump_json(trust.to_dict()))
+    atomic.write(folder / TRUST, dump_json(trust.to_dict()))
     entries = {**bundle.manifest.files, TRUST: describe(folder / TRUST)}
-    files.write(folder / MANIFEST, replace(bundle.manifest, files=entries).to_json())
+    atomic.write(folder / MANIFEST, replace(bundle.manifest, files=entries).to_json())
     return folder
 
 

@@ -16,18 +16,18 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Parity:
-    """pictures: how many were compared. same_top: how many have the same argmax on both sides. difference: the largest
+    """images: how many were compared. same_top: how many have the same argmax on both sides. difference: the largest
     absolute logit difference; largest: the largest absolute logit of the reference."""
 
-    pictures: int
+    images: int
     same_top: int
     difference: float
     largest: float
 
     def to_dict(self) -> dict[str, Any]:
-        agreement = self.same_top / self.pictures
+        agreement = self.same_top / self.images
         return {
-            "pictures": self.pictures,
+            "images": self.images,
             "agreement": agreement,
             "largest_difference": self.difference,
             "largest_logit": self.largest,
@@ -35,13 +35,13 @@ class Parity:
 
     def require(self, tolerance: float, agreement: float, unit: float, what: str) -> Parity:
         """Raises HealthError unless logits are within the tolerance, which is meant for logits up to `unit` and grows with larger
-        ones, and a share of `agreement` of the pictures has the same argmax."""
+        ones, and a share of `agreement` of the images has the same argmax."""
         allowed = tolerance * max(1.0, self.largest / unit)
-        if not (self.difference <= allowed and self.same_top >= agreement * self.pictures):
+        if not (self.difference <= allowed and self.same_top >= agreement * self.images):
             raise HealthError(
                 f"{what} does not compute what torch computes: logits differ by {self.difference:.2g} (allowed {allowed:.2g}), "
-                f"{self.pictures - self.same_top} of {self.pictures} pictures get another class "
-                f"(agreement {self.same_top / self.pictures:.1%}, required {agreement:.1%})"
+                f"{self.images - self.same_top} of {self.images} images get another class "
+                f"(agreement {self.same_top / self.images:.1%}, required {agreement:.1%})"
             )
         return self
 
@@ -52,11 +52,18 @@ def compare(ours: np.ndarray, reference: np.ndarray) -> Parity:
     if ours.shape != reference.shape or not np.isfinite(ours).all():
         return Parity(len(reference), 0, float("inf"), largest)
     difference = float(np.abs(ours - reference).max(initial=0.0))
-    return Parity(len(reference), int((ours.argmax(axis=1) == reference.argmax(axis=1)).sum()), difference, largest)
+    return Parity(
+        len(reference),
+        int((ours.argmax(axis=1) == reference.argmax(axis=1)).sum()),
+        difference,
+        largest,
+    )
 
 
 def host_logits(run: Run, task: int, inputs: np.ndarray) -> np.ndarray:
     """What torch gets after a task, in float64: float32 (N, 3, size, size), preprocessed, to logits float32 (N, classes)."""
     weights, state = run.weights(task), run.states[task]
     parts = [inputs[i : i + BATCH] for i in range(0, len(inputs), BATCH)]
-    return np.concatenate([sdlora.logits(run.backbone, weights, state, part, exact=True) for part in parts])
+    return np.concatenate(
+        [sdlora.logits(run.backbone, weights, state, part, exact=True) for part in parts]
+    )

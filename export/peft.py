@@ -38,19 +38,19 @@ import timm
 import torch
 from torch import nn
 
-from .. import files
-from ..bundle import Bundle, open_bundle
 from ..device.chain import open_packet
-from ..encoding import encode
 from ..errors import InputError, NothingToDo, TrustError
+from ..formats.bundle import Bundle, open_bundle
+from ..formats.control import Revocation, Rotation, follow_trust
+from ..formats.encoding import encode
+from ..formats.packet import LIMITS, Packet
+from ..formats.signing import Trust
 from ..method import backbones
-from ..orders import Recall, Rotation, follow_trust
-from ..packet import LIMITS, Packet
-from ..signing import Trust
 from ..state import Factors, Projection, TaskState, round_magnitudes
-from ..train import check
+from ..storage import atomic
+from ..train import plan
+from ..train.loop import Direction, Report, learn
 from ..train.run import Run
-from ..train.trainer import Direction, Report, learn
 from .peft_config import CONFIG, AdapterConfig
 
 log = logging.getLogger("sdlora_edge")
@@ -64,7 +64,11 @@ ROUNDING = {"fp32": 0.01, "fp16": 0.01, "int8": 0.05, "int4": 0.3}
 
 
 def to_peft(
-    bundle_path: Path, packets: Sequence[Path], out: Path, alone: bool = False, after: Sequence[Path] = ()
+    bundle_path: Path,
+    packets: Sequence[Path],
+    out: Path,
+    alone: bool = False,
+    after: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Write the adapter of the state that the packets, first to last, take the bundle to, into the new folder `out`.
 
@@ -75,7 +79,15 @@ def to_peft(
     bundle = open_bundle(bundle_path)
     state, factors = _follow(bundle, packets, after)
     manifest = bundle.manifest
-    written = write_adapter(state, factors, manifest.projections, manifest.model, manifest.preprocessing["size"], out, alone)
+    written = write_adapter(
+        state,
+        factors,
+        manifest.projections,
+        manifest.model,
+        manifest.preprocessing["size"],
+        out,
+        alone,
+    )
     return {"adapter": str(out), "lineage": manifest.lineage, **written}
 
 
@@ -88,7 +100,7 @@ def write_adapter(
     out: Path,
     alone: bool = False,
 ) -> dict[str, Any]:
-    """The adapter of a task's state; factors: of the tasks 1 to t. model, size: timm's name and the pictures' side.
+    """The adapter of a task's state; factors: of the tasks 1 to t. model, size: timm's name and the images' side.
 
     Returns what sdlora_edge.json holds, and `rank` (the largest), `modules`, `head` (the classifier's module) and `bytes`.
     """
@@ -99,26 +111,48 @@ def write_adapter(
     tensors = _stacked(projections, factors, magnitudes, backbone)
     if not tensors:
         what = "no direction of its own" if alone and state.task else "no directions yet"
-        raise NothingToDo(f"task {state.task} has {what}: there is nothing that an adapter could hold")
+        raise NothingToDo(
+            f"task {state.task} has {what}: there is nothing that an adapter could hold"
+        )
     ranks = {module: len(A) for module, (A, _) in tensors.items()}
     classifier = None if alone else _classifier(model)
-    stored = {f"{PREFIX}{m}.lora_{part}.weight": t for m, pair in tensors.items() for part, t in zip("AB", pair, strict=True)}
+    stored = {
+        f"{PREFIX}{m}.lora_{part}.weight": t
+        for m, pair in tensors.items()
+        for part, t in zip("AB", pair, strict=True)
+    }
     if classifier:
-        stored |= {f"{PREFIX}{classifier}.weight": state.head_weight, f"{PREFIX}{classifier}.bias": state.head_bias}
+        stored |= {
+            f"{PREFIX}{classifier}.weight": state.head_weight,
+            f"{PREFIX}{classifier}.bias": state.head_bias,
+        }
     for module in _bypassed(backbone, list(tensors), size):
-        log.warning("timm reads %s.weight without calling the layer: in peft, call merge_and_unload() for it to count", module)
+        log.warning(
+            "timm reads %s.weight without calling the layer: in peft, call merge_and_unload() for it to count",
+            module,
+        )
     facts = {"model": model, "task": state.task, "state": state.digest, "alone": alone}
     facts |= {"magnitudes": state.magnitudes.tolist(), "classes": list(state.classes)}
-    with files.new_folder(out) as folder:
-        files.write(folder / CONFIG, json.dumps(_config(ranks, classifier), indent=1).encode() + b"\n")
-        files.write(folder / FACTS, json.dumps(facts, indent=1).encode() + b"\n")
+    with atomic.new_folder(out) as folder:
+        atomic.write(
+            folder / CONFIG, json.dumps(_config(ranks, classifier), indent=1).encode() + b"\n"
+        )
+        atomic.write(folder / FACTS, json.dumps(facts, indent=1).encode() + b"\n")
         contiguous = {name: np.ascontiguousarray(t, np.float32) for name, t in stored.items()}
-        files.write(folder / MODEL, safetensors.numpy.save(contiguous, {"format": "pt"}))
+        atomic.write(folder / MODEL, safetensors.numpy.save(contiguous, {"format": "pt"}))
     size_on_disk = sum(path.stat().st_size for path in out.iterdir())
-    return {**facts, "rank": max(ranks.values()), "modules": len(ranks), "head": classifier, "bytes": size_on_disk}
+    return {
+        **facts,
+        "rank": max(ranks.values()),
+        "modules": len(ranks),
+        "head": classifier,
+        "bytes": size_on_disk,
+    }
 
 
-def _follow(bundle: Bundle, packets: Sequence[Path], after: Sequence[Path]) -> tuple[TaskState, list[Mapping[str, Factors]]]:
+def _follow(
+    bundle: Bundle, packets: Sequence[Path], after: Sequence[Path]
+) -> tuple[TaskState, list[Mapping[str, Factors]]]:
     """The state after the packets, and the factors of all its tasks; every packet is verified as a device does it."""
     state, factors = bundle.state, list(bundle.factors)
     keys = [bundle.trust]
@@ -133,7 +167,9 @@ def _follow(bundle: Bundle, packets: Sequence[Path], after: Sequence[Path]) -> t
     return state, factors
 
 
-def _opened(path: Path, bundle: Bundle, keys: list[Trust]) -> tuple[Packet | Rotation | Recall, list[Trust]]:
+def _opened(
+    path: Path, bundle: Bundle, keys: list[Trust]
+) -> tuple[Packet | Rotation | Revocation, list[Trust]]:
     """A packet, and the keys that those after it may be signed with: the keys of its own time, and later ones."""
     refused = None
     for place, trust in enumerate(keys):
@@ -141,7 +177,9 @@ def _opened(path: Path, bundle: Bundle, keys: list[Trust]) -> tuple[Packet | Rot
             return open_packet(path, bundle, trust), keys[place:]
         except TrustError as error:
             refused = error
-    raise TrustError(f"{refused}; or name the trust packets that the devices have applied with --after") from refused
+    raise TrustError(
+        f"{refused}; or name the trust packets that the devices have applied with --after"
+    ) from refused
 
 
 def _stacked(
@@ -156,14 +194,19 @@ def _stacked(
         own = magnitudes if magnitudes.ndim == 1 else magnitudes[:, i]
         for f, magnitude in zip(factors, own, strict=True):
             if p.name in f and magnitude != 0:
-                B = np.zeros((len(backbone.get_parameter(p.tensor)), f[p.name].B.shape[1]), np.float32)
+                B = np.zeros(
+                    (len(backbone.get_parameter(p.tensor)), f[p.name].B.shape[1]), np.float32
+                )
                 B[p.start : p.stop] = f[p.name].B.astype(np.float32) * np.float32(magnitude)
                 parts.setdefault(p.tensor, []).append((f[p.name].A.astype(np.float32), B))
     found = {}
     for tensor, pairs in parts.items():
         A, B = np.concatenate([A for A, _ in pairs]), np.concatenate([B for _, B in pairs], axis=1)
         pointwise = (1,) * (backbone.get_parameter(tensor).ndim - 2)
-        found[tensor.removesuffix(".weight")] = A.reshape(*A.shape, *pointwise), B.reshape(*B.shape, *pointwise)
+        found[tensor.removesuffix(".weight")] = (
+            A.reshape(*A.shape, *pointwise),
+            B.reshape(*B.shape, *pointwise),
+        )
     return found
 
 
@@ -192,9 +235,17 @@ def _config(ranks: Mapping[str, int], classifier: str | None) -> dict[str, Any]:
 
 def _classifier(model: str) -> str | None:
     """The module that timm puts the head into."""
-    found = "head" if model == backbones.MICRO else timm.models.get_pretrained_cfg_value(model, "classifier")
+    found = (
+        "head"
+        if model == backbones.MICRO
+        else timm.models.get_pretrained_cfg_value(model, "classifier")
+    )
     if not isinstance(found, str):
-        log.warning("timm's %s has no single classifier (%s): the adapter comes without the head", model, found)
+        log.warning(
+            "timm's %s has no single classifier (%s): the adapter comes without the head",
+            model,
+            found,
+        )
         return None
     return found
 
@@ -203,7 +254,10 @@ def _classifier(model: str) -> str | None:
 def _bypassed(backbone: nn.Module, modules: Sequence[str], size: int) -> list[str]:
     """Those modules whose weight the backbone takes without calling them: an adapter beside them would not be called either."""
     called: set[str] = set()
-    hooks = [backbone.get_submodule(m).register_forward_hook(lambda *_, name=m: called.add(name)) for m in modules]
+    hooks = [
+        backbone.get_submodule(m).register_forward_hook(lambda *_, name=m: called.add(name))
+        for m in modules
+    ]
     backbone(torch.zeros(1, 3, size, size))
     for hook in hooks:
         hook.remove()
@@ -213,18 +267,24 @@ def _bypassed(backbone: nn.Module, modules: Sequence[str], size: int) -> list[st
 # --- from peft ----------------------------------------------------------------------------------------------------------------
 
 
-def from_peft(path: Path, run_path: Path, data: str, name: str | None = None, report: Report = lambda run: None) -> Run:
-    """Make an adapter the next task of a run, and fit the head to `data`'s pictures as the run fits its heads.
+def from_peft(
+    path: Path,
+    run_path: Path,
+    data: str,
+    name: str | None = None,
+    report: Report = lambda run: None,
+) -> Run:
+    """Make an adapter the next task of a run, and fit the head to `data`'s images as the run fits its heads.
 
     The direction is added to the run's own: W_t = W_{t-1} + scaling B A, old magnitudes as they are. Raises InputError for an
     adapter that cannot be read or represented (naming why), UsageError where the run does not take one, and what
     `check.one_more` and `trainer.learn` raise.
     """
-    check.adapter(path, run_path)
-    return add(path, check.one_more(run_path, data, name or path.resolve().name), report)
+    plan.adapter(path, run_path)
+    return add(path, plan.one_more(run_path, data, name or path.resolve().name), report)
 
 
-def add(path: Path, task: check.NewTask, report: Report = lambda run: None) -> Run:
+def add(path: Path, task: plan.NewTask, report: Report = lambda run: None) -> Run:
     """`from_peft`, of a task that was checked."""
     run = Run.open(task.run)
     direction = _normalised(read_adapter(path, run), run, path)
@@ -258,13 +318,17 @@ def read_adapter(path: Path, run: Run) -> dict[str, Factors]:
             raise InputError(f"{path / MODEL}: {key} holds NaN or infinity")
         pairs.setdefault(found[1], {})[found[2]] = tensor.reshape(tensor.shape[:2])
     if heads:
-        log.info("the adapter's own head is left aside: the run fits its head to the pictures")
+        log.info("the adapter's own head is left aside: the run fits its head to the images")
     factors: dict[str, Factors] = {}
     for module, pair in pairs.items():
         if set(pair) != {"A", "B"}:
-            raise InputError(f"{path / MODEL} has lora_{min(pair)} of {module} but not the other factor")
+            raise InputError(
+                f"{path / MODEL} has lora_{min(pair)} of {module} but not the other factor"
+            )
         own = _adapted(path, module, run)
-        factors |= _sliced(path, own, pair["A"], pair["B"] * config.scaling(module, pair["A"], pair["B"]), run)
+        factors |= _sliced(
+            path, own, pair["A"], pair["B"] * config.scaling(module, pair["A"], pair["B"]), run
+        )
     return factors
 
 
@@ -275,7 +339,10 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
             f"{folder / PICKLE} is a pickle, which can run any program when it is read: save it with safe_serialization=True"
         )
     try:
-        return {name: tensor.float().numpy() for name, tensor in safetensors.torch.load(files.read(path)).items()}
+        return {
+            name: tensor.float().numpy()
+            for name, tensor in safetensors.torch.load(atomic.read(path)).items()
+        }
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} is not a readable safetensors file: {error}") from error
 
@@ -292,12 +359,16 @@ def _adapted(path: Path, module: str, run: Run) -> list[Projection]:
     return own
 
 
-def _sliced(path: Path, own: Sequence[Projection], A: np.ndarray, B: np.ndarray, run: Run) -> dict[str, Factors]:
+def _sliced(
+    path: Path, own: Sequence[Projection], A: np.ndarray, B: np.ndarray, run: Run
+) -> dict[str, Factors]:
     """One module's factors cut into those of its projections: each gets its rows of B, and the ranks that count there."""
     module = own[0].tensor.removesuffix(".weight")
     shape = run.base_weights[own[0].tensor].shape
     if (len(B), A.shape[1]) != shape:
-        raise InputError(f"{path}: {module} has factors {A.shape} and {B.shape} for a weight of {shape}: it is of another backbone")
+        raise InputError(
+            f"{path}: {module} has factors {A.shape} and {B.shape} for a weight of {shape}: it is of another backbone"
+        )
     left, found = np.abs(B).max(axis=1, initial=0) > 0, {}
     for p in own:
         left[p.start : p.stop] = False
@@ -317,12 +388,21 @@ def _sliced(path: Path, own: Sequence[Projection], A: np.ndarray, B: np.ndarray,
 def _normalised(factors: Mapping[str, Factors], run: Run, path: Path) -> Direction:
     """The direction as the run's own are: of norm 1 (root mean square over projections), float32, the norm being alpha_t."""
     wide = run.config.magnitude_scope == "projection" or run.config.magnitude_norm == "factors"
-    squares = np.array([np.square(_product(factors[p.name])).sum() if p.name in factors else 0.0 for p in run.projections])
+    squares = np.array(
+        [
+            np.square(_product(factors[p.name])).sum() if p.name in factors else 0.0
+            for p in run.projections
+        ]
+    )
     norm = np.sqrt(squares if wide else np.full(len(squares), squares.mean()))
     if not norm.any():
-        raise InputError(f"{path} changes nothing: all its factors B are zero; it was never trained")
+        raise InputError(
+            f"{path} changes nothing: all its factors B are zero; it was never trained"
+        )
     if norm.max() > LIMITS.magnitude:
-        raise InputError(f"{path} is of norm {norm.max():.3g}, beyond the {LIMITS.magnitude:g} that a magnitude may be")
+        raise InputError(
+            f"{path} is of norm {norm.max():.3g}, beyond the {LIMITS.magnitude:g} that a magnitude may be"
+        )
     found, error, encoding = {}, 0.0, run.config.encoding
     for p, N in zip(run.projections, norm, strict=True):
         if f := factors.get(p.name):

@@ -10,16 +10,28 @@ from typing import Any
 
 import numpy as np
 
-from .. import files
-from ..canonical import parse_json
-from ..container import LIMITS
 from ..errors import InputError
+from ..formats.canonical import parse_json
+from ..formats.container import LIMITS
+from ..storage import atomic
 
 CONFIG = "adapter_config.json"
 _READ = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "modules_to_save"}
 _WITHOUT_EFFECT = {
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),  # the tensors' own names say it
-    *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"),
+    *(
+        "target_modules",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+    ),  # the tensors' own names say it
+    *(
+        "task_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "peft_version",
+    ),
     *("lora_dropout", "eva_config", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
 }
 _Patterns = tuple[tuple[re.Pattern[str], float], ...]
@@ -45,9 +57,11 @@ class AdapterConfig:
     def read(cls, folder: Path) -> AdapterConfig:
         """Raises InputError for another kind of adapter, or a variant of LoRA that plain factors do not represent."""
         path = folder / CONFIG
-        value = parse_json(files.read(path, LIMITS.header), str(path))
+        value = parse_json(atomic.read(path, LIMITS.header), str(path))
         if (kind := value.get("peft_type")) != "LORA":
-            raise InputError(f"{folder} is a {kind} adapter: only LORA becomes the factors of a task")
+            raise InputError(
+                f"{folder} is a {kind} adapter: only LORA becomes the factors of a task"
+            )
         if (start := value.get("init_lora_weights")) not in _STARTS:
             raise InputError(
                 f"{folder} uses init_lora_weights={start}, which changes the backbone's own weights: convert it in peft first"
@@ -68,13 +82,19 @@ class AdapterConfig:
                 tuple(str(m) for m in value.get("modules_to_save") or ()),
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is not the configuration of a LoRA adapter: {error!r}") from error
+            raise InputError(
+                f"{path} is not the configuration of a LoRA adapter: {error!r}"
+            ) from error
 
     def scaling(self, module: str, A: np.ndarray, B: np.ndarray) -> np.float32:
         """lora_alpha / r of one module. Raises InputError unless its factors are of rank r."""
-        rank, alpha = (_first(p, module, d) for p, d in ((self.ranks, self.r), (self.alphas, self.lora_alpha)))
+        rank, alpha = (
+            _first(p, module, d) for p, d in ((self.ranks, self.r), (self.alphas, self.lora_alpha))
+        )
         if not len(A) == B.shape[1] == rank:
-            raise InputError(f"{self.path}: {module} has factors {A.shape} and {B.shape}, and by {CONFIG} rank {rank}")
+            raise InputError(
+                f"{self.path}: {module} has factors {A.shape} and {B.shape}, and by {CONFIG} rank {rank}"
+            )
         return np.float32(alpha / rank)
 
 
@@ -90,15 +110,23 @@ def _alpha(value: Any) -> float:
     return alpha
 
 
-def _patterns(folder: Path, config: Mapping[str, Any], name: str, number: Callable[[Any], float]) -> _Patterns:
+def _patterns(
+    folder: Path, config: Mapping[str, Any], name: str, number: Callable[[Any], float]
+) -> _Patterns:
     """Names of modules only: peft takes any regular expression, and some of them, from a stranger's file, would never end."""
     values = config.get(name) or {}
     if len(values) > MOST_PATTERNS:
-        raise InputError(f"{folder} has a {name} of {len(values)} entries, of at most {MOST_PATTERNS}: train it with fewer")
+        raise InputError(
+            f"{folder} has a {name} of {len(values)} entries, of at most {MOST_PATTERNS}: train it with fewer"
+        )
     for pattern in values:
         if len(pattern) > LIMITS.name or not _NAME.fullmatch(pattern):
-            raise InputError(f"{folder} has {pattern!r} in its {name}: write it as the end of a module's name, such as attn.qkv")
-    return tuple((re.compile(rf"(.*\.)?({pattern})$"), number(value)) for pattern, value in values.items())
+            raise InputError(
+                f"{folder} has {pattern!r} in its {name}: write it as the end of a module's name, such as attn.qkv"
+            )
+    return tuple(
+        (re.compile(rf"(.*\.)?({pattern})$"), number(value)) for pattern, value in values.items()
+    )
 
 
 def _first(patterns: _Patterns, module: str, default: float) -> float:

@@ -18,7 +18,7 @@ FEW = 1024
 """a constant of fewer numbers is left as it is: it weighs nothing, and may be sensitive"""
 BLOCK = 32
 """weights of one scale, along the input dimension: with one for each whole channel, 98.9 instead of 99.5 % of Omniglot's test
-pictures kept their class in a simulation (rounded weights in float32), 99.4 instead of 99.5 % of Caltech-101's"""
+images kept their class in a simulation (rounded weights in float32), 99.4 instead of 99.5 % of Caltech-101's"""
 KEPT = 1 / 6
 """of the matrices, the first ones, stay float16: what is lost there goes through the whole depth"""
 
@@ -28,8 +28,8 @@ class Precision:
     """stored: dtype of adapted weights and head, as `bundle.DTYPES` names it.
 
     tolerance: the largest logit difference for logits up to `unit`; where there are larger ones it grows with them, as rounding
-    does. canary: the same for the canary, whose pictures make smaller differences: up to 0.0005, 0.025 and 0.055 were seen for
-    fp16, int8 and int8-dynamic, and 0.02 to 0.07 where a task is left out. agreement: the smallest share of pictures that get the same class, unless the user says otherwise.
+    does. canary: the same for the canary, whose images make smaller differences: up to 0.0005, 0.025 and 0.055 were seen for
+    fp16, int8 and int8-dynamic, and 0.02 to 0.07 where a task is left out. agreement: the smallest share of images that get the same class, unless the user says otherwise.
     """
 
     stored: str
@@ -63,15 +63,30 @@ def lower(model: ModelProto, precision: str) -> ModelProto:
     if precision == "fp32":
         return model
     if precision != "fp16":
-        constants = {t.name for t in model.graph.initializer if len(t.dims) in (2, 4) and np.prod(t.dims) >= FEW}
-        layers = [node for node in model.graph.node if node.op_type in ("MatMul", "Conv") and node.input[1] in constants]
+        constants = {
+            t.name
+            for t in model.graph.initializer
+            if len(t.dims) in (2, 4) and np.prod(t.dims) >= FEW
+        }
+        layers = [
+            node
+            for node in model.graph.node
+            if node.op_type in ("MatMul", "Conv") and node.input[1] in constants
+        ]
         layers = layers[round(KEPT * len(layers)) :]
         products = [node.name for node in layers if node.op_type == "MatMul"]
         if precision == "int8-dynamic" and products:
             model = _dynamic(model, products)
             layers = [node for node in layers if node.op_type == "Conv"]
         _weight_only(model, {node.input[1] for node in layers})
-    halve(model, {t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT and np.prod(t.dims) >= FEW})
+    halve(
+        model,
+        {
+            t.name
+            for t in model.graph.initializer
+            if t.data_type == TensorProto.FLOAT and np.prod(t.dims) >= FEW
+        },
+    )
     return model
 
 
@@ -80,7 +95,9 @@ def to_half(array: np.ndarray, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
     if not np.isfinite(half).all():
-        raise UsageError(f"{name} holds a value too large for float16: export with --precision fp32")
+        raise UsageError(
+            f"{name} holds a value too large for float16: export with --precision fp32"
+        )
     return half
 
 
@@ -90,7 +107,11 @@ def halve(model: ModelProto, names: Collection[str]) -> None:
     casts = []
     for tensor in model.graph.initializer:
         if tensor.name in names:
-            tensor.CopyFrom(numpy_helper.from_array(to_half(numpy_helper.to_array(tensor), tensor.name), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(
+                    to_half(numpy_helper.to_array(tensor), tensor.name), tensor.name
+                )
+            )
             casts.append(_behind(model, tensor.name, "Cast", [], to=TensorProto.FLOAT))
     for value in model.graph.input:
         if value.name in names:
@@ -116,7 +137,11 @@ def _pack(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     make no whole number of blocks."""
     if weight.ndim == 4 or len(weight) % BLOCK:
         axis = 0 if weight.ndim == 4 else 1
-        scale = _scale(np.abs(weight).max(axis=tuple(i for i in range(weight.ndim) if i != axis), keepdims=True))
+        scale = _scale(
+            np.abs(weight).max(
+                axis=tuple(i for i in range(weight.ndim) if i != axis), keepdims=True
+            )
+        )
         return np.round(weight / scale).astype(np.int8), scale.reshape(-1), {"axis": axis}
     blocks = weight.reshape(-1, BLOCK, weight.shape[1])
     scale = _scale(np.abs(blocks).max(axis=1))
@@ -147,7 +172,9 @@ def _dynamic(model: ModelProto, names: list[str]) -> ModelProto:
         return onnx.load(f"{folder}/m.onnx")
 
 
-def _behind(model: ModelProto, name: str, operator: str, more: list[str], **attributes: Any) -> NodeProto:
+def _behind(
+    model: ModelProto, name: str, operator: str, more: list[str], **attributes: Any
+) -> NodeProto:
     """A node that makes of a constant what its readers take from now on."""
     made = f"{name}.float32"
     for node in model.graph.node:

@@ -12,12 +12,12 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bundle import open_bundle
     from .device import Device, Prediction
     from .errors import SdloraError
     from .export.bundles import export_bundle
+    from .formats.bundle import open_bundle
     from .train.config import TrainConfig
-    from .train.trainer import add_task, train
+    from .train.loop import add_task, train
 
 __version__ = "0.1.0"
 
@@ -31,17 +31,26 @@ if "ORT_DISABLE_TELEMETRY" not in os.environ:
         )
 
 _WHERE = {
-    "Device": "device.runtime",
-    "Prediction": "device.runtime",
+    "Device": "device.device",
+    "Prediction": "device.device",
     "SdloraError": "errors",
     "TrainConfig": "train.config",
-    "add_task": "train.trainer",
+    "add_task": "train.loop",
     "export_bundle": "export.bundles",
-    "open_bundle": "bundle",
-    "train": "train.trainer",
+    "open_bundle": "formats.bundle",
+    "train": "train.loop",
 }
 
-__all__ = ["Device", "Prediction", "SdloraError", "TrainConfig", "add_task", "export_bundle", "open_bundle", "train"]
+__all__ = [
+    "Device",
+    "Prediction",
+    "SdloraError",
+    "TrainConfig",
+    "add_task",
+    "export_bundle",
+    "open_bundle",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,7 +29,11 @@ MESSAGE_LIMIT = 1000
 
 def printable(text: str) -> str:
     """The text on one line: everything that a terminal would obey, or could not show, is written as in JSON (\\n, \\u001b)."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    )
 
 
 class SdloraError(Exception):
@@ -38,7 +42,9 @@ class SdloraError(Exception):
     exit_code = 1
 
     def __init__(self, message: str) -> None:
-        super().__init__(_shortened(printable(_shortened(message))))  # printable makes up to twelve characters of one
+        super().__init__(
+            _shortened(printable(_shortened(message)))
+        )  # printable makes up to twelve characters of one
 
     def to_dict(self) -> dict[str, Any]:
         """As `--json` shows it."""

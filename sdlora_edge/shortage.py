@@ -21,7 +21,8 @@ _ERRNO = {
     errno.ENFILE: "open files",
 }
 _SAID = re.compile(
-    "bad_alloc|bad allocation|allocate memory|out of memory|failed to map segment|start new thread|error:? 0x:?(21|25|31)$", re.I
+    "bad_alloc|bad allocation|allocate memory|out of memory|failed to map segment|start new thread|error:? 0x:?(21|25|31)$",
+    re.I,
 )
 """how ONNX Runtime, torch, the dynamic loader and (by its numbers) ExecuTorch say it, who give no errno"""
 
@@ -43,10 +44,16 @@ def shortage(error: BaseException, doing: str = "") -> ResourceError | None:
         what = None
     else:
         what = "memory" if _SAID.search(str(error)) else None
-    if what is None and error.__cause__ and not isinstance(error, SdloraError):  # what a library made of it
+    if (
+        what is None and error.__cause__ and not isinstance(error, SdloraError)
+    ):  # what a library made of it
         return shortage(error.__cause__, doing)
     said = f" ({error})" if str(error) else ""
-    return ResourceError(f"{what} ran out{doing and f' {doing}'}{said}: free some, then try again") if what else None
+    return (
+        ResourceError(f"{what} ran out{doing and f' {doing}'}{said}: free some, then try again")
+        if what
+        else None
+    )
 
 
 def verdict(error: BaseException, blame: SdloraError) -> SdloraError:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .canonical import dump_json, sha256, tensors_digest
-from .encoding import DEFAULT, Factors, HeadRows, parts
+from .formats.canonical import dump_json, sha256, tensors_digest
+from .formats.encoding import DEFAULT, Factors, HeadRows, parts
 
 MAGNITUDE_STEP = 2.0**-24
 """Magnitudes are multiples of this, so their differences and sums are exact in float64: no drift over any number of packets."""
@@ -45,7 +45,9 @@ class Projection:
         if not all(type(n) is int for n in (start, stop, rows, columns)):
             raise TypeError(f"projection {value['name']}: rows and shape must be whole numbers")
         if not (0 <= start < stop and stop - start == rows and columns > 0):
-            raise ValueError(f"projection {value['name']}: rows {value['rows']} do not fit shape {value['shape']}")
+            raise ValueError(
+                f"projection {value['name']}: rows {value['rows']} do not fit shape {value['shape']}"
+            )
         return cls(str(value["name"]), str(value["tensor"]), start, stop, columns)
 
 
@@ -100,11 +102,16 @@ def changed_rows(state: TaskState, weight: np.ndarray, bias: np.ndarray) -> Head
 
 def factor_tensors(factors: Mapping[str, Factors]) -> dict[str, np.ndarray]:
     """{`<projection>.A`: A, `<projection>.B`: B}, and their scales, as stored."""
-    return {f"{name}.{part}": array for name, f in factors.items() for part, array in f.stored.items()}
+    return {
+        f"{name}.{part}": array for name, f in factors.items() for part, array in f.stored.items()
+    }
 
 
 def factors_from(
-    tensors: Mapping[str, np.ndarray], names: Iterable[str], prefix: str = "", encoding: str = DEFAULT
+    tensors: Mapping[str, np.ndarray],
+    names: Iterable[str],
+    prefix: str = "",
+    encoding: str = DEFAULT,
 ) -> dict[str, Factors]:
     """The inverse of `factor_tensors`: the factors of those projections in `names` that have any. Raises KeyError."""
     return {
@@ -116,7 +123,9 @@ def factors_from(
 
 def round_magnitudes(magnitudes: np.ndarray) -> np.ndarray:
     """The nearest multiples of MAGNITUDE_STEP, float64."""
-    return np.round(np.asarray(magnitudes, np.float64) / MAGNITUDE_STEP) * MAGNITUDE_STEP + 0.0  # no negative zero
+    return (
+        np.round(np.asarray(magnitudes, np.float64) / MAGNITUDE_STEP) * MAGNITUDE_STEP + 0.0
+    )  # no negative zero
 
 
 def extended(magnitudes: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -136,7 +145,12 @@ def lineage_id(
 ) -> str:
     """S_0: what every packet of one run descends from."""
     head = tensors_digest({"head.weight": head_weight, "head.bias": head_bias})
-    base = {"backbone": backbone_digest, "projections": [p.to_dict() for p in projections], "encoding": encoding, "head": head}
+    base = {
+        "backbone": backbone_digest,
+        "projections": [p.to_dict() for p in projections],
+        "encoding": encoding,
+        "head": head,
+    }
     return sha256(dump_json(base))
 
 
@@ -152,7 +166,9 @@ def advance(state: TaskState, update: TaskUpdate) -> TaskState:
     magnitudes = extended(state.magnitudes, update.deltas) + update.deltas
     digest = next_digest(state.digest, update.digest())
     before = (*state.before, state.digest)
-    return TaskState(update.task, update.name, digest, classes, magnitudes, weight, bias, update.factors, before)
+    return TaskState(
+        update.task, update.name, digest, classes, magnitudes, weight, bias, update.factors, before
+    )
 
 
 class Merging(Mapping[str, np.ndarray]):
@@ -173,8 +189,15 @@ class Merging(Mapping[str, np.ndarray]):
         coefficients: np.ndarray,
     ) -> None:
         if len(factors) != len(coefficients):
-            raise ValueError(f"{len(factors)} tasks of factors but {len(coefficients)} coefficients")
-        self._weights, self._projections, self._factors, self._coefficients = weights, projections, factors, coefficients
+            raise ValueError(
+                f"{len(factors)} tasks of factors but {len(coefficients)} coefficients"
+            )
+        self._weights, self._projections, self._factors, self._coefficients = (
+            weights,
+            projections,
+            factors,
+            coefficients,
+        )
 
     def __getitem__(self, name: str) -> np.ndarray:
         merged = np.array(self._weights[name], np.float32)
@@ -182,10 +205,18 @@ class Merging(Mapping[str, np.ndarray]):
             if p.tensor != name:
                 continue
             own = self._coefficients if self._coefficients.ndim == 1 else self._coefficients[:, i]
-            used = [(f[p.name], np.float32(c)) for f, c in zip(self._factors, own, strict=True) if p.name in f and c != 0.0]
+            used = [
+                (f[p.name], np.float32(c))
+                for f, c in zip(self._factors, own, strict=True)
+                if p.name in f and c != 0.0
+            ]
             if used:
-                A = np.concatenate([f.A.astype(np.float32) for f, _ in used])  # (sum of ranks, columns)
-                B = np.concatenate([f.B.astype(np.float32) * c for f, c in used], axis=1)  # (rows, sum of ranks)
+                A = np.concatenate(
+                    [f.A.astype(np.float32) for f, _ in used]
+                )  # (sum of ranks, columns)
+                B = np.concatenate(
+                    [f.B.astype(np.float32) * c for f, c in used], axis=1
+                )  # (rows, sum of ranks)
                 merged[p.start : p.stop] += B @ A
         return merged
 

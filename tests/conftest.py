@@ -18,15 +18,15 @@ from PIL import Image
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.packets import build_packets
 
-from sdlora_edge import signing
-from sdlora_edge.bundle import MANIFEST
-from sdlora_edge.canonical import dump_json, parse_json
 from sdlora_edge.cli import main
 from sdlora_edge.device import Device
-from sdlora_edge.device.preprocessing import Preprocessing
+from sdlora_edge.formats import signing
+from sdlora_edge.formats.bundle import MANIFEST
+from sdlora_edge.formats.canonical import dump_json, parse_json
+from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.train.config import resolve
+from sdlora_edge.train.loop import train
 from sdlora_edge.train.run import Run
-from sdlora_edge.train.trainer import train
 
 T = TypeVar("T")
 SMALL = {"base_epochs": 3, "epochs": 2, "lr": 0.05, "head": "paper"}
@@ -52,8 +52,13 @@ def make_fleet(folder: Path, settings: dict[str, object]) -> Fleet:
     run = train(resolve(None, settings), folder / "runs" / "small")
     key, public = signing.new_key("factory", folder / "keys")
     export_bundle(Run.open(run.path), folder / "bundle", 0, [str(public)])
-    packets = [Path(p["file"]) for p in build_packets(run.path, folder / "bundle", key, out=folder / "packets")]
-    return Fleet(run.path, folder / "bundle", packets, key, signing.Trust((signing.load_public(public),), 1))
+    packets = [
+        Path(p["file"])
+        for p in build_packets(run.path, folder / "bundle", key, out=folder / "packets")
+    ]
+    return Fleet(
+        run.path, folder / "bundle", packets, key, signing.Trust((signing.load_public(public),), 1)
+    )
 
 
 def retargeted(fleet: Fleet, out: Path, target: str) -> Path:
@@ -101,18 +106,26 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, but for locks."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".lock"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.suffix != ".lock"
+    }
 
 
-def make_pictures(folder: Path, classes: list[str], count: int, size: int = 20, seed: int = 0) -> Path:
-    """Class folders of pictures, each class with its own colour and stripes."""
+def make_images(
+    folder: Path, classes: list[str], count: int, size: int = 20, seed: int = 0
+) -> Path:
+    """Class folders of images, each class with its own colour and stripes."""
     random = np.random.default_rng(seed)
     for index, name in enumerate(classes):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             pixels = random.integers(0, 60, (size, size, 3))
             pixels[:, :: index + 2] += np.array([180, 40 * index % 180, 90])
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{i:02d}.png")
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(
+                folder / name / f"{i:02d}.png"
+            )
     return folder
 
 
@@ -160,16 +173,16 @@ def shared(name: str) -> Path:
     """A file of the real data; the test is skipped where it is not there."""
     path = Path(os.environ.get("SDLORA_EDGE_DATA", "../shared/data")) / name
     if not path.is_file():
-        pytest.skip(f"{path} is not here: real pictures and weights lie beside the project")
+        pytest.skip(f"{path} is not here: real images and weights lie beside the project")
     return path
 
 
-def pictures(count: int = 6) -> list[np.ndarray]:
+def images(count: int = 6) -> list[np.ndarray]:
     """Of the fleet's size, uint8."""
     return list(np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3)).astype(np.uint8))
 
 
 def inputs(device: Device) -> np.ndarray:
-    """The same pictures, preprocessed."""
+    """The same images, preprocessed."""
     prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
-    return prepare.normalise(np.stack([prepare.pixels(p) for p in pictures()]))
+    return prepare.normalise(np.stack([prepare.pixels(p) for p in images()]))

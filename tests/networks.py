@@ -14,7 +14,9 @@ from sdlora_edge.state import TaskState, TaskUpdate, advance, changed_rows
 
 def small_vit() -> VisionTransformer:
     torch.manual_seed(0)
-    return VisionTransformer(img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=0).eval()
+    return VisionTransformer(
+        img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=0
+    ).eval()
 
 
 def learned(model: SDLoRA, state: TaskState, names: tuple[str, ...]) -> TaskUpdate:
@@ -22,13 +24,26 @@ def learned(model: SDLoRA, state: TaskState, names: tuple[str, ...]) -> TaskUpda
         np.concatenate([state.head_weight, model.head.weight.detach().numpy()]),
         np.concatenate([state.head_bias, model.head.bias.detach().numpy()]),
     )
-    return TaskUpdate(state.task + 1, "t", names, model.deltas(), changed_rows(state, *head), model.directions())
+    return TaskUpdate(
+        state.task + 1, "t", names, model.deltas(), changed_rows(state, *head), model.directions()
+    )
 
 
 def chain(backbone: nn.Module, tasks: int, rank: int = 3) -> list[TaskState]:
     """States of so many tasks, each with random directions and magnitudes."""
     projections = backbones.projections(backbone)
-    states = [TaskState(0, "base", "00" * 32, (), np.zeros(0), np.zeros((0, 16), np.float32), np.zeros(0, np.float32), {})]
+    states = [
+        TaskState(
+            0,
+            "base",
+            "00" * 32,
+            (),
+            np.zeros(0),
+            np.zeros((0, 16), np.float32),
+            np.zeros(0, np.float32),
+            {},
+        )
+    ]
     for t in range(1, tasks + 1):
         model = SDLoRA(backbone, projections, states, 2, rank)
         shake(model, t)

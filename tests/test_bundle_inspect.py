@@ -9,7 +9,7 @@ from pathlib import Path
 
 from conftest import Fleet, Result
 
-from sdlora_edge.bundle import open_bundle
+from sdlora_edge.formats.bundle import open_bundle
 
 Cli = Callable[..., Result]
 
@@ -18,21 +18,41 @@ def test_it_shows_all_that_the_manifest_says(fleet: Fleet, cli: Cli) -> None:
     bundle, shown = open_bundle(fleet.bundle), cli("bundle", "inspect", fleet.bundle)
     assert shown.code == 0, shown
     manifest = json.loads((fleet.bundle / "manifest.json").read_bytes())
-    for word in (bundle.id, manifest["lineage"], manifest["state"], "micro_vit", *manifest["classes"], fleet.trust.keys[0].keyid):
+    for word in (
+        bundle.id,
+        manifest["lineage"],
+        manifest["state"],
+        "micro_vit",
+        *manifest["classes"],
+        fleet.trust.keys[0].keyid,
+    ):
         assert word in shown.out
     for p in manifest["projections"]:
         row = next(line for line in shown.out.splitlines() if line.split()[:1] == [p["name"]])
         assert row.split()[1:] == [p["tensor"], "{}..{}".format(*p["rows"]), "64", "x", "64"]
     for path in fleet.bundle.iterdir():
         if path.name != "manifest.json":
-            assert f"{path.stat().st_size:,}" in next(line for line in shown.out.splitlines() if line.startswith(path.name))
+            assert f"{path.stat().st_size:,}" in next(
+                line for line in shown.out.splitlines() if line.startswith(path.name)
+            )
     value = json.loads(cli("bundle", "inspect", fleet.bundle, "--json").out)
-    assert {name: value[name] for name in manifest if name != "canary"} == {n: v for n, v in manifest.items() if n != "canary"}
-    assert value["canary"] == {"seed": manifest["canary"]["seed"], "pictures": len(manifest["canary"]["logits"])}
-    assert (value["id"], value["trust"]["threshold"], value["trust"]["keys"]) == (bundle.id, 1, [fleet.trust.keys[0].keyid])
+    assert {name: value[name] for name in manifest if name != "canary"} == {
+        n: v for n, v in manifest.items() if n != "canary"
+    }
+    assert value["canary"] == {
+        "seed": manifest["canary"]["seed"],
+        "images": len(manifest["canary"]["logits"]),
+    }
+    assert (value["id"], value["trust"]["threshold"], value["trust"]["keys"]) == (
+        bundle.id,
+        1,
+        [fleet.trust.keys[0].keyid],
+    )
 
 
-def test_it_shows_nothing_of_a_bundle_that_was_changed(fleet: Fleet, cli: Cli, tmp_path: Path) -> None:
+def test_it_shows_nothing_of_a_bundle_that_was_changed(
+    fleet: Fleet, cli: Cli, tmp_path: Path
+) -> None:
     shutil.copytree(fleet.bundle, tmp_path / "bundle")
     data = bytearray((tmp_path / "bundle" / "factors.safetensors").read_bytes())
     data[-1] ^= 1

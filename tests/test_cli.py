@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, Fleet, Result, make_fleet, make_pictures, snapshot
+from conftest import SMALL, Fleet, Result, make_fleet, make_images, snapshot
 from PIL import Image
 
 from sdlora_edge.device import Device
@@ -27,7 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def refused(result: Result, code: int, *words: str) -> None:
     """One line on stderr (the table and warnings apart), the right code, nothing on stdout, no traceback."""
-    lines = [line for line in result.err.splitlines() if line and not line.startswith(("INFO", "WARNING"))]
+    lines = [
+        line
+        for line in result.err.splitlines()
+        if line and not line.startswith(("INFO", "WARNING"))
+    ]
     assert result.code == code, result
     assert len(lines) == 1, result
     assert result.out == ""
@@ -36,11 +40,22 @@ def refused(result: Result, code: int, *words: str) -> None:
         assert word in lines[0]
 
 
-def test_bad_pictures(cli: Cli, tmp_path: Path) -> None:
+def test_bad_images(cli: Cli, tmp_path: Path) -> None:
     out = tmp_path / "run"
 
     def train(data: Path, *more: object) -> Result:
-        base = ("--backbone", "micro_vit", "--base-classes", 2, "--tasks", 1, "--epochs", 1, "--image-size", 16)
+        base = (
+            "--backbone",
+            "micro_vit",
+            "--base-classes",
+            2,
+            "--tasks",
+            1,
+            "--epochs",
+            1,
+            "--image-size",
+            16,
+        )
         return cli("train", "--data", data, *base, "--out", out, *more)
 
     refused(train(tmp_path / "none"), 3, "no such folder")
@@ -48,19 +63,23 @@ def test_bad_pictures(cli: Cli, tmp_path: Path) -> None:
     refused(train(tmp_path / "file.txt"), 3, "neither a folder nor a ZIP")
     (tmp_path / "empty").mkdir()
     refused(train(tmp_path / "empty"), 3, "no class folders")
-    refused(train(make_pictures(tmp_path / "one", ["only"], 4)), 2, "one class only", "only")
-    refused(train(make_pictures(tmp_path / "few", ["a", "b", "c"], 4)), 2, "too few")
-    bad = make_pictures(tmp_path / "bad", ["a", "b", "c", "d"], 4)
-    for picture in (bad / "c").iterdir():
-        picture.write_bytes(b"no picture")
+    refused(train(make_images(tmp_path / "one", ["only"], 4)), 2, "one class only", "only")
+    refused(train(make_images(tmp_path / "few", ["a", "b", "c"], 4)), 2, "too few")
+    bad = make_images(tmp_path / "bad", ["a", "b", "c", "d"], 4)
+    for image in (bad / "c").iterdir():
+        image.write_bytes(b"no image")
     result = train(bad)
     refused(result, 3, "'c'", "no readable")
     assert result.err.count("cannot be read as an image") >= 3
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"\x10\0\0\0\0\0\0\0no weights here.")
-    good = make_pictures(tmp_path / "good", ["a", "b", "c", "d"], 4)
+    good = make_images(tmp_path / "good", ["a", "b", "c", "d"], 4)
     refused(
-        train(good, "--backbone", "vit_tiny_patch16_224", "--base-classes", 0, "--weights", weights), 3, "is not a safetensors file"
+        train(
+            good, "--backbone", "vit_tiny_patch16_224", "--base-classes", 0, "--weights", weights
+        ),
+        3,
+        "is not a safetensors file",
     )
     refused(train(good, "--backbone", "vit_nonsense"), 2, "not known to timm")
     refused(train(good, "--backbone", "resnet18", "--base-classes", 2), 2)
@@ -71,10 +90,21 @@ def test_bad_pictures(cli: Cli, tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_an_unreadable_picture_is_named_counted_and_skipped(cli: Cli, tmp_path: Path) -> None:
-    data = make_pictures(tmp_path / "data", ["a", "b", "c", "d"], 6)
-    (data / "b" / "00.png").write_bytes(b"broken")
-    base = ("--backbone", "micro_vit", "--base-classes", 2, "--tasks", 1, "--epochs", 1, "--image-size", 16)
+def test_an_unreadable_image_is_named_counted_and_skipped(cli: Cli, tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data", ["a", "b", "c", "d"], 6)
+    (data / "b" / "00.png").write_bytes(b"damaged")
+    base = (
+        "--backbone",
+        "micro_vit",
+        "--base-classes",
+        2,
+        "--tasks",
+        1,
+        "--epochs",
+        1,
+        "--image-size",
+        16,
+    )
     result = cli("train", "--data", data, *base, "--out", tmp_path / "run", "--json")
     assert result.code == 0
     assert "1 skipped, unreadable: " in result.err
@@ -82,13 +112,26 @@ def test_an_unreadable_picture_is_named_counted_and_skipped(cli: Cli, tmp_path: 
     assert json.loads(result.out)["classes"]
 
 
-def test_without_weights_and_network_there_is_one_line(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_weights_and_network_there_is_one_line(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    data = make_pictures(tmp_path / "data", ["a", "b"], 4)
+    data = make_images(tmp_path / "data", ["a", "b"], 4)
     program = "import sys; from sdlora_edge.cli import main; sys.exit(main(sys.argv[1:]))"
     arguments = ["train", "--data", str(data), "--tasks", "1", "--out", str(tmp_path / "run")]
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment, check=False)
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hub"),
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
     assert done.returncode == 3, done.stderr
     assert "--weights FILE" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -100,7 +143,9 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     return make_fleet(tmp_path_factory.mktemp("foreign"), {**SMALL, "seed": 7, "tasks": 1})
 
 
-def test_bad_packets_leave_the_store_as_it_was(cli: Cli, fleet: Fleet, foreign: Fleet, store: Path, tmp_path: Path) -> None:
+def test_bad_packets_leave_the_store_as_it_was(
+    cli: Cli, fleet: Fleet, foreign: Fleet, store: Path, tmp_path: Path
+) -> None:
     first, second, third = fleet.packets
     before = snapshot(store)
 
@@ -121,14 +166,38 @@ def test_bad_packets_leave_the_store_as_it_was(cli: Cli, fleet: Fleet, foreign: 
     refused(apply(third), 5, "apply 1 and 2 first")
     assert snapshot(store) == before
     lineage = tmp_path / "lineage"
-    result = cli("packet", "build", foreign.run, "--bundle", fleet.bundle, "--key", fleet.key, "--out", lineage)
+    result = cli(
+        "packet",
+        "build",
+        foreign.run,
+        "--bundle",
+        fleet.bundle,
+        "--key",
+        fleet.key,
+        "--out",
+        lineage,
+    )
     refused(result, 5, "name the bundle of this run")
     assert not lineage.exists()
     # the same key, another lineage
     bundle = tmp_path / "bundle"
     public = fleet.key.with_suffix(".pub")
-    assert cli("export", "--run", foreign.run, "--task", 0, "--trust", public, "--out", bundle).code == 0
-    built = cli("packet", "build", foreign.run, "--bundle", bundle, "--key", fleet.key, "--out", lineage, "--json")
+    assert (
+        cli("export", "--run", foreign.run, "--task", 0, "--trust", public, "--out", bundle).code
+        == 0
+    )
+    built = cli(
+        "packet",
+        "build",
+        foreign.run,
+        "--bundle",
+        bundle,
+        "--key",
+        fleet.key,
+        "--out",
+        lineage,
+        "--json",
+    )
     refused(apply(Path(json.loads(built.out)["packets"][0]["file"])), 5, "another lineage")
     assert snapshot(store) == before
 
@@ -142,12 +211,16 @@ def test_replays_and_repeats(cli: Cli, fleet: Fleet, store: Path) -> None:
     assert cli("device", "rollback", "--store", store).code == 0
     assert cli("device", "rollback", "--store", store).code == 0
     refused(cli("device", "rollback", "--store", store), 7, "nothing to roll back")
-    refused(cli("device", "apply", fleet.packets[0], "--store", store), 4, "not newer than packet 2")
+    refused(
+        cli("device", "apply", fleet.packets[0], "--store", store), 4, "not newer than packet 2"
+    )
     assert cli("device", "apply", *fleet.packets[:2], "--store", store, "--allow-older").code == 0
     assert cli("device", "apply", fleet.packets[2], "--store", store).code == 0
 
 
-def test_of_several_packets_those_that_a_device_has_are_skipped(cli: Cli, fleet: Fleet, store: Path, tmp_path: Path) -> None:
+def test_of_several_packets_those_that_a_device_has_are_skipped(
+    cli: Cli, fleet: Fleet, store: Path, tmp_path: Path
+) -> None:
     """The README's `apply packets/*.sdlora`, week after week."""
     for count in (1, 3):
         result = cli("device", "apply", *fleet.packets[:count], "--store", store)
@@ -160,20 +233,31 @@ def test_of_several_packets_those_that_a_device_has_are_skipped(cli: Cli, fleet:
     found = cli("device", "apply", fleet.packets[2], cut, "--store", store)
     assert (found.code, f"{cut}: " in found.err, "cut short" in found.err) == (3, True, True)
     assert snapshot(store) == before
-    recall = tmp_path / "recall.sdlora"
-    order = ("packet", "recall", "--bundle", fleet.bundle, "--task", 5, "--key", fleet.key, "--out", recall)
+    revocation = tmp_path / "revocation.sdlora"
+    order = (
+        "packet",
+        "revoke",
+        "--bundle",
+        fleet.bundle,
+        "--task",
+        5,
+        "--key",
+        fleet.key,
+        "--out",
+        revocation,
+    )
     assert cli(*order).code == 0
-    assert cli("device", "apply", recall, "--store", store).code == 0
+    assert cli("device", "apply", revocation, "--store", store).code == 0
     for _ in (3, 2, 1):
         assert cli("device", "rollback", "--store", store).code == 0
     # obeyed already, and the same packet twice; what is too large comes after what is applied
     large = tmp_path / "large.sdlora"
     large.touch()
     os.truncate(large, 1 << 30)
-    twice = (recall, *fleet.packets[:2], *fleet.packets[:2], large)
+    twice = (revocation, *fleet.packets[:2], *fleet.packets[:2], large)
     found = cli("device", "apply", *twice, "--allow-older", "--store", store)
     assert (found.code, "task 2 in force" in found.out, str(large) in found.err) == (3, True, True)
-    assert cli("device", "apply", recall, fleet.packets[0], "--store", store).code == 0
+    assert cli("device", "apply", revocation, fleet.packets[0], "--store", store).code == 0
 
 
 @pytest.mark.parametrize("text", ["x" * 5000, "\x1b" * 999, "\U000e0001" * 5000])
@@ -196,10 +280,23 @@ def test_bad_runs_bundles_stores_and_keys(
     refused(cli("export", "--run", fleet.run, "--trust", "nobody"), 3, "no key 'nobody'")
     refused(cli("export", "--run", fleet.run, "--out", fleet.bundle), 2, "exists already")
     refused(cli("packet", "build", fleet.run, "--bundle", fleet.bundle), 2, "keys new")
-    refused(cli("packet", "build", fleet.run, "--bundle", tmp_path, "--key", fleet.key), 3, "manifest.json")
-    refused(cli("packet", "build", fleet.run, "--bundle", fleet.bundle, "--key", fleet.key, "--task", 7), 2, "--task 7")
+    refused(
+        cli("packet", "build", fleet.run, "--bundle", tmp_path, "--key", fleet.key),
+        3,
+        "manifest.json",
+    )
+    refused(
+        cli(
+            "packet", "build", fleet.run, "--bundle", fleet.bundle, "--key", fleet.key, "--task", 7
+        ),
+        2,
+        "--task 7",
+    )
     (tmp_path / "file").touch()
-    for command in (("export", "--run", fleet.run, "--out"), ("device", "init", fleet.bundle, "--store")):
+    for command in (
+        ("export", "--run", fleet.run, "--out"),
+        ("device", "init", fleet.bundle, "--store"),
+    ):
         refused(cli(*command, tmp_path / "file" / "out"), 3, "cannot be written")
     (tmp_path / "file").unlink()
     refused(cli("device", "status", "--store", tmp_path), 3, "not a store")
@@ -209,7 +306,12 @@ def test_bad_runs_bundles_stores_and_keys(
     data = bytearray((damaged / "weights.safetensors").read_bytes())
     data[-1] ^= 1
     (damaged / "weights.safetensors").write_bytes(data)
-    refused(cli("device", "init", damaged, "--store", tmp_path / "s"), 3, "weights.safetensors", "not the file")
+    refused(
+        cli("device", "init", damaged, "--store", tmp_path / "s"),
+        3,
+        "weights.safetensors",
+        "not the file",
+    )
     state = run_copy / "tasks" / "002" / "state.safetensors"
     data = bytearray(state.read_bytes())
     data[-1] ^= 1
@@ -230,18 +332,32 @@ def test_a_bug_of_ours_is_one_line_and_shows_its_place_only_with_debug(
     assert "Traceback" in cli("--debug", "device", "status", "--store", store).err
 
 
-def test_json_is_all_there_is_on_stdout(cli: Cli, fleet: Fleet, store: Path, tmp_path: Path) -> None:
-    picture = tmp_path / "p.png"
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(picture)
+def test_json_is_all_there_is_on_stdout(
+    cli: Cli, fleet: Fleet, store: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "p.png"
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(image)
     for arguments in (
         ("device", "apply", *fleet.packets, "--store", store),
         ("device", "status", "--store", store),
         ("device", "verify", "--store", store),
-        ("device", "predict", picture, picture, "--store", store, "--top", 3),
+        ("device", "predict", image, image, "--store", store, "--top", 3),
         ("device", "rollback", "--store", store),
         ("packet", "inspect", fleet.packets[0]),
         ("packet", "verify", fleet.packets[0], "--bundle", fleet.bundle),
-        ("packet", "build", fleet.run, "--bundle", fleet.bundle, "--key", fleet.key, "--out", tmp_path / "p", "--task", 2),
+        (
+            "packet",
+            "build",
+            fleet.run,
+            "--bundle",
+            fleet.bundle,
+            "--key",
+            fleet.key,
+            "--out",
+            tmp_path / "p",
+            "--task",
+            2,
+        ),
         ("keys", "new", "other", "--out", tmp_path / "keys"),
         ("train", "--run", fleet.run),
     ):
@@ -251,7 +367,9 @@ def test_json_is_all_there_is_on_stdout(cli: Cli, fleet: Fleet, store: Path, tmp
     assert [p.name[:3] for p in (tmp_path / "p").iterdir()] == ["002"]
 
 
-def test_an_error_is_json_too_beside_what_was_done(cli: Cli, fleet: Fleet, store: Path, tmp_path: Path) -> None:
+def test_an_error_is_json_too_beside_what_was_done(
+    cli: Cli, fleet: Fleet, store: Path, tmp_path: Path
+) -> None:
     """stderr has its line all the same."""
     cut = tmp_path / "cut.sdlora"
     cut.write_bytes(fleet.packets[1].read_bytes()[:100])
@@ -279,15 +397,26 @@ def test_an_error_is_json_too_beside_what_was_done(cli: Cli, fleet: Fleet, store
         error = json.loads(result.out)["error"]
         assert error["exit_code"] == code
         assert error["message"] in " ".join(result.err.split()) or code == 2
-    result = cli("device", "apply", *fleet.packets[:2], cut, fleet.packets[2], "--store", store, "--json")
+    result = cli(
+        "device", "apply", *fleet.packets[:2], cut, fleet.packets[2], "--store", store, "--json"
+    )
     value = json.loads(result.out)
-    assert (result.code, [one["task"] for one in value["applied"]], value["error"]["exit_code"]) == (3, [1, 2], 3)
+    assert (
+        result.code,
+        [one["task"] for one in value["applied"]],
+        value["error"]["exit_code"],
+    ) == (3, [1, 2], 3)
     assert str(cut) in value["error"]["message"]
     value = json.loads(cli("device", "apply", *fleet.packets, "--store", store, "--json").out)
-    assert ([one["task"] for one in value["applied"]], value["skipped"]) == ([3], [str(path) for path in fleet.packets[:2]])
+    assert ([one["task"] for one in value["applied"]], value["skipped"]) == (
+        [3],
+        [str(path) for path in fleet.packets[:2]],
+    )
 
 
-def test_an_interruption_tells_what_was_done(cli: Cli, fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_tells_what_was_done(
+    cli: Cli, fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     apply = Device.apply
 
     def interrupted(device: Device, packet: Path, older: bool) -> dict[str, object]:
@@ -303,12 +432,18 @@ def test_an_interruption_tells_what_was_done(cli: Cli, fleet: Fleet, store: Path
 
 @pytest.mark.parametrize("stdout", ["full disk", "closed pipe"])
 @pytest.mark.parametrize("json_option", [[], ["--json"]])
-def test_output_that_cannot_be_written_stops_no_work(fleet: Fleet, store: Path, stdout: str, json_option: list[str]) -> None:
+def test_output_that_cannot_be_written_stops_no_work(
+    fleet: Fleet, store: Path, stdout: str, json_option: list[str]
+) -> None:
     program = [sys.executable, "-m", "sdlora_edge", "device"]
     reader, writer = os.pipe()
     os.close(reader)
     with open("/dev/full" if stdout == "full disk" else writer, "wb") as out:
-        for code, *arguments in ((8, "apply", *fleet.packets[:2]), (8, "status"), (3, "apply", fleet.packets[0], store / "none")):
+        for code, *arguments in (
+            (8, "apply", *fleet.packets[:2]),
+            (8, "status"),
+            (3, "apply", fleet.packets[0], store / "none"),
+        ):
             line = [*program, *map(str, arguments), "--store", str(store), *json_option]
             done = subprocess.run(line, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
             assert done.returncode == code, done.stderr
@@ -321,22 +456,41 @@ def test_output_that_cannot_be_written_stops_no_work(fleet: Fleet, store: Path, 
 def test_predict_answers_image_by_image(
     cli: Cli, fleet: Fleet, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images = make_pictures(tmp_path / "images", ["a", "b"], 2)
+    images = make_images(tmp_path / "images", ["a", "b"], 2)
     (images / "a" / "bad.png").write_bytes(b"no image")
     (images / "b" / "notes.txt").write_text("no image, and not meant to be one")
     (images / "b" / "._00.png").write_bytes(b"what a Mac leaves")
     (images / "b" / "loop").symlink_to(images)
     good = images / "a" / "00.png"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(good.read_bytes())))
-    result = cli("device", "predict", good, images, tmp_path / "none.png", "-", "--store", store, "--batch-size", 2, "--json")
+    result = cli(
+        "device",
+        "predict",
+        good,
+        images,
+        tmp_path / "none.png",
+        "-",
+        "--store",
+        store,
+        "--batch-size",
+        2,
+        "--json",
+    )
     entries = json.loads(result.out)["predictions"]
     names = ["a/00.png", "a/01.png", "a/bad.png", "b/00.png", "b/01.png"]
     assert result.code == 3
-    assert [entry["image"] for entry in entries] == [str(good), *(str(images / n) for n in names), str(tmp_path / "none.png"), "-"]
+    assert [entry["image"] for entry in entries] == [
+        str(good),
+        *(str(images / n) for n in names),
+        str(tmp_path / "none.png"),
+        "-",
+    ]
     assert [i for i, entry in enumerate(entries) if "error" in entry] == [3, 6]
     assert entries[3]["error"]["exit_code"] == 3
     assert "bad.png" in entries[3]["error"]["message"]
-    alone = json.loads(cli("device", "predict", good, "--store", store, "--json").out)["predictions"][0]
+    alone = json.loads(cli("device", "predict", good, "--store", store, "--json").out)[
+        "predictions"
+    ][0]
     assert entries[0] == entries[1] == alone == {**entries[7], "image": str(good)}
     result = cli("device", "predict", images / "a", "--store", store)
     assert (result.code, len(result.out.splitlines())) == (3, 2)
@@ -351,7 +505,11 @@ def test_predict_answers_image_by_image(
         monkeypatch.setattr("sdlora_edge.cli.device.MAX_FILE", 10)
         result = cli("device", "predict", good, "-", good, "--store", store, "--json")
         entries = json.loads(result.out)["predictions"]
-        assert (result.code, [i for i, entry in enumerate(entries) if "error" in entry], len(entries)) == (3, [1], 3)
+        assert (
+            result.code,
+            [i for i, entry in enumerate(entries) if "error" in entry],
+            len(entries),
+        ) == (3, [1], 3)
         assert said in entries[1]["error"]["message"]
     refused(cli("device", "predict", tmp_path / "empty", "--store", store), 3, "holds no image")
 
@@ -360,10 +518,26 @@ def test_every_command_has_help(cli: Cli) -> None:
     groups = {
         "keys": ["new"],
         "bundle": ["inspect"],
-        "packet": ["build", "inspect", "verify", "sign", "squash", "trust", "recall", "to-peft", "from-peft"],
+        "packet": [
+            "build",
+            "inspect",
+            "verify",
+            "sign",
+            "squash",
+            "trust",
+            "revoke",
+            "to-peft",
+            "from-peft",
+        ],
         "device": ["init", "apply", "predict", "status", "verify", "rollback", "export-adapter"],
     }
-    words = [[], ["train"], ["export"], ["demo"], *([g, c] for g, commands in groups.items() for c in ["", *commands])]
+    words = [
+        [],
+        ["train"],
+        ["export"],
+        ["demo"],
+        *([g, c] for g, commands in groups.items() for c in ["", *commands]),
+    ]
     for line in words:
         result = cli(*filter(None, line), "--help")
         assert result.code == 0
@@ -374,23 +548,31 @@ def test_verify_says_what_inspect_does_not(cli: Cli, fleet: Fleet, foreign: Flee
     shown = cli("packet", "inspect", foreign.packets[0])
     assert shown.code == 0
     assert "not verified" in shown.out
-    refused(cli("packet", "verify", foreign.packets[0], "--bundle", fleet.bundle), 4, "signature refused")
+    refused(
+        cli("packet", "verify", foreign.packets[0], "--bundle", fleet.bundle),
+        4,
+        "signature refused",
+    )
     assert "good, task 1" in cli("packet", "verify", fleet.packets[0], "--bundle", fleet.bundle).out
 
 
 def commands(name: str) -> list[list[str]]:
     """The commands in one marked block of the README."""
-    block = re.search(rf"<!-- commands:{name} -->\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    block = re.search(
+        rf"<!-- commands:{name} -->\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+    )
     assert block is not None
     return [shlex.split(line) for line in block[1].splitlines()]
 
 
-def test_the_readme_takes_a_newcomer_from_pictures_to_an_answer(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_takes_a_newcomer_from_images_to_an_answer(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its commands, word for word, but for the backbone (the README's would be downloaded)."""
     monkeypatch.chdir(tmp_path)
-    make_pictures(tmp_path / "pictures", ["apple", "bolt", "cup", "disc", "egg", "fork"], 10)
-    make_pictures(tmp_path / "new_pictures", ["gear", "hook"], 10, seed=1)
-    shutil.copy(tmp_path / "pictures" / "cup" / "00.png", tmp_path / "photo.png")
+    make_images(tmp_path / "images", ["apple", "bolt", "cup", "disc", "egg", "fork"], 10)
+    make_images(tmp_path / "new_images", ["gear", "hook"], 10, seed=1)
+    shutil.copy(tmp_path / "images" / "cup" / "00.png", tmp_path / "photo.png")
     assert len(commands("first")) == 5
     for words in commands("first") + commands("weekly"):
         assert words[0] == "sdlora-edge"
@@ -399,7 +581,16 @@ def test_the_readme_takes_a_newcomer_from_pictures_to_an_answer(cli: Cli, tmp_pa
         if more:
             arguments = [*arguments[:2], *more, *arguments[2:]]
         if "--tasks" in arguments:
-            arguments += ["--backbone", "micro_vit", "--base-classes", "2", "--image-size", "16", "--head", "aligned"]
+            arguments += [
+                "--backbone",
+                "micro_vit",
+                "--base-classes",
+                "2",
+                "--image-size",
+                "16",
+                "--head",
+                "aligned",
+            ]
         result = cli(*arguments)
         assert result.code == 0, (arguments, result)
     status = json.loads(cli("device", "status", "--store", "store", "--json").out)

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Fleet, make_pictures
+from conftest import Fleet, make_images
 
-from sdlora_edge import signing
+from sdlora_edge.formats import signing
 
 PROGRAM = """
 import contextlib, io, json, os, sys
@@ -30,7 +30,12 @@ print(json.dumps(done))
 
 def without_torch(folder: Path, commands: list[list[str]]) -> list[tuple[int, str]]:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], input=json.dumps(commands), cwd=folder, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PROGRAM],
+        input=json.dumps(commands),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return [(code, err) for code, err in json.loads(done.stdout)]
 
@@ -55,8 +60,8 @@ def place(fleet: Fleet, tmp_path: Path) -> Path:
     (tmp_path / "adapter").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "there.sdlora").touch()
-    make_pictures(tmp_path / "single", ["x"], 3)
-    make_pictures(tmp_path / "two", ["x", "y"], 3)
+    make_images(tmp_path / "single", ["x"], 3)
+    make_images(tmp_path / "two", ["x", "y"], 3)
     return tmp_path
 
 
@@ -110,7 +115,7 @@ def test_every_command_refuses_before_it_loads_anything_slow(place: Path) -> Non
         f"packet squash {packets[0]} --key factory.key --out new.sdlora": (2, "two or more"),
         f"packet squash {packets[0]} {packets[1]} --key factory.key --out there.sdlora": (2, "exists already"),
         "packet trust --bundle full --key factory.key --out there.sdlora": (2, "exists already"),
-        "packet recall --bundle flashed --task 1 --key factory.key --out there.sdlora": (2, "exists already"),
+        "packet revoke --bundle flashed --task 1 --key factory.key --out there.sdlora": (2, "exists already"),
         "packet to-peft --bundle flashed --out full": (2, "full exists already"),
         "packet from-peft adapter --run run --data two": (3, "adapter_config.json"),
         "packet from-peft adapter --run full --data two": (3, "full is not a run"),
@@ -122,6 +127,12 @@ def test_every_command_refuses_before_it_loads_anything_slow(place: Path) -> Non
         "device selftest --bundle flashed --packets full": (3, "no packet"),
         "demo --out full": (2, "not made by a demo"),
     }  # fmt: skip
-    done = zip(cases.items(), without_torch(place, [command.split() for command in cases]), strict=True)
-    wrong = [f"{command}: {found} {err}" for (command, (code, words)), (found, err) in done if found != code or words not in err]
+    done = zip(
+        cases.items(), without_torch(place, [command.split() for command in cases]), strict=True
+    )
+    wrong = [
+        f"{command}: {found} {err}"
+        for (command, (code, words)), (found, err) in done
+        if found != code or words not in err
+    ]
     assert not wrong, "\n".join(wrong)

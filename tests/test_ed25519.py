@@ -21,13 +21,15 @@ from securesystemslib._vendor.ed25519 import ed25519 as reference
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import _key
 
-from sdlora_edge import ed25519, signing
-from sdlora_edge.canonical import dump_json, sha256
 from sdlora_edge.errors import InputError, SdloraError, TrustError
+from sdlora_edge.formats import ed25519, signing
+from sdlora_edge.formats.canonical import dump_json, sha256
 
 L, P = reference.l, reference.q
 SECRET, NONCE = 2**251 + 12345, 2**250 + 6789
-T8 = reference.decodepoint(bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"))
+T8 = reference.decodepoint(
+    bytes.fromhex("26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05")
+)
 SMALL = [reference.encodepoint(reference.scalarmult(T8, k)) for k in range(8)]
 PRIME = reference.encodepoint(reference.scalarmult_B(SECRET))
 MIXED = reference.encodepoint(reference.edwards_add(reference.scalarmult_B(SECRET), T8))
@@ -40,15 +42,22 @@ def numbers(*values: int) -> list[bytes]:
 
 UNSOUND = {
     "small order": SMALL,
-    "not canonical": numbers(P, P + 1, 2**255 + P, 2**255 + P + 1, 2**255 + 1, 2**255 + P - 1, *range(P + 3, P + 19)),
-    "mixed order": [MIXED, reference.encodepoint(reference.edwards_add(reference.decodepoint(MIXED), T8))],
+    "not canonical": numbers(
+        P, P + 1, 2**255 + P, 2**255 + P + 1, 2**255 + 1, 2**255 + P - 1, *range(P + 3, P + 19)
+    ),
+    "mixed order": [
+        MIXED,
+        reference.encodepoint(reference.edwards_add(reference.decodepoint(MIXED), T8)),
+    ],
     "not on the curve": numbers(2, 7, 2**255 + 2),
 }
 
 
 def nonce_point(torsion: int) -> bytes:
     """r B + torsion T8."""
-    return reference.encodepoint(reference.edwards_add(reference.scalarmult_B(NONCE), reference.scalarmult(T8, torsion)))
+    return reference.encodepoint(
+        reference.edwards_add(reference.scalarmult_B(NONCE), reference.scalarmult(T8, torsion))
+    )
 
 
 def key_entry(public: bytes) -> tuple[str, dict[str, object]]:
@@ -62,7 +71,11 @@ def trusting(public: bytes) -> signing.Trust:
 
 def enveloped(public: bytes, signature: bytes, payload: bytes) -> bytes:
     sig = {"keyid": key_entry(public)[0], "sig": base64.b64encode(signature).decode()}
-    value = {"payload": base64.b64encode(payload).decode(), "payloadType": signing.PAYLOAD_TYPE, "signatures": [sig]}
+    value = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": signing.PAYLOAD_TYPE,
+        "signatures": [sig],
+    }
     return dump_json(value)
 
 
@@ -90,7 +103,14 @@ def found(wanted: Callable[[bytes], bool]) -> bytes:
     return next(payload for payload in (b"%d" % i for i in range(10_000)) if wanted(payload))
 
 
-def signed(A: bytes, R: bytes, wanted: Callable[[int, int], bool], verdicts: tuple[bool, bool], r: int = 0, extra: int = 0) -> Case:
+def signed(
+    A: bytes,
+    R: bytes,
+    wanted: Callable[[int, int], bool],
+    verdicts: tuple[bool, bool],
+    r: int = 0,
+    extra: int = 0,
+) -> Case:
     """S = r + h a + extra, over the first payload whose h, in whole and modulo L, is wanted."""
     payload = found(lambda one: wanted(h := challenge(R, A, one), h % L))
     S = (r + challenge(R, A, payload) * SECRET) % L + extra
@@ -109,25 +129,59 @@ def cases() -> dict[str, Case]:
     real = found(lambda one: True)
     h = challenge(IDENTITY, PRIME, real)
     return {
-        "0: small A and R, S = 0": small_key(odd, SMALL[3], 0, lambda m: same(3)(c := challenge(SMALL[3], odd, m), c % L), True),
-        "1: small A": small_key(odd, nonce_point(3), NONCE, lambda m: same(3)(c := challenge(nonce_point(3), odd, m), c % L), True),
+        "0: small A and R, S = 0": small_key(
+            odd, SMALL[3], 0, lambda m: same(3)(c := challenge(SMALL[3], odd, m), c % L), True
+        ),
+        "1: small A": small_key(
+            odd,
+            nonce_point(3),
+            NONCE,
+            lambda m: same(3)(c := challenge(nonce_point(3), odd, m), c % L),
+            True,
+        ),
         "2: mixed A, small R": signed(MIXED, SMALL[3], same(3), (True, True)),
         "3: mixed A and R": signed(MIXED, nonce_point(3), same(3), (True, True), NONCE),
         "4: with the cofactor only": signed(MIXED, nonce_point(3), same(4), (False, False), NONCE),
-        "5: h reduced first": signed(MIXED, nonce_point(3), lambda h, short: short % 8 == 5 != h % 8, (True, False), NONCE),
-        "5: h not reduced": signed(MIXED, nonce_point(3), lambda h, short: h % 8 == 5 != short % 8, (False, True), NONCE),
+        "5: h reduced first": signed(
+            MIXED, nonce_point(3), lambda h, short: short % 8 == 5 != h % 8, (True, False), NONCE
+        ),
+        "5: h not reduced": signed(
+            MIXED, nonce_point(3), lambda h, short: h % 8 == 5 != short % 8, (False, True), NONCE
+        ),
         "6: S + L": signed(PRIME, nonce_point(0), any_h, (False, True), NONCE, L),
         "7: S + 14 L": signed(PRIME, nonce_point(0), any_h, (False, True), NONCE, 14 * L),
         "8: R not canonical, reduced before h": Case(
-            PRIME, NOT_CANONICAL_IDENTITY + (h * SECRET % L).to_bytes(32, "little"), real, False, True
+            PRIME,
+            NOT_CANONICAL_IDENTITY + (h * SECRET % L).to_bytes(32, "little"),
+            real,
+            False,
+            True,
         ),
-        "8: R = 1, its sign set": Case(PRIME, numbers(2**255 + 1)[0] + (h * SECRET % L).to_bytes(32, "little"), real, False, True),
-        "9: R not canonical, as it is in h": signed(PRIME, NOT_CANONICAL_IDENTITY, any_h, (False, False)),
+        "8: R = 1, its sign set": Case(
+            PRIME,
+            numbers(2**255 + 1)[0] + (h * SECRET % L).to_bytes(32, "little"),
+            real,
+            False,
+            True,
+        ),
+        "9: R not canonical, as it is in h": signed(
+            PRIME, NOT_CANONICAL_IDENTITY, any_h, (False, False)
+        ),
         "10: A not canonical, reduced before h": small_key(
-            order4, IDENTITY, 0, lambda m: challenge(IDENTITY, reduced, m) % 4 == 0 != challenge(IDENTITY, order4, m) % L % 2, False
+            order4,
+            IDENTITY,
+            0,
+            lambda m: (
+                challenge(IDENTITY, reduced, m) % 4 == 0 != challenge(IDENTITY, order4, m) % L % 2
+            ),
+            False,
         ),
         "11: A not canonical, as it is in h": small_key(
-            order4, IDENTITY, 0, lambda m: (c := challenge(IDENTITY, order4, m)) % 4 == c % L % 4 == 0, True
+            order4,
+            IDENTITY,
+            0,
+            lambda m: (c := challenge(IDENTITY, order4, m)) % 4 == c % L % 4 == 0,
+            True,
         ),
         "R is no point": Case(PRIME, numbers(2)[0] + bytes(32), real, False, False),
     }
@@ -138,7 +192,9 @@ CASES = cases()
 
 def compiled_says(case: Case) -> bool:
     try:
-        Ed25519PublicKey.from_public_bytes(case.public).verify(case.signature, message(case.payload))
+        Ed25519PublicKey.from_public_bytes(case.public).verify(
+            case.signature, message(case.payload)
+        )
     except (InvalidSignature, ValueError):
         return False
     return True
@@ -167,7 +223,9 @@ def both(envelope: bytes, trust: signing.Trust) -> set[str]:
         return said | {verdict()}
 
 
-@pytest.mark.parametrize("public", [k for keys in UNSOUND.values() for k in keys], ids=lambda k: k.hex())
+@pytest.mark.parametrize(
+    "public", [k for keys in UNSOUND.values() for k in keys], ids=lambda k: k.hex()
+)
 def test_an_unsound_key_is_refused_wherever_keys_are_read(public: bytes, tmp_path: Path) -> None:
     keyid, entry = key_entry(public)
     with pytest.raises(InputError, match=f"key {keyid[:12]}: {public.hex()} is not a sound"):
@@ -180,13 +238,18 @@ def test_an_unsound_key_is_refused_wherever_keys_are_read(public: bytes, tmp_pat
 @pytest.mark.parametrize("name", CASES)
 def test_a_signature_that_verifiers_judge_differently_is_refused_by_both(name: str) -> None:
     case = CASES[name]
-    assert (compiled_says(case), pure_says(case)) == (case.compiled, case.pure)  # so the case is what its name says
+    assert (compiled_says(case), pure_says(case)) == (
+        case.compiled,
+        case.pure,
+    )  # so the case is what its name says
     if case.public != PRIME:
         with pytest.raises(InputError, match="is not a sound"):
             trusting(case.public)
         return
     (said,) = both(enveloped(case.public, case.signature, case.payload), trusting(PRIME))
-    assert said.startswith(("TrustError: signature refused", "InputError: the envelope is malformed"))
+    assert said.startswith(
+        ("TrustError: signature refused", "InputError: the envelope is malformed")
+    )
 
 
 def test_a_good_signature_counts_beside_a_wrong_one_of_a_known_key(tmp_path: Path) -> None:
@@ -195,21 +258,32 @@ def test_a_good_signature_counts_beside_a_wrong_one_of_a_known_key(tmp_path: Pat
     good = signing.sign(b"{}", [signing.load_signer(private)])
     trust = signing.Trust((trusting(PRIME).keys[0], signing.load_public(public)), 1)
     for R in numbers(2, P + 1, 2**255 + 1):
-        value, other = (signing.parse_json(e, "") for e in (good, enveloped(PRIME, R + bytes(32), b"{}")))
+        value, other = (
+            signing.parse_json(e, "") for e in (good, enveloped(PRIME, R + bytes(32), b"{}"))
+        )
         value["signatures"] = other["signatures"] + value["signatures"]
         assert both(dump_json(value), trust) == {"{}"}
         assert signing.good_signatures(dump_json(value), trust) == 1
 
 
 def test_keys_that_people_make_are_taken_quickly(tmp_path: Path) -> None:
-    publics = [bytes.fromhex(signing.load_public(signing.new_key(str(i), tmp_path)[1]).keyval["public"]) for i in range(20)]
+    publics = [
+        bytes.fromhex(signing.load_public(signing.new_key(str(i), tmp_path)[1]).keyval["public"])
+        for i in range(20)
+    ]
     ed25519.is_key.cache_clear()
     begin = time.process_time()
     assert all(map(ed25519.is_key, publics))
     assert time.process_time() - begin < 20 * 0.05
 
 
-R_VALUES = [nonce_point(0), nonce_point(1), *SMALL, *UNSOUND["not canonical"][:8], *UNSOUND["not on the curve"]]
+R_VALUES = [
+    nonce_point(0),
+    nonce_point(1),
+    *SMALL,
+    *UNSOUND["not canonical"][:8],
+    *UNSOUND["not on the curve"],
+]
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
@@ -225,13 +299,19 @@ def test_both_verifiers_agree_on_every_signature_of_a_sound_key(
 ) -> None:
     """Made by the owner of the key, who may choose R, what is hashed for it, and S."""
     S = (r + challenge(hashed or R, PRIME, b"text") * SECRET) % L + times * L
-    signature = int.from_bytes(R + S.to_bytes(32, "little"), "little") ^ (0 if flipped is None else 1 << flipped)
-    assert len(both(enveloped(PRIME, signature.to_bytes(64, "little"), b"text"), trusting(PRIME))) == 1
+    signature = int.from_bytes(R + S.to_bytes(32, "little"), "little") ^ (
+        0 if flipped is None else 1 << flipped
+    )
+    assert (
+        len(both(enveloped(PRIME, signature.to_bytes(64, "little"), b"text"), trusting(PRIME))) == 1
+    )
 
 
 def test_what_rfc_8032_takes_is_taken() -> None:
     for R, r in ((nonce_point(0), NONCE), (IDENTITY, 0)):
         S = (r + challenge(R, PRIME, b"good") * SECRET) % L
-        assert both(enveloped(PRIME, R + S.to_bytes(32, "little"), b"good"), trusting(PRIME)) == {"good"}
+        assert both(enveloped(PRIME, R + S.to_bytes(32, "little"), b"good"), trusting(PRIME)) == {
+            "good"
+        }
     with pytest.raises(TrustError):
         signing.verify(enveloped(PRIME, IDENTITY + bytes(32), b"good"), trusting(PRIME))

@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdlora_edge.encoding import BLOCK, ENCODINGS, Factors, HeadRows, decode, encode, parts, shapes
 from sdlora_edge.errors import UsageError
+from sdlora_edge.formats.encoding import (
+    BLOCK,
+    ENCODINGS,
+    Factors,
+    HeadRows,
+    decode,
+    encode,
+    parts,
+    shapes,
+)
 
 RANK, ROWS, COLUMNS = 4, 70, 96
 
@@ -21,12 +30,19 @@ def some(seed: int = 0) -> Factors:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_a_factor_comes_back_near_and_is_stored_as_said(encoding: str) -> None:
     exact, shipped = some(), encode(some(), encoding)
-    assert {part: array.shape for part, array in shipped.stored.items()} == shapes(encoding, RANK, ROWS, COLUMNS)
+    assert {part: array.shape for part, array in shipped.stored.items()} == shapes(
+        encoding, RANK, ROWS, COLUMNS
+    )
     assert tuple(shipped.stored) == parts(encoding)
     for got, wanted in ((shipped.A, exact.A), (shipped.B.T, exact.B.T)):
         assert got.shape == wanted.shape
         ends = np.abs(wanted).max(axis=1, keepdims=True)
-        allowed = {"fp32": 0 * ends, "fp16": ends * 2.0**-11, "int8": ends / 253, "int4": ends * 0.16}[encoding]
+        allowed = {
+            "fp32": 0 * ends,
+            "fp16": ends * 2.0**-11,
+            "int8": ends / 253,
+            "int4": ends * 0.16,
+        }[encoding]
         assert (np.abs(got - wanted) <= allowed + 1e-7).all()
 
 
@@ -49,7 +65,10 @@ def test_int4_takes_the_scale_with_the_least_error() -> None:
     rows = np.random.default_rng(3).standard_normal((50, BLOCK)).astype(np.float32)
     shipped = encode(Factors(rows, rows.T), "int4")
     plain = (np.abs(rows).max(axis=1) / 7).astype(np.float16).astype(np.float32)[:, None]
-    error, naive = ((shipped.A - rows) ** 2).sum(), ((np.rint(rows / plain).clip(-7, 7) * plain - rows) ** 2).sum()
+    error, naive = (
+        ((shipped.A - rows) ** 2).sum(),
+        ((np.rint(rows / plain).clip(-7, 7) * plain - rows) ** 2).sum(),
+    )
     assert error < 0.95 * naive
     np.testing.assert_array_equal(shipped.A, shipped.B.T)
 
@@ -81,7 +100,9 @@ def test_head_steps_do_not_add_up_their_errors_over_fifty_tasks() -> None:
     for _ in range(50):
         target = target + 0.05 * random.standard_normal(target.shape).astype(np.float32)
         rows = HeadRows.between(weight, bias, target, bias)
-        assert rows.step.nbytes + rows.scale.nbytes + rows.bias.nbytes + rows.index.nbytes == 5 * (96 + 12)
+        assert rows.step.nbytes + rows.scale.nbytes + rows.bias.nbytes + rows.index.nbytes == 5 * (
+            96 + 12
+        )
         change = np.abs(target - weight).max(axis=1, keepdims=True)
         weight, bias = rows.applied(weight, bias)
         assert (np.abs(weight - target) <= change / 253).all()
@@ -89,7 +110,9 @@ def test_head_steps_do_not_add_up_their_errors_over_fifty_tasks() -> None:
 
 def test_rows_that_stay_are_not_shipped() -> None:
     weight, bias = np.ones((3, 8), np.float32), np.zeros(3, np.float32)
-    rows = HeadRows.between(weight, bias, np.vstack([weight, weight]), np.array([0, 1, 0, 5, 5, 5], np.float32))
+    rows = HeadRows.between(
+        weight, bias, np.vstack([weight, weight]), np.array([0, 1, 0, 5, 5, 5], np.float32)
+    )
     assert rows.index.tolist() == [1]
     new_weight, new_bias = rows.applied(weight, bias)
     np.testing.assert_array_equal(new_weight, np.ones((6, 8)))

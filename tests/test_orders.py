@@ -1,4 +1,4 @@
-"""Keys that rotate, tasks that are recalled, packets made of several: through the command line, from host to device."""
+"""Keys that rotate, tasks that are revoked, packets made of several: through the command line, from host to device."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from conftest import Fleet, Result, snapshot
 from sdlora_edge.export.bundles import export_bundle
 
-from sdlora_edge import container, orders, packet, signing
 from sdlora_edge.device import Device
-from sdlora_edge.device.preprocessing import Preprocessing
 from sdlora_edge.device.store import Generation
 from sdlora_edge.errors import InputError, LimitError, NotForThisDevice, TrustError
-from sdlora_edge.orders import Recalled, with_recall
+from sdlora_edge.formats import container, control, packet, signing
+from sdlora_edge.formats.control import Revoked, with_revocation
+from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.train.run import Run
 
 Cli = Callable[..., Result]
@@ -26,7 +26,9 @@ Cli = Callable[..., Result]
 
 def inputs(device: Device) -> np.ndarray:
     prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
-    return prepare.normalise(np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3)).astype(np.uint8))
+    return prepare.normalise(
+        np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3)).astype(np.uint8)
+    )
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,19 @@ def test_a_bundle_of_another_encoding_takes_its_own_packets_only(
 ) -> None:
     bundle, packets, own = tmp_path / "bundle", tmp_path / "packets", tmp_path / "own"
     public = fleet.key.with_suffix(".pub")
-    made = cli("export", "--run", fleet.run, "--task", 0, "--encoding", encoding, "--trust", public, "--out", bundle)
+    made = cli(
+        "export",
+        "--run",
+        fleet.run,
+        "--task",
+        0,
+        "--encoding",
+        encoding,
+        "--trust",
+        public,
+        "--out",
+        bundle,
+    )
     assert made.code == 0, made
     build = ("packet", "build", fleet.run, "--bundle", bundle, "--key", fleet.key, "--out", packets)
     refused(cli(*build, "--encoding", "fp16"), 5, f"takes packets in {encoding}")
@@ -94,9 +108,15 @@ def test_a_bundle_of_another_encoding_takes_its_own_packets_only(
         device.apply(b["file"])
         assert b["weight_error"] == run.weight_error(b["task"])
         assert device.status()["state"] == run.states[b["task"]].digest
-    assert {"fp32": b["weight_error"] == 0, "int8": 0 < b["weight_error"] < 0.01, "int4": 0 < b["weight_error"] < 0.1}[encoding]
+    assert {
+        "fp32": b["weight_error"] == 0,
+        "int8": 0 < b["weight_error"] < 0.01,
+        "int4": 0 < b["weight_error"] < 0.1,
+    }[encoding]
     np.testing.assert_array_equal(device._live.state.head_weight, run.states[3].head_weight)
-    refused(cli("device", "apply", built[0]["file"], "--store", store), 5, "in the bundle's encoding")
+    refused(
+        cli("device", "apply", built[0]["file"], "--store", store), 5, "in the bundle's encoding"
+    )
     refused(cli("device", "apply", fleet.packets[0], "--store", own), 5, "another lineage")
 
 
@@ -111,18 +131,30 @@ def test_training_in_an_encoding_and_encoding_anew_is_one_lineage(fleet: Fleet) 
 
 
 def test_build_says_what_a_packet_costs_and_brings(cli: Cli, fleet: Fleet, tmp_path: Path) -> None:
-    from conftest import make_pictures
+    from conftest import make_images
 
     classes = Run.open(fleet.run).states[3].classes
-    folder = make_pictures(tmp_path / "pictures", list(classes), 2)
-    command = ("packet", "build", fleet.run, "--bundle", fleet.bundle, "--key", fleet.key, "--data", folder)
-    (built, *_) = json.loads(cli(*command, "--out", tmp_path / "a", "--task", 3, "--json").out)["packets"]
-    assert set(built["accuracy"]) == {"before", "after", "after_without_old_rows", "pictures"}
-    assert built["accuracy"]["pictures"] == 20
+    folder = make_images(tmp_path / "images", list(classes), 2)
+    command = (
+        "packet",
+        "build",
+        fleet.run,
+        "--bundle",
+        fleet.bundle,
+        "--key",
+        fleet.key,
+        "--data",
+        folder,
+    )
+    (built, *_) = json.loads(cli(*command, "--out", tmp_path / "a", "--task", 3, "--json").out)[
+        "packets"
+    ]
+    assert set(built["accuracy"]) == {"before", "after", "after_without_old_rows", "images"}
+    assert built["accuracy"]["images"] == 20
     assert built["old_rows_bytes"] == built["old_rows"] * (64 + 12)
     shown = cli(*command, "--out", tmp_path / "b", "--task", 3).out
     assert "weight error" in shown
-    assert "20 pictures" in shown
+    assert "20 images" in shown
 
 
 # keys
@@ -131,7 +163,17 @@ def test_build_says_what_a_packet_costs_and_brings(cli: Cli, fleet: Fleet, tmp_p
 def two_of_three(cli: Cli, fleet: Fleet, keys: Keys, out: Path) -> Path:
     """A trust packet: from the factory's key alone to two of one, two, three."""
     options = [o for name in ("one", "two", "three") for o in ("--add", keys.pub(name))]
-    command = ("packet", "trust", "--bundle", fleet.bundle, *options, "--remove", keys.pub("factory"), "--threshold", 2)
+    command = (
+        "packet",
+        "trust",
+        "--bundle",
+        fleet.bundle,
+        *options,
+        "--remove",
+        keys.pub("factory"),
+        "--threshold",
+        2,
+    )
     made = cli(*command, "--key", fleet.key, "--key", keys.key("one"), "--out", out, "--json")
     value = json.loads(made.out)
     assert value["signatures"] == {"old": [1, 1], "new": [1, 2]}
@@ -148,41 +190,85 @@ def test_keys_rotate_when_old_and_new_ones_have_signed(
     unchanged(store, lambda: apply(rotation), 4, "new keys have not signed")
     assert cli("packet", "sign", rotation, "--key", keys.key("two")).code == 0
     refused(cli("packet", "sign", rotation, "--key", keys.key("two")), 7, "signed it already")
-    assert "keys of version 2, 2 of 3" in cli("packet", "verify", rotation, "--bundle", fleet.bundle).out
+    assert (
+        "keys of version 2, 2 of 3"
+        in cli("packet", "verify", rotation, "--bundle", fleet.bundle).out
+    )
     before = Device.open(store).logits(inputs(Device.open(store)))
     assert apply(rotation).code == 0
     assert status(cli, store)["trust_version"] == 2
     unchanged(store, lambda: apply(rotation), 7, "applied already")
     unchanged(store, lambda: apply(first), 7, "applied already")  # whoever signs now
-    unchanged(store, lambda: apply(second), 4, "signature refused")  # the factory's key is no longer obeyed
+    unchanged(
+        store, lambda: apply(second), 4, "signature refused"
+    )  # the factory's key is no longer obeyed
     # the packet under the old keys is still good, and nothing was computed anew
     np.testing.assert_array_equal(Device.open(store).logits(inputs(Device.open(store))), before)
-    build = ("packet", "build", fleet.run, "--bundle", fleet.bundle, "--task", 2, "--out", tmp_path / "new")
+    build = (
+        "packet",
+        "build",
+        fleet.run,
+        "--bundle",
+        fleet.bundle,
+        "--task",
+        2,
+        "--out",
+        tmp_path / "new",
+    )
     refused(cli(*build, "--key", fleet.key, "--after", rotation), 4, "does not trust key")
-    half = json.loads(cli(*build, "--key", keys.key("three"), "--after", rotation, "--json").out)["packets"][0]
+    half = json.loads(cli(*build, "--key", keys.key("three"), "--after", rotation, "--json").out)[
+        "packets"
+    ][0]
     assert (half["signatures"], half["threshold"]) == (1, 2)
     unchanged(store, lambda: apply(half["file"]), 4, "2 good signature(s)")
     assert cli("packet", "sign", half["file"], "--key", keys.key("one")).code == 0
     # built again, as every week, it keeps what others have signed
-    again = json.loads(cli(*build, "--key", keys.key("three"), "--after", rotation, "--json").out)["packets"][0]
+    again = json.loads(cli(*build, "--key", keys.key("three"), "--after", rotation, "--json").out)[
+        "packets"
+    ][0]
     assert (again["file"], again["signatures"]) == (half["file"], 2)
-    assert "good, task 2" in cli("packet", "verify", half["file"], "--bundle", fleet.bundle, "--after", rotation).out
+    assert (
+        "good, task 2"
+        in cli("packet", "verify", half["file"], "--bundle", fleet.bundle, "--after", rotation).out
+    )
     # but never one of our own that does not hold
     data = Path(half["file"]).read_bytes()
     ours = signing.load_public(Path(keys.pub("three"))).keyid
-    (good,) = [s["sig"].encode() for s in json.loads(container.opened(data)[0])["signatures"] if s["keyid"] == ours]
-    Path(half["file"]).write_bytes(data.replace(good, (b"B" if good[:1] == b"A" else b"A") + good[1:]))
+    (good,) = [
+        s["sig"].encode()
+        for s in json.loads(container.opened(data)[0])["signatures"]
+        if s["keyid"] == ours
+    ]
+    Path(half["file"]).write_bytes(
+        data.replace(good, (b"B" if good[:1] == b"A" else b"A") + good[1:])
+    )
     assert cli(*build, "--key", keys.key("three"), "--after", rotation).code == 0
     assert good in Path(half["file"]).read_bytes()
     Path(half["file"]).write_bytes(data)
-    order = ("packet", "recall", "--bundle", fleet.bundle, "--task", 2, "--key", keys.key("one"), "--after", rotation)
-    assert "signed by 1 of the 2 keys" in cli(*order, "--out", tmp_path / "recall.sdlora").out
+    order = (
+        "packet",
+        "revoke",
+        "--bundle",
+        fleet.bundle,
+        "--task",
+        2,
+        "--key",
+        keys.key("one"),
+        "--after",
+        rotation,
+    )
+    assert "signed by 1 of the 2 keys" in cli(*order, "--out", tmp_path / "revocation.sdlora").out
     assert apply(half["file"]).code == 0
     # rolled back below the rotation and open again: the keys stay, and each packet is verified under its own
     for task in (1, 0):
         assert cli("device", "rollback", "--store", store).code == 0
         assert (status(cli, store)["task"], status(cli, store)["trust_version"]) == (task, 2)
-    unchanged(store, lambda: cli("device", "apply", first, "--store", store, "--allow-older"), 4, "signature refused")
+    unchanged(
+        store,
+        lambda: cli("device", "apply", first, "--store", store, "--allow-older"),
+        4,
+        "signature refused",
+    )
 
 
 def test_an_old_trust_packet_never_comes_back(
@@ -197,7 +283,9 @@ def test_an_old_trust_packet_never_comes_back(
     unchanged(store, lambda: apply(two), 7, "applied already")
     countersigned = tmp_path / "2b.sdlora"
     assert cli("packet", "sign", two, "--key", keys.key("one"), "--out", countersigned).code == 0
-    unchanged(store, lambda: apply(countersigned), 4, "version 2, and this device has seen version 3")
+    unchanged(
+        store, lambda: apply(countersigned), 4, "version 2, and this device has seen version 3"
+    )
     # nor does the host build on one that comes too late, or on a packet that changes no keys
     again = (*common, "--add", keys.pub("one"), "--out", tmp_path / "4.sdlora")
     for after, code, word in (
@@ -205,12 +293,26 @@ def test_an_old_trust_packet_never_comes_back(
         ([two, two], 7, "in force already"),
         (fleet.packets[:1], 3, "no keys"),
     ):
-        refused(cli(*again, *(option for path in after for option in ("--after", path))), code, word)
+        refused(
+            cli(*again, *(option for path in after for option in ("--after", path))), code, word
+        )
 
 
-def test_senseless_trust_packets_cannot_be_made(cli: Cli, fleet: Fleet, keys: Keys, tmp_path: Path) -> None:
+def test_senseless_trust_packets_cannot_be_made(
+    cli: Cli, fleet: Fleet, keys: Keys, tmp_path: Path
+) -> None:
     def trust(*options: object, key: str = "factory") -> Result:
-        return cli("packet", "trust", "--bundle", fleet.bundle, "--key", keys.key(key), "--out", tmp_path / "t.sdlora", *options)
+        return cli(
+            "packet",
+            "trust",
+            "--bundle",
+            fleet.bundle,
+            "--key",
+            keys.key(key),
+            "--out",
+            tmp_path / "t.sdlora",
+            *options,
+        )
 
     refused(trust(), 7, "in force already")
     refused(trust("--threshold", 2), 2, "threshold of 2 with 1 key")
@@ -227,7 +329,9 @@ def test_a_trust_packet_that_the_old_keys_have_not_signed(
     """The attacker's own keys, signed by themselves; and a threshold that no number of keys can meet."""
     mine = signing.load_signer(keys.key("one"))
     trust = signing.Trust((mine.public_key,), 1, 2)
-    (tmp_path / "mine.sdlora").write_bytes(orders.build_trust(trust, lambda p: signing.sign(p, [mine])))
+    (tmp_path / "mine.sdlora").write_bytes(
+        control.build_trust(trust, lambda p: signing.sign(p, [mine]))
+    )
     unchanged(store, lambda: apply(tmp_path / "mine.sdlora"), 4, "signature refused")
     factory = signing.load_signer(fleet.key)
     for name, value in {
@@ -239,29 +343,46 @@ def test_a_trust_packet_that_the_old_keys_have_not_signed(
         "more": {**trust.to_dict(), "comment": "hello"},
         "list": [],
     }.items():
-        data = container.seal({"kind": "trust", "trust": value}, {}, lambda p: signing.sign(p, [factory, mine]))
+        data = container.seal(
+            {"kind": "trust", "trust": value}, {}, lambda p: signing.sign(p, [factory, mine])
+        )
         (tmp_path / f"{name}.sdlora").write_bytes(data)
         before = snapshot(store)
         assert apply(tmp_path / f"{name}.sdlora").code == 3, name
         assert snapshot(store) == before
 
 
-def test_one_key_signs_once_and_a_damaged_file_is_not_signed(fleet: Fleet, keys: Keys, tmp_path: Path, cli: Cli) -> None:
+def test_one_key_signs_once_and_a_damaged_file_is_not_signed(
+    fleet: Fleet, keys: Keys, tmp_path: Path, cli: Cli
+) -> None:
     copy = tmp_path / "p.sdlora"
     shutil.copy(fleet.packets[0], copy)
     refused(cli("packet", "sign", copy, "--key", fleet.key), 7, "signed it already")
-    assert cli("packet", "sign", copy, "--key", keys.key("one"), "--out", tmp_path / "q.sdlora").code == 0
+    assert (
+        cli("packet", "sign", copy, "--key", keys.key("one"), "--out", tmp_path / "q.sdlora").code
+        == 0
+    )
     both = signing.Trust((*fleet.trust.keys, signing.load_public(keys.pub("one"))), 2)
     assert packet.read((tmp_path / "q.sdlora").read_bytes(), both).sequence == 1
     with pytest.raises(TrustError, match="2 good"):
         packet.read(copy.read_bytes(), both)
     copy.write_bytes(copy.read_bytes()[:-1] + b"\1")
     refused(cli("packet", "sign", copy, "--key", keys.key("one")), 3, "is not signed")
-    build = ("packet", "build", fleet.run, "--bundle", fleet.bundle, "--key", fleet.key, "--key", fleet.key)
+    build = (
+        "packet",
+        "build",
+        fleet.run,
+        "--bundle",
+        fleet.bundle,
+        "--key",
+        fleet.key,
+        "--key",
+        fleet.key,
+    )
     refused(cli(*build, "--out", tmp_path / "x"), 2, "one key twice")
 
 
-# recall
+# revocation
 
 
 @pytest.fixture(scope="session")
@@ -284,9 +405,9 @@ def retrained(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def recall(cli: Cli, fleet: Fleet, out: Path, task: int = 2, revision: int = 0) -> Path:
+def revocation(cli: Cli, fleet: Fleet, out: Path, task: int = 2, revision: int = 0) -> Path:
     options = ("--task", task, "--revision", revision, "--key", fleet.key, "--out", out)
-    result = cli("packet", "recall", "--bundle", fleet.bundle, *options)
+    result = cli("packet", "revoke", "--bundle", fleet.bundle, *options)
     assert result.code == 0, result
     return out
 
@@ -304,8 +425,13 @@ def revised(cli: Cli, fleet: Fleet, run: Path, out: Path) -> list[Path]:
     return sorted(out.iterdir())
 
 
-def test_a_recalled_task_is_taken_back_and_replaced(
-    cli: Cli, fleet: Fleet, store: Path, retrained: Path, tmp_path: Path, apply: Callable[..., Result]
+def test_a_revoked_task_is_taken_back_and_replaced(
+    cli: Cli,
+    fleet: Fleet,
+    store: Path,
+    retrained: Path,
+    tmp_path: Path,
+    apply: Callable[..., Result],
 ) -> None:
     first, second, third = fleet.packets
     device = Device.open(store)
@@ -313,87 +439,138 @@ def test_a_recalled_task_is_taken_back_and_replaced(
     seen = device.logits(inputs(device))
     assert apply(second, third).code == 0
     new2, new3 = revised(cli, fleet, retrained, tmp_path / "new")
-    unchanged(store, lambda: apply(new2), 5, "roll back to task 1, or apply the recall")
-    order = recall(cli, fleet, tmp_path / "recall.sdlora")
+    unchanged(store, lambda: apply(new2), 5, "roll back to task 1, or apply the revocation")
+    order = revocation(cli, fleet, tmp_path / "revocation.sdlora")
     assert apply(order).code == 0
     again = Device.open(store)
-    assert (again.status()["task"], again.status()["recalled"]) == (1, [[2, 0]])
+    assert (again.status()["task"], again.status()["revoked"]) == (1, [[2, 0]])
     np.testing.assert_array_equal(again.logits(inputs(again)), seen)
-    unchanged(store, lambda: apply(order), 7, "recalled already")
+    unchanged(store, lambda: apply(order), 7, "revoked already")
     for older in ((), ("--allow-older",)):
-        unchanged(store, lambda older=older: cli("device", "apply", second, "--store", store, *older), 4, "was recalled")
+        unchanged(
+            store,
+            lambda older=older: cli("device", "apply", second, "--store", store, *older),
+            4,
+            "was revoked",
+        )
     assert apply(new2, new3).code == 0
     assert (status(cli, store)["task"], status(cli, store)["revision"]) == (3, 1)
-    unchanged(store, lambda: apply(order), 7, "recalled already")  # replayed: the revised task stays
+    unchanged(store, lambda: apply(order), 7, "revoked already")  # replayed: the revised task stays
     assert cli("device", "rollback", "--store", store).code == 0
     assert cli("device", "rollback", "--store", store).code == 0
-    unchanged(store, lambda: cli("device", "apply", second, "--store", store, "--allow-older"), 4, "was recalled")
+    unchanged(
+        store,
+        lambda: cli("device", "apply", second, "--store", store, "--allow-older"),
+        4,
+        "was revoked",
+    )
     assert cli("device", "apply", new2, "--store", store, "--allow-older").code == 0
 
 
 def test_a_device_that_rolled_back_takes_the_revision_and_never_the_old_task(
-    cli: Cli, fleet: Fleet, store: Path, retrained: Path, tmp_path: Path, apply: Callable[..., Result]
+    cli: Cli,
+    fleet: Fleet,
+    store: Path,
+    retrained: Path,
+    tmp_path: Path,
+    apply: Callable[..., Result],
 ) -> None:
-    """Without any recall packet: taking revision 1 is enough to refuse revision 0 for ever."""
+    """Without any revocation packet: taking revision 1 is enough to refuse revision 0 for ever."""
     assert apply(*fleet.packets).code == 0
     for _ in range(2):
         cli("device", "rollback", "--store", store)
     new2, _ = revised(cli, fleet, retrained, tmp_path / "new")
     assert apply(new2).code == 0
     cli("device", "rollback", "--store", store)
-    unchanged(store, lambda: cli("device", "apply", fleet.packets[1], "--store", store, "--allow-older"), 4, "was recalled")
+    unchanged(
+        store,
+        lambda: cli("device", "apply", fleet.packets[1], "--store", store, "--allow-older"),
+        4,
+        "was revoked",
+    )
     unchanged(store, lambda: apply(new2), 4, "--allow-older")
 
 
-def test_a_recall_reaches_devices_that_do_not_hold_the_task_too(
+def test_a_revocation_reaches_devices_that_do_not_hold_the_task_too(
     cli: Cli, fleet: Fleet, store: Path, tmp_path: Path, apply: Callable[..., Result]
 ) -> None:
-    order = recall(cli, fleet, tmp_path / "recall.sdlora", task=1)
+    order = revocation(cli, fleet, tmp_path / "revocation.sdlora", task=1)
     assert apply(order).code == 0
     assert status(cli, store)["task"] == 0
-    unchanged(store, lambda: apply(fleet.packets[0]), 4, "was recalled")
-    unchanged(store, lambda: apply(recall(cli, fleet, tmp_path / "less.sdlora", task=3)), 7, "recalled already")
-    assert apply(recall(cli, fleet, tmp_path / "more.sdlora", task=2, revision=5)).code == 0
-    assert status(cli, store)["recalled"] == [[1, 0], [2, 5]]
+    unchanged(store, lambda: apply(fleet.packets[0]), 4, "was revoked")
+    unchanged(
+        store,
+        lambda: apply(revocation(cli, fleet, tmp_path / "less.sdlora", task=3)),
+        7,
+        "revoked already",
+    )
+    assert apply(revocation(cli, fleet, tmp_path / "more.sdlora", task=2, revision=5)).code == 0
+    assert status(cli, store)["revoked"] == [[1, 0], [2, 5]]
 
 
-def test_a_recall_for_others_and_one_of_the_bundle_itself(cli: Cli, fleet: Fleet, store: Path, tmp_path: Path) -> None:
+def test_a_revocation_for_others_and_one_of_the_bundle_itself(
+    cli: Cli, fleet: Fleet, store: Path, tmp_path: Path
+) -> None:
     signer = signing.load_signer(fleet.key)
-    (tmp_path / "other.sdlora").write_bytes(orders.build_recall("ab" * 32, Recalled(1, 0), lambda p: signing.sign(p, [signer])))
-    unchanged(store, lambda: cli("device", "apply", tmp_path / "other.sdlora", "--store", store), 5, "another lineage")
-    export_bundle(Run.open(fleet.run), tmp_path / "bundle2", 2, [str(fleet.key.with_suffix(".pub"))])
+    (tmp_path / "other.sdlora").write_bytes(
+        control.build_revocation("ab" * 32, Revoked(1, 0), lambda p: signing.sign(p, [signer]))
+    )
+    unchanged(
+        store,
+        lambda: cli("device", "apply", tmp_path / "other.sdlora", "--store", store),
+        5,
+        "another lineage",
+    )
+    export_bundle(
+        Run.open(fleet.run), tmp_path / "bundle2", 2, [str(fleet.key.with_suffix(".pub"))]
+    )
     Device.init(tmp_path / "bundle2", tmp_path / "store2")
-    order = recall(cli, fleet, tmp_path / "recall.sdlora", task=2)
+    order = revocation(cli, fleet, tmp_path / "revocation.sdlora", task=2)
     late = lambda: cli("device", "apply", order, "--store", tmp_path / "store2")  # noqa: E731
     unchanged(tmp_path / "store2", late, 5, "part of the bundle itself")
-    arguments = ("packet", "recall", "--bundle", tmp_path / "bundle2", "--task", 2, "--key", fleet.key, "--out", tmp_path / "r")
+    arguments = (
+        "packet",
+        "revoke",
+        "--bundle",
+        tmp_path / "bundle2",
+        "--task",
+        2,
+        "--key",
+        fleet.key,
+        "--out",
+        tmp_path / "r",
+    )
     refused(cli(*arguments), 2, "--task 2")
 
 
-def test_a_recall_of_a_task_that_a_bundle_holds_below_a_newer_one(fleet: Fleet, tmp_path: Path) -> None:
-    """The bundle's last task is of revision 1, the one before it is the recalled one."""
+def test_a_revocation_of_a_task_that_a_bundle_holds_below_a_newer_one(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    """The bundle's last task is of revision 1, the one before it is the revoked one."""
     run = shutil.copytree(fleet.run, tmp_path / "run")
     Run.open(run).revise(2, 1)
     export_bundle(Run.open(run), tmp_path / "bundle", 2, [str(fleet.key.with_suffix(".pub"))])
     device = Device.init(tmp_path / "bundle", tmp_path / "store")
     assert device.bundle.manifest.revisions == (0, 1)
     signer = signing.load_signer(fleet.key)
-    for named, holds in ((Recalled(1, 0), "1"), (Recalled(1, 1), "1"), (Recalled(2, 1), "2")):
-        data = orders.build_recall(Run.open(run).lineage, named, lambda payload: signing.sign(payload, [signer]))
-        (tmp_path / "recall.sdlora").write_bytes(data)
-        with pytest.raises(NotForThisDevice, match=f"recalled task {holds} is part of the bundle"):
-            device.apply(tmp_path / "recall.sdlora")
+    for named, holds in ((Revoked(1, 0), "1"), (Revoked(1, 1), "1"), (Revoked(2, 1), "2")):
+        data = control.build_revocation(
+            Run.open(run).lineage, named, lambda payload: signing.sign(payload, [signer])
+        )
+        (tmp_path / "revocation.sdlora").write_bytes(data)
+        with pytest.raises(NotForThisDevice, match=f"revoked task {holds} is part of the bundle"):
+            device.apply(tmp_path / "revocation.sdlora")
 
 
-def test_recalls_that_others_cover_are_not_kept() -> None:
-    known = with_recall(with_recall((), Recalled(3, 1)), Recalled(5, 0))
-    assert known == (Recalled(3, 1),)
-    assert with_recall(known, Recalled(2, 4)) == (Recalled(2, 4),)
-    assert with_recall(known, Recalled(6, 2)) == (Recalled(3, 1), Recalled(6, 2))
+def test_revocations_that_others_cover_are_not_kept() -> None:
+    known = with_revocation(with_revocation((), Revoked(3, 1)), Revoked(5, 0))
+    assert known == (Revoked(3, 1),)
+    assert with_revocation(known, Revoked(2, 4)) == (Revoked(2, 4),)
+    assert with_revocation(known, Revoked(6, 2)) == (Revoked(3, 1), Revoked(6, 2))
 
 
 def test_a_record_that_no_device_writes_is_not_read() -> None:
-    from sdlora_edge.canonical import dump_json, parse_json, sha256
+    from sdlora_edge.formats.canonical import dump_json, parse_json, sha256
 
     record = Generation(2, "confirmed", ("ab" * 32,), 1)
     assert Generation.from_json(record.to_json()) == record
@@ -406,13 +583,13 @@ def test_a_record_that_no_device_writes_is_not_read() -> None:
         {"status": "fine", "before": body},
         {"trust": [["ab" * 32, 2]]},
         {"trust": [[5, 0]]},
-        {"recalled": [[1, 2]]},
-        {"recalled": [bad]},
+        {"revoked": [[1, 2]]},
+        {"revoked": [bad]},
         {"revision": -1},
     ):
-        broken = {**body, **changes}
+        damaged = {**body, **changes}
         with pytest.raises(InputError):
-            Generation.from_json(dump_json({**broken, "checksum": sha256(dump_json(broken))}))
+            Generation.from_json(dump_json({**damaged, "checksum": sha256(dump_json(damaged))}))
 
 
 # squash
@@ -425,7 +602,9 @@ def test_a_squash_leads_to_the_same_state_to_the_bit(
     for path in fleet.packets:
         single.apply(path)
     whole, later = tmp_path / "1-3.sdlora", tmp_path / "2-3.sdlora"
-    made = cli("packet", "squash", *fleet.packets[::-1], "--key", fleet.key, "--out", whole, "--json")
+    made = cli(
+        "packet", "squash", *fleet.packets[::-1], "--key", fleet.key, "--out", whole, "--json"
+    )
     value = json.loads(made.out)
     assert (value["from_task"], value["to_task"], len(value["classes"])) == (0, 3, 6)
     assert value["bytes"] < value["single_bytes"]
@@ -440,9 +619,19 @@ def test_a_squash_leads_to_the_same_state_to_the_bit(
     assert half.rollback()["task"] == 1
     # a squash over a state the device is not in
     other = Device.init(fleet.bundle, tmp_path / "other")
-    unchanged(tmp_path / "other", lambda: cli("device", "apply", later, "--store", tmp_path / "other"), 5, "apply 1 first")
+    unchanged(
+        tmp_path / "other",
+        lambda: cli("device", "apply", later, "--store", tmp_path / "other"),
+        5,
+        "apply 1 first",
+    )
     other.apply(fleet.packets[0])
-    unchanged(tmp_path / "other", lambda: cli("device", "apply", whole, "--store", tmp_path / "other"), 5, "this device is between")
+    unchanged(
+        tmp_path / "other",
+        lambda: cli("device", "apply", whole, "--store", tmp_path / "other"),
+        5,
+        "this device is between",
+    )
     unchanged(store, lambda: apply(whole), 7, "applied already")
 
 
@@ -468,14 +657,23 @@ def test_a_squash_of_another_chain_or_with_a_gap_is_refused(
     device = Device.open(store)
     device.apply(first)
     device.apply(second)
-    unchanged(store, lambda: cli("device", "apply", out, "--store", store), 5, "roll back to task 1")
+    unchanged(
+        store, lambda: cli("device", "apply", out, "--store", store), 5, "roll back to task 1"
+    )
     assert cli("device", "rollback", "--store", store).code == 0
     assert cli("device", "apply", out, "--store", store).code == 0
-    assert cli("device", "apply", recall(cli, fleet, tmp_path / "r.sdlora", 3, 1), "--store", store).code == 0
+    assert (
+        cli(
+            "device", "apply", revocation(cli, fleet, tmp_path / "r.sdlora", 3, 1), "--store", store
+        ).code
+        == 0
+    )
     assert status(cli, store)["task"] == 1  # the squash goes as a whole
 
 
-def test_a_squash_no_device_would_read_is_not_written(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_squash_no_device_would_read_is_not_written(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = [packet.read(path.read_bytes(), fleet.trust) for path in fleet.packets]
     signer = signing.load_signer(fleet.key)
     monkeypatch.setattr(container.opened, "__defaults__", (container.Limits(packet=10_000),))

@@ -18,7 +18,7 @@ from sdlora_edge.cli.output import output
 Cli = Callable[..., Result]
 INPUTS = {
     *("adapter", "after", "bundle", "check", "config", "expected", "file"),
-    *("folder", "images", "packets", "passphrase_file", "pictures", "run"),
+    *("folder", "images", "packets", "passphrase_file", "images", "run"),
 }
 
 
@@ -33,7 +33,11 @@ class Parameter:
     @property
     def is_own_store(self) -> bool:
         """The one that a device command works on."""
-        return self.name == "store" and self.command[0] == "device" and self.command[1] not in ("init", "selftest")
+        return (
+            self.name == "store"
+            and self.command[0] == "device"
+            and self.command[1] not in ("init", "selftest")
+        )
 
     def __str__(self) -> str:
         return " ".join((*self.command, f"--{self.name}"))
@@ -50,7 +54,11 @@ def parameters(group: typer.Typer = app, words: tuple[str, ...] = ()) -> Iterato
             if "pathlib.Path" in str(hint):
                 told = getattr(hint, "__metadata__", ())
                 own = command.name or command.callback.__name__
-                yield Parameter((*words, own), name, any(getattr(info, "callback", None) is output for info in told))
+                yield Parameter(
+                    (*words, own),
+                    name,
+                    any(getattr(info, "callback", None) is output for info in told),
+                )
 
 
 OUTPUTS = [parameter for parameter in parameters() if parameter.is_output]
@@ -59,12 +67,16 @@ OUTPUTS = [parameter for parameter in parameters() if parameter.is_output]
 def test_every_path_is_an_input_or_an_output() -> None:
     for parameter in parameters():
         known = parameter.name in INPUTS or parameter.is_own_store
-        assert known != parameter.is_output, f"{parameter}: give its option callback=output, or name it in INPUTS"
+        assert known != parameter.is_output, (
+            f"{parameter}: give its option callback=output, or name it in INPUTS"
+        )
     assert len(OUTPUTS) >= 16
 
 
 @pytest.mark.parametrize("parameter", OUTPUTS, ids=str)
-def test_no_output_lies_in_a_store(cli: Cli, store: Path, tmp_path: Path, parameter: Parameter) -> None:
+def test_no_output_lies_in_a_store(
+    cli: Cli, store: Path, tmp_path: Path, parameter: Parameter
+) -> None:
     (tmp_path / "link").symlink_to(store / "packets")
     before = snapshot(store)
     for inside in (
@@ -81,7 +93,9 @@ def test_no_output_lies_in_a_store(cli: Cli, store: Path, tmp_path: Path, parame
 
 
 @pytest.mark.parametrize("parameter", OUTPUTS, ids=str)
-def test_an_output_replaces_no_link_and_no_device(cli: Cli, tmp_path: Path, parameter: Parameter) -> None:
+def test_an_output_replaces_no_link_and_no_device(
+    cli: Cli, tmp_path: Path, parameter: Parameter
+) -> None:
     (tmp_path / "link").symlink_to("/dev/null")
     os.mkfifo(tmp_path / "pipe")
     for odd in ("link", "pipe"):

@@ -14,10 +14,10 @@ from conftest import Fleet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sdlora_edge import container, packet, signing
-from sdlora_edge.canonical import dump_json
-from sdlora_edge.encoding import Factors, HeadRows, encode
 from sdlora_edge.errors import InputError, LimitError, SdloraError
+from sdlora_edge.formats import container, packet, signing
+from sdlora_edge.formats.canonical import dump_json
+from sdlora_edge.formats.encoding import Factors, HeadRows, encode
 from sdlora_edge.state import TaskState
 from sdlora_edge.train.run import Run
 
@@ -27,7 +27,11 @@ def test_a_packet_brings_back_its_update(fleet: Fleet) -> None:
     for path, update, state in zip(fleet.packets, run.updates, run.states[1:], strict=True):
         opened = packet.read(path.read_bytes(), fleet.trust)
         assert opened.manifest["to"] == state.digest
-        assert (opened.update.task, opened.update.name, opened.update.classes) == (update.task, update.name, update.classes)
+        assert (opened.update.task, opened.update.name, opened.update.classes) == (
+            update.task,
+            update.name,
+            update.classes,
+        )
         assert opened.update.deltas.tobytes() == update.deltas.tobytes()
         assert opened.update.digest() == update.digest()
         assert opened.canary_logits.shape[1] == len(state.classes)
@@ -35,7 +39,16 @@ def test_a_packet_brings_back_its_update(fleet: Fleet) -> None:
 
 def test_any_safetensors_tool_opens_it_and_factors_are_float16(fleet: Fleet) -> None:
     tensors = safetensors.numpy.load(fleet.packets[0].read_bytes())
-    assert {name.rsplit(".", 1)[1] for name in tensors} == {"A", "B", "index", "weight", "bias", "logits", "step", "scale"}
+    assert {name.rsplit(".", 1)[1] for name in tensors} == {
+        "A",
+        "B",
+        "index",
+        "weight",
+        "bias",
+        "logits",
+        "step",
+        "scale",
+    }
     assert all(t.dtype == np.float16 for name, t in tensors.items() if name.endswith((".A", ".B")))
 
 
@@ -52,7 +65,9 @@ def test_every_flipped_bit_of_the_header_and_many_of_the_data_are_refused(fleet:
     assert packet.read(good, fleet.trust).sequence == 1
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_mutated_packets_end_in_a_typed_error(fleet: Fleet, data: st.DataObject) -> None:
     good = fleet.packets[0].read_bytes()
@@ -84,7 +99,9 @@ def resign(fleet: Fleet, path: Path, **changes: object) -> bytes:
     table = json.loads(data[8 : 8 + length])
     metadata = table.pop("__metadata__")
     manifest = json.loads(signing.unverified_payload(metadata["envelope"].encode()))
-    envelope = signing.sign(dump_json({**manifest, **changes}), [signing.load_signer(fleet.key)]).decode()
+    envelope = signing.sign(
+        dump_json({**manifest, **changes}), [signing.load_signer(fleet.key)]
+    ).decode()
     text = dump_json({"__metadata__": {**metadata, "envelope": envelope}, **table})
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
@@ -123,7 +140,9 @@ TASK = {"name": "x", "classes": ["x"], "revision": 0, "deltas": [1.0]}
         {"content": "00" * 32},
     ],
 )
-def test_a_signed_but_senseless_manifest_is_refused(fleet: Fleet, changes: dict[str, object]) -> None:
+def test_a_signed_but_senseless_manifest_is_refused(
+    fleet: Fleet, changes: dict[str, object]
+) -> None:
     with pytest.raises(InputError):
         packet.read(resign(fleet, fleet.packets[0], **changes), fleet.trust)
 
@@ -141,9 +160,13 @@ def test_shapes_dtypes_and_finiteness_are_checked_against_the_state(fleet: Fleet
     factors, head = update.factors[name], update.head
 
     def check(**changes: object) -> None:
-        changed = type(update)(**{f: changes.get(f, getattr(update, f)) for f in update.__dataclass_fields__})
+        changed = type(update)(
+            **{f: changes.get(f, getattr(update, f)) for f in update.__dataclass_fields__}
+        )
         canary = changes.get("canary", logits)
-        data = packet.build(changed, before, run.lineage, 1, canary, lambda p: signing.sign(p, signers))  # type: ignore[arg-type]
+        data = packet.build(
+            changed, before, run.lineage, 1, canary, lambda p: signing.sign(p, signers)
+        )  # type: ignore[arg-type]
         packet.read(data, fleet.trust).check(before, run.lineage, run.projections)
 
     check()
@@ -153,7 +176,12 @@ def test_shapes_dtypes_and_finiteness_are_checked_against_the_state(fleet: Fleet
         {"factors": {**update.factors, name: type(factors)(infinite, factors.B)}},
         {"factors": {**update.factors, name: type(factors)(factors.A[:, 1:], factors.B)}},
         {"factors": {**update.factors, name: type(factors)(factors.A[1:], factors.B)}},
-        {"factors": {**update.factors, name: type(factors)(factors.A.astype(np.float32), factors.B)}},
+        {
+            "factors": {
+                **update.factors,
+                name: type(factors)(factors.A.astype(np.float32), factors.B),
+            }
+        },
         {"factors": {**update.factors, name: encode(factors, "int8")}},
         {"factors": {**update.factors, "blocks.9.attn.q": factors}},
         {"head": replace(head, new_weight=head.new_weight[:, 1:])},
@@ -178,7 +206,10 @@ def test_head_rows_that_do_not_exist_are_refused(fleet: Fleet, index: object) ->
     count, old = max(1, rows.size), run.updates[0].head
     zeros = np.zeros(count, np.float32)
     changed = replace(
-        run.updates[0], head=HeadRows(old.new_weight, old.new_bias, rows, np.zeros((count, 64), np.int8), zeros, zeros)
+        run.updates[0],
+        head=HeadRows(
+            old.new_weight, old.new_bias, rows, np.zeros((count, 64), np.int8), zeros, zeros
+        ),
     )
     assert len(before.classes) == 4
     manifest = {
@@ -186,14 +217,20 @@ def test_head_rows_that_do_not_exist_are_refused(fleet: Fleet, index: object) ->
         "encoding": "fp16", "tasks": [{"name": "t", "classes": list(changed.classes), "deltas": [1.0], "revision": 0}],
         "canary": {"seed": 1, "count": 1},
     }  # fmt: skip
-    arrays = {f"1.{name}": array for name, array in changed.tensors().items()} | {"canary.logits": np.zeros((1, 6), np.float32)}
-    data = container.seal(manifest, arrays, lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)]))
+    arrays = {f"1.{name}": array for name, array in changed.tensors().items()} | {
+        "canary.logits": np.zeros((1, 6), np.float32)
+    }
+    data = container.seal(
+        manifest, arrays, lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)])
+    )
     with pytest.raises(InputError, match=r"head\.old\.index is not"):
         packet.read(data, fleet.trust).check(before, run.lineage, run.projections)
 
 
 @pytest.mark.parametrize("encoding", ["int8", "int4"])
-def test_scales_are_bounded_and_quantised_factors_have_their_shapes(fleet: Fleet, encoding: str) -> None:
+def test_scales_are_bounded_and_quantised_factors_have_their_shapes(
+    fleet: Fleet, encoding: str
+) -> None:
     run = Run.open(fleet.run).encoded(encoding)
     before, update = run.states[0], run.updates[0]
     name = next(iter(update.factors))
@@ -222,10 +259,18 @@ def test_scales_are_bounded_and_quantised_factors_have_their_shapes(fleet: Fleet
     for value in (np.nan, np.inf, -scale.max(), 79.0):
         with pytest.raises(InputError, match="out of bounds"):
             check(A_scale=np.full_like(scale, value))
-    for wrong in ({"A_scale": scale[:-1]}, {"A": good["A"][:, 1:]}, {"B": np.ascontiguousarray(good["B"].T)}, {"A": good["A"][1:]}):
+    for wrong in (
+        {"A_scale": scale[:-1]},
+        {"A": good["A"][:, 1:]},
+        {"B": np.ascontiguousarray(good["B"].T)},
+        {"A": good["A"][1:]},
+    ):
         with pytest.raises(InputError):
             check(**wrong)
-    for wrong in ({"A_scale": scale.astype(np.float32 if encoding == "int4" else np.float16)}, {"A": good["A"].astype(np.float16)}):
+    for wrong in (
+        {"A_scale": scale.astype(np.float32 if encoding == "int4" else np.float16)},
+        {"A": good["A"].astype(np.float16)},
+    ):
         with pytest.raises(InputError, match="not"):
             check(**wrong)
 
@@ -237,22 +282,41 @@ def test_a_step_of_a_known_row_is_bounded(fleet: Fleet) -> None:
 
     def check(scale: float, bias: float = 0.0, before: TaskState = before) -> None:
         head = replace(
-            update.head, index=np.zeros(1, np.int32), step=np.full((1, 64), 127, np.int8), scale=one * scale, bias=one * bias
+            update.head,
+            index=np.zeros(1, np.int32),
+            step=np.full((1, 64), 127, np.int8),
+            scale=one * scale,
+            bias=one * bias,
         )
         sign = lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)])  # noqa: E731
-        data = packet.build(replace(update, head=head), before, run.lineage, 1, np.zeros((1, 6), np.float32), sign)
+        data = packet.build(
+            replace(update, head=head), before, run.lineage, 1, np.zeros((1, 6), np.float32), sign
+        )
         packet.read(data, fleet.trust).check(before, run.lineage, run.projections)
 
     check(70.0)
     for scale, bias in ((np.nan, 0), (-1, 0), (79, 0), (1, np.inf), (1, 20_000)):
         with pytest.raises(InputError):
             check(scale, bias)
-    far = replace(before, head_weight=before.head_weight + np.float32(5000))  # bounded steps, one after the other
+    far = replace(
+        before, head_weight=before.head_weight + np.float32(5000)
+    )  # bounded steps, one after the other
     with pytest.raises(InputError, match="a head row is too large"):
         check(70.0, before=far)
 
 
-@pytest.mark.parametrize("entry", [5, [], {}, "x", None, {"dtype": 1}, {"dtype": "F32", "shape": [1] * 9, "data_offsets": [0, 4]}])
+@pytest.mark.parametrize(
+    "entry",
+    [
+        5,
+        [],
+        {},
+        "x",
+        None,
+        {"dtype": 1},
+        {"dtype": "F32", "shape": [1] * 9, "data_offsets": [0, 4]},
+    ],
+)
 def test_inspecting_rubbish_is_a_typed_error(fleet: Fleet, entry: object) -> None:
     good = fleet.packets[0].read_bytes()
     envelope, table, content = container.opened(good, packet.LIMITS)

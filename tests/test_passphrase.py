@@ -16,7 +16,7 @@ import pytest
 from conftest import Fleet, Result
 from sdlora_edge.export.bundles import export_bundle
 
-from sdlora_edge.signing import PASSPHRASE
+from sdlora_edge.formats.signing import PASSPHRASE
 from sdlora_edge.train.run import Run
 
 Cli = Callable[..., Result]
@@ -46,7 +46,9 @@ def is_encrypted(folder: Path) -> bool:
     return "ENCRYPTED" in (folder / "a.key").read_text()
 
 
-def test_a_new_key_is_encrypted_with_what_was_typed_twice(cli: Cli, typed: list[str], tmp_path: Path) -> None:
+def test_a_new_key_is_encrypted_with_what_was_typed_twice(
+    cli: Cli, typed: list[str], tmp_path: Path
+) -> None:
     typed[:] = [SECRET, "another horse battery"]
     assert new(cli, tmp_path / "keys", "--passphrase").code == 2
     assert not (tmp_path / "keys").exists()
@@ -56,7 +58,9 @@ def test_a_new_key_is_encrypted_with_what_was_typed_twice(cli: Cli, typed: list[
     assert is_encrypted(tmp_path / "keys")
 
 
-def test_a_new_keys_passphrase_comes_from_a_file_or_the_variable(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_new_keys_passphrase_comes_from_a_file_or_the_variable(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "secret").write_text(SECRET + "\n")
     assert new(cli, tmp_path / "1", "--passphrase-file", tmp_path / "secret").code == 0
     assert new(cli, tmp_path / "none", "--passphrase-file", tmp_path / "nothing").code == 3
@@ -65,17 +69,29 @@ def test_a_new_keys_passphrase_comes_from_a_file_or_the_variable(cli: Cli, monke
     assert new(cli, tmp_path / "3").code == 0
     assert [is_encrypted(tmp_path / name) for name in "123"] == [True, True, False]
     for name in "12":
-        assert cli("packet", "sign", tmp_path / "none", "--key", tmp_path / name / "a.key").err.startswith(
-            f"error: {tmp_path}/none"
-        )
+        assert cli(
+            "packet", "sign", tmp_path / "none", "--key", tmp_path / name / "a.key"
+        ).err.startswith(f"error: {tmp_path}/none")
     monkeypatch.setenv(PASSPHRASE, "short")
     assert new(cli, tmp_path / "4", "--passphrase").code == 2
 
 
 def test_a_terminal_does_not_show_it(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "sdlora_edge", "keys", "new", "a", "--passphrase", "--out", str(tmp_path / "keys")]
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "sdlora_edge",
+        "keys",
+        "new",
+        "a",
+        "--passphrase",
+        "--out",
+        str(tmp_path / "keys"),
+    ]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    ) as process:
         os.close(theirs)
         shown = b""
         for prompt in (b"new passphrase of a: ", b"the same again: "):
@@ -96,7 +112,12 @@ def test_every_command_that_signs_opens_an_encrypted_key(
     typed[:] = [SECRET, SECRET]
     assert new(cli, tmp_path, "--passphrase").code == 0
     key, bundle = tmp_path / "a.key", tmp_path / "bundle"
-    export_bundle(Run.open(fleet.run), bundle, 0, [str(tmp_path / "a.pub"), str(fleet.key.with_suffix(".pub"))])
+    export_bundle(
+        Run.open(fleet.run),
+        bundle,
+        0,
+        [str(tmp_path / "a.pub"), str(fleet.key.with_suffix(".pub"))],
+    )
     shutil.copy(fleet.packets[0], tmp_path / "again.sdlora")
     out = [tmp_path / f"{i}.sdlora" for i in range(3)]
     commands: list[tuple[object, ...]] = [
@@ -104,12 +125,16 @@ def test_every_command_that_signs_opens_an_encrypted_key(
         ("sign", tmp_path / "again.sdlora"),
         ("squash", *fleet.packets, "--trust", fleet.key.with_suffix(".pub"), "--out", out[0]),
         ("trust", "--bundle", bundle, "--remove", fleet.key.with_suffix(".pub"), "--out", out[1]),
-        ("recall", "--bundle", bundle, "--task", 1, "--out", out[2]),
+        ("revoke", "--bundle", bundle, "--task", 1, "--out", out[2]),
     ]
     for command in commands:
         typed[:] = ["wrong horse battery"]
         result = cli("packet", *command, "--key", key)
-        assert (result.code, "cannot be decrypted" in result.err, result.err.count("\n")) == (3, True, 1), (command, result)
+        assert (result.code, "cannot be decrypted" in result.err, result.err.count("\n")) == (
+            3,
+            True,
+            1,
+        ), (command, result)
         assert "wrong horse" not in result.err
     assert not (tmp_path / "packets").exists()
     assert not any(path.exists() for path in out)
@@ -118,17 +143,43 @@ def test_every_command_that_signs_opens_an_encrypted_key(
         assert cli("packet", *command, "--key", key).code == 0, command
     assert not typed
     monkeypatch.setenv(PASSPHRASE, SECRET)
-    assert cli("packet", *commands[1], "--key", key).code == 7  # signed already: the variable was enough
+    assert (
+        cli("packet", *commands[1], "--key", key).code == 7
+    )  # signed already: the variable was enough
 
 
 def test_without_a_terminal_the_variable_is_named(fleet: Fleet, tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != PASSPHRASE} | {PASSPHRASE: SECRET}
-    command = [sys.executable, "-m", "sdlora_edge", "keys", "new", "a", "--out", str(tmp_path), "--passphrase"]
+    environment = {name: value for name, value in os.environ.items() if name != PASSPHRASE} | {
+        PASSPHRASE: SECRET
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "sdlora_edge",
+        "keys",
+        "new",
+        "a",
+        "--out",
+        str(tmp_path),
+        "--passphrase",
+    ]
     subprocess.run(command, env=environment, check=True, capture_output=True)
     shutil.copy(fleet.packets[0], tmp_path / "p.sdlora")
-    sign = [*command[:3], "packet", "sign", str(tmp_path / "p.sdlora"), "--key", str(tmp_path / "a.key")]
+    sign = [
+        *command[:3],
+        "packet",
+        "sign",
+        str(tmp_path / "p.sdlora"),
+        "--key",
+        str(tmp_path / "a.key"),
+    ]
     del environment[PASSPHRASE]
-    options = {"input": SECRET + "\n", "capture_output": True, "text": True, "start_new_session": True}
+    options = {
+        "input": SECRET + "\n",
+        "capture_output": True,
+        "text": True,
+        "start_new_session": True,
+    }
     done = subprocess.run(sign, env=environment, check=False, **options)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: no passphrase was given: use a terminal, or set {PASSPHRASE}\n"

@@ -15,16 +15,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Fleet, Result, inputs, make_pictures, snapshot
+from conftest import Fleet, Result, inputs, make_images, snapshot
 
-from sdlora_edge import files, shortage
+from sdlora_edge import shortage
 from sdlora_edge.device import Device, gate
-from sdlora_edge.device.engines.onnx import OnnxEngine
-from sdlora_edge.device.preprocessing import Preprocessing
-from sdlora_edge.device.runtime import DOUBLE_BUFFER, IN_PLACE
+from sdlora_edge.device.device import DOUBLE_BUFFER, IN_PLACE
+from sdlora_edge.device.engines.onnx_runtime import OnnxEngine
 from sdlora_edge.device.verify import verify
-from sdlora_edge.device.watch import Watcher
+from sdlora_edge.device.watch.service import Watcher
 from sdlora_edge.errors import InputError, ResourceError, StorageError
+from sdlora_edge.inputs.image import Preprocessing
+from sdlora_edge.storage import atomic
 
 Cli = Callable[..., Result]
 
@@ -47,7 +48,9 @@ SHORT = (
     OSError(errno.EDQUOT, "Disk quota exceeded"),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
     OSError("out of memory error when reading image file"),
-    Foreign("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 99"),
+    Foreign(
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Failed to allocate memory for requested buffer of size 99"
+    ),
     Foreign("[ONNXRuntimeError] : 1 : FAIL : Load model from model.onnx failed:bad allocation"),
     Foreign("Exception caught: std::bad_alloc"),
     RuntimeError("Failed to load method forward, error: 0x:21"),
@@ -73,7 +76,10 @@ OTHERS = (
 def test_what_ran_out(error: Exception) -> None:
     blamed = InputError("the model is damaged")
     assert isinstance(shortage.verdict(error, blamed), ResourceError)
-    with pytest.raises(ResourceError, match=r"ran out while it was tried.*try again"), shortage.noticed("while it was tried"):
+    with (
+        pytest.raises(ResourceError, match=r"ran out while it was tried.*try again"),
+        shortage.noticed("while it was tried"),
+    ):
         raise error
 
 
@@ -85,8 +91,14 @@ def test_words_from_a_file_are_no_shortage(error: Exception) -> None:
         raise error
 
 
-def test_a_full_disk_is_no_damage_and_a_read_only_one_no_shortage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for code, kind in ((errno.ENOSPC, ResourceError), (errno.EDQUOT, ResourceError), (errno.EROFS, StorageError)):
+def test_a_full_disk_is_no_damage_and_a_read_only_one_no_shortage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code, kind in (
+        (errno.ENOSPC, ResourceError),
+        (errno.EDQUOT, ResourceError),
+        (errno.EROFS, StorageError),
+    ):
 
         def fails(*_: object, code: int = code, **__: object) -> None:
             raise OSError(code, os.strerror(code))
@@ -94,7 +106,7 @@ def test_a_full_disk_is_no_damage_and_a_read_only_one_no_shortage(tmp_path: Path
         with monkeypatch.context() as patch:
             patch.setattr(os, "open", fails)
             with pytest.raises(kind):
-                files.write(tmp_path / "file", b"x")
+                atomic.write(tmp_path / "file", b"x")
 
 
 def short_of_memory(*_: object) -> None:
@@ -110,7 +122,13 @@ def test_an_update_without_memory_is_tried_again(
     for method in ("load", "run"):
         run = getattr(OnnxEngine, method)
         with monkeypatch.context() as patch:
-            patch.setattr(OnnxEngine, method, lambda *a, run=run, short=iter([1]): short_of_memory() if next(short, 0) else run(*a))
+            patch.setattr(
+                OnnxEngine,
+                method,
+                lambda *a, run=run, short=iter([1]): (
+                    short_of_memory() if next(short, 0) else run(*a)
+                ),
+            )
             with pytest.raises(ResourceError, match=r"about \d+ MB"):
                 device.apply(fleet.packets[0])
         np.testing.assert_array_equal(device.logits(inputs(device)), before)
@@ -118,7 +136,9 @@ def test_an_update_without_memory_is_tried_again(
     folder, events = tmp_path / "folder", []
     folder.mkdir()
     shutil.copy(fleet.packets[0], folder)
-    watcher = Watcher(folder, store, emit=lambda event, fields: events.append(fields.get("exit_code")), threads=1)
+    watcher = Watcher(
+        folder, store, emit=lambda event, fields: events.append(fields.get("exit_code")), threads=1
+    )
     with monkeypatch.context() as patch:
         patch.setattr(OnnxEngine, "load", short_of_memory)
         watcher.look(settled=False)
@@ -126,13 +146,20 @@ def test_an_update_without_memory_is_tried_again(
     assert watcher.look(settled=False)["task"] == 1
 
 
-def test_without_memory_nothing_is_called_damaged(cli: Cli, fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_memory_nothing_is_called_damaged(
+    cli: Cli, fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Device.open(store, threads=1).apply(fleet.packets[0])
     monkeypatch.setattr(OnnxEngine, "load", short_of_memory)
     with pytest.raises(ResourceError):
         Device.open(store)
     found = verify(store)
-    assert (found["whole"], found["damage"], found["serves"], found["untried"]["exit_code"]) == (True, [], None, 8)
+    assert (found["whole"], found["damage"], found["serves"], found["untried"]["exit_code"]) == (
+        True,
+        [],
+        None,
+        8,
+    )
     for command in ("status", "verify"):
         result = cli("device", command, "--store", store)
         assert result.code == 8
@@ -144,16 +171,18 @@ def test_without_memory_nothing_is_called_damaged(cli: Cli, fleet: Fleet, store:
 @pytest.mark.parametrize("megabytes", [90, 130, 170, 200, 230, 245, 260, 300, 400])
 def test_a_device_without_memory_says_so(store: Path, tmp_path: Path, megabytes: int) -> None:
     """However little address space there is: it serves, or ends with 8; it is never killed, and calls nothing damaged."""
-    (picture,) = make_pictures(tmp_path / "images", ["a"], 1).rglob("*.png")
+    (image,) = make_images(tmp_path / "images", ["a"], 1).rglob("*.png")
     program = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, ({megabytes} << 20,) * 2)
 from sdlora_edge.__main__ import main
-sys.argv = ["sdlora-edge", "device", "predict", {str(picture)!r}, "--store", {str(store)!r}, "--json"]
+sys.argv = ["sdlora-edge", "device", "predict", {str(image)!r}, "--store", {str(store)!r}, "--json"]
 sys.exit(main())
 """
     before = snapshot(store)
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert done.returncode in (0, 8), (done.returncode, done.stderr)
     if done.returncode:
         found = json.loads(done.stdout)
@@ -165,7 +194,7 @@ sys.exit(main())
 def test_an_image_without_memory_leaves_the_others_their_answers(
     cli: Cli, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_pictures(tmp_path / "images", ["a"], 3)
+    make_images(tmp_path / "images", ["a"], 3)
     (tmp_path / "images" / "a" / "bad.png").write_bytes(b"no image")
     prepared, turns = Preprocessing.prepared, itertools.count()
 
@@ -176,7 +205,9 @@ def test_an_image_without_memory_leaves_the_others_their_answers(
 
     monkeypatch.setattr(Preprocessing, "prepared", short)
     result = cli("device", "predict", tmp_path / "images", "--store", store, "--json")
-    codes = [entry.get("error", {}).get("exit_code") for entry in json.loads(result.out)["predictions"]]
+    codes = [
+        entry.get("error", {}).get("exit_code") for entry in json.loads(result.out)["predictions"]
+    ]
     assert (result.code, codes) == (8, [None, 8, None, 3])
     with pytest.raises(ResourceError, match="memory ran out"):
         Device.open(store).predict(sorted((tmp_path / "images" / "a").glob("0*.png")))
@@ -196,6 +227,8 @@ for more in (16 << 20, gate.BLAS_BUFFER + (16 << 20)):
     except MemoryError:
         print("none")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout.split()) == (0, ["none", "had"]), done.stderr
     assert gate.BLAS_BUFFER > 32 << 20

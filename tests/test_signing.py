@@ -14,14 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from sdlora_edge import signing
-from sdlora_edge.canonical import dump_json, sha256
 from sdlora_edge.errors import InputError, LimitError, StorageError, TrustError, UsageError
+from sdlora_edge.formats import signing
+from sdlora_edge.formats.canonical import dump_json, sha256
 
 
 def make(folder: Path, *names: str) -> tuple[list[Path], tuple[signing.Key, ...]]:
     pairs = [signing.new_key(name, folder) for name in names]
-    return [private for private, _ in pairs], tuple(signing.load_public(public) for _, public in pairs)
+    return [private for private, _ in pairs], tuple(
+        signing.load_public(public) for _, public in pairs
+    )
 
 
 def envelope(*keys: Path, payload: bytes = b'{"a":1}') -> bytes:
@@ -58,14 +60,18 @@ def test_one_key_never_counts_twice(tmp_path: Path) -> None:
         signing.verify(dump_json(twice), signing.Trust(public, 1))
     entry = public[0].to_dict()
     with pytest.raises(InputError, match="digest of the key"):
-        signing.Trust.from_dict({"threshold": 2, "keys": {public[0].keyid: entry, "ab" * 32: entry}})
+        signing.Trust.from_dict(
+            {"threshold": 2, "keys": {public[0].keyid: entry, "ab" * 32: entry}}
+        )
     with pytest.raises(InputError, match="cannot be met"):
         signing.Trust(public, 2)
     with pytest.raises(InputError, match="cannot be met"):
         signing.Trust(public, 0)
 
 
-def test_a_payload_for_another_purpose_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_payload_for_another_purpose_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     private, public = make(tmp_path, "a")
     with monkeypatch.context() as other:
         other.setattr(signing, "PAYLOAD_TYPE", "application/other")
@@ -86,7 +92,7 @@ def test_verification_needs_no_cryptography(tmp_path: Path) -> None:
     program = """
 import sys; sys.modules["cryptography"] = None
 import json, pathlib
-from sdlora_edge import signing
+from sdlora_edge.formats import signing
 from sdlora_edge.errors import SdloraError
 folder = pathlib.Path(sys.argv[1])
 trust = signing.Trust.from_dict(json.loads((folder / "trust.json").read_text()))
@@ -97,7 +103,9 @@ for name in ("other", "forged"):
     except SdloraError as error:
         print(type(error).__name__)
 """
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["b'{\"a\":1}'", "TrustError", "TrustError"]
 
 
@@ -106,7 +114,9 @@ def test_only_ed25519_keys_are_taken(tmp_path: Path) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     key = rsa.generate_private_key(65537, 2048)
-    (tmp_path / "rsa.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (tmp_path / "rsa.key").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
     with pytest.raises(InputError, match="Ed25519"):
         signing.load_signer(tmp_path / "rsa.key")
     (tmp_path / "text.key").write_text("hello")
@@ -123,7 +133,11 @@ def test_only_ed25519_keys_are_taken(tmp_path: Path) -> None:
 def test_find_key_takes_names_files_and_the_only_one(tmp_path: Path) -> None:
     assert signing.find_key(None, ".pub", tmp_path) is None
     make(tmp_path, "a")
-    assert signing.find_key(None, ".pub", tmp_path) == tmp_path / "a.pub" == signing.find_key("a", ".pub", tmp_path)
+    assert (
+        signing.find_key(None, ".pub", tmp_path)
+        == tmp_path / "a.pub"
+        == signing.find_key("a", ".pub", tmp_path)
+    )
     make(tmp_path, "b")
     with pytest.raises(UsageError, match="several"):
         signing.find_key(None, ".key", tmp_path)
@@ -132,7 +146,15 @@ def test_find_key_takes_names_files_and_the_only_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"keyid": 5}, {"keyid": None}, {"keyid": "\x1b[31m"}, {"sig": "AAAA"}, {"sig": 7}, {"evil": {}}]
+    "change",
+    [
+        {"keyid": 5},
+        {"keyid": None},
+        {"keyid": "\x1b[31m"},
+        {"sig": "AAAA"},
+        {"sig": 7},
+        {"evil": {}},
+    ],
 )
 def test_a_signature_carries_nothing_but_itself(tmp_path: Path, change: dict[str, object]) -> None:
     private, public = make(tmp_path, "a")
@@ -149,7 +171,9 @@ def test_a_signature_cannot_be_written_another_way(tmp_path: Path) -> None:
     value = json.loads(envelope(private[0]))
     good = base64.b64decode(value["signatures"][0]["sig"])
     scalar = int.from_bytes(good[32:], "little") + 2**252 + 27742317777372353535851937790883648493
-    value["signatures"][0]["sig"] = base64.b64encode(good[:32] + scalar.to_bytes(32, "little")).decode()
+    value["signatures"][0]["sig"] = base64.b64encode(
+        good[:32] + scalar.to_bytes(32, "little")
+    ).decode()
     with pytest.raises(InputError, match="Ed25519"):
         signing.verify(dump_json(value), signing.Trust(public, 1))
 
@@ -159,20 +183,31 @@ def test_many_signatures_and_a_key_written_another_way_are_refused(tmp_path: Pat
     value = json.loads(envelope(private[0]))
     junk = [{"keyid": f"{i:064x}", "sig": value["signatures"][0]["sig"]} for i in range(16)]
     with pytest.raises(InputError, match="17 signatures"):
-        signing.verify(dump_json({**value, "signatures": value["signatures"] + junk}), signing.Trust(public, 1))
+        signing.verify(
+            dump_json({**value, "signatures": value["signatures"] + junk}), signing.Trust(public, 1)
+        )
     entry = public[0].to_dict()
     upper = entry["keyval"]["public"].upper()
-    for keytype, hexadecimal, word in (("ed25519", upper, "lower case"), ("rsa", upper.lower(), "is not Ed25519")):
+    for keytype, hexadecimal, word in (
+        ("ed25519", upper, "lower case"),
+        ("rsa", upper.lower(), "is not Ed25519"),
+    ):
         other = {"keytype": keytype, "scheme": keytype, "keyval": {"public": hexadecimal}}
         named = sha256(dump_json({"keytype": keytype, "scheme": keytype, "public": hexadecimal}))
         with pytest.raises(InputError, match=word):  # else one key would stand under two names
-            signing.Trust.from_dict({"threshold": 2, "keys": {public[0].keyid: entry, named: other}})
+            signing.Trust.from_dict(
+                {"threshold": 2, "keys": {public[0].keyid: entry, named: other}}
+            )
     for threshold in ("1", 1.5, True, None):
         with pytest.raises(InputError):
-            signing.Trust.from_dict({"threshold": threshold, "keys": {public[0].keyid: public[0].to_dict()}})
+            signing.Trust.from_dict(
+                {"threshold": threshold, "keys": {public[0].keyid: public[0].to_dict()}}
+            )
     for version in ("1", 1.5, True, None, 0):
         with pytest.raises(InputError):
-            signing.Trust.from_dict({"threshold": 1, "version": version, "keys": {public[0].keyid: entry}})
+            signing.Trust.from_dict(
+                {"threshold": 1, "version": version, "keys": {public[0].keyid: entry}}
+            )
 
 
 def test_a_private_key_is_never_written_through_what_lay_there(tmp_path: Path) -> None:
@@ -184,7 +219,9 @@ def test_a_private_key_is_never_written_through_what_lay_there(tmp_path: Path) -
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
 
 
-def test_a_private_key_that_every_user_may_change_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_private_key_that_every_user_may_change_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Nor one in a folder where every user may put another in its place, as in /tmp if it were not sticky."""
     (key,), _ = make(tmp_path / "keys", "a")
     link = tmp_path / "links" / "a.key"
@@ -225,16 +262,23 @@ def test_new_keys_are_their_owners_whatever_the_umask(tmp_path: Path) -> None:
         signing.new_key("a", tmp_path / "file")
 
 
-def test_an_encrypted_key_opens_with_its_passphrase_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encrypted_key_opens_with_its_passphrase_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     secret = "grüne Brücken im Nebel".encode()
     private, public = signing.new_key("a", tmp_path, secret)
     assert private.read_text().startswith("-----BEGIN ENCRYPTED PRIVATE KEY-----")
     assert stat.S_IMODE(private.stat().st_mode) == 0o600
     signer = signing.load_signer(private, lambda path: secret)
     assert signer.public_key == signing.load_public(public)
-    assert signing.verify(signing.sign(b"{}", [signer]), signing.Trust((signer.public_key,), 1)) == b"{}"
+    assert (
+        signing.verify(signing.sign(b"{}", [signer]), signing.Trust((signer.public_key,), 1))
+        == b"{}"
+    )
     for wrong in (secret + b"x", b"", b"\0", b"x" * 5000):
-        with pytest.raises(InputError, match=r"a\.key cannot be decrypted: give the right passphrase") as caught:
+        with pytest.raises(
+            InputError, match=r"a\.key cannot be decrypted: give the right passphrase"
+        ) as caught:
             signing.load_signer(private, lambda path, given=wrong: given)  # type: ignore[misc]
         assert "xx" not in str(caught.value)
     monkeypatch.delenv(signing.PASSPHRASE, raising=False)
@@ -255,7 +299,18 @@ def test_an_encrypted_key_opens_with_its_passphrase_only(tmp_path: Path, monkeyp
 def test_a_key_that_openssl_encrypted_more_slowly_is_read(tmp_path: Path) -> None:
     """As SECURITY.md advises, for passphrases that people can remember."""
     (private,), (public,) = make(tmp_path, "a")
-    command = ["openssl", "pkcs8", "-topk8", "-scrypt", "-in", str(private), "-out", str(tmp_path / "b.key"), "-passout", "env:P"]
+    command = [
+        "openssl",
+        "pkcs8",
+        "-topk8",
+        "-scrypt",
+        "-in",
+        str(private),
+        "-out",
+        str(tmp_path / "b.key"),
+        "-passout",
+        "env:P",
+    ]
     subprocess.run(command, check=True, env={**os.environ, "P": "a good one"})
     assert signing.load_signer(tmp_path / "b.key", lambda path: b"a good one").public_key == public
 
@@ -263,14 +318,26 @@ def test_a_key_that_openssl_encrypted_more_slowly_is_read(tmp_path: Path) -> Non
 def test_a_public_key_holds_nothing_else(tmp_path: Path) -> None:
     _, (key,) = make(tmp_path, "a")
     good = key.to_dict()
-    for entry in (good | {"more": 1}, good | {"keyid": key.keyid}, good | {"keyval": good["keyval"] | {"private": ""}}):
+    for entry in (
+        good | {"more": 1},
+        good | {"keyid": key.keyid},
+        good | {"keyval": good["keyval"] | {"private": ""}},
+    ):
         with pytest.raises(InputError, match=f"key {key.keyid[:12]}: it has more fields than"):
             signing.Trust.from_dict({"threshold": 1, "keys": {key.keyid: entry}})
         (tmp_path / "b.pub").write_bytes(dump_json({**entry, "keyid": key.keyid}))
         if "keyid" not in entry:  # that is where a .pub file has it
             with pytest.raises(InputError, match=r"b.pub: key .* more fields than"):
                 signing.load_public(tmp_path / "b.pub")
-    for entry in ({}, [], None, "ed25519", good | {"keyval": []}, good | {"keyval": {"public": 5}}, {"keyval": good["keyval"]}):
+    for entry in (
+        {},
+        [],
+        None,
+        "ed25519",
+        good | {"keyval": []},
+        good | {"keyval": {"public": 5}},
+        {"keyval": good["keyval"]},
+    ):
         with pytest.raises(InputError):
             signing.Trust.from_dict({"threshold": 1, "keys": {key.keyid: entry}})
     many = {f"{number:064x}": good for number in range(17)}

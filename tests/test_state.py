@@ -52,13 +52,17 @@ def test_merge_from_any_exported_state_gives_the_same_weights() -> None:
     early, late = np.array([1.0, 0.5, 0, 0]), np.array([0.75, -0.5, 1.5, 2.0])
     exported = merge(base, [Q, V], factors, early)
     on_device = merge(exported, [Q, V], factors, late - early)["a.qkv.weight"]
-    np.testing.assert_allclose(on_device, merge(base, [Q, V], factors, late)["a.qkv.weight"], atol=1e-5)
+    np.testing.assert_allclose(
+        on_device, merge(base, [Q, V], factors, late)["a.qkv.weight"], atol=1e-5
+    )
 
 
 def test_merge_repeats_to_the_bit_and_leaves_its_input() -> None:
     base = {"a.qkv.weight": np.ones((18, 6), np.float32)}
     factors = some_factors(5)
-    first, second = (merge(base, [Q, V], factors, np.linspace(-1, 1, 5))["a.qkv.weight"] for _ in range(2))
+    first, second = (
+        merge(base, [Q, V], factors, np.linspace(-1, 1, 5))["a.qkv.weight"] for _ in range(2)
+    )
     assert first.tobytes() == second.tobytes()
     assert (base["a.qkv.weight"] == 1).all()
 
@@ -67,18 +71,34 @@ def test_an_absorbed_task_adds_nothing_and_a_missing_coefficient_is_an_error() -
     base = {"a.qkv.weight": np.zeros((18, 6), np.float32)}
     factors = some_factors(1)
     both = merge(base, [Q, V], [*factors, {}], np.array([1.0, 9.0]))["a.qkv.weight"]
-    np.testing.assert_array_equal(both, merge(base, [Q, V], factors, np.array([1.0]))["a.qkv.weight"])
+    np.testing.assert_array_equal(
+        both, merge(base, [Q, V], factors, np.array([1.0]))["a.qkv.weight"]
+    )
     with pytest.raises(ValueError, match="2 tasks"):
         merge(base, [Q, V], [*factors, {}], np.array([1.0]))
 
 
 def start(classes: int = 2) -> TaskState:
     names = tuple(f"c{i}" for i in range(classes))
-    return TaskState(0, "base", "00" * 32, names, np.zeros(0), np.ones((classes, 4), np.float32), np.zeros(classes, np.float32), {})
+    return TaskState(
+        0,
+        "base",
+        "00" * 32,
+        names,
+        np.zeros(0),
+        np.ones((classes, 4), np.float32),
+        np.zeros(classes, np.float32),
+        {},
+    )
 
 
-@given(st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=1), min_size=1, max_size=20), st.randoms(use_true_random=False))
-def test_magnitudes_do_not_drift_however_many_packets(new: list[list[float]], random: object) -> None:
+@given(
+    st.lists(st.lists(st.floats(-100, 100), min_size=1, max_size=1), min_size=1, max_size=20),
+    st.randoms(use_true_random=False),
+)
+def test_magnitudes_do_not_drift_however_many_packets(
+    new: list[list[float]], random: object
+) -> None:
     """Summing the shipped differences gives the host's magnitudes to the bit."""
     state = start()
     wanted = np.zeros(0)
@@ -107,16 +127,38 @@ def test_changed_rows_are_the_new_and_the_changed_ones_and_bring_back_the_head()
 
 def test_the_state_digest_covers_all_the_arithmetic_depends_on() -> None:
     state, factors = start(), some_factors(1)[0]
-    rows = changed_rows(state, np.vstack([state.head_weight, np.zeros((1, 4), np.float32)]), np.zeros(3, np.float32))
+    rows = changed_rows(
+        state, np.vstack([state.head_weight, np.zeros((1, 4), np.float32)]), np.zeros(3, np.float32)
+    )
     update = TaskUpdate(1, "t", ("x",), np.array([1.0]), rows, factors)
     digest = advance(state, update).digest
     assert digest == next_digest(state.digest, update.digest())
-    other_factor = {**factors, "a.q": Factors(factors["a.q"].A, np.nextafter(factors["a.q"].B, np.float16(9)))}
+    other_factor = {
+        **factors,
+        "a.q": Factors(factors["a.q"].A, np.nextafter(factors["a.q"].B, np.float16(9))),
+    }
     changes = [
         TaskUpdate(1, "t", ("x",), np.array([1.0 + 2**-24]), rows, factors),
         TaskUpdate(1, "t", ("x",), np.array([1.0]), rows, other_factor),
-        TaskUpdate(1, "t", ("x",), np.array([1.0]), replace(rows, new_weight=rows.new_weight + np.float16(1)), factors),
-        TaskUpdate(1, "t", ("x",), np.array([1.0]), replace(rows, new_bias=rows.new_bias + np.float32(1)), factors),
+        TaskUpdate(
+            1,
+            "t",
+            ("x",),
+            np.array([1.0]),
+            replace(rows, new_weight=rows.new_weight + np.float16(1)),
+            factors,
+        ),
+        TaskUpdate(
+            1,
+            "t",
+            ("x",),
+            np.array([1.0]),
+            replace(rows, new_bias=rows.new_bias + np.float32(1)),
+            factors,
+        ),
     ]
     assert len({digest, *(advance(state, u).digest for u in changes)}) == 5
-    assert advance(state, TaskUpdate(1, "another name", ("x",), np.array([1.0]), rows, factors)).digest == digest
+    assert (
+        advance(state, TaskUpdate(1, "another name", ("x",), np.array([1.0]), rows, factors)).digest
+        == digest
+    )

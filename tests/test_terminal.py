@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import tqdm
-from conftest import Result, make_pictures
+from conftest import Result, make_images
 
 from sdlora_edge.cli.output import emit, facts, say, table
 from sdlora_edge.cli.terminal import Escaping, terminal
 from sdlora_edge.device import Device
-from sdlora_edge.device.events import JsonLog
+from sdlora_edge.device.watch.events import JsonLog
 from sdlora_edge.errors import InputError, printable
 
 Cli = Callable[..., Result]
@@ -43,7 +43,15 @@ def test_printable_is_one_line_that_tells_all() -> None:
 
 
 def test_results_are_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
-    emit({}, False, lambda: [*facts({"a": EVIL, "b": [EVIL]}, "a", "b"), *table(["x", "y"], [[EVIL, "1"]]), f"{EVIL}!"])
+    emit(
+        {},
+        False,
+        lambda: [
+            *facts({"a": EVIL, "b": [EVIL]}, "a", "b"),
+            *table(["x", "y"], [[EVIL, "1"]]),
+            f"{EVIL}!",
+        ],
+    )
     say(EVIL)
     say(EVIL, err=True)
     captured = capsys.readouterr()
@@ -57,7 +65,9 @@ def printed() -> None:
 
 
 def warned() -> None:
-    print(warnings.formatwarning(EVIL.replace("\n", ""), UserWarning, __file__, 1), file=sys.stderr)  # pytest keeps real ones
+    print(
+        warnings.formatwarning(EVIL.replace("\n", ""), UserWarning, __file__, 1), file=sys.stderr
+    )  # pytest keeps real ones
 
 
 def logged() -> None:
@@ -84,8 +94,12 @@ def a_bug() -> None:
     raise RuntimeError(EVIL)
 
 
-@pytest.mark.parametrize("way", [printed, warned, logged, logged_by_others, in_progress, raised, a_bug])
-def test_whatever_way_it_goes(cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch, way: Callable[[], None]) -> None:
+@pytest.mark.parametrize(
+    "way", [printed, warned, logged, logged_by_others, in_progress, raised, a_bug]
+)
+def test_whatever_way_it_goes(
+    cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch, way: Callable[[], None]
+) -> None:
     status = Device.status
 
     def evil(self: Device) -> dict[str, object]:
@@ -101,7 +115,12 @@ def test_whatever_way_it_goes(cli: Cli, store: Path, monkeypatch: pytest.MonkeyP
 
 def test_arguments_are_names_of_files_too(cli: Cli) -> None:
     """A shell makes them of `*`."""
-    for arguments in ((f"--{EVIL}",), ("device", "apply", EVIL, "--store", "/nowhere"), ("packet", "inspect", EVIL), (EVIL,)):
+    for arguments in (
+        (f"--{EVIL}",),
+        ("device", "apply", EVIL, "--store", "/nowhere"),
+        ("packet", "inspect", EVIL),
+        (EVIL,),
+    ):
         result = cli(*arguments)
         assert result.code in (2, 3)
         harmless(result.err)
@@ -115,12 +134,23 @@ def test_events_and_status_are_lines_of_json(capsys: pytest.CaptureFixture[str])
 
 
 def test_names_in_an_archive(cli: Cli, tmp_path: Path) -> None:
-    data = make_pictures(tmp_path / "data", ["a", "b", "c", "d"], 4)
+    data = make_images(tmp_path / "data", ["a", "b", "c", "d"], 4)
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:
         for path in sorted(data.rglob("*.png")):
             archive.write(path, path.relative_to(data))
         archive.writestr(f"a/{EVIL[:-1]}.png", b"no image")
-    base = ("--backbone", "micro_vit", "--base-classes", 2, "--tasks", 1, "--epochs", 1, "--image-size", 16)
+    base = (
+        "--backbone",
+        "micro_vit",
+        "--base-classes",
+        2,
+        "--tasks",
+        1,
+        "--epochs",
+        1,
+        "--image-size",
+        16,
+    )
     result = cli("train", "--data", tmp_path / "data.zip", *base, "--out", tmp_path / "run")
     assert result.code == 0, result
     assert "forged" in result.err
@@ -146,10 +176,16 @@ def test_what_a_terminal_cannot_show_is_no_error(tmp_path: Path) -> None:
 
 def test_a_log_that_takes_nothing_changes_no_exit_code(store: Path) -> None:
     """Not at the end of Python either, which would write again what is left."""
-    for arguments, code in ((("status", "--store", str(store)), 0), (("status", "--store", "/nowhere"), 3)):
+    for arguments, code in (
+        (("status", "--store", str(store)), 0),
+        (("status", "--store", "/nowhere"), 3),
+    ):
         command = [sys.executable, "-m", "sdlora_edge", "device", *arguments]
         with open("/dev/full", "w") as full:
-            assert subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False).returncode == code
+            assert (
+                subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False).returncode
+                == code
+            )
 
 
 def test_streams_are_as_before_afterwards() -> None:

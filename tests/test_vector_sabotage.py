@@ -17,8 +17,14 @@ import vectors_file
 import vectors_reader
 from vectors_run import VECTORS, flash_reader, wrong
 
-SOURCES = {module.__name__: Path(module.__file__).read_text() for module in (vectors_file, vectors_reader)}
-RULES = [(name, found.start()) for name, source in SOURCES.items() for found in re.finditer(r"(?<!def )\bneed\(", source)]
+SOURCES = {
+    module.__name__: Path(module.__file__).read_text() for module in (vectors_file, vectors_reader)
+}
+RULES = [
+    (name, found.start())
+    for name, source in SOURCES.items()
+    for found in re.finditer(r"(?<!def )\bneed\(", source)
+]
 """where the reader refuses something"""
 TOO_LARGE = "need(len(data) <= 64 << 20)"
 """the one rule without a vector, which would be as large"""
@@ -157,9 +163,18 @@ MISTAKES = {
         'need(m["lineage"] == self.bundle["lineage"], 5)\n        need(m["to"]',
         'need(m["to"]',
     ),
-    "a packet of another run is known to the bundle by its revisions": (" and new == s.classes[end - len(new) : end]", ""),
-    "its classes may stand anywhere": ("new == s.classes[end - len(new) : end]", "set(new) <= {*s.classes}"),
-    "any packet of the bundle's own task led to it": ("t >= len(flashed) or", "t > len(flashed) or"),
+    "a packet of another run is known to the bundle by its revisions": (
+        " and new == s.classes[end - len(new) : end]",
+        "",
+    ),
+    "its classes may stand anywhere": (
+        "new == s.classes[end - len(new) : end]",
+        "set(new) <= {*s.classes}",
+    ),
+    "any packet of the bundle's own task led to it": (
+        "t >= len(flashed) or",
+        "t > len(flashed) or",
+    ),
     "the state before is not checked": (' and m["from"] == s.digest', ""),
     "a capacity of 0 is no room": ('0 < self.bundle["capacity"] <', 'self.bundle["capacity"] <'),
     "a full capacity is too much": (
@@ -211,8 +226,12 @@ def failure(sources: dict[str, str]) -> str:
             sys.modules[name] = ModuleType(name)
             exec(compile(source, name, "exec"), vars(sys.modules[name]))  # noqa: S102
         reader = vars(sys.modules["vectors_reader"])
-        fast_first = sorted(VECTORS, key=lambda vector: ("keys" in vector["name"], len(vector["steps"])))
-        found = (wrong(vector, lambda bundle: flash_reader(reader, bundle)) for vector in fast_first)
+        fast_first = sorted(
+            VECTORS, key=lambda vector: ("keys" in vector["name"], len(vector["steps"]))
+        )
+        found = (
+            wrong(vector, lambda bundle: flash_reader(reader, bundle)) for vector in fast_first
+        )
         return next(filter(None, found), "")
 
 

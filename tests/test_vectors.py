@@ -20,9 +20,9 @@ import vectors_file
 import vectors_reader
 from vectors_run import FOLDER, VECTORS, Stand, Subject, flash_reader, wrong
 
-from sdlora_edge.canonical import tensors_digest
 from sdlora_edge.device import Device
 from sdlora_edge.errors import SdloraError
+from sdlora_edge.formats.canonical import tensors_digest
 
 
 @dataclass
@@ -44,7 +44,9 @@ class Library:
     def stand(self) -> Stand:
         state, weights = self.device.current()
         head = {name: weights.pop(name) for name in ("head.weight", "head.bias")}
-        dtypes = {name: entry["dtype"] for name, entry in self.device.bundle.manifest.weights.items()}
+        dtypes = {
+            name: entry["dtype"] for name, entry in self.device.bundle.manifest.weights.items()
+        }
         factors = {
             f"{k}.{name}.{part}": np.ascontiguousarray(getattr(f, part), np.float32)
             for k, task in enumerate([*self.device.bundle.factors, *self.device._live.factors], 1)
@@ -93,16 +95,28 @@ def test_the_reader_written_from_the_page(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("module", [vectors_file, vectors_reader])
 def test_the_reader_uses_nothing_of_this_library(module: ModuleType) -> None:
     tree = ast.parse(Path(module.__file__ or "").read_text())
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     allowed = {*sys.stdlib_module_names, "numpy", "cryptography", "vectors_file"}
     assert {name.split(".")[0] for name in imported} <= allowed
 
 
 def test_every_packet_and_bundle_is_part_of_a_vector() -> None:
-    used = {f"{step['packet']}.sdlora" for vector in VECTORS for step in vector["steps"] if "packet" in step}
+    used = {
+        f"{step['packet']}.sdlora"
+        for vector in VECTORS
+        for step in vector["steps"]
+        if "packet" in step
+    }
     assert {path.name for path in (FOLDER / "packets").iterdir()} == used
-    assert {path.name for path in (FOLDER / "bundles").iterdir()} == {vector["bundle"] for vector in VECTORS}
+    assert {path.name for path in (FOLDER / "bundles").iterdir()} == {
+        vector["bundle"] for vector in VECTORS
+    }
     assert {step["exit"] for vector in VECTORS for step in vector["steps"]} == {0, 3, 4, 5, 6, 7}
 
 
@@ -110,7 +124,13 @@ def test_make_writes_the_same_bytes_again(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent / "attacks")}
     subprocess.run([sys.executable, FOLDER / "make.py", tmp_path], check=True, env=environment)
     made = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()}
-    there = {path.relative_to(FOLDER) for path in FOLDER.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    there = {
+        path.relative_to(FOLDER)
+        for path in FOLDER.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
     assert made == {path for path in there if path.suffix != ".py"}
-    assert not [path for path in made if not filecmp.cmp(tmp_path / path, FOLDER / path, shallow=False)]
+    assert not [
+        path for path in made if not filecmp.cmp(tmp_path / path, FOLDER / path, shallow=False)
+    ]
     assert sum((FOLDER / path).stat().st_size for path in made) < 450_000

@@ -138,7 +138,7 @@ class Reader:
             file = sha(data)
             need(file not in {*self.rotations, *(s.file for s in self.states)}, 7)
             manifest, found, envelope = opened(data, self.trust)
-            need(manifest["kind"] in ("update", "trust", "recall"))
+            need(manifest["kind"] in ("update", "trust", "revocation"))
             if manifest["kind"] == "update":
                 self.update(manifest, found, file)
                 return
@@ -147,7 +147,7 @@ class Reader:
                 self.rotate(manifest, envelope)
                 self.rotations.add(file)
             else:
-                self.recall(manifest)
+                self.revocation(manifest)
         except MALFORMED as error:
             raise Refused(3) from error
 
@@ -285,7 +285,7 @@ class Reader:
         need(new["version"] > self.trust["version"], 4)
         self.trust = new
 
-    def recall(self, m: Json) -> None:
+    def revocation(self, m: Json) -> None:
         need(set(m) == {"format", "kind", "content", "lineage", "sequence", "revision"})
         task, revision = whole(m["sequence"]), whole(m["revision"])
         need(task >= 1 and is_hex(m["lineage"]))
@@ -337,7 +337,9 @@ def canary_inputs(seed: int, count: int, preprocessing: Json) -> np.ndarray:
 # Section 6: the model of the test vectors
 
 
-def network(inputs: np.ndarray, weights: Mapping[str, np.ndarray], head: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def network(
+    inputs: np.ndarray, weights: Mapping[str, np.ndarray], head: np.ndarray, bias: np.ndarray
+) -> np.ndarray:
     hidden = inputs.reshape(len(inputs), -1)
     for name in ("mix.weight", "qkv.weight"):
         hidden = np.maximum(hidden @ weights[name].astype(np.float32).T, 0)

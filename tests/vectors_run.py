@@ -46,7 +46,11 @@ def wrong(vector: Mapping[str, Any], flash: Callable[[Path], Subject]) -> str:
         where = f"{vector['name']}, step {number} ({step.get('packet', 'rollback')})"
         if "packet" not in step:
             subject.rollback()
-        code = subject.apply(FOLDER / "packets" / f"{step['packet']}.sdlora") if "packet" in step else 0
+        code = (
+            subject.apply(FOLDER / "packets" / f"{step['packet']}.sdlora")
+            if "packet" in step
+            else 0
+        )
         if code != step["exit"]:
             return f"{where}: exit code {code}, not {step['exit']}"
         if code and step is not vector["steps"][-1]:

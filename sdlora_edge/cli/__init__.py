@@ -28,9 +28,16 @@ except SdloraError as error:  # this platform lacks what every command needs
     raise SystemExit(error.exit_code) from error
 
 # click's ClickException: the root of what typer raises for wrong arguments, whichever click it carries
-_ArgumentError: type[Exception] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+_ArgumentError: type[Exception] = next(
+    c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
+)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 app.command("train")(train.train)
 app.command("eval")(eval.evaluate)
 app.command("report")(report.report)
@@ -55,7 +62,8 @@ def _version(value: bool) -> None:
 def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and debug logs.")] = False,
     version: Annotated[
-        Optional[bool], typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        Optional[bool],
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
     ] = None,
 ) -> None:
     """Teach a fleet of edge devices new classes: train on a workstation, ship signed packets of less than a megabyte."""
@@ -71,7 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     code = _run(arguments)
     if not output.lost:
         return code
-    with contextlib.suppress(OSError, ValueError):  # what is still buffered would fail again when Python ends
+    with contextlib.suppress(
+        OSError, ValueError
+    ):  # what is still buffered would fail again when Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     done = "what was asked for is done" if code == 0 else f"the command ended with {code}"
     output.say(f"error: {done}, but its output is lost: {output.lost[0].strerror}", err=True)
@@ -79,7 +89,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; ours is lower, and an error
+    warnings.filterwarnings(
+        "ignore", "Image size .* exceeds limit"
+    )  # Pillow's; ours is lower, and an error
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
@@ -93,7 +105,9 @@ def _run(arguments: list[str]) -> int:
         if "--debug" in arguments:
             # marked, so that no message in it looks like a line of ours
             output.say(*(f"| {line}" for line in traceback.format_exc().splitlines()), err=True)
-        done, cause = (error.done, error.__cause__) if isinstance(error, output.Incomplete) else ({}, error)
+        done, cause = (
+            (error.done, error.__cause__) if isinstance(error, output.Incomplete) else ({}, error)
+        )
         code, message = _explain(cause or error)
         if isinstance(error, _ArgumentError):
             error.message = printable(error.message)  # type: ignore[attr-defined]
@@ -112,7 +126,13 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(known := shortage(error) or error, SdloraError):
         return known.exit_code, str(known)
     if isinstance(error, (typer.Abort, KeyboardInterrupt)):
-        return 130, "interrupted: what was recorded is whole; a run goes on with sdlora-edge train --run RUN"
+        return (
+            130,
+            "interrupted: what was recorded is whole; a run goes on with sdlora-edge train --run RUN",
+        )
     if isinstance(error, ModuleNotFoundError):
-        return 2, f"this command needs {error.name}, which is not installed: run pip install 'sdlora-edge[host]'"
+        return (
+            2,
+            f"this command needs {error.name}, which is not installed: run pip install 'sdlora-edge[host]'",
+        )
     return 1, f"internal error: {error!r}: please report it; --debug before the command shows where"

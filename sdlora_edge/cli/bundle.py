@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from ..bundle import Bundle, open_bundle
+from ..formats.bundle import Bundle, open_bundle
 from .output import Json, emit, facts, spaced, table
 
 app = typer.Typer(no_args_is_help=True, help="Look into a bundle.")
@@ -31,9 +31,17 @@ def _described(bundle: Bundle) -> dict[str, Any]:
     """The manifest as it stands but for the canary's numbers, with the id and the keys."""
     fields = formats.loads(bundle.manifest.to_json())
     canary = fields.pop("canary")
-    shown = {"bundle": str(bundle.path), "id": bundle.id, "bytes": sum(f["size"] for f in fields["files"].values()), **fields}
+    shown = {
+        "bundle": str(bundle.path),
+        "id": bundle.id,
+        "bytes": sum(f["size"] for f in fields["files"].values()),
+        **fields,
+    }
     trust = {"threshold": bundle.trust.threshold, "keys": [key.keyid for key in bundle.trust.keys]}
-    return shown | {"canary": {"seed": canary["seed"], "pictures": len(canary["logits"])}, "trust": trust}
+    return shown | {
+        "canary": {"seed": canary["seed"], "images": len(canary["logits"])},
+        "trust": trust,
+    }
 
 
 def _text(value: dict[str, Any]) -> list[str]:
@@ -50,11 +58,17 @@ def _text(value: dict[str, Any]) -> list[str]:
 
 
 def _projections(projections: list[dict[str, Any]]) -> list[list[str]]:
-    return [[p["name"], p["tensor"], "{}..{}".format(*p["rows"]), "{} x {}".format(*p["shape"])] for p in projections]
+    return [
+        [p["name"], p["tensor"], "{}..{}".format(*p["rows"]), "{} x {}".format(*p["shape"])]
+        for p in projections
+    ]
 
 
 def _weights(weights: dict[str, dict[str, Any]]) -> list[list[str]]:
-    return [[n, w["dtype"], " x ".join(map(str, w["shape"])), w["file"], str(w["offset"])] for n, w in sorted(weights.items())]
+    return [
+        [n, w["dtype"], " x ".join(map(str, w["shape"])), w["file"], str(w["offset"])]
+        for n, w in sorted(weights.items())
+    ]
 
 
 def _files(files: dict[str, dict[str, Any]]) -> list[list[str]]:

@@ -12,13 +12,16 @@ from .train import accuracy_row
 
 
 def demo(
-    out: Annotated[Path, typer.Option(callback=output, help="Folder for run, keys, bundle, packets and store; made anew.")] = Path(
-        "demo"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            callback=output, help="Folder for run, keys, bundle, packets and store; made anew."
+        ),
+    ] = Path("demo"),
     json: Json = False,
 ) -> None:
     """Train four tasks on digits, export after the first, ship the others as packets, and compare host and device."""
-    from ..export.demo import run_demo
+    from ..demo import run_demo
 
     value = run_demo(out, lambda run: None if json else say(accuracy_row(run)))
     line = "demo: host accuracy {host_accuracy:.3f}, device accuracy {device_accuracy:.3f}, {packets} packets, {packet_bytes} bytes shipped, model {model_bytes} bytes"

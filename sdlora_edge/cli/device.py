@@ -13,18 +13,23 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..device.answers import BATCH, Prediction
-from ..device.preprocessing import MAX_FILE, MAX_PIXELS, PILLOW_MAX_PIXELS, SUFFIXES, Picture, reading
-from ..device.runtime import IN_PLACE, Device
+from ..device.device import IN_PLACE, Device
 from ..device.verify import verify as verified
 from ..errors import InputError, LimitError, NothingToDo, ResourceError, naming
+from ..inputs.image import MAX_FILE, MAX_PIXELS, PILLOW_MAX_PIXELS, SUFFIXES, ImageLike, reading
 from .output import Json, Store, completing, emit, facts, output, say
 
 Unproved = Annotated[
     bool,
-    typer.Option("--unproved", help="ExecuTorch without its Python runtime: the program that loads the pair tries the canary."),
+    typer.Option(
+        "--unproved",
+        help="ExecuTorch without its Python runtime: the program that loads the pair tries the canary.",
+    ),
 ]
-app = typer.Typer(no_args_is_help=True, help="Run a device: init, apply, predict, status, verify, rollback.")
-_KINDS = {"update": "", "trust": "new keys, ", "recall": "recalled, "}
+app = typer.Typer(
+    no_args_is_help=True, help="Run a device: init, apply, predict, status, verify, rollback."
+)
+_KINDS = {"update": "", "trust": "new keys, ", "revocation": "revoked, "}
 _STATUS = (
     "task",
     "task_name",
@@ -57,7 +62,9 @@ def init(
 def apply(
     packets: list[Path],
     store: Store,
-    allow_older: Annotated[bool, typer.Option("--allow-older", help="Take again what was rolled back.")] = False,
+    allow_older: Annotated[
+        bool, typer.Option("--allow-older", help="Take again what was rolled back.")
+    ] = False,
     unproved: Unproved = False,
     json: Json = False,
 ) -> None:
@@ -85,20 +92,34 @@ def apply(
 
 
 def _applied(path: Path, status: dict[str, Any]) -> str:
-    canary = "not run" if status["canary_difference"] is None else f"{status['canary_difference']:.1e}"
-    stands = f"{_KINDS[status['kind']]}task {status['task']} in force, {len(status['classes'])} classes"
+    canary = (
+        "not run" if status["canary_difference"] is None else f"{status['canary_difference']:.1e}"
+    )
+    stands = (
+        f"{_KINDS[status['kind']]}task {status['task']} in force, {len(status['classes'])} classes"
+    )
     return f"{path}: {stands}, {status['apply_ms']} ms, canary {canary}"
 
 
 @app.command()
 def predict(
-    images: Annotated[list[str], typer.Argument(help="Files, folders (all images below them), or - for one image on stdin.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(help="Files, folders (all images below them), or - for one image on stdin."),
+    ],
     store: Store,
     top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 1,
     max_megapixels: Annotated[
-        int, typer.Option(min=1, max=PILLOW_MAX_PIXELS // 10**6, help="Refuse an image with more pixels than this.")
+        int,
+        typer.Option(
+            min=1,
+            max=PILLOW_MAX_PIXELS // 10**6,
+            help="Refuse an image with more pixels than this.",
+        ),
     ] = MAX_PIXELS // 10**6,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images to answer together: more take more memory.")] = BATCH,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images to answer together: more take more memory.")
+    ] = BATCH,
     json: Json = False,
 ) -> None:
     """Name the classes of images. One that cannot be read gets an error in place of an answer, and exit code 3 in the end; 8 if
@@ -112,9 +133,17 @@ def predict(
             name = names.popleft()
             found.append({"image": name, **_answer(answer)})
             if not isinstance(answer, Prediction):
-                say(f"error: {answer}" if str(answer).startswith(name) else f"error: {name}: {answer}", err=True)
+                say(
+                    f"error: {answer}"
+                    if str(answer).startswith(name)
+                    else f"error: {name}: {answer}",
+                    err=True,
+                )
             elif not json:
-                say(f"{name}: " + ", ".join(f"{label} {100 * score:.1f} %" for label, score in answer.top))
+                say(
+                    f"{name}: "
+                    + ", ".join(f"{label} {100 * score:.1f} %" for label, score in answer.top)
+                )
     if json:
         emit({"predictions": found}, json, list)
     if failed := [entry["error"]["exit_code"] for entry in found if "error" in entry]:
@@ -138,23 +167,30 @@ def _images(argument: str) -> Iterator[str]:
                 found = True
                 yield os.path.join(folder, name)
     if not found:
-        raise InputError(f"{argument} holds no image: name a folder with images ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(
+            f"{argument} holds no image: name a folder with images ({', '.join(sorted(SUFFIXES))})"
+        )
 
 
-def _stdin() -> Picture:
+def _stdin() -> ImageLike:
     if sys.stdin is None:
         raise InputError("standard input is closed: name a file")
     with reading("standard input"):
         data = sys.stdin.buffer.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
-        raise LimitError(f"standard input holds more than the {MAX_FILE} bytes allowed here: name a file")
+        raise LimitError(
+            f"standard input holds more than the {MAX_FILE} bytes allowed here: name a file"
+        )
     return io.BytesIO(data)
 
 
 def _answer(answer: Prediction | InputError | ResourceError) -> dict[str, Any]:
     if not isinstance(answer, Prediction):
         return {"error": answer.to_dict()}
-    return {"generation": answer.generation, "top": [{"class": name, "probability": score} for name, score in answer.top]}
+    return {
+        "generation": answer.generation,
+        "top": [{"class": name, "probability": score} for name, score in answer.top],
+    }
 
 
 @app.command()
@@ -170,9 +206,15 @@ def verify(store: Store, unproved: Unproved = False, json: Json = False) -> None
     lines = [f"{d['file']}: {d['problem']}: {d['remedy']}" for d in found["damage"]]
     lines += [f"{name}: left over, removed by the next update" for name in found["leftovers"]]
     serves = found["serves"]
-    lines.append(f"{found['files']} files, {found['bytes']:,} bytes: {len(found['damage'])} damaged")
+    lines.append(
+        f"{found['files']} files, {found['bytes']:,} bytes: {len(found['damage'])} damaged"
+    )
     untried = found["untried"]
-    lines.append(f"serves generation {serves['generation']}, task {serves['task']}" if serves else "serves nothing")
+    lines.append(
+        f"serves generation {serves['generation']}, task {serves['task']}"
+        if serves
+        else "serves nothing"
+    )
     if untried:
         lines[-1] = f"the model could not be tried: {untried['message']}"
     emit(found, json, lambda: lines)
@@ -189,7 +231,12 @@ def rollback(store: Store, unproved: Unproved = False, json: Json = False) -> No
 @app.command("export-adapter")
 def export_adapter(
     store: Store,
-    out: Annotated[Path, typer.Option(callback=output, help="The .onnx_adapter file; one that is there is replaced.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            callback=output, help="The .onnx_adapter file; one that is there is replaced."
+        ),
+    ],
     json: Json = False,
 ) -> None:
     """Write the weights in force as an adapter file, with which a C or C++ program runs the bundle's model.onnx."""
@@ -200,5 +247,14 @@ def export_adapter(
 
 
 def _show(value: dict[str, Any], json: bool) -> None:
-    shown = {**value, "recalled": [f"task {task} up to revision {revision}" for task, revision in value["recalled"]]}
-    emit(value, json, lambda: facts(shown, *_STATUS, *(name for name in ("recalled", "damage") if shown[name])))
+    shown = {
+        **value,
+        "revoked": [
+            f"task {task} up to revision {revision}" for task, revision in value["revoked"]
+        ],
+    }
+    emit(
+        value,
+        json,
+        lambda: facts(shown, *_STATUS, *(name for name in ("revoked", "damage") if shown[name])),
+    )

@@ -1,4 +1,4 @@
-"""`sdlora-edge eval`: a run's state on any folder of pictures."""
+"""`sdlora-edge eval`: a run's state on any folder of images."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ def evaluate(
     task: Annotated[Optional[int], typer.Option(help="The state to score: 0 is before the first task. Default: the last.")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Score a folder of pictures: accuracy, by class, the worst confusions, and HTER where the run has two classes."""
-    from ..train import check, folder
+    """Score a folder of images: accuracy, by class, the worst confusions, and HTER where the run has two classes."""
+    from ..train import folder, plan
 
     path = run or folder.newest()
-    source = check.evaluation(path, data, task)
-    from ..train.evaluate import evaluate as score  # torch, which takes seconds, comes after the checks
+    source = plan.evaluation(path, data, task)
+    from ..train.evaluator import (
+        evaluate as score,  # torch, which takes seconds, comes after the checks
+    )
     from ..train.run import Run
 
     value = score(Run.open(path), data, task, source)
@@ -30,16 +32,24 @@ def evaluate(
 
 def _text(value: dict[str, Any]) -> list[str]:
     by_class = sorted(value["per_class"].items(), key=lambda item: item[1][0] / item[1][1])
-    rows = [[name, f"{100 * right / total:.1f} %", str(right), str(total)] for name, (right, total) in by_class]
+    rows = [
+        [name, f"{100 * right / total:.1f} %", str(right), str(total)]
+        for name, (right, total) in by_class
+    ]
     parts = [
         [
             f"accuracy {100 * value['accuracy']:.2f} % ({value['correct']} of {value['total']}) after task {value['task']}; "
-            f"pictures: {value['pictures']}"
+            f"images: {value['images']}"
         ],
-        table(["class, worst first", "accuracy", "right", "pictures"], rows),
+        table(["class, worst first", "accuracy", "right", "images"], rows),
     ]
     if value["confusions"]:
-        parts.append(table(["worst confusions", "taken for", "times"], [[t, p, str(n)] for t, p, n in value["confusions"][:10]]))
+        parts.append(
+            table(
+                ["worst confusions", "taken for", "times"],
+                [[t, p, str(n)] for t, p, n in value["confusions"][:10]],
+            )
+        )
     if found := value.get("hter"):
         parts.append(
             [
@@ -48,5 +58,5 @@ def _text(value: dict[str, Any]) -> list[str]:
             ]
         )
     elif "hter" in value:
-        parts.append(["no HTER: it needs pictures of both classes"])
+        parts.append(["no HTER: it needs images of both classes"])
     return spaced(parts)

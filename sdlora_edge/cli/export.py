@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..bundle import open_bundle
+from ..formats.bundle import open_bundle
 from .output import Json, emit, facts, output
 
 
@@ -22,19 +22,29 @@ def export(
     weights_as: Annotated[Optional[str], typer.Option(help="inputs or constants. Default: what serves faster.")] = None,
     max_classes: Annotated[Optional[int], typer.Option(min=1, help="Room in the head. Default: any number with inputs, else 1000 or more.")] = None,
     tolerance: Annotated[Optional[float], typer.Option(min=0, help="Largest logit difference to torch that export accepts. Default: the precision's.")] = None,
-    min_agreement: Annotated[Optional[float], typer.Option(min=0, max=1, help="Share of test pictures that must get the same class as in torch. Default: the precision's.")] = None,
+    min_agreement: Annotated[Optional[float], typer.Option(min=0, max=1, help="Share of test images that must get the same class as in torch. Default: the precision's.")] = None,
     also: Annotated[Optional[str], typer.Option(help="onnx-adapter: the merged weights as a file for ONNX Runtime's C and C++ API, beside the bundle.")] = None,
     check: Annotated[Optional[Path], typer.Option(help="Write nothing: compare this bundle with the run again.")] = None,
     out: Annotated[Path, typer.Option(callback=output, help="The bundle's folder.")] = Path("bundle"),
     json: Json = False,
 ) -> None:  # fmt: skip
     """Export a run's model as a bundle, and prove that it computes what torch computes."""
-    from ..export import check as checks
+    from ..export import requests as checks
     from ..train.folder import newest
 
     path = run or newest()
     request = checks.BundleRequest(
-        out, task, trust, threshold, target, precision, weights_as, max_classes, tolerance, min_agreement, also
+        out,
+        task,
+        trust,
+        threshold,
+        target,
+        precision,
+        weights_as,
+        max_classes,
+        tolerance,
+        min_agreement,
+        also,
     )
     checks.require_encoding(encoding)
     if check is None:
@@ -42,14 +52,20 @@ def export(
     else:
         request.require_only_bounds()
         checks.require_same_run(open_bundle(check), path)
-    from ..export.bundles import check_bundle, export_bundle  # torch, which takes seconds, comes after the checks
+    from ..export.bundles import (  # torch, which takes seconds, comes after the checks
+        check_bundle,
+        export_bundle,
+    )
     from ..train.run import Run
 
     opened = Run.open(path)
     opened = opened.encoded(encoding or opened.config.encoding)
-    proof = ("pictures", "agreement", "largest_difference", "largest_logit")
+    proof = ("images", "agreement", "largest_difference", "largest_logit")
     if check is not None:
-        value = {"bundle": str(check), **check_bundle(opened, check, tolerance, min_agreement).to_dict()}
+        value = {
+            "bundle": str(check),
+            **check_bundle(opened, check, tolerance, min_agreement).to_dict(),
+        }
         emit(value, json, lambda: facts(value, "bundle", *proof))
         return
     value = export_bundle(
@@ -57,5 +73,15 @@ def export(
         target=target, precision=precision, weights_as=weights_as, max_classes=max_classes,
         tolerance=tolerance, min_agreement=min_agreement, also=also,
     )  # fmt: skip
-    made = ("bundle", "task", "classes", "target", "precision", "weights_as", "capacity", "model_bytes", "trusted_keys")
+    made = (
+        "bundle",
+        "task",
+        "classes",
+        "target",
+        "precision",
+        "weights_as",
+        "capacity",
+        "model_bytes",
+        "trusted_keys",
+    )
     emit(value, json, lambda: facts(value, *made, *proof))

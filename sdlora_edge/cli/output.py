@@ -11,11 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from .. import files
 from ..device.store import store_around
 from ..errors import UsageError, printable
+from ..storage import atomic
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as one JSON object on stdout.")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result, or the error, as one JSON object on stdout."),
+]
 Store = Annotated[Path, typer.Option("--store", help="The device's directory.")]
 
 
@@ -25,7 +28,7 @@ def output(path: Path | None) -> Path | None:
     Raises UsageError inside a store, whose files only its own commands write, and for a link, a pipe or a device.
     """
     if path is not None:
-        files.require_replaceable(path)
+        atomic.require_replaceable(path)
         if store := store_around(path):
             raise UsageError(f"{path} lies in the store {store}: choose a path outside it")
     return path
@@ -65,7 +68,9 @@ def say(*lines: str, err: bool = False) -> None:
     """
     try:
         if err or not lost:
-            print(*map(printable, lines), sep="\n", file=sys.stderr if err else sys.stdout, flush=True)
+            print(
+                *map(printable, lines), sep="\n", file=sys.stderr if err else sys.stdout, flush=True
+            )
     except OSError as error:
         if not err:
             lost.append(error)
@@ -89,7 +94,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, *([printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return [
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
     ]
 

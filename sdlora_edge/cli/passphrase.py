@@ -7,20 +7,27 @@ import os
 import warnings
 from pathlib import Path
 
-from .. import files
 from ..errors import UsageError
-from ..signing import LONGEST, PASSPHRASE, passphrase_from_environment
+from ..formats.signing import LONGEST, PASSPHRASE, passphrase_from_environment
+from ..storage import atomic
 
 
 def known(key: Path) -> bytes:
     """Of a key that exists."""
-    return passphrase_from_environment(key) if os.environ.get(PASSPHRASE) else _hidden(f"passphrase of {key}: ")
+    return (
+        passphrase_from_environment(key)
+        if os.environ.get(PASSPHRASE)
+        else _hidden(f"passphrase of {key}: ")
+    )
 
 
 def chosen(name: str, file: Path | None) -> bytes:
     """For a new key. Raises UsageError if two entries differ."""
     if file is not None:
-        with files.reading(file), open(file, "rb") as opened:  # a pipe too: then the passphrase lies on no disk
+        with (
+            atomic.reading(file),
+            open(file, "rb") as opened,
+        ):  # a pipe too: then the passphrase lies on no disk
             return opened.read(LONGEST + 3).rstrip(b"\r\n")
     if os.environ.get(PASSPHRASE):
         return passphrase_from_environment(Path(name))
@@ -32,8 +39,12 @@ def chosen(name: str, file: Path | None) -> bytes:
 
 def _hidden(prompt: str) -> bytes:
     with warnings.catch_warnings():
-        warnings.simplefilter("error", getpass.GetPassWarning)  # else it would read on, and show what is typed
+        warnings.simplefilter(
+            "error", getpass.GetPassWarning
+        )  # else it would read on, and show what is typed
         try:
             return os.fsencode(getpass.getpass(prompt))
         except (getpass.GetPassWarning, EOFError, UnicodeError) as error:
-            raise UsageError(f"no passphrase was given: use a terminal, or set {PASSPHRASE}") from error
+            raise UsageError(
+                f"no passphrase was given: use a terminal, or set {PASSPHRASE}"
+            ) from error

@@ -13,16 +13,16 @@ from .output import Json, emit, output
 def report(
     run: Annotated[Optional[Path], typer.Argument(help="The run. Default: runs/latest.")] = None,
     out: Annotated[Optional[Path], typer.Option(callback=output, help="The page. Default: report.html in the run.")] = None,
-    thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Embed a few confused test pictures; else the page holds none.")] = False,
+    thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Embed a few confused test images; else the page holds none.")] = False,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Write a self-contained HTML page: scores, matrix, curves, magnitudes, classes, packets, settings."""
-    from ..train import check, folder
+    from ..train import folder, plan
 
     path = run or folder.newest()
     page = out or path / "report.html"
-    check.report(path, page)
-    from ..train.report import write  # torch, which takes seconds, comes after the checks
+    plan.report(path, page)
+    from ..train.report.summary import write  # torch, which takes seconds, comes after the checks
     from ..train.run import Run
 
     value = write(Run.open(path), page, thumbnails)

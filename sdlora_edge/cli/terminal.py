@@ -57,7 +57,9 @@ class OneLine(logging.Formatter):
 @contextlib.contextmanager
 def terminal() -> Iterator[None]:
     """All output of a command goes through here."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # closed by whoever started it: no file of ours may get its number
+    while (
+        descriptor := os.open(os.devnull, os.O_RDWR)
+    ) <= 2:  # closed by whoever started it: no file of ours may get its number
         pass
     os.close(descriptor)
     out, log = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115

@@ -31,15 +31,15 @@ def train(
     data_root: Annotated[Optional[str], typer.Option(help="Where sets with a name lie.")] = None,
     run: Annotated[Optional[Path], typer.Option(help="An existing run: with --data, learn ONE more task, of one class or more; without, go on where it was stopped.")] = None,
     name: Annotated[Optional[str], typer.Option(help="With --run and --data: the new task's name. Default: the folder's.")] = None,
-    protocol: Annotated[Optional[str], typer.Option(help="class: each task brings new classes; domain: new pictures of the same (folders <domain>/<class>/).")] = None,
+    protocol: Annotated[Optional[str], typer.Option(help="class: each task brings new classes; domain: new images of the same (folders <domain>/<class>/).")] = None,
     tasks: Annotated[Optional[int], typer.Option(help="Number of tasks to split the classes (or domains) into.")] = None,
     base_classes: Annotated[Optional[int], typer.Option(help="Train the whole backbone on so many classes first, then freeze it.")] = None,
     test_fraction: Annotated[Optional[float], typer.Option(help="Share of each class kept for testing, where there is no test/ folder.")] = None,
-    validate: Annotated[Optional[float], typer.Option(help="Score on this share of the training pictures instead: to choose settings by.")] = None,
-    train_limit: Annotated[Optional[int], typer.Option(help="At most so many training pictures of a class (of a domain). 0: all.")] = None,
+    validate: Annotated[Optional[float], typer.Option(help="Score on this share of the training images instead: to choose settings by.")] = None,
+    train_limit: Annotated[Optional[int], typer.Option(help="At most so many training images of a class (of a domain). 0: all.")] = None,
     max_megapixels: Annotated[Optional[int], typer.Option(help="Skip images with more pixels than this, before they are decoded. Default: 64.")] = None,
     strict: Annotated[Optional[bool], typer.Option("--strict/--no-strict", help="Stop before training if there is a warning about the images.")] = None,
-    augment: Annotated[Optional[str], typer.Option(help="Random views of training pictures: none, flip, crop, flip-crop.")] = None,
+    augment: Annotated[Optional[str], typer.Option(help="Random views of training images: none, flip, crop, flip-crop.")] = None,
     backbone: Annotated[Optional[str], typer.Option(help="A timm model: ViT, DeiT, DINOv2, EVA, Swin, EfficientNet, MobileNet, ConvNeXt.")] = None,
     weights: Annotated[Optional[str], typer.Option(help="Its weights, a safetensors file. Default: timm's own download.")] = None,
     targets: Annotated[Optional[str], typer.Option(help="Modules to adapt, patterns with commas between. Default: the family's.")] = None,
@@ -56,7 +56,7 @@ def train(
     magnitude_init: Annotated[Optional[float], typer.Option(help="A magnitude's first value.")] = None,
     head: Annotated[Optional[str], typer.Option(help="paper: a row is trained with its task; aligned: all rows are fitted again after each task.")] = None,
     encoding: Annotated[Optional[str], typer.Option(help="How factors travel: fp32, fp16, int8 or int4.")] = None,
-    consistency: Annotated[Optional[float], typer.Option(help="Weight of a loss that holds the new pictures' features where they were.")] = None,
+    consistency: Annotated[Optional[float], typer.Option(help="Weight of a loss that holds the new images' features where they were.")] = None,
     epochs: Annotated[Optional[int], typer.Option(help="Epochs for each task.")] = None,
     lr: Annotated[Optional[float], typer.Option(help="Learning rate.")] = None,
     head_lr_factor: Annotated[Optional[float], typer.Option(help="The head learns at this share of the rate.")] = None,
@@ -65,19 +65,19 @@ def train(
     optimizer: Annotated[Optional[str], typer.Option(help="sgd (momentum 0.9), adam or adamw.")] = None,
     weight_decay: Annotated[Optional[float], typer.Option(help="Of the new direction.")] = None,
     schedule: Annotated[Optional[str], typer.Option(help="Of the rate: constant or cosine.")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Pictures in a step, over all processes.")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Images in a step, over all processes.")] = None,
     accumulate: Annotated[Optional[int], typer.Option(help="Gradient accumulation: split each batch into this many micro-batches.")] = None,
     precision: Annotated[Optional[str], typer.Option(help="fp32, or autocast to bf16 or fp16.")] = None,
     compile: Annotated[Optional[bool], typer.Option("--compile/--no-compile", help="torch.compile the training step.")] = None,
-    workers: Annotated[Optional[int], typer.Option(help="Processes that decode pictures which do not fit the cache.")] = None,
-    cache_gb: Annotated[Optional[float], typer.Option(help="Keep decoded pictures in memory up to so much.")] = None,
+    workers: Annotated[Optional[int], typer.Option(help="Processes that decode images which do not fit the cache.")] = None,
+    cache_gb: Annotated[Optional[float], typer.Option(help="Keep decoded images in memory up to so much.")] = None,
     tensorboard: Annotated[Optional[bool], typer.Option("--tensorboard/--no-tensorboard", help="Write event files into the run.")] = None,
     device: Annotated[Optional[str], typer.Option(help="auto, cpu or cuda.")] = None,
     out: Annotated[Optional[Path], typer.Option(callback=output, help="Folder of the new run. Default: runs/<time>.")] = None,
     seed: Annotated[Optional[int], typer.Option(help="Of class order, split and training.")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Learn a stream of classes task by task, keeping no picture of an earlier task.
+    """Learn a stream of classes task by task, keeping no image of an earlier task.
 
     Several GPUs: torchrun --nproc-per-node N -m -- sdlora_edge train ...
     """
@@ -92,7 +92,11 @@ def train(
     if run is None:
         done = _new(config, flags, preset, out, json)
     else:
-        more = given | {flag: value for flag, value in (("preset", preset), ("config", config), ("out", out)) if value is not None}
+        more = given | {
+            flag: value
+            for flag, value in (("preset", preset), ("config", config), ("out", out))
+            if value is not None
+        }
         allowed = () if data is None else ("data", "strict")
         if strict is not None and data is None:
             raise UsageError("--strict goes with --data: it is about the images of a new task")
@@ -113,29 +117,31 @@ def train(
         emit(result, json, lambda: _summary(done))
 
 
-def _new(config: Path | None, flags: dict[str, Any], preset: str | None, out: Path | None, json: bool) -> Run:
-    from ..train import check, presets
+def _new(
+    config: Path | None, flags: dict[str, Any], preset: str | None, out: Path | None, json: bool
+) -> Run:
     from ..train import config as settings
+    from ..train import plan, presets
 
     chosen = settings.resolve(config, flags, presets.preset(preset) if preset else {})
-    source = check.new_run(chosen, out)
-    from ..train import trainer  # torch, which takes seconds, comes after the checks
+    source = plan.new_run(chosen, out)
+    from ..train import loop  # torch, which takes seconds, comes after the checks
 
-    return trainer.train(chosen, out, _reporting(json), source)
+    return loop.train(chosen, out, _reporting(json), source)
 
 
 def _more(run: Path, data: str | None, name: str | None, strict: bool | None, json: bool) -> Run:
-    from ..train import check
+    from ..train import plan
 
     if data is None:
-        asked = check.resumed(run)
-        from ..train import trainer
+        asked = plan.resumed(run)
+        from ..train import loop
 
-        return trainer.resume(run, _reporting(json), asked)
-    task = replace(check.one_more(run, data, name), strict=strict)
-    from ..train import trainer
+        return loop.resume(run, _reporting(json), asked)
+    task = replace(plan.one_more(run, data, name), strict=strict)
+    from ..train import loop
 
-    return trainer.learn(task, _reporting(json))
+    return loop.learn(task, _reporting(json))
 
 
 def _reporting(json: bool) -> Callable[[Run], None]:
@@ -151,7 +157,10 @@ def _reporting(json: bool) -> Callable[[Run], None]:
 def accuracy_row(run: Run) -> str:
     """One line of the growing table: accuracy on every task so far, in percent."""
     entry = run.metrics[-1]
-    cells = ["-" if c is None else f"{100 * c / n:5.1f}" if n else "no test" for c, n in zip(entry["correct"][-1], entry["totals"])]
+    cells = [
+        "-" if c is None else f"{100 * c / n:5.1f}" if n else "no test"
+        for c, n in zip(entry["correct"][-1], entry["totals"])
+    ]
     whole = f"all {100 * entry['accuracy'][-1]:5.1f} | " if "accuracy" in entry else ""
     return f"task {entry['task']:>3} {entry['name'][:16]:16} {len(entry['classes']):>4} classes {entry['seconds']:>7.1f} s | {whole}{' '.join(cells)}"
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .runtime import Device, Prediction
+    from .answers import Prediction
+    from .device import Device
 
 __all__ = ["Device", "Prediction"]
 
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from . import runtime
+        from . import device
 
-        return getattr(runtime, name)
+        return getattr(device, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import files
-from ..bundle import DTYPES, INPUTS, Bundle
 from ..errors import StorageError, UsageError
+from ..formats.bundle import DTYPES, INPUTS, Bundle
 from ..shortage import verdict
+from ..storage import atomic
+from .device import Device
 from .engines import with_room
-from .engines.onnx import ort
-from .runtime import Device
+from .engines.onnx_runtime import ort  # type: ignore[attr-defined]
 
 SUFFIX = ".onnx_adapter"
 
@@ -31,7 +31,13 @@ def export_adapter(device: Device, out: Path) -> dict[str, Any]:
     """Write the generation in force. Raises UsageError where the bundle's model takes no adapter, StorageError."""
     state, weights = device.current()
     size = write_adapter(device.bundle, weights, state.task, out)
-    return {"adapter": str(out), "task": state.task, "state": state.digest, "classes": list(state.classes), "bytes": size}
+    return {
+        "adapter": str(out),
+        "task": state.task,
+        "state": state.digest,
+        "classes": list(state.classes),
+        "bytes": size,
+    }
 
 
 def write_adapter(bundle: Bundle, weights: Mapping[str, np.ndarray], task: int, out: Path) -> int:
@@ -49,16 +55,20 @@ def write_adapter(bundle: Bundle, weights: Mapping[str, np.ndarray], task: int, 
     adapter.set_adapter_version(task)
     adapter.set_model_version(manifest.task)
     stored = {
-        n: np.ascontiguousarray(with_room(n, w, manifest.capacity), DTYPES[manifest.weights[n]["dtype"]])
+        n: np.ascontiguousarray(
+            with_room(n, w, manifest.capacity), DTYPES[manifest.weights[n]["dtype"]]
+        )
         for n, w in weights.items()
     }
-    adapter.set_parameters({name: ort.OrtValue.ortvalue_from_numpy(w) for name, w in stored.items()})
+    adapter.set_parameters(
+        {name: ort.OrtValue.ortvalue_from_numpy(w) for name, w in stored.items()}
+    )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=out.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=atomic.TEMPORARY, dir=out.parent) as folder:
             adapter.export_adapter(str(Path(folder) / out.name))
             data = (Path(folder) / out.name).read_bytes()
     except Exception as error:  # onnxruntime's exceptions have no common base but Exception
         raise verdict(error, StorageError(f"{out} cannot be written: {error}")) from error
-    files.write(out, data)  # whole, or not at all
+    atomic.write(out, data)  # whole, or not at all
     return len(data)

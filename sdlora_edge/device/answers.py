@@ -10,19 +10,19 @@ from typing import Union
 import numpy as np
 
 from ..errors import InputError, ResourceError
+from ..inputs.image import ImageLike, Preprocessing
 from .gate import let_go
-from .preprocessing import Picture, Preprocessing
 
 BATCH = 8
 """images. 32 at a time take 600 MB more with a ViT-B, and are hardly faster"""
 
-Source = Union[Picture, Callable[[], Picture]]
+Source = Union[ImageLike, Callable[[], ImageLike]]
 """An image, or what reads it when its turn comes"""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best classes of one picture, best first, as (class name, probability).
+    """The best classes of one image, best first, as (class name, probability).
 
     generation: which model answered; 0 for what is left of a damaged one.
     """
@@ -48,7 +48,9 @@ def prepared(
         yield [one(image) for image in batch]
 
 
-def best(logits: np.ndarray, classes: Sequence[str], generation: int, top: int) -> Iterator[Prediction]:
+def best(
+    logits: np.ndarray, classes: Sequence[str], generation: int, top: int
+) -> Iterator[Prediction]:
     """logits: float32 (N, classes)."""
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)

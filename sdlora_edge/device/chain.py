@@ -6,14 +6,14 @@ import contextlib
 from dataclasses import replace
 from pathlib import Path
 
-from .. import files
-from ..bundle import Bundle
-from ..container import LIMITS
 from ..errors import InputError, NotForThisDevice, NothingToDo
-from ..orders import Recall, Rotation, follow_trust, read_any, with_recall
-from ..packet import Packet
-from ..packet import read as read_packet
-from ..signing import Trust
+from ..formats.bundle import Bundle
+from ..formats.container import LIMITS
+from ..formats.control import Revocation, Rotation, follow_trust, read_any, with_revocation
+from ..formats.packet import Packet
+from ..formats.packet import read as read_packet
+from ..formats.signing import Trust
+from ..storage import atomic
 from .store import Generation, Store
 
 NOBODY = Trust((), 1, version=0)
@@ -31,10 +31,12 @@ class Chain:
         return self._keys(record)[-1][1]
 
     def packets(self, record: Generation) -> list[Packet]:
-        """All of them. Raises InputError (damaged), TrustError (of keys that are lost, or recalled)."""
-        found = [read_packet(self._store.packet(digest), trust) for digest, trust in self._signed(record)]
+        """All of them. Raises InputError (damaged), TrustError (of keys that are lost, or revoked)."""
+        found = [
+            read_packet(self._store.packet(digest), trust) for digest, trust in self._signed(record)
+        ]
         for packet in found:
-            record.refuse_recalled(packet)
+            record.refuse_revoked(packet)
         return found
 
     def lost_keys(self, record: Generation) -> str:
@@ -43,26 +45,34 @@ class Chain:
             try:
                 self._store.packet(digest)
             except InputError as error:
-                return f"no packet is taken before this is mended: {error}"
+                return f"no packet is taken before this is repaired: {error}"
         return ""
 
-    def recalled(self, record: Generation, recall: Recall) -> Generation:
-        """The record after a recall: before the first packet that it names, where this device holds one. One that is damaged is
-        kept: once it is mended, `packets` says whether it was recalled.
+    def revoked(self, record: Generation, revocation: Revocation) -> Generation:
+        """The record after a revocation: before the first packet that it names, where this device holds one. One that is damaged is
+        kept: once it is repaired, `packets` says whether it was revoked.
 
-        Raises NotForThisDevice (another lineage, or the bundle itself), NothingToDo (recalled already).
+        Raises NotForThisDevice (another lineage, or the bundle itself), NothingToDo (revoked already).
         """
-        manifest, named = self._bundle.manifest, recall.recalled
-        if recall.lineage != manifest.lineage:
-            raise NotForThisDevice(f"the recall of task {named.sequence} is for another lineage ({recall.lineage[:12]})")
-        if any(known.covers(named.sequence, named.revision) for known in record.recalled):
-            raise NothingToDo(f"task {named.sequence} in revision {named.revision} is recalled already")
-        if inside := [task for task, revision in enumerate(manifest.revisions, 1) if named.covers(task, revision)]:
+        manifest, named = self._bundle.manifest, revocation.revoked
+        if revocation.lineage != manifest.lineage:
             raise NotForThisDevice(
-                f"the recalled task {inside[0]} is part of the bundle itself, which knows task {manifest.task}: "
+                f"the revocation of task {named.sequence} is for another lineage ({revocation.lineage[:12]})"
+            )
+        if any(known.covers(named.sequence, named.revision) for known in record.revoked):
+            raise NothingToDo(
+                f"task {named.sequence} in revision {named.revision} is revoked already"
+            )
+        if inside := [
+            task
+            for task, revision in enumerate(manifest.revisions, 1)
+            if named.covers(task, revision)
+        ]:
+            raise NotForThisDevice(
+                f"the revoked task {inside[0]} is part of the bundle itself, which knows task {manifest.task}: "
                 "flash this device with another bundle"
             )
-        after = replace(record, recalled=with_recall(record.recalled, named))
+        after = replace(record, revoked=with_revocation(record.revoked, named))
         for place, (digest, trust) in enumerate(self._signed(record)):
             with contextlib.suppress(InputError):
                 packet = read_packet(self._store.packet(digest), trust)
@@ -83,13 +93,20 @@ class Chain:
     def _signed(self, record: Generation) -> list[tuple[str, Trust]]:
         """Its packets, each with the keys that were in force when it was applied."""
         keys = self._keys(record)
-        return [(digest, [trust for begin, trust in keys if begin <= i][-1]) for i, digest in enumerate(record.packets)]
+        return [
+            (digest, [trust for begin, trust in keys if begin <= i][-1])
+            for i, digest in enumerate(record.packets)
+        ]
 
 
-def open_packet(path: Path, bundle: Bundle, trust: Trust) -> Packet | Rotation | Recall:
+def open_packet(path: Path, bundle: Bundle, trust: Trust) -> Packet | Rotation | Revocation:
     """Read a packet file, verify it against keys, and that it belongs to the bundle's lineage."""
-    packet = read_any(files.receive(path, LIMITS.packet), trust)
-    lineage = packet.manifest["lineage"] if isinstance(packet, Packet) else getattr(packet, "lineage", bundle.manifest.lineage)
+    packet = read_any(atomic.receive(path, LIMITS.packet), trust)
+    lineage = (
+        packet.manifest["lineage"]
+        if isinstance(packet, Packet)
+        else getattr(packet, "lineage", bundle.manifest.lineage)
+    )
     if lineage != bundle.manifest.lineage:
         raise NotForThisDevice(f"{path} belongs to another lineage than {bundle.path}")
     return packet

@@ -16,7 +16,10 @@ from ..shortage import require_memory
 
 BLAS_BUFFER = 40 << 20
 """bytes; OpenBLAS takes 32 MiB (x86-64, aarch64)"""
-_BLAS, _LIMITED = ThreadpoolController(), threading.RLock()  # a signal handler may load a model while its thread does
+_BLAS, _LIMITED = (
+    ThreadpoolController(),
+    threading.RLock(),
+)  # a signal handler may load a model while its thread does
 
 
 @contextlib.contextmanager
@@ -60,7 +63,9 @@ class Gate:
         me = threading.get_ident()
         with self._changed:
             if self._closed and self._closer == me:
-                raise UsageError("a prediction in the midst of an update in place, in one thread: ask from another thread")
+                raise UsageError(
+                    "a prediction in the midst of an update in place, in one thread: ask from another thread"
+                )
             self._changed.notify_all()  # this may be a signal handler, called just before its thread did so on its way out
             self._changed.wait_for(lambda: not self._closed or me in self._inside)
             self._inside.append(me)
@@ -75,7 +80,9 @@ class Gate:
     def closed(self) -> Iterator[None]:
         """Lets nobody in from now on, and waits for those who are inside."""
         if threading.get_ident() in self._inside:
-            raise UsageError("an update in place in the midst of a prediction, in one thread: ask from another thread")
+            raise UsageError(
+                "an update in place in the midst of a prediction, in one thread: ask from another thread"
+            )
         try:  # from here on, for a wait may be interrupted
             with self._changed:
                 self._closer = threading.get_ident()  # first: a signal handler may come in between

@@ -26,13 +26,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .. import disk, files
-from ..bundle import MANIFEST, Bundle
-from ..canonical import dump_json, is_sha256, parse_json, sha256
-from ..container import LIMITS, natural
 from ..errors import UNWRITTEN, InputError, LimitError, TrustError, UsageError
-from ..orders import Recalled, with_recall
-from ..packet import Packet
+from ..formats.bundle import MANIFEST, Bundle
+from ..formats.canonical import dump_json, is_sha256, parse_json, sha256
+from ..formats.container import LIMITS, natural
+from ..formats.control import Revoked, with_revocation
+from ..formats.packet import Packet
+from ..storage import atomic, disk
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Generation:
 
     packets: digests, in order. revision, highest: of the newest packet ever confirmed on this device, in this order.
     trust: packets that changed the keys, in order, each as (digest, n): in force for the n-th of `packets` (from 0) and later.
-    recalled: what is never taken again, as (sequence, revision). bundle: the id of the bundle the store was made with.
+    revoked: what is never taken again, as (sequence, revision). bundle: the id of the bundle the store was made with.
     before: in a record that is not confirmed, the one that was in force when it was written.
     """
 
@@ -61,7 +61,7 @@ class Generation:
     highest: int
     revision: int = 0
     trust: tuple[tuple[str, int], ...] = ()
-    recalled: tuple[Recalled, ...] = ()
+    revoked: tuple[Revoked, ...] = ()
     bundle: str = ""
     before: Generation | None = None
 
@@ -77,25 +77,39 @@ class Generation:
     def without(self, count: int) -> Generation:
         """The last `count` packets taken away; keys stay as new as they are."""
         packets = self.packets[: len(self.packets) - count]
-        return replace(self, packets=packets, trust=tuple((digest, min(n, len(packets))) for digest, n in self.trust))
+        return replace(
+            self,
+            packets=packets,
+            trust=tuple((digest, min(n, len(packets))) for digest, n in self.trust),
+        )
 
     def with_packet(self, digest: str, packet: Packet) -> Generation:
-        """One packet more. One of a higher revision recalls all that was built of its tasks before."""
+        """One packet more. One of a higher revision revocations all that was built of its tasks before."""
         newest = max((self.revision, self.highest), (packet.revision, packet.sequence))
-        recalled = self.recalled
+        revoked = self.revoked
         for sequence, revision in packet.versions:
-            recalled = with_recall(recalled, Recalled(sequence, revision - 1)) if revision else recalled
-        return replace(self, packets=(*self.packets, digest), revision=newest[0], highest=newest[1], recalled=recalled)
+            revoked = (
+                with_revocation(revoked, Revoked(sequence, revision - 1)) if revision else revoked
+            )
+        return replace(
+            self,
+            packets=(*self.packets, digest),
+            revision=newest[0],
+            highest=newest[1],
+            revoked=revoked,
+        )
 
-    def refuse_recalled(self, packet: Packet) -> None:
-        """Raises TrustError for a packet with a task that was recalled."""
+    def refuse_revoked(self, packet: Packet) -> None:
+        """Raises TrustError for a packet with a task that was revoked."""
         for sequence, revision in packet.versions:
-            if any(r.covers(sequence, revision) for r in self.recalled):
-                raise TrustError(f"packet {sequence} in revision {revision} was recalled: get a newer revision of it")
+            if any(r.covers(sequence, revision) for r in self.revoked):
+                raise TrustError(
+                    f"packet {sequence} in revision {revision} was revoked: get a newer revision of it"
+                )
 
     def admits(self, packet: Packet, allow_older: bool) -> None:
-        """Raises TrustError for a packet that was recalled, or is not newer than the newest ever confirmed."""
-        self.refuse_recalled(packet)
+        """Raises TrustError for a packet that was revoked, or is not newer than the newest ever confirmed."""
+        self.refuse_revoked(packet)
         if (packet.revision, packet.sequence) <= (self.revision, self.highest) and not allow_older:
             raise TrustError(
                 f"packet {packet.sequence} is not newer than packet {self.highest}, which this device has confirmed and then "
@@ -122,20 +136,29 @@ class Generation:
             before = None if body["before"] is None else cls._from_body(body["before"])
             packets = tuple(body["packets"])
             trust = tuple((digest, natural(n, len(packets))) for digest, n in body["trust"])
-            recalled = tuple(
-                Recalled(natural(r["sequence"], LIMITS.sequence), natural(r["revision"], LIMITS.revision)) for r in body["recalled"]
+            revoked = tuple(
+                Revoked(
+                    natural(r["sequence"], LIMITS.sequence), natural(r["revision"], LIMITS.revision)
+                )
+                for r in body["revoked"]
             )
-            natural(len(recalled), LIMITS.recalls)
-            record = cls(**{**body, "packets": packets, "trust": trust, "recalled": recalled, "before": before})
+            natural(len(revoked), LIMITS.revocations)
+            record = cls(
+                **{**body, "packets": packets, "trust": trust, "revoked": revoked, "before": before}
+            )
             natural(record.counter, COUNTER_LIMIT)
             natural(record.highest, LIMITS.sequence)
             natural(record.revision, LIMITS.revision)
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise InputError(f"a generation record is malformed: {error!r}") from error
-        if record.status not in (PENDING, CONFIRMED, FAILED) or not all(map(is_sha256, record.digests)):
+        if record.status not in (PENDING, CONFIRMED, FAILED) or not all(
+            map(is_sha256, record.digests)
+        ):
             raise InputError("a generation record is malformed")
         if (record.before is None) != (record.status == CONFIRMED):
-            raise InputError("a generation record that is not confirmed must hold the one before it")
+            raise InputError(
+                "a generation record that is not confirmed must hold the one before it"
+            )
         return record
 
 
@@ -146,29 +169,35 @@ class Store:
         self.path = path
         self.workspace = path / "engine"
         """the engine's own folder"""
-        with files.reading(path):
+        with atomic.reading(path):
             found = disk.size(path / "bundle" / MANIFEST)
         if found is None:
-            raise InputError(f"{path} is not a store: make one with sdlora-edge device init BUNDLE --store {path}")
-        files.refuse_links(path, path / "bundle", path / "packets")
+            raise InputError(
+                f"{path} is not a store: make one with sdlora-edge device init BUNDLE --store {path}"
+            )
+        atomic.refuse_links(path, path / "bundle", path / "packets")
 
     @classmethod
-    def create(cls, path: Path, bundle: Bundle, prove: Callable[[Path], object], group: str | None = None) -> Store:
+    def create(
+        cls, path: Path, bundle: Bundle, prove: Callable[[Path], object], group: str | None = None
+    ) -> Store:
         """A store holding a copy of the bundle, in the bundle's own state; it gets its name once `prove` has looked at it.
 
         group: a name or number; its members may read the store. Raises UsageError if `path` exists or the group does not, and
         what `prove` raises.
         """
         shared = None if group is None else _group(group)
-        with files.new_folder(path, 0o700) as folder:
+        with atomic.new_folder(path, 0o700) as folder:
             if shared is not None:
                 _share(folder, shared)
             disk.mkdir(folder / "bundle", like=folder)
             for name in [MANIFEST, *bundle.manifest.files]:
-                files.copy(bundle.path / name, folder / "bundle" / name)
+                atomic.copy(bundle.path / name, folder / "bundle" / name)
             disk.sync(folder / "bundle")
             disk.mkdir(folder / "packets", like=folder)
-            first = Generation(1, CONFIRMED, (), bundle.manifest.task, bundle.manifest.revision, bundle=bundle.id)
+            first = Generation(
+                1, CONFIRMED, (), bundle.manifest.task, bundle.manifest.revision, bundle=bundle.id
+            )
             for slot in (0, 1):  # both, so that either may be damaged
                 _write_record(folder / _RECORDS[slot], first)
             prove(folder)
@@ -184,13 +213,15 @@ class Store:
             try:
                 held.enter_context(disk.lock(self.path / name, wait))
                 # what a killed process has renamed, and not synced, is built upon: let it stay
-                files.keep_name(self.path)
+                atomic.keep_name(self.path)
                 disk.sync(self.path / "packets")
                 disk.sync(self.path)
             except BlockingIOError as error:
-                raise UsageError(f"{self.path} is being updated by another process: try again when it is done") from error
+                raise UsageError(
+                    f"{self.path} is being updated by another process: try again when it is done"
+                ) from error
             except OSError as error:
-                raise files.unwritten(self.path, error) from error
+                raise atomic.unwritten(self.path, error) from error
             yield
 
     def current(self) -> Generation:
@@ -198,15 +229,21 @@ class Store:
         whole = [g for g in self.records().values() if g is not None]
         if confirmed := [g for g in whole if g.status == CONFIRMED]:
             return max(confirmed, key=lambda g: g.counter)
-        for record in whole:  # what is in force is damaged, and was about to be followed by this one
+        for (
+            record
+        ) in whole:  # what is in force is damaged, and was about to be followed by this one
             if record.before is not None:
                 return record.before
-        raise InputError(f"{self.path} holds no generation record that is whole: flash the device again with device init")
+        raise InputError(
+            f"{self.path} holds no generation record that is whole: flash the device again with device init"
+        )
 
     def records(self) -> dict[Path, Generation | None]:
         """Both records; None for one that is missing or damaged. A disk that does not answer is an error: raises InputError."""
         found = {self.path / name: _read_record(self.path / name) for name in _RECORDS}
-        for _ in range(100):  # both at one moment: a writer may go on twice between one and the other
+        for _ in range(
+            100
+        ):  # both at one moment: a writer may go on twice between one and the other
             before, found = found, {path: _read_record(path) for path in found}
             if found == before:
                 break
@@ -218,30 +255,34 @@ class Store:
         return whole + [record.before for record in whole if record.before is not None]
 
     def damage(self) -> list[str]:
-        """A line for each record that is missing or damaged: the other one is in force, and the next update mends it."""
+        """A line for each record that is missing or damaged: the other one is in force, and the next update repairs it."""
         return [
-            f"{path} is missing or damaged: the other record is used" for path, record in self.records().items() if record is None
+            f"{path} is missing or damaged: the other record is used"
+            for path, record in self.records().items()
+            if record is None
         ]
 
     def leftovers(self) -> list[Path]:
         """What no record names: packets of failed or replaced generations, and what a cut left half written. Raises InputError."""
         kept = {digest for record in self.named() for digest in record.digests}
-        with files.reading(self.path):
-            packets = [self._packet(name) for name in disk.names(self.path / "packets") if name not in kept]
-            cut = [name for name in disk.names(self.path) if name.startswith(files.TEMPORARY)]
+        with atomic.reading(self.path):
+            packets = [
+                self._packet(name) for name in disk.names(self.path / "packets") if name not in kept
+            ]
+            cut = [name for name in disk.names(self.path) if name.startswith(atomic.TEMPORARY)]
             # a watcher may be writing its memory just now; what is left of that, its next write removes
-            return packets + [self.path / name for name in cut if name != files.TEMPORARY + MEMORY]
+            return packets + [self.path / name for name in cut if name != atomic.TEMPORARY + MEMORY]
 
     def sweep(self) -> None:
         """Remove the leftovers. One that cannot be removed does no harm and stays."""
         for path in self.leftovers():
             with contextlib.suppress(OSError):
-                files.remove(path)
+                atomic.remove(path)
 
     def add_packet(self, data: bytes) -> str:
         """Keep a verified packet under its digest, and read it back."""
         digest = sha256(data)
-        files.write(self._packet(digest), data, like=self.path)
+        atomic.write(self._packet(digest), data, like=self.path)
         self.packet(digest)
         return digest
 
@@ -249,14 +290,14 @@ class Store:
         """Raises InputError where its bytes are no longer those of its name."""
         path = self._packet(digest)
         with contextlib.suppress(InputError):
-            if sha256(data := files.read(path, LIMITS.packet)) == digest:
+            if sha256(data := atomic.read(path, LIMITS.packet)) == digest:
                 return data
-        data = files.read(path, LIMITS.packet)  # once more: a disk may fail for a moment
+        data = atomic.read(path, LIMITS.packet)  # once more: a disk may fail for a moment
         if sha256(data) != digest:
             raise InputError(f"{path} is damaged: apply this packet again")
         return data
 
-    def broken(self, digests: Iterable[str]) -> tuple[str, ...]:
+    def damaged(self, digests: Iterable[str]) -> tuple[str, ...]:
         """Those of these packets whose files are damaged."""
         found = []
         for digest in digests:
@@ -278,7 +319,9 @@ class Store:
         try:
             yield pending
         except BaseException:
-            with contextlib.suppress(*UNWRITTEN):  # a record that stays pending is not in force either
+            with contextlib.suppress(
+                *UNWRITTEN
+            ):  # a record that stays pending is not in force either
                 _write_record(path, replace(pending, status=FAILED))
             raise
         try:
@@ -287,16 +330,26 @@ class Store:
             if self.current().counter != pending.counter:
                 raise
             # the rename has been done, and what failed came after it: every process sees the new generation
-            log.warning("%s: in force, but a power cut may bring back the generation before it", error)
+            log.warning(
+                "%s: in force, but a power cut may bring back the generation before it", error
+            )
         try:
             _write_record(self._other(path), pending.confirmed())
         except UNWRITTEN as error:
-            log.warning("%s: in force, but a damaged record would bring back the generation before it", error)
+            log.warning(
+                "%s: in force, but a damaged record would bring back the generation before it",
+                error,
+            )
 
     def _spare(self) -> Path:
         """The record to write next: a damaged one, else one that is not confirmed, else the older one, if they differ."""
         records = self.records()
-        return min(records, key=lambda path: (0,) if (r := records[path]) is None else (1, r.status == CONFIRMED, r.counter))
+        return min(
+            records,
+            key=lambda path: (
+                (0,) if (r := records[path]) is None else (1, r.status == CONFIRMED, r.counter)
+            ),
+        )
 
     def _other(self, record: Path) -> Path:
         return next(path for name in _RECORDS if (path := self.path / name) != record)
@@ -309,7 +362,7 @@ class Store:
         found = {}
         for part in ("bundle", "packets"):
             folder = self.path / part
-            with files.reading(folder):
+            with atomic.reading(folder):
                 found[part] = sum(disk.size(folder / name) or 0 for name in disk.names(folder))
         return found
 
@@ -317,7 +370,14 @@ class Store:
 def store_around(path: Path) -> Path | None:
     """The store that a path is, or leads into, links followed; None if there is none."""
     real = Path(os.path.realpath(path))
-    return next((folder for folder in (real, *real.parents) if any(os.path.isfile(folder / name) for name in _RECORDS)), None)
+    return next(
+        (
+            folder
+            for folder in (real, *real.parents)
+            if any(os.path.isfile(folder / name) for name in _RECORDS)
+        ),
+        None,
+    )
 
 
 def _group(name: str) -> int:
@@ -335,7 +395,9 @@ def _share(folder: Path, group: int) -> None:
     try:
         disk.share(folder, group)
     except PermissionError as error:
-        raise UsageError(f"this user may not share files with group {group}: join that group, or run this as root") from error
+        raise UsageError(
+            f"this user may not share files with group {group}: join that group, or run this as root"
+        ) from error
 
 
 def _write_record(path: Path, record: Generation) -> None:
@@ -344,16 +406,16 @@ def _write_record(path: Path, record: Generation) -> None:
         raise LimitError(
             f"a generation record of {len(data)} bytes is beyond {RECORD_LIMIT}: flash this device with a newer bundle"
         )
-    files.write(path, data, like=path.parent)
+    atomic.write(path, data, like=path.parent)
 
 
 def _read_record(path: Path) -> Generation | None:
-    with files.reading(path):
+    with atomic.reading(path):
         missing = disk.size(path) is None
     if missing:
         return None
     try:
-        data = files.read(path, RECORD_LIMIT)
+        data = atomic.read(path, RECORD_LIMIT)
     except LimitError:  # nobody wrote it: it is damaged
         return None
     try:

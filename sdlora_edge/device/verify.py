@@ -6,12 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .. import disk, files
-from ..bundle import MANIFEST, Manifest, open_bundle
-from ..canonical import sha256
 from ..errors import UNWRITTEN, InputError, SdloraError
+from ..formats.bundle import MANIFEST, Manifest, open_bundle
+from ..formats.canonical import sha256
 from ..shortage import noticed
-from .runtime import Device
+from ..storage import atomic, disk
+from .device import Device
 from .store import Store
 
 ENGINE = "every file is intact: look for the cause with sdlora-edge device selftest, or flash the device with another bundle"
@@ -32,24 +32,36 @@ def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
     def compare(file: Path, problem: str | None, remedy: str) -> None:
         compared.append(file)
         if problem is not None:
-            damage.append({"file": str(file.relative_to(store.path)), "problem": problem, "remedy": remedy})
+            damage.append(
+                {"file": str(file.relative_to(store.path)), "problem": problem, "remedy": remedy}
+            )
 
     records = store.records()
     whole = [record for record in records.values() if record is not None]
     for file, record in records.items():
         compare(file, "missing or damaged" if record is None else None, ITSELF if whole else FLASH)
-    for file, problem in _bundle(store.path / "bundle", {record.bundle for record in whole}).items():
+    for file, problem in _bundle(
+        store.path / "bundle", {record.bundle for record in whole}
+    ).items():
         compare(file, problem, FLASH)
     keys = {digest for record in store.named() for digest, _ in record.trust}
     for digest in sorted(_needed(store)):
-        compare(store.path / "packets" / digest, _packet(store, digest), KEYS if digest in keys else AGAIN)
+        compare(
+            store.path / "packets" / digest,
+            _packet(store, digest),
+            KEYS if digest in keys else AGAIN,
+        )
     leftovers = store.leftovers()
     serves, untried = None, None
     try:
         status = _status(store, unproved)
         serves = {"generation": status["generation"], "task": status["task"]}
-        if status["damage"] and not damage:  # every file is what it was, and still not all of it can be served
-            damage += [{"file": ".", "problem": problem, "remedy": AGAIN} for problem in status["damage"]]
+        if (
+            status["damage"] and not damage
+        ):  # every file is what it was, and still not all of it can be served
+            damage += [
+                {"file": ".", "problem": problem, "remedy": AGAIN} for problem in status["damage"]
+            ]
     except UNWRITTEN as error:
         untried = error.to_dict()
     except SdloraError as error:
@@ -68,7 +80,10 @@ def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
 
 def _status(store: Store, unproved: bool) -> dict[str, Any]:
     """Of a device on this store, whose engine has a folder elsewhere."""
-    with noticed("while the store was opened"), tempfile.TemporaryDirectory(dir=files.temporary()) as folder:
+    with (
+        noticed("while the store was opened"),
+        tempfile.TemporaryDirectory(dir=atomic.temporary()) as folder,
+    ):
         store.workspace = Path(folder)
         return Device(store, open_bundle(store.path / "bundle"), unproved=unproved).status()
 
@@ -77,7 +92,7 @@ def _bundle(folder: Path, ids: set[str]) -> dict[Path, str | None]:
     """{file: what is wrong with it, or None}. ids: what the records say the bundle is."""
     found: dict[Path, str | None] = {folder / MANIFEST: None}
     try:
-        data = files.read(folder / MANIFEST)
+        data = atomic.read(folder / MANIFEST)
         manifest = Manifest.from_json(data)
     except InputError as error:
         return {folder / MANIFEST: str(error)}
@@ -85,7 +100,7 @@ def _bundle(folder: Path, ids: set[str]) -> dict[Path, str | None]:
         return {folder / MANIFEST: "not the one this store was made with"}
     for name, entry in manifest.files.items():
         try:
-            same = files.sha256_of(folder / name) == (entry["sha256"], entry["size"])
+            same = atomic.sha256_of(folder / name) == (entry["sha256"], entry["size"])
             found[folder / name] = None if same else "not the file the manifest names"
         except InputError as error:
             found[folder / name] = str(error)

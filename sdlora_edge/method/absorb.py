@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..state import Factors
+from ..formats.encoding import Factors
 
 
-def fit(new: Mapping[str, Factors], old: Sequence[Mapping[str, Factors]]) -> tuple[np.ndarray, float]:
+def fit(
+    new: Mapping[str, Factors], old: Sequence[Mapping[str, Factors]]
+) -> tuple[np.ndarray, float]:
     """(c float64 (len(old),), residual) for a direction and the old ones, each {projection: factors}.
 
     An old task without factors (itself absorbed) gets c = 0. With nothing to fit by, the residual is 1.

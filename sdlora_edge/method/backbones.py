@@ -46,14 +46,18 @@ _NOT_THIRDS = (
 _LISTED = 24
 
 
-def create(name: str, image_size: int | None, weights: Path | None, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """A backbone without head, in eval mode, and how its pictures are prepared: the fields of `Preprocessing`.
+def create(
+    name: str, image_size: int | None, weights: Path | None, pretrained: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A backbone without head, in eval mode, and how its images are prepared: the fields of `Preprocessing`.
 
-    weights: a file, see `weights.from_file`; without one, `pretrained` downloads timm's own. Raises UsageError for a name timm does not know, or a picture size that the backbone cannot take or
+    weights: a file, see `weights.from_file`; without one, `pretrained` downloads timm's own. Raises UsageError for a name timm does not know, or an image size that the backbone cannot take or
     that is not square; InputError where weights do not fit or cannot be fetched.
     """
     if name == MICRO and weights:
-        raise UsageError(f"{MICRO} has no weights to read from a file: leave --weights out, or choose another --backbone")
+        raise UsageError(
+            f"{MICRO} has no weights to read from a file: leave --weights out, or choose another --backbone"
+        )
     if name == MICRO:
         size = image_size or 16
         model: nn.Module = VisionTransformer(
@@ -68,13 +72,25 @@ def create(name: str, image_size: int | None, weights: Path | None, pretrained: 
             class_token=False,
         )
         model.eval()
-        return model, {"size": size, "resize": size, "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3}
+        return model, {
+            "size": size,
+            "resize": size,
+            "interpolation": "bilinear",
+            "mean": (0.5,) * 3,
+            "std": (0.5,) * 3,
+        }
     if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
+        near = (
+            ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
+        )
         raise UsageError(f"backbone {name!r} is not known to timm: did you mean one of {near}")
     try:
         if weights:
-            model = from_file(weights, name, lambda cfg: _build(name, image_size, pretrained=True, pretrained_cfg_overlay=cfg))
+            model = from_file(
+                weights,
+                name,
+                lambda cfg: _build(name, image_size, pretrained=True, pretrained_cfg_overlay=cfg),
+            )
         else:
             with hub_in_few_words(name):
                 model = _build(name, image_size, pretrained=pretrained)
@@ -88,22 +104,31 @@ def create(name: str, image_size: int | None, weights: Path | None, pretrained: 
             raise InputError(
                 f"the weights of {name} could not be downloaded ({reason}): connect to the internet once, or pass --weights FILE"
             ) from error
-        raise UsageError(f"backbone {name} cannot be built at image size {image_size}: {reason}") from error
+        raise UsageError(
+            f"backbone {name} cannot be built at image size {image_size}: {reason}"
+        ) from error
     model.float().eval()
     config = timm.data.resolve_model_data_config(model)
     native, width = config["input_size"][1:]
     if native != width and not image_size:
-        raise UsageError(f"backbone {name} is made for pictures of {native} x {width}, and ours are square: choose an --image-size")
+        raise UsageError(
+            f"backbone {name} is made for images of {native} x {width}, and ours are square: choose an --image-size"
+        )
     size = image_size or native
-    # timm's crop fraction belongs to the size the weights were made for; at another size the whole picture is used
+    # timm's crop fraction belongs to the size the weights were made for; at another size the whole image is used
     resize = int(size / config["crop_pct"]) if size == native == width else size
     _try(model, name, size)
-    prepare = {"size": size, "resize": resize, "interpolation": config["interpolation"], "crop_mode": config["crop_mode"]}
+    prepare = {
+        "size": size,
+        "resize": resize,
+        "interpolation": config["interpolation"],
+        "crop_mode": config["crop_mode"],
+    }
     return model, prepare | {"mean": tuple(config["mean"]), "std": tuple(config["std"])}
 
 
 def _build(name: str, image_size: int | None, **options: Any) -> nn.Module:
-    """timm's model, told the picture size where it takes one (a convolutional net takes any, so its class has no such option)."""
+    """timm's model, told the image size where it takes one (a convolutional net takes any, so its class has no such option)."""
     if image_size:
         try:
             return timm.create_model(name, num_classes=0, img_size=image_size, **options)
@@ -115,19 +140,23 @@ def _build(name: str, image_size: int | None, **options: Any) -> nn.Module:
 
 @torch.no_grad()
 def _try(model: nn.Module, name: str, size: int) -> None:
-    """Raises UsageError unless a picture of this size becomes one vector of `features(model)` numbers."""
+    """Raises UsageError unless an image of this size becomes one vector of `features(model)` numbers."""
     try:
         found = model(torch.zeros(1, 3, size, size))
-    except Exception as error:  # a reshape, a window or a padding that does not fit: each raises its own kind
+    except (
+        Exception
+    ) as error:  # a reshape, a window or a padding that does not fit: each raises its own kind
         if short := shortage(error):
             raise short from error
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UsageError(
-            f"backbone {name} cannot take pictures of {size} x {size} ({reason}): choose another --image-size or --backbone"
+            f"backbone {name} cannot take images of {size} x {size} ({reason}): choose another --image-size or --backbone"
         ) from error
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     if shape != (1, features(model)):
-        raise UsageError(f"backbone {name} makes {shape} of a picture, not one feature vector: choose another, such as {DEFAULT}")
+        raise UsageError(
+            f"backbone {name} makes {shape} of an image, not one feature vector: choose another, such as {DEFAULT}"
+        )
 
 
 def projections(model: nn.Module, targets: str = "") -> tuple[Projection, ...]:
@@ -145,16 +174,28 @@ def projections(model: nn.Module, targets: str = "") -> tuple[Projection, ...]:
         found = [_matching(pattern, matrices, fused) for pattern in patterns]
         for pattern, matched in zip(patterns, found, strict=True):
             if not matched:
-                raise UsageError(f"targets {pattern!r} match nothing in {type(model).__name__}: {_candidates(matrices, fused)}")
+                raise UsageError(
+                    f"targets {pattern!r} match nothing in {type(model).__name__}: {_candidates(matrices, fused)}"
+                )
     else:
-        families = [[_matching(pattern, matrices, fused) for pattern in family.split(",")] for family in _FAMILIES]
+        families = [
+            [_matching(pattern, matrices, fused) for pattern in family.split(",")]
+            for family in _FAMILIES
+        ]
         found = next((family for family in families if family[0]), [])
         if not found:
-            raise UsageError(f"{type(model).__name__} has no default targets: {_candidates(matrices, fused)}")
+            raise UsageError(
+                f"{type(model).__name__} has no default targets: {_candidates(matrices, fused)}"
+            )
     chosen = set().union(*found)
     if twice := [name for name, part in chosen if part and (name, "") in chosen]:
         raise UsageError(f"targets take {min(twice)} both whole and in parts: choose one of them")
-    return tuple(_projection(name, part, *matrices[name]) for name in matrices for part in ("", *PARTS) if (name, part) in chosen)
+    return tuple(
+        _projection(name, part, *matrices[name])
+        for name in matrices
+        for part in ("", *PARTS)
+        if (name, part) in chosen
+    )
 
 
 def convolutions(model: nn.Module, chosen: Sequence[Projection]) -> bool:
@@ -165,14 +206,19 @@ def convolutions(model: nn.Module, chosen: Sequence[Projection]) -> bool:
 def shaped(model: nn.Module, matrices: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Adapted weights (rows, columns) by parameter name, each in its parameter's own shape."""
     parameters = {name: model.get_parameter(name) for name in matrices}
-    return {name: m if m.shape == parameters[name].shape else m.reshape(parameters[name].shape) for name, m in matrices.items()}
+    return {
+        name: m if m.shape == parameters[name].shape else m.reshape(parameters[name].shape)
+        for name, m in matrices.items()
+    }
 
 
 def _matrices(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Everything that can be adapted: module name to (rows, columns) of its weight."""
     found = {}
     for name, module in model.named_modules():
-        pointwise = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+        pointwise = (
+            isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+        )
         if pointwise or isinstance(module, nn.Linear):
             found[name] = module.weight.shape[0], module.weight.shape[1]
     return found
@@ -180,23 +226,40 @@ def _matrices(model: nn.Module) -> dict[str, tuple[int, int]]:
 
 def _fused(model: nn.Module, matrices: Mapping[str, tuple[int, int]]) -> frozenset[str]:
     """The modules whose rows are query, key and value, a third each."""
-    names = [name for name, (rows, _) in matrices.items() if name.split(".")[-1] == "qkv" and rows % 3 == 0]
-    kinds = {name: type(model.get_submodule(name.rpartition(".")[0])).__module__.split(".")[-1] for name in names}
+    names = [
+        name
+        for name, (rows, _) in matrices.items()
+        if name.split(".")[-1] == "qkv" and rows % 3 == 0
+    ]
+    kinds = {
+        name: type(model.get_submodule(name.rpartition(".")[0])).__module__.split(".")[-1]
+        for name in names
+    }
     return frozenset(name for name, kind in kinds.items() if kind not in _NOT_THIRDS)
 
 
-def _matching(pattern: str, matrices: Mapping[str, tuple[int, int]], fused: frozenset[str]) -> set[tuple[str, str]]:
+def _matching(
+    pattern: str, matrices: Mapping[str, tuple[int, int]], fused: frozenset[str]
+) -> set[tuple[str, str]]:
     """What a pattern takes: {(module name, part)}, part "" being the whole. Raises UsageError for a part that is none."""
     modules, colon, part = pattern.partition(":")
     if colon and part not in PARTS:
         raise UsageError(f"targets {pattern!r}: the part after the colon must be q, k or v")
-    return {(name, part) for name in matrices if fnmatchcase(name, modules) and (not part or name in fused)}
+    return {
+        (name, part)
+        for name in matrices
+        if fnmatchcase(name, modules) and (not part or name in fused)
+    }
 
 
 def _candidates(matrices: Mapping[str, tuple[int, int]], fused: frozenset[str]) -> str:
     """What --targets may be, block numbers written as *."""
     parts = {name: f" (or its :{', :'.join(PARTS)})" if name in fused else "" for name in matrices}
-    names = list(dict.fromkeys(re.sub(r"(?<![^.])\d+(?![^.])", "*", name) + part for name, part in parts.items()))
+    names = list(
+        dict.fromkeys(
+            re.sub(r"(?<![^.])\d+(?![^.])", "*", name) + part for name, part in parts.items()
+        )
+    )
     if not names:
         return f"it has neither linear layers nor pointwise convolutions; choose another backbone, such as {DEFAULT}"
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
@@ -208,7 +271,9 @@ def _projection(name: str, part: str, rows: int, columns: int) -> Projection:
         return Projection(name, name + ".weight", 0, rows, columns)
     third = rows // len(PARTS)
     start = PARTS.index(part) * third
-    return Projection(name.removesuffix("qkv") + part, name + ".weight", start, start + third, columns)
+    return Projection(
+        name.removesuffix("qkv") + part, name + ".weight", start, start + third, columns
+    )
 
 
 def features(model: nn.Module) -> int:

@@ -32,7 +32,8 @@ class Part(NamedTuple):
 def fold(weight: Tensor, parts: Sequence[Part]) -> Tensor:
     """A new tensor, the frozen weight with every part added; differentiable in each part's A, B and scale."""
     tensors = [tensor for part in parts for tensor in part[2:]]
-    return _Fold.apply(weight, [part[:2] for part in parts], *tensors)
+    folded: Tensor = _Fold.apply(weight, [part[:2] for part in parts], *tensors)
+    return folded
 
 
 class _Fold(torch.autograd.Function):
@@ -50,7 +51,9 @@ class _Fold(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         found: list[Tensor | None] = [None, None]
-        for (start, stop), (old_A, old_B, A, B, scale) in zip(ctx.rows, _fives(ctx.saved_tensors), strict=True):
+        for (start, stop), (old_A, old_B, A, B, scale) in zip(
+            ctx.rows, _fives(ctx.saved_tensors), strict=True
+        ):
             G, new = gradient[start:stop], scale[len(old_A) :]
             on_A = B.T @ G
             on_scale = torch.cat([((old_B.T @ G) * old_A).sum(1), (on_A * A).sum(1)])

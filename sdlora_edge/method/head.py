@@ -1,7 +1,7 @@
-"""The aligned head: a shared-covariance Gaussian discriminant over all classes, from feature statistics instead of pictures.
+"""The aligned head: a shared-covariance Gaussian discriminant over all classes, from feature statistics instead of images.
 
-The host keeps a mean for each class and one within-class scatter, never a picture. As a new task moves the backbone, features
-of old classes drift; nobody has their pictures, but the new task's pictures show the motion. It is fitted on their features f
+The host keeps a mean for each class and one within-class scatter, never an image. As a new task moves the backbone, features
+of old classes drift; nobody has their images, but the new task's images show the motion. It is fitted on their features f
 before the task and f' after it (m: mean of f, c: mean of f' - f), and the old statistics follow it. Then every head row is
 fitted again:
 
@@ -26,9 +26,9 @@ import numpy as np
 
 SHRINKAGE = 0.3
 RIDGE = 500
-"""as strong as so many pictures of mean variance"""
+"""as strong as so many images of mean variance"""
 KERNEL_WIDTH, KERNEL_NOISE, KERNEL_POINTS = 0.5, 1.0, 2000
-"""width and noise as above; the most pictures that are points of the kernel"""
+"""width and noise as above; the most images that are points of the kernel"""
 SCALE = 5.0
 """the root mean square over classes of a class mean's own logit. It only sets how sure the softmax sounds; twice as large, float32's
 rounding takes logits 1e-4 away from torch's, which export refuses"""
@@ -36,8 +36,8 @@ rounding takes logits 1e-4 away from torch's, which export refuses"""
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """means: float64 (C, d). scatter: float64 (d, d), summed over all pictures, each about its class mean. counts: int64 (C,),
-    pictures of each class."""
+    """means: float64 (C, d). scatter: float64 (d, d), summed over all images, each about its class mean. counts: int64 (C,),
+    images of each class."""
 
     means: np.ndarray
     scatter: np.ndarray
@@ -48,27 +48,37 @@ class FeatureStatistics:
         return cls(np.zeros((0, width)), np.zeros((width, width)), np.zeros(0, np.int64))
 
     def drifted(self, before: np.ndarray, after: np.ndarray) -> FeatureStatistics:
-        """Follow the backbone: the same new pictures' features (n, d) before and after the task."""
+        """Follow the backbone: the same new images' features (n, d) before and after the task."""
         if not len(self.means):
             return self
         before, after = before.astype(np.float64), after.astype(np.float64)
         middle, shift = before.mean(axis=0), (after - before).mean(axis=0)
         X, Y = before - middle, after - before - shift
         gram = X.T @ X
-        R = np.linalg.solve(gram + RIDGE / len(X) * np.trace(gram) / len(gram) * np.eye(len(gram)), X.T @ Y)
+        R = np.linalg.solve(
+            gram + RIDGE / len(X) * np.trace(gram) / len(gram) * np.eye(len(gram)), X.T @ Y
+        )
         old, carry = self.means - middle, np.eye(len(R)) + R
         points = slice(None, None, -(-len(X) // KERNEL_POINTS))
         near = _kernel_ridge(X[points], (Y - X @ R)[points], old)
-        return FeatureStatistics(middle + shift + old @ carry + near, carry.T @ self.scatter @ carry, self.counts)
+        return FeatureStatistics(
+            middle + shift + old @ carry + near, carry.T @ self.scatter @ carry, self.counts
+        )
 
-    def with_pictures(self, features: np.ndarray, targets: np.ndarray, classes: int) -> FeatureStatistics:
-        """Add pictures of new or known classes: features (n, d), targets (n,) in [0, classes); classes >= C.
+    def with_images(
+        self, features: np.ndarray, targets: np.ndarray, classes: int
+    ) -> FeatureStatistics:
+        """Add images of new or known classes: features (n, d), targets (n,) in [0, classes); classes >= C.
 
-        Two groups of one class, n and m pictures, are pooled exactly (Chan et al., 1979): their scatters add up with
+        Two groups of one class, n and m images, are pooled exactly (Chan et al., 1979): their scatters add up with
         n m / (n + m) times the outer product of their means' difference.
         """
         features = features.astype(np.float64)
-        means, counts, scatter = np.zeros((classes, features.shape[1])), np.zeros(classes, np.int64), self.scatter.copy()
+        means, counts, scatter = (
+            np.zeros((classes, features.shape[1])),
+            np.zeros(classes, np.int64),
+            self.scatter.copy(),
+        )
         means[: len(self.means)], counts[: len(self.means)] = self.means, self.counts
         for c in np.unique(targets):
             own = features[targets == c]
@@ -83,7 +93,9 @@ class FeatureStatistics:
         """(weight float32 (C, d), bias float32 (C,)) of the head that the statistics imply, equal priors."""
         classes, width = self.means.shape
         covariance = self.scatter / max(1, int(self.counts.sum()) - classes)
-        S = (1 - shrinkage) * covariance + (shrinkage * np.trace(covariance) / width + 1e-12) * np.eye(width)
+        S = (1 - shrinkage) * covariance + (
+            shrinkage * np.trace(covariance) / width + 1e-12
+        ) * np.eye(width)
         middle = self.means.mean(axis=0)
         weight = np.linalg.solve(S, (self.means - middle).T).T
         bias = -0.5 * (weight * (self.means + middle)).sum(axis=1)
@@ -91,7 +103,9 @@ class FeatureStatistics:
         scale = SCALE / max(1e-12, float(np.sqrt(np.mean(own**2))))
         return (weight * scale).astype(np.float32), (bias * scale).astype(np.float32)
 
-    def beside(self, weight: np.ndarray, bias: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def beside(
+        self, weight: np.ndarray, bias: np.ndarray, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The head (weight float32 (K, d), bias float32 (K,)), K <= C, with `rows` alone fitted again: int (n,), new classes included."""
         fitted_weight, fitted_bias = self.discriminant()
         kept = np.setdiff1d(np.arange(len(weight)), rows)
@@ -100,9 +114,17 @@ class FeatureStatistics:
         old, new = weight[kept].astype(np.float64), fitted_weight[kept].astype(np.float64)
         aside, centred = old.mean(axis=0), new - new.mean(axis=0)
         spread = float((centred**2).sum())
-        scale = float(((old - aside) * centred).sum()) / spread if spread else 1.0  # one row alone says nothing of it
-        shift = aside - scale * new.mean(axis=0), float((bias[kept] - scale * fitted_bias[kept]).mean())
-        whole = (scale * fitted_weight + shift[0]).astype(np.float32), (scale * fitted_bias + shift[1]).astype(np.float32)
+        scale = (
+            float(((old - aside) * centred).sum()) / spread if spread else 1.0
+        )  # one row alone says nothing of it
+        shift = (
+            aside - scale * new.mean(axis=0),
+            float((bias[kept] - scale * fitted_bias[kept]).mean()),
+        )
+        whole = (
+            (scale * fitted_weight + shift[0]).astype(np.float32),
+            (scale * fitted_bias + shift[1]).astype(np.float32),
+        )
         whole[0][kept], whole[1][kept] = weight[kept], bias[kept]
         return whole
 
@@ -113,6 +135,7 @@ def _kernel_ridge(X: np.ndarray, Y: np.ndarray, at: np.ndarray) -> np.ndarray:
 
     def kernel(A: np.ndarray) -> np.ndarray:
         squares = (A**2).sum(axis=1)[:, None] + (X**2).sum(axis=1) - 2 * A @ X.T
-        return np.exp(-np.maximum(squares, 0) / scale)
+        near: np.ndarray = np.exp(-np.maximum(squares, 0) / scale)
+        return near
 
     return kernel(at) @ np.linalg.solve(kernel(X) + KERNEL_NOISE * np.eye(len(X)), Y)

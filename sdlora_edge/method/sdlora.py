@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..encoding import DEFAULT, Factors, encode
 from ..errors import UsageError
+from ..formats.encoding import DEFAULT, Factors, encode
 from ..state import Projection, TaskState, extended, round_magnitudes
 from .backbones import shaped
 from .fold import Part, fold
@@ -33,10 +33,10 @@ from .fold import Part, fold
 class SDLoRA(nn.Module):
     """A frozen backbone, the frozen directions of the tasks so far, and the new task being learned.
 
-    backbone: pictures (N, 3, H, W) to features (N, features); its parameters are frozen here. states: of the tasks so far,
+    backbone: images (N, 3, H, W) to features (N, features); its parameters are frozen here. states: of the tasks so far,
     first to last (task 0 included). classes: of the new task. rank: of the new direction; 0 for none (a frozen backbone).
     head: (weight, bias) to start from, float32 (classes, features), (classes,); zeros by default: no random logits, which at
-    14 pictures a class never quite go away.
+    14 images a class never quite go away.
 
     directions     where A_t comes from. "free": random. "shared": A_t = A_1, frozen, so all tasks' sum has rank r. "span":
                    random combinations of all old rows. (B_t starts at zero, so each starts as the model before.)
@@ -65,14 +65,26 @@ class SDLoRA(nn.Module):
         self.backbone = backbone.requires_grad_(False).eval()
         self.projections = tuple(projections)
         self.rank, self.frozen_magnitudes = rank, magnitudes in ("fixed", "none")
-        self.per_projection, self.by_factors = magnitude_scope == "projection", magnitude_norm == "factors"
+        self.per_projection, self.by_factors = (
+            magnitude_scope == "projection",
+            magnitude_norm == "factors",
+        )
         tasks, width = len(states), len(self.projections)
         shape = (tasks, width) if self.per_projection or self.by_factors else (tasks,)
-        self._before = extended(states[-1].magnitudes, np.zeros(shape))  # as stored: (t,) or (t, projections)
+        self._before = extended(
+            states[-1].magnitudes, np.zeros(shape)
+        )  # as stored: (t,) or (t, projections)
         self.A, self.B = nn.ParameterList(), nn.ParameterList()  # the new direction
-        self.old_A, self.old_B = nn.ParameterList(), nn.ParameterList()  # frozen: all old ones, concatenated over tasks
-        self.owners: list[Tensor] = []  # for each column of B and row of A, which magnitude it goes with
-        unit = np.ones((tasks, width), np.float32)  # what a magnitude is multiplied with: 1 / N_k where the factors carry N_k
+        self.old_A, self.old_B = (
+            nn.ParameterList(),
+            nn.ParameterList(),
+        )  # frozen: all old ones, concatenated over tasks
+        self.owners: list[
+            Tensor
+        ] = []  # for each column of B and row of A, which magnitude it goes with
+        unit = np.ones(
+            (tasks, width), np.float32
+        )  # what a magnitude is multiplied with: 1 / N_k where the factors carry N_k
         weights = dict(backbone.named_parameters())
         for i, p in enumerate(self.projections):
             like, rows = weights[p.tensor], p.stop - p.start
@@ -82,29 +94,60 @@ class SDLoRA(nn.Module):
                 B = B * float(self._before[max(old)]) / magnitude_init
                 old = {}
             if self.by_factors:
-                unit[list(old), i] = [1 / max(1e-12, _length(f.A) * _length(f.B)) for f in old.values()]
-            old_A = np.concatenate([np.zeros((0, p.columns), np.float32), *(f.A.astype(np.float32) for f in old.values())])
-            old_B = np.concatenate([np.zeros((rows, 0), np.float32), *(f.B.astype(np.float32) for f in old.values())], axis=1)
-            self.A.append(nn.Parameter(A.to(like), requires_grad=not (directions == "shared" and old)))
+                unit[list(old), i] = [
+                    1 / max(1e-12, _length(f.A) * _length(f.B)) for f in old.values()
+                ]
+            old_A = np.concatenate(
+                [
+                    np.zeros((0, p.columns), np.float32),
+                    *(f.A.astype(np.float32) for f in old.values()),
+                ]
+            )
+            old_B = np.concatenate(
+                [np.zeros((rows, 0), np.float32), *(f.B.astype(np.float32) for f in old.values())],
+                axis=1,
+            )
+            self.A.append(
+                nn.Parameter(A.to(like), requires_grad=not (directions == "shared" and old))
+            )
             self.B.append(nn.Parameter(B.to(like)))
             self.old_A.append(nn.Parameter(torch.from_numpy(old_A).to(like), requires_grad=False))
             self.old_B.append(nn.Parameter(torch.from_numpy(old_B).to(like), requires_grad=False))
             owner = [k for k, f in old.items() for _ in range(len(f.A))] + [tasks - 1] * rank
             self.owners.append(torch.tensor(owner, dtype=torch.int64, device=like.device))
-        begin = self._before.copy() if self.per_projection or not self.by_factors else np.zeros(tasks)
-        begin[:-1] = magnitude_init if magnitudes == "reset" else 0.0 if directions == "continue" else begin[:-1]
+        begin = (
+            self._before.copy() if self.per_projection or not self.by_factors else np.zeros(tasks)
+        )
+        begin[:-1] = (
+            magnitude_init
+            if magnitudes == "reset"
+            else 0.0
+            if directions == "continue"
+            else begin[:-1]
+        )
         begin[-1] = magnitude_init if rank else 0.0
-        self.magnitudes = nn.Parameter(torch.tensor(begin, dtype=torch.float32), requires_grad=magnitudes != "none" and rank > 0)
+        self.magnitudes = nn.Parameter(
+            torch.tensor(begin, dtype=torch.float32),
+            requires_grad=magnitudes != "none" and rank > 0,
+        )
         self.unit: Tensor
         self.register_buffer("unit", torch.from_numpy(unit), persistent=False)
         self.head = nn.Linear(states[-1].head_weight.shape[1], classes)
         with torch.no_grad():
-            self.head.weight.zero_() if head is None else self.head.weight.copy_(torch.from_numpy(head[0]))
-            self.head.bias.zero_() if head is None else self.head.bias.copy_(torch.from_numpy(head[1]))
+            self.head.weight.zero_() if head is None else self.head.weight.copy_(
+                torch.from_numpy(head[0])
+            )
+            self.head.bias.zero_() if head is None else self.head.bias.copy_(
+                torch.from_numpy(head[1])
+            )
 
     def coefficients(self) -> Tensor:
         """What each D_k (as its factors stand) is multiplied with in each projection, (t, projections)."""
-        own = torch.cat([self.magnitudes[:-1].detach(), self.magnitudes[-1:]]) if self.frozen_magnitudes else self.magnitudes
+        own = (
+            torch.cat([self.magnitudes[:-1].detach(), self.magnitudes[-1:]])
+            if self.frozen_magnitudes
+            else self.magnitudes
+        )
         return self.unit * (own if self.per_projection else own[:, None])
 
     def weights(self) -> dict[str, Tensor]:
@@ -116,15 +159,18 @@ class SDLoRA(nn.Module):
                 factors = self.old_A[i], self.old_B[i], self.A[i], self.B[i]
                 scale = coefficients[self.owners[i], i]  # (sum of ranks,)
                 parts.setdefault(p.tensor, []).append(Part(p.start, p.stop, *factors, scale))
-            folded = {name: fold(self.backbone.get_parameter(name).flatten(1), own) for name, own in parts.items()}
+            folded = {
+                name: fold(self.backbone.get_parameter(name).flatten(1), own)
+                for name, own in parts.items()
+            }
         return shaped(self.backbone, folded)
 
-    def forward(self, pictures: Tensor, with_features: bool = False) -> Any:
+    def forward(self, images: Tensor, with_features: bool = False) -> Any:
         """Logits of the new task's classes only, (N, classes): the loss never sees another task's row.
 
         with_features: (logits, features (N, features)) instead. Neither is ever in half precision.
         """
-        seen = functional_call(self.backbone, self.weights(), (pictures,)).to(self.head.weight.dtype)
+        seen = functional_call(self.backbone, self.weights(), (images,)).to(self.head.weight.dtype)
         with torch.autocast(seen.device.type, enabled=False):
             return (self.head(seen), seen) if with_features else self.head(seen)
 
@@ -134,7 +180,9 @@ class SDLoRA(nn.Module):
 
         r x r products only: ||BA||_F^2 = sum( (B^T B) * (A A^T) ).
         """
-        squares = torch.stack([((B.T @ B) * (A @ A.T)).sum() for A, B in zip(self.A, self.B, strict=True)]).clamp(min=0)
+        squares = torch.stack(
+            [((B.T @ B) * (A @ A.T)).sum() for A, B in zip(self.A, self.B, strict=True)]
+        ).clamp(min=0)
         return (squares if self.per_projection else squares.mean().expand_as(squares)).sqrt()
 
     @torch.no_grad()
@@ -159,19 +207,30 @@ class SDLoRA(nn.Module):
     def directions(self, encoding: str = DEFAULT) -> dict[str, Factors]:
         """The finished direction as it is shipped in an encoding; nothing where it was absorbed."""
         parts = zip(self.projections, self.A, self.B, strict=True)
-        return {p.name: encode(Factors(_numpy(A), _numpy(B)), encoding) for p, A, B in parts if self.rank}
+        return {
+            p.name: encode(Factors(_numpy(A), _numpy(B)), encoding)
+            for p, A, B in parts
+            if self.rank
+        }
 
     def deltas(self) -> np.ndarray:
         """float64 (t,) or (t, projections): every magnitude's exact difference to the state before, the new one's value last."""
-        stored = self.magnitudes if self._before.ndim == 1 or self.per_projection else self.coefficients()
-        return round_magnitudes(_numpy(stored).astype(np.float64)) - self._before
+        stored = (
+            self.magnitudes
+            if self._before.ndim == 1 or self.per_projection
+            else self.coefficients()
+        )
+        found: np.ndarray = round_magnitudes(_numpy(stored).astype(np.float64)) - self._before
+        return found
 
 
 def _length(factor: np.ndarray) -> float:
     return float(np.linalg.norm(factor.astype(np.float64)))
 
 
-def _new_factors(directions: str, rank: int, rows: int, columns: int, old: Sequence[Factors]) -> tuple[Tensor, Tensor]:
+def _new_factors(
+    directions: str, rank: int, rows: int, columns: int, old: Sequence[Factors]
+) -> tuple[Tensor, Tensor]:
     """(A (rank, columns), B (rows, rank)), float32, from which a direction starts."""
     last = old[-1] if old else None
     A, B = torch.zeros(rank, columns), torch.zeros(rows, rank)
@@ -179,35 +238,59 @@ def _new_factors(directions: str, rank: int, rows: int, columns: int, old: Seque
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
     elif rank and last is not None and directions in ("shared", "continue"):
         if len(last.A) < rank:
-            raise UsageError(f"rank {rank} is more than the {len(last.A)} of the direction that it goes on from")
+            raise UsageError(
+                f"rank {rank} is more than the {len(last.A)} of the direction that it goes on from"
+            )
         A = torch.from_numpy(last.A[:rank].astype(np.float32))
         B = torch.from_numpy(last.B[:, :rank].astype(np.float32)) if directions == "continue" else B
     elif rank:
-        span = torch.from_numpy(np.concatenate([f.A.astype(np.float32) for f in old]))  # (sum of ranks, columns)
+        span = torch.from_numpy(
+            np.concatenate([f.A.astype(np.float32) for f in old])
+        )  # (sum of ranks, columns)
         A = torch.randn(rank, len(span)) @ span
         A *= math.sqrt(rank / 3) / A.norm()  # the norm that a random start has
     return A, B
 
 
-def adapted_weights(backbone: nn.Module, projections: Sequence[Projection]) -> dict[str, np.ndarray]:
+def adapted_weights(
+    backbone: nn.Module, projections: Sequence[Projection]
+) -> dict[str, np.ndarray]:
     """W_0 of every adapted weight, float32 numpy (rows, columns)."""
-    return {p.tensor: _numpy(backbone.get_parameter(p.tensor).flatten(1)).astype(np.float32) for p in projections}
+    return {
+        p.tensor: _numpy(backbone.get_parameter(p.tensor).flatten(1)).astype(np.float32)
+        for p in projections
+    }
 
 
 @torch.no_grad()
-def features(backbone: nn.Module, weights: Mapping[str, np.ndarray], inputs: np.ndarray, exact: bool = False) -> np.ndarray:
+def features(
+    backbone: nn.Module, weights: Mapping[str, np.ndarray], inputs: np.ndarray, exact: bool = False
+) -> np.ndarray:
     """What the head sees under merged weights: inputs float32 (N, 3, H, W) to (N, features), float32, or float64 if `exact`."""
     device = next(backbone.parameters()).device
     dtype = torch.float64 if exact else torch.float32
     backbone.eval()
-    tensors = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())} if exact else {}
-    tensors |= shaped(backbone, {name: torch.from_numpy(weight) for name, weight in weights.items()})
-    tensors = {name: tensor.to(device, dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
-    return _numpy(functional_call(backbone, tensors, (torch.from_numpy(inputs).to(device, dtype),)).to(dtype))
+    tensors = (
+        {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())} if exact else {}
+    )
+    tensors |= shaped(
+        backbone, {name: torch.from_numpy(weight) for name, weight in weights.items()}
+    )
+    tensors = {
+        name: tensor.to(device, dtype if tensor.is_floating_point() else None)
+        for name, tensor in tensors.items()
+    }
+    return _numpy(
+        functional_call(backbone, tensors, (torch.from_numpy(inputs).to(device, dtype),)).to(dtype)
+    )
 
 
 def logits(
-    backbone: nn.Module, weights: Mapping[str, np.ndarray], state: TaskState, inputs: np.ndarray, exact: bool = False
+    backbone: nn.Module,
+    weights: Mapping[str, np.ndarray],
+    state: TaskState,
+    inputs: np.ndarray,
+    exact: bool = False,
 ) -> np.ndarray:
     """What the host gets: inputs float32 (N, 3, H, W) to logits float32 (N, classes).
 
@@ -216,7 +299,8 @@ def logits(
     """
     seen = features(backbone, weights, inputs, exact)
     head = state.head_weight.astype(seen.dtype), state.head_bias.astype(seen.dtype)
-    return (seen @ head[0].T + head[1]).astype(np.float32)
+    found: np.ndarray = (seen @ head[0].T + head[1]).astype(np.float32)
+    return found
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -18,7 +18,9 @@ from ..errors import InputError, SdloraError
 from ..shortage import verdict
 
 log = logging.getLogger("sdlora_edge")
-_MISMATCH = re.compile(r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)")
+_MISMATCH = re.compile(
+    r"size mismatch for (\S+): .*?torch\.Size\(\[(.*?)\]\).*?torch\.Size\(\[(.*?)\]\)"
+)
 
 
 def from_file(path: Path, name: str, build: Callable[[dict[str, Any]], nn.Module]) -> nn.Module:
@@ -34,7 +36,9 @@ def from_file(path: Path, name: str, build: Callable[[dict[str, Any]], nn.Module
     except (SdloraError, MemoryError):
         raise
     except Exception as error:  # each of timm's families raises its own kinds
-        raise verdict(error, InputError(f"{path} does not fit backbone {name}: {_reason(error)}")) from error
+        raise verdict(
+            error, InputError(f"{path} does not fit backbone {name}: {_reason(error)}")
+        ) from error
     model.pretrained_cfg.pop("state_dict", None)  # type: ignore[operator, union-attr]
     own = {key: tensor for key, tensor in model.state_dict().items() if tensor.is_floating_point()}
     if missing := [key for key in own if not loads or key in loads[-1].missing_keys]:
@@ -42,7 +46,9 @@ def from_file(path: Path, name: str, build: Callable[[dict[str, Any]], nn.Module
         advice = _advice(missing, tensors) if len(missing) == len(own) else "give a complete file"
         raise InputError(f"{path} does not fit backbone {name}: {lacks}: {advice}")
     if other := [key for key in own if key in tensors and not tensors[key].is_floating_point()]:
-        raise InputError(f"{path}: tensor {other[0]} is {tensors[other[0]].dtype}: give weights in floating point")
+        raise InputError(
+            f"{path}: tensor {other[0]} is {tensors[other[0]].dtype}: give weights in floating point"
+        )
     if more := loads[-1].unexpected_keys:
         log.warning("%s: %d tensors are not used, such as %s", path, len(more), more[0])
     return model
@@ -99,7 +105,11 @@ def _advice(missing: Sequence[str], tensors: Mapping[str, Tensor]) -> str:
     lacking, prefixes = set(missing), Counter[str]()
     for name in tensors:
         parts = name.split(".")
-        prefixes.update(".".join(parts[:n]) + "." for n in range(1, len(parts)) if ".".join(parts[n:]) in lacking)
+        prefixes.update(
+            ".".join(parts[:n]) + "."
+            for n in range(1, len(parts))
+            if ".".join(parts[n:]) in lacking
+        )
     if prefixes:
         prefix, count = prefixes.most_common(1)[0]
         return f"{count} would fit without the prefix {prefix!r}: save the file without it"
@@ -126,6 +136,8 @@ class _Retries(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         text = " ".join(record.getMessage().split())
         if text.startswith("Retrying"):
-            log.warning("the weights of %s cannot be downloaded (%s): %s", self._name, self._reason, text)
+            log.warning(
+                "the weights of %s cannot be downloaded (%s): %s", self._name, self._reason, text
+            )
         else:
             self._reason = text.partition(" thrown while")[0]

@@ -1,1 +1,1 @@
-"""Training on the workstation: pictures, task streams, the trainer, metrics, and the run on disk. Needs torch."""
+"""Training on the workstation: images, task streams, the trainer, metrics, and the run on disk. Needs torch."""

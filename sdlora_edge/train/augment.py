@@ -1,4 +1,4 @@
-"""Random views of pictures: for training, drawn for a whole batch at once so that a seed gives the same ones on any number of
+"""Random views of images: for training, drawn for a whole batch at once so that a seed gives the same ones on any number of
 processes; and for showing how the features move."""
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 SCALE, RATIO = (0.6, 1.0), (3 / 4, 4 / 3)
-"""of a crop: its share of the picture's area, and its width over its height"""
+"""of a crop: its share of the image's area, and its width over its height"""
 
 
 def draw(count: int, kind: str, generator: torch.Generator) -> Tensor:
-    """The chances of `count` pictures, float32 (count, 5) in [0, 1): area, ratio, left, top, flip. Draws nothing for "none"."""
+    """The chances of `count` images, float32 (count, 5) in [0, 1): area, ratio, left, top, flip. Draws nothing for "none"."""
     return torch.zeros(count, 5) if kind == "none" else torch.rand(count, 5, generator=generator)
 
 
-def augment(pictures: Tensor, chances: Tensor, kind: str) -> Tensor:
-    """pictures float32 (N, 3, S, S), chances (N, 5). kind: "none", "flip" (left to right, every second), "crop" (a random
+def augment(images: Tensor, chances: Tensor, kind: str) -> Tensor:
+    """images float32 (N, 3, S, S), chances (N, 5). kind: "none", "flip" (left to right, every second), "crop" (a random
     part, resized back, as in Inception training: area in SCALE, width over height in RATIO), or "flip-crop"."""
     if kind == "none":
-        return pictures
-    one = torch.ones(len(pictures))
+        return images
+    one = torch.ones(len(images))
     width = height = one
     if "crop" in kind:
         area = SCALE[0] + (SCALE[1] - SCALE[0]) * chances[:, 0]
@@ -31,23 +31,29 @@ def augment(pictures: Tensor, chances: Tensor, kind: str) -> Tensor:
     left, top = (2 * chances[:, 2] - 1) * (1 - width), (2 * chances[:, 3] - 1) * (1 - height)
     mirror = torch.where(chances[:, 4] < 0.5, -one, one) if "flip" in kind else one
     zero = torch.zeros_like(one)
-    theta = torch.stack([torch.stack([width * mirror, zero, left], 1), torch.stack([zero, height, top], 1)], 1)
-    grid = affine_grid(theta, list(pictures.shape), align_corners=False)
-    return grid_sample(pictures, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    theta = torch.stack(
+        [torch.stack([width * mirror, zero, left], 1), torch.stack([zero, height, top], 1)], 1
+    )
+    grid = affine_grid(theta, list(images.shape), align_corners=False)
+    return grid_sample(
+        images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
 
 
 def views(pixels: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    """One random view of every picture, uint8 (N, S, S, 3): turned by quarters, mirrored, shifted by up to a twelfth, and half
-    of it replaced by another's. They need not look real: they stand where pictures of other classes might."""
+    """One random view of every image, uint8 (N, S, S, 3): turned by quarters, mirrored, shifted by up to a twelfth, and half
+    of it replaced by another's. They need not look real: they stand where images of other classes might."""
     size, reach = pixels.shape[1], pixels.shape[1] // 12
     found = np.empty_like(pixels)
     others = random.permutation(len(pixels))
     for i, j in enumerate(others):
-        picture = pixels[i].copy()
+        image = pixels[i].copy()
         cut = random.randint(size // 4, 3 * size // 4)
         half = (slice(cut), slice(None)) if random.rand() < 0.5 else (slice(None), slice(cut))
-        picture[half] = pixels[j][half]
-        picture = np.rot90(picture, random.randint(4))[:, :: random.choice((1, -1))]
+        image[half] = pixels[j][half]
+        image = np.rot90(image, random.randint(4))[:, :: random.choice((1, -1))]
         top, left = random.randint(0, 2 * reach + 1, 2)
-        found[i] = np.pad(picture, ((reach, reach), (reach, reach), (0, 0)), "edge")[top : top + size, left : left + size]
+        found[i] = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), "edge")[
+            top : top + size, left : left + size
+        ]
     return found

@@ -1,7 +1,7 @@
 """The base session: a backbone without pre-trained weights learns from its first classes, and is frozen for ever after.
 
 Features must serve classes nobody has seen yet, so the four quarter turns of each class count as classes of their own (as in
-PASS, Zhu et al., CVPR 2021) and pictures are shifted a little. On the built-in digits, with as many steps, that takes the aligned
+PASS, Zhu et al., CVPR 2021) and images are shifted a little. On the built-in digits, with as many steps, that takes the aligned
 head on the frozen features from 61 % to 87 % of all ten classes, six of them unseen in the base session (seed 1993).
 """
 
@@ -13,32 +13,39 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..device.preprocessing import Preprocessing
 from ..errors import DivergedError
+from ..inputs.image import Preprocessing
 from ..method import backbones
 from .config import TrainConfig
-from .data import Decoded
 from .fit import Checkpoint
+from .splits import Decoded
 
 TURNS = 4
 SHIFT = 1 / 8
-"""of the picture's side"""
+"""of the image's side"""
 PEAK_LR = 2e-3
 
 
 def train_base(
-    backbone: nn.Module, pictures: Decoded, prepare: Preprocessing, classes: int, settings: TrainConfig, checkpoint: Checkpoint
+    backbone: nn.Module,
+    images: Decoded,
+    prepare: Preprocessing,
+    classes: int,
+    settings: TrainConfig,
+    checkpoint: Checkpoint,
 ) -> nn.Linear:
     """Train the backbone in place, and freeze it. Returns the head of the upright classes."""
     device = next(backbone.parameters()).device
     head = nn.Linear(backbones.features(backbone), TURNS * classes).to(device)
     model = nn.ModuleList([backbone.requires_grad_(True), head])
-    upright = torch.from_numpy(prepare.normalise(pictures.pixels))
+    upright = torch.from_numpy(prepare.normalise(images.pixels))
     turned = torch.cat([torch.rot90(upright, k, (2, 3)) for k in range(TURNS)])
-    targets = torch.cat([torch.from_numpy(pictures.targets) + k * classes for k in range(TURNS)])
+    targets = torch.cat([torch.from_numpy(images.targets) + k * classes for k in range(TURNS)])
     steps = -(-len(turned) // settings.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LR, total_steps=settings.base_epochs * steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, PEAK_LR, total_steps=settings.base_epochs * steps
+    )
     reach = round(SHIFT * upright.shape[-1])
     backbone.train()
     parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
@@ -48,7 +55,9 @@ def train_base(
     for name, part in parts.items():
         part.load_state_dict(found[name])
     torch.set_rng_state(found["random"])
-    for epoch in tqdm(range(found["epoch"], settings.base_epochs), desc="base", unit="epoch", disable=None):
+    for epoch in tqdm(
+        range(found["epoch"], settings.base_epochs), desc="base", unit="epoch", disable=None
+    ):
         for batch in torch.randperm(len(turned)).split(settings.batch_size):
             shift = torch.randint(-reach, reach + 1, (2,)).tolist()
             moved = torch.roll(turned[batch], shift, (2, 3)).to(device)

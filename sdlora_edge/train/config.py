@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import tomli_w
 
-from .. import files
-from ..container import LIMITS
-from ..device.preprocessing import MAX_PIXELS, PILLOW_MAX_PIXELS
-from ..encoding import DEFAULT, ENCODINGS
 from ..errors import InputError, UsageError
+from ..formats.container import LIMITS
+from ..formats.encoding import DEFAULT, ENCODINGS
+from ..inputs.image import MAX_PIXELS, PILLOW_MAX_PIXELS
+from ..storage import atomic
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -57,7 +57,9 @@ class Range(NamedTuple):
     def __contains__(self, value: object) -> bool:
         if not isinstance(value, (int, float)):
             return False
-        return (self.low < value if self.above else self.low <= value) and (value < self.high if self.below else value <= self.high)
+        return (self.low < value if self.above else self.low <= value) and (
+            value < self.high if self.below else value <= self.high
+        )
 
     def __str__(self) -> str:
         low = f"above {self.low:g}" if self.above else f"at least {self.low:g}"
@@ -96,7 +98,13 @@ BOUNDS = {
 }
 """settings that are numbers: each of them, for `mean` and `std`, lies in its range (so none is NaN)"""
 MAX_RANK = 4096
-_KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", tuple: "a list of numbers"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    tuple: "a list of numbers",
+}
 
 
 @dataclass(frozen=True)
@@ -104,12 +112,12 @@ class TrainConfig:
     """Settings of `sdlora-edge train`; the keys of its TOML file.
 
     Data
-        data: "digits" (built in), a set's name (`train.datasets`), or a folder or ZIP of pictures, one folder per class.
+        data: "digits" (built in), a set's name (`train.datasets`), or a folder or ZIP of images, one folder per class.
         data_root: where named sets lie. protocol: "class" (each task brings new classes) or "domain" (each task brings a new
         domain of the same classes). tasks: cut classes or domains into so many. base_classes: that many are learned first, by
         plain training of the whole backbone, which is then frozen (for a backbone without pre-trained weights).
         test_fraction: of each class, where the data has no split of its own. validate: score on this share of the TRAINING
-        pictures instead of the test pictures, to choose settings by. train_limit: at most so many training pictures of a
+        images instead of the test images, to choose settings by. train_limit: at most so many training images of a
         class, or of a class in a domain (0: all). augment: "none", "flip", "crop" (random resized crop) or "flip-crop".
         max_megapixels: larger images are not decoded. strict: what the check of the images warns of is an error.
     Model
@@ -122,13 +130,13 @@ class TrainConfig:
         magnitude_scope: "shared" or "projection". magnitude_norm: "direction", or "factors" (the authors' code). head: "paper"
         (a row is trained with its task) or "aligned" (all rows are fitted again after each task). encoding: of factors in
         packets, "fp32", "fp16", "int8" or "int4" (`encoding`); the run goes on from, and is scored with, what it ships.
-        consistency: weight of a loss that holds the current pictures' features to those before the task.
+        consistency: weight of a loss that holds the current images' features to those before the task.
     Training
         lr and its shares: head_lr_factor of the head (features are long vectors: at the full rate a head overshoots),
         magnitude_lr_factor of the magnitudes, later_lr_factor of everything from task 2 on. schedule: "constant" or
-        "cosine". accumulate: pictures of a step are computed in so many parts. precision: "fp32", "bf16" or "fp16", by
+        "cosine". accumulate: images of a step are computed in so many parts. precision: "fp32", "bf16" or "fp16", by
         autocast, of training and of scoring (export compares in float64).
-        cache_gb: pictures are decoded once and kept in memory up to so much; beyond, `workers` decode them in every epoch.
+        cache_gb: images are decoded once and kept in memory up to so much; beyond, `workers` decode them in every epoch.
         tensorboard: write event files into the run. device: auto, cpu, cuda.
     """
 
@@ -186,7 +194,9 @@ class TrainConfig:
                 raise UsageError(f"{name} is {value}: it must be {bound}")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise UsageError(f"{name} is {getattr(self, name)!r}: it must be one of {', '.join(allowed)}")
+                raise UsageError(
+                    f"{name} is {getattr(self, name)!r}: it must be one of {', '.join(allowed)}"
+                )
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (0, 3):
                 raise UsageError(f"{name} must be three numbers, such as 0.5,0.5,0.5")
@@ -202,17 +212,23 @@ class TrainConfig:
             (self.method == "lora" and (authors or self.magnitude_scope != "shared"), "method lora has one magnitude: leave magnitude_scope and magnitude_norm at their defaults"),
             (self.method == "lora" and len(ranks) > 1, "method lora has one direction, so one rank"),
             (self.directions == "shared" and ranks != sorted(ranks, reverse=True), "with directions shared the rank may only fall"),
-            (bool(self.consistency) and self.augment != "none", "consistency compares with pictures as they are: it goes with augment none"),
+            (bool(self.consistency) and self.augment != "none", "consistency compares with images as they are: it goes with augment none"),
         ]  # fmt: skip
         if why := next((why for wrong, why in together if wrong), None):
             raise UsageError(why)
 
     def rank_of(self, task: int) -> int:
         """RR: the rank of a task's direction, tasks counted from 1. "10,8@4,6@8" is 10, 8 from task 4, 6 from task 8."""
-        found = re.fullmatch(r"([1-9]\d{0,5})((?:,[1-9]\d{0,5}@[1-9]\d{0,5})*)", self.rank.replace(" ", ""))
+        found = re.fullmatch(
+            r"([1-9]\d{0,5})((?:,[1-9]\d{0,5}@[1-9]\d{0,5})*)", self.rank.replace(" ", "")
+        )
         if not found:
-            raise UsageError(f"rank is {self.rank!r}: give a number, or a schedule such as 10,8@4,6@8")
-        steps = [(1, int(found[1]))] + [(int(s[1]), int(s[0])) for s in (p.split("@") for p in found[2].split(",") if p)]
+            raise UsageError(
+                f"rank is {self.rank!r}: give a number, or a schedule such as 10,8@4,6@8"
+            )
+        steps = [(1, int(found[1]))] + [
+            (int(s[1]), int(s[0])) for s in (p.split("@") for p in found[2].split(",") if p)
+        ]
         if [at for at, _ in steps] != sorted({at for at, _ in steps}):
             raise UsageError(f"rank is {self.rank!r}: its tasks must ascend")
         if max(rank for _, rank in steps) > MAX_RANK:
@@ -220,7 +236,9 @@ class TrainConfig:
         return [rank for at, rank in steps if at <= task][-1]
 
     def to_toml(self) -> str:
-        return tomli_w.dumps({name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()})
+        return tomli_w.dumps(
+            {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        )
 
 
 DIGITS_DEFAULTS: dict[str, Any] = {
@@ -235,7 +253,9 @@ DIGITS_DEFAULTS: dict[str, Any] = {
 """What differs for the embedded default, whose whole run takes well under two minutes on two cores."""
 
 
-def resolve(file: Path | None, flags: Mapping[str, Any], preset: Mapping[str, Any] | None = None) -> TrainConfig:
+def resolve(
+    file: Path | None, flags: Mapping[str, Any], preset: Mapping[str, Any] | None = None
+) -> TrainConfig:
     """Flags win over the file, the file over the preset, the preset over the defaults; a flag that is None was not given.
 
     Raises InputError for a file that is no TOML, UsageError for an unknown key or a value out of range.
@@ -291,7 +311,10 @@ def _cast(name: str, kind: type, value: Any) -> Any:
             return kind(value)
         if kind in (str, bool) and type(value) is kind:
             return value
-    except (OverflowError, ValueError):  # inf and nan are no whole numbers, and a whole number may be too large for a float
+    except (
+        OverflowError,
+        ValueError,
+    ):  # inf and nan are no whole numbers, and a whole number may be too large for a float
         pass
     raise UsageError(f"{name} is {str(value)[:80]!r}: it must be {_KINDS[kind]}")
 
@@ -303,6 +326,6 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(files.read(path, 1 << 20).decode())
+        return tomllib.loads(atomic.read(path, 1 << 20).decode())
     except ValueError as error:
         raise InputError(f"{path} is not a TOML file: {error}") from error

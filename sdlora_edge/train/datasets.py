@@ -15,20 +15,22 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from .. import files
-from ..device.preprocessing import open_image
 from ..errors import InputError
-from ..packet import name_problem
-from .data import Picture, Source, files_in, pictures_in, source_of
-from .images import shown
+from ..formats.packet import name_problem
+from ..inputs.image import open_image
+from ..storage import atomic
+from .images import ImageFile, files_in, shown
+from .splits import Source, images_in, source_of
 
 log = logging.getLogger("sdlora_edge")
-Split = dict[str, list[Picture]]
-"""pictures by "train" and "test", or all under "" where the set has no split of its own"""
+Split = dict[str, list[ImageFile]]
+"""images by "train" and "test", or all under "" where the set has no split of its own"""
 Reader = Callable[[Path], Split]
 
 LIVE, SPOOF = "live", "spoof"
-_KINDS = dict.fromkeys(("live", "real", "genuine", "bonafide"), LIVE) | dict.fromkeys(("spoof", "attack", "fake"), SPOOF)
+_KINDS = dict.fromkeys(("live", "real", "genuine", "bonafide"), LIVE) | dict.fromkeys(
+    ("spoof", "attack", "fake"), SPOOF
+)
 _LIST_LIMIT = 1 << 26
 _CIFAR_SIDE = 32
 _CIFAR_RECORD = 2 + 3 * _CIFAR_SIDE**2
@@ -60,16 +62,20 @@ def load(name: str, root: Path, test_fraction: float, seed: int) -> Source:
     named = SETS[name]
     by_split: Split = {}
     for part in named.parts or (name,):
-        for split, pictures in _read(part, root).items():
-            by_split.setdefault(split, []).extend(pictures)
-    everything = [picture for pictures in by_split.values() for picture in pictures if not picture.problem]
-    for label in {picture.label for picture in everything}:
+        for split, images in _read(part, root).items():
+            by_split.setdefault(split, []).extend(images)
+    everything = [image for images in by_split.values() for image in images if not image.problem]
+    for label in {image.label for image in everything}:
         if problem := name_problem(label):
-            raise InputError(f"{name}: the class name {label!r} {problem}: get the set again at {named.site}")
-    found = {picture.domain for picture in everything if picture.domain}
+            raise InputError(
+                f"{name}: the class name {label!r} {problem}: get the set again at {named.site}"
+            )
+    found = {image.domain for image in everything if image.domain}
     if named.domains and found != set(named.domains):
         have, want = (", ".join(sorted(domains)) for domains in (found, named.domains))
-        raise InputError(f"{name} has the domains {have} instead of {want}: lay it out as {named.layout}")
+        raise InputError(
+            f"{name} has the domains {have} instead of {want}: lay it out as {named.layout}"
+        )
     return source_of(name, by_split, test_fraction, seed, named.domains)
 
 
@@ -91,71 +97,84 @@ def _read(name: str, root: Path) -> Split:
 def _lines(path: Path, columns: int) -> Iterator[list[str]]:
     """The fields of each line of a list, blanks between them. Raises InputError for a line with another number of them."""
     try:
-        text = files.read(path, _LIST_LIMIT).decode()
+        text = atomic.read(path, _LIST_LIMIT).decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a text file: get it again") from error
     for number, line in enumerate(text.split("\n"), 1):
         row = line.split()
         if row and len(row) != columns:
-            raise InputError(f"{path}: line {number} has {len(row)} fields instead of {columns}: get the list again")
+            raise InputError(
+                f"{path}: line {number} has {len(row)} fields instead of {columns}: get the list again"
+            )
         if row:
             yield row
 
 
 def _listed(path: Path, name: str, depth: int) -> PurePosixPath:
-    """A picture's path in a list, relative, `depth` parts long. Raises InputError for any other."""
+    """An image's path in a list, relative, `depth` parts long. Raises InputError for any other."""
     found = PurePosixPath(name)
     if len(found.parts) != depth or found.is_absolute() or ".." in found.parts:
-        raise InputError(f"{path} names {name!r}, which is no picture in {depth - 1} folder(s): get the list again")
+        raise InputError(
+            f"{path} names {name!r}, which is no image in {depth - 1} folder(s): get the list again"
+        )
     return found
 
 
 def _domainnet(path: Path) -> Split:
-    """DomainNet's own lists: "domain/class/picture label" a line, in <domain>_train.txt and <domain>_test.txt."""
+    """DomainNet's own lists: "domain/class/image label" a line, in <domain>_train.txt and <domain>_test.txt."""
     by_split: Split = {"train": [], "test": []}
     for domain in DOMAINNET:
-        for split, pictures in by_split.items():
+        for split, images in by_split.items():
             listed = path / f"{domain}_{split}.txt"
             for name, _ in _lines(listed, 2):
                 relative = _listed(listed, name, 3)
                 file = str(path / relative)
-                pictures.append(Picture(file, relative.parts[1], partial(open_image, file), relative.parts[0]))
+                images.append(
+                    ImageFile(file, relative.parts[1], partial(open_image, file), relative.parts[0])
+                )
     return by_split
 
 
 def _cub(path: Path) -> Split:
-    """CUB's own split: images.txt numbers the pictures, train_test_split.txt says 1 (train) or 0 (test) of each number."""
-    side = {number: {"1": "train", "0": "test"}.get(flag) for number, flag in _lines(path / "train_test_split.txt", 2)}
+    """CUB's own split: images.txt numbers the images, train_test_split.txt says 1 (train) or 0 (test) of each number."""
+    side = {
+        number: {"1": "train", "0": "test"}.get(flag)
+        for number, flag in _lines(path / "train_test_split.txt", 2)
+    }
     classes = {name for _, name in _lines(path / "classes.txt", 2)}
     by_split: Split = {"train": [], "test": []}
     for number, name in _lines(path / "images.txt", 2):
         label = _listed(path / "images.txt", name, 2).parts[0]
         if not (split := side.get(number)) or label not in classes:
-            raise InputError(f"{path}: picture {number} of images.txt is not in train_test_split.txt and classes.txt: get it again")
+            raise InputError(
+                f"{path}: image {number} of images.txt is not in train_test_split.txt and classes.txt: get it again"
+            )
         file = str(path / "images" / name)
-        by_split[split].append(Picture(file, label, partial(open_image, file)))
+        by_split[split].append(ImageFile(file, label, partial(open_image, file)))
     return by_split
 
 
 def _cifar(path: Path) -> Split:
     """CIFAR-100's binary version. The one for Python is made of pickles, which can run any code: it is never read."""
     names = [name for (name,) in _lines(path / "fine_label_names.txt", 1)]
-    return {split: list(_cifar_pictures(path / f"{split}.bin", names)) for split in ("train", "test")}
+    return {split: list(_cifar_images(path / f"{split}.bin", names)) for split in ("train", "test")}
 
 
-def _cifar_pictures(path: Path, names: list[str]) -> Iterator[Picture]:
+def _cifar_images(path: Path, names: list[str]) -> Iterator[ImageFile]:
     try:
         records = np.fromfile(path, np.uint8)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from error
     if not records.size or records.size % _CIFAR_RECORD:
-        raise InputError(f"{path} is truncated: {records.size} bytes are no whole records of {_CIFAR_RECORD}: get it again")
+        raise InputError(
+            f"{path} is truncated: {records.size} bytes are no whole records of {_CIFAR_RECORD}: get it again"
+        )
     for index, label in enumerate(records.reshape(-1, _CIFAR_RECORD)[:, 1].tolist()):
         if label >= len(names):
             raise InputError(
-                f"{path}: picture {index} is of class {label}, but fine_label_names.txt has {len(names)}: get it again"
+                f"{path}: image {index} is of class {label}, but fine_label_names.txt has {len(names)}: get it again"
             )
-        yield Picture(f"{path}, picture {index}", names[label], partial(_cifar_image, path, index))
+        yield ImageFile(f"{path}, image {index}", names[label], partial(_cifar_image, path, index))
 
 
 def _cifar_image(path: Path, index: int) -> Image.Image:
@@ -164,12 +183,17 @@ def _cifar_image(path: Path, index: int) -> Image.Image:
         pixels = np.frombuffer(file.read(_CIFAR_RECORD - 2), np.uint8)
     if pixels.size != _CIFAR_RECORD - 2:
         raise OSError("the file has become shorter")
-    return Image.fromarray(np.ascontiguousarray(pixels.reshape(3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(1, 2, 0)))
+    return Image.fromarray(
+        np.ascontiguousarray(pixels.reshape(3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(1, 2, 0))
+    )
 
 
 def _caltech(path: Path) -> Split:
-    """All but the pictures of no class."""
-    return {split: [p for p in found if p.label != "BACKGROUND_Google"] for split, found in pictures_in(path).items()}
+    """All but the images of no class."""
+    return {
+        split: [p for p in found if p.label != "BACKGROUND_Google"]
+        for split, found in images_in(path).items()
+    }
 
 
 def _frames(domain: str, path: Path) -> Split:
@@ -178,44 +202,62 @@ def _frames(domain: str, path: Path) -> Split:
     for file in files_in(path):
         split, *folders = [part.casefold() for part in file.path.parts[:-1]] or [""]
         kind = next((_KINDS[part] for part in folders if part in _KINDS), "")
-        problem = file.problem or ("" if kind and split in by_split else "outside {train,test}/{live,spoof}")
-        picture = Picture(shown(f"{path}/{file.path}"), kind, file.open, domain, problem)
-        by_split.get(split, by_split["train"]).append(picture)
-    for split, pictures in by_split.items():
-        if lacking := {LIVE, SPOOF} - {picture.label for picture in pictures if not picture.problem}:
+        problem = file.problem or (
+            "" if kind and split in by_split else "outside {train,test}/{live,spoof}"
+        )
+        image = ImageFile(shown(f"{path}/{file.path}"), kind, file.open, domain, problem)
+        by_split.get(split, by_split["train"]).append(image)
+    for split, images in by_split.items():
+        if lacking := {LIVE, SPOOF} - {image.label for image in images if not image.problem}:
             lacks = f"{split}/{min(lacking)}"
-            raise InputError(f"{domain}: {path} has no pictures in {lacks}: lay its frames out as {SETS[domain].layout}")
+            raise InputError(
+                f"{domain}: {path} has no images in {lacks}: lay its frames out as {SETS[domain].layout}"
+            )
     return by_split
 
 
 def _antispoofing(name: str, site: str, *places: str) -> NamedSet:
     """A set of videos, as the frames somebody took from them."""
-    layout = f"{name}/{{train,test}}/{{live,spoof}}/ with the frames of its videos in any folders below"
-    return NamedSet(site, layout, dict.fromkeys((name, *places), partial(_frames, name)), (name,), binary=True)
+    layout = (
+        f"{name}/{{train,test}}/{{live,spoof}}/ with the frames of its videos in any folders below"
+    )
+    return NamedSet(
+        site, layout, dict.fromkeys((name, *places), partial(_frames, name)), (name,), binary=True
+    )
 
 
-_by_domain: Reader = partial(pictures_in, domains=True)
+_by_domain: Reader = partial(images_in, domains=True)
 DOMAINNET = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
 FACES = {
-    "msu-mfsd": _antispoofing("msu-mfsd", "https://sites.google.com/site/huhanhomepage/download", "msu_mfsd"),
+    "msu-mfsd": _antispoofing(
+        "msu-mfsd", "https://sites.google.com/site/huhanhomepage/download", "msu_mfsd"
+    ),
     "casia-mfsd": _antispoofing(
-        "casia-mfsd", "http://www.cbsr.ia.ac.cn/english/FaceAntiSpoofDatabases.asp", "casia_mfsd", "casia-fasd"
+        "casia-mfsd",
+        "http://www.cbsr.ia.ac.cn/english/FaceAntiSpoofDatabases.asp",
+        "casia_mfsd",
+        "casia-fasd",
     ),
     "replay-attack": _antispoofing(
-        "replay-attack", "https://www.idiap.ch/en/scientific-research/data/replayattack", "replay_attack", "replayattack"
+        "replay-attack",
+        "https://www.idiap.ch/en/scientific-research/data/replayattack",
+        "replay_attack",
+        "replayattack",
     ),
-    "oulu-npu": _antispoofing("oulu-npu", "https://sites.google.com/site/oulunpudatabase", "oulu_npu"),
+    "oulu-npu": _antispoofing(
+        "oulu-npu", "https://sites.google.com/site/oulunpudatabase", "oulu_npu"
+    ),
 }
 SETS: dict[str, NamedSet] = {
     "imagenet-r": NamedSet(
         "https://github.com/hendrycks/imagenet-r",
         "imagenet-r/<class>/ or imagenet-r/{train,test}/<class>/",
-        dict.fromkeys(("imagenet-r", "imagenetr", "imagenet-r.zip"), pictures_in),
+        dict.fromkeys(("imagenet-r", "imagenetr", "imagenet-r.zip"), images_in),
     ),
     "imagenet-a": NamedSet(
         "https://github.com/hendrycks/natural-adv-examples",
         "imagenet-a/<class>/ or imagenet-a/{train,test}/<class>/",
-        dict.fromkeys(("imagenet-a", "imageneta", "imagenet-a.zip"), pictures_in),
+        dict.fromkeys(("imagenet-a", "imageneta", "imagenet-a.zip"), images_in),
     ),
     "domainnet": NamedSet(
         "https://ai.bu.edu/M3SDA",
@@ -227,18 +269,25 @@ SETS: dict[str, NamedSet] = {
         "https://www.cs.toronto.edu/~kriz/cifar.html",
         "cifar-100-binary/{train.bin,test.bin,fine_label_names.txt} (the binary version, not the one for Python)"
         " or cifar100/{train,test}/<class>/",
-        {"cifar-100-binary": _cifar} | dict.fromkeys(("cifar100", "cifar-100", "cifar100.zip"), pictures_in),
+        {"cifar-100-binary": _cifar}
+        | dict.fromkeys(("cifar100", "cifar-100", "cifar100.zip"), images_in),
     ),
     "cub200": NamedSet(
         "https://www.vision.caltech.edu/datasets/cub_200_2011",
         "CUB_200_2011/{images/,images.txt,train_test_split.txt,classes.txt} or cub200/{train,test}/<class>/",
-        {"CUB_200_2011": _cub} | dict.fromkeys(("cub200", "cub", "cub200.zip"), pictures_in),
+        {"CUB_200_2011": _cub} | dict.fromkeys(("cub200", "cub", "cub200.zip"), images_in),
     ),
     "caltech101": NamedSet(
         "https://data.caltech.edu/records/mzrjq-6wc02",
         "101_ObjectCategories/<class>/, a ZIP of it, or caltech101/<class>/",
         dict.fromkeys(
-            ("101_ObjectCategories", "101_ObjectCategories.zip", "caltech101", "caltech101.zip", "caltech101_128px_max50.zip"),
+            (
+                "101_ObjectCategories",
+                "101_ObjectCategories.zip",
+                "caltech101",
+                "caltech101.zip",
+                "caltech101_128px_max50.zip",
+            ),
             _caltech,
         ),
     ),
@@ -248,9 +297,13 @@ SETS: dict[str, NamedSet] = {
         dict.fromkeys(
             (
                 *("omniglot", "omniglot.zip", "images_background", "images_background.zip"),
-                *("images_background_small1", "images_background_small1.zip", "omniglot_small1.zip"),
+                *(
+                    "images_background_small1",
+                    "images_background_small1.zip",
+                    "omniglot_small1.zip",
+                ),
             ),
-            pictures_in,
+            images_in,
         ),
     ),
     "pacs": NamedSet(

@@ -1,4 +1,4 @@
-"""Several processes, one model: `torchrun -m sdlora_edge train ...`. Each reads the same pictures and trains on its share of every
+"""Several processes, one model: `torchrun -m sdlora_edge train ...`. Each reads the same images and trains on its share of every
 batch; the first alone scores and writes. Without torchrun everything here stands for one process."""
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ def first() -> bool:
 
 
 def share(count: int) -> slice:
-    """Which of a batch's pictures are this process's: every size()-th. Raises UsageError where there is none for it."""
+    """Which of a batch's images are this process's: every size()-th. Raises UsageError where there is none for it."""
     if count < size():
-        raise UsageError(f"a batch of {count} picture(s) cannot be shared by {size()} processes: give a larger --batch-size")
+        raise UsageError(
+            f"a batch of {count} image(s) cannot be shared by {size()} processes: give a larger --batch-size"
+        )
     return slice(0, count) if size() == 1 else slice(dist.get_rank(), count, size())
 
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from .. import files
-from ..device.preprocessing import Preprocessing
 from ..errors import DivergedError, UsageError
+from ..inputs.image import Preprocessing
 from ..method.sdlora import SDLoRA
+from ..storage import atomic
 from . import distributed
 from .augment import augment, draw
 from .config import TrainConfig
-from .data import Pictures
+from .splits import Images
 
 log = logging.getLogger("sdlora_edge")
 PARTIAL = "partial.pt"
@@ -36,7 +36,7 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class Checkpoint:
-    """The epoch a training is in: trained numbers, optimizer, random states; nothing of a picture. One file, made anew each epoch.
+    """The epoch a training is in: trained numbers, optimizer, random states; nothing of an image. One file, made anew each epoch.
 
     key: what the training is of. A file left by another training is not taken.
     """
@@ -48,7 +48,9 @@ class Checkpoint:
         if not self.path.is_file():
             return None
         try:
-            found = torch.load(io.BytesIO(files.read(self.path)), map_location="cpu", weights_only=True)
+            found = torch.load(
+                io.BytesIO(atomic.read(self.path)), map_location="cpu", weights_only=True
+            )
         except Exception as error:  # torch raises many kinds on a damaged file
             log.warning("%s cannot be read (%r): its task begins anew", self.path, error)
             return None
@@ -58,7 +60,7 @@ class Checkpoint:
         if distributed.first():
             buffer = io.BytesIO()
             torch.save(value | {"key": self.key}, buffer)
-            files.write(self.path, buffer.getvalue())
+            atomic.write(self.path, buffer.getvalue())
 
     def clear(self) -> None:
         if distributed.first():
@@ -67,7 +69,7 @@ class Checkpoint:
 
 def fit(
     model: SDLoRA,
-    pictures: Pictures,
+    images: Images,
     settings: TrainConfig,
     prepare: Preprocessing,
     task: int,
@@ -77,14 +79,19 @@ def fit(
 ) -> None:
     """Train a model in place for `settings.epochs`. The backbone stays in eval mode: it is frozen.
 
-    anchor: float32 (pictures, features), what the features were before the task; settings.consistency holds them there.
+    anchor: float32 (images, features), what the features were before the task; settings.consistency holds them there.
     note: called with (name, value, step) of what a log may want. Raises DivergedError if the loss or a trained number is no longer finite.
     """
     device = next(model.parameters()).device
     optimizer = _optimizer(model, settings, task)
-    steps = settings.epochs * math.ceil(len(pictures) / settings.batch_size)
+    steps = settings.epochs * math.ceil(len(images) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))) if settings.schedule == "cosine" else 1.0
+        optimizer,
+        lambda step: (
+            0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+            if settings.schedule == "cosine"
+            else 1.0
+        ),
     )
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     order = torch.Generator().manual_seed(settings.seed)
@@ -93,20 +100,34 @@ def fit(
     call = _wrapped(model, settings, device)
     title = f"task {task}"
     with tqdm(
-        total=settings.epochs * len(pictures), initial=begin * len(pictures), desc=title, unit="picture", disable=None
+        total=settings.epochs * len(images),
+        initial=begin * len(images),
+        desc=title,
+        unit="image",
+        disable=None,
     ) as bar:
         for epoch in range(begin, settings.epochs):
-            batches = torch.randperm(len(pictures), generator=order).tensor_split(math.ceil(len(pictures) / settings.batch_size))
+            batches = torch.randperm(len(images), generator=order).tensor_split(
+                math.ceil(len(images) / settings.batch_size)
+            )
             chances = [draw(len(batch), settings.augment, order) for batch in batches]
             shares = [distributed.share(len(batch)) for batch in batches]
             own = [batch[share] for batch, share in zip(batches, shares, strict=True)]
             total = torch.zeros((), device=device)
-            for step, pixels in enumerate(pictures.batches([part.numpy() for part in own], settings.workers)):
-                inputs = augment(torch.from_numpy(prepare.normalise(pixels)), chances[step][shares[step]], settings.augment)
-                targets = torch.from_numpy(pictures.targets)[own[step]]
+            for step, pixels in enumerate(
+                images.batches([part.numpy() for part in own], settings.workers)
+            ):
+                inputs = augment(
+                    torch.from_numpy(prepare.normalise(pixels)),
+                    chances[step][shares[step]],
+                    settings.augment,
+                )
+                targets = torch.from_numpy(images.targets)[own[step]]
                 held = None if anchor is None else anchor[own[step]]
                 optimizer.zero_grad()
-                loss = _backward(model, call, scaler, inputs, targets, held, len(batches[step]), settings, device)
+                loss = _backward(
+                    model, call, scaler, inputs, targets, held, len(batches[step]), settings, device
+                )
                 scale = scaler.get_scale()
                 scaler.step(optimizer)
                 scaler.update()
@@ -119,12 +140,24 @@ def fit(
                 raise diverged(title, f"the loss of epoch {epoch + 1} is not finite", settings)
             bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
             note(f"loss/{title}", mean, epoch + 1)
-            trained = {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
-            if not all(p.isfinite().all() for p in trained.values()):  # the last step comes after its loss
-                raise diverged(title, f"a number learned in epoch {epoch + 1} is not finite", settings)
+            trained = {
+                name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad
+            }
+            if not all(
+                p.isfinite().all() for p in trained.values()
+            ):  # the last step comes after its loss
+                raise diverged(
+                    title, f"a number learned in epoch {epoch + 1} is not finite", settings
+                )
             states = {name: part.state_dict() for name, part in parts.items()}
             checkpoint.save(
-                {"epoch": epoch + 1, "model": trained, "order": order.get_state(), "random": torch.get_rng_state(), **states}
+                {
+                    "epoch": epoch + 1,
+                    "model": trained,
+                    "order": order.get_state(),
+                    "random": torch.get_rng_state(),
+                    **states,
+                }
             )
 
 
@@ -147,18 +180,25 @@ def _backward(
 ) -> Tensor:
     """Gradients of this process's share of one step, in `accumulate` parts; returns its share of the loss, detached.
 
-    batch: pictures of the step over all processes; more than `inputs` there. Gradients are averaged over processes, hence the
+    batch: images of the step over all processes; more than `inputs` there. Gradients are averaged over processes, hence the
     factor.
     """
     total = torch.zeros((), device=device)
     chunks = [c for c in torch.arange(len(targets)).chunk(settings.accumulate) if len(c)]
     for number, chunk in enumerate(chunks):
         last = number == len(chunks) - 1
-        synchronised = contextlib.nullcontext() if last or not isinstance(call, DistributedDataParallel) else call.no_sync()
+        synchronised = (
+            contextlib.nullcontext()
+            if last or not isinstance(call, DistributedDataParallel)
+            else call.no_sync()
+        )
         with synchronised:
             with precision(model.backbone, settings.precision, device):
                 logits, seen = call(_to(inputs[chunk], device), True)
-            loss = nn.functional.cross_entropy(logits, _to(targets[chunk], device), reduction="sum") / batch
+            loss = (
+                nn.functional.cross_entropy(logits, _to(targets[chunk], device), reduction="sum")
+                / batch
+            )
             if held is not None:
                 moved = (seen - _to(held[chunk], device)).square().mean(dim=1).sum() / batch
                 loss = loss + settings.consistency * moved
@@ -174,14 +214,24 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
 def _optimizer(model: SDLoRA, settings: TrainConfig, task: int) -> torch.optim.Optimizer:
     lr = settings.lr * (settings.later_lr_factor if task > 1 else 1.0)
     groups = [
-        {"params": [p for p in (*model.A, *model.B) if p.requires_grad], "weight_decay": settings.weight_decay},
-        {"params": [p for p in [model.magnitudes] if p.requires_grad], "lr": lr * settings.magnitude_lr_factor},
+        {
+            "params": [p for p in (*model.A, *model.B) if p.requires_grad],
+            "weight_decay": settings.weight_decay,
+        },
+        {
+            "params": [p for p in [model.magnitudes] if p.requires_grad],
+            "lr": lr * settings.magnitude_lr_factor,
+        },
         {"params": list(model.head.parameters()), "lr": lr * settings.head_lr_factor},
     ]
-    return _OPTIMIZERS[settings.optimizer]([{"weight_decay": 0.0, **g} for g in groups if g["params"]], lr=lr)
+    return _OPTIMIZERS[settings.optimizer](
+        [{"weight_decay": 0.0, **g} for g in groups if g["params"]], lr=lr
+    )
 
 
-def _restore(checkpoint: Checkpoint, model: SDLoRA, parts: dict[str, Any], order: torch.Generator) -> int:
+def _restore(
+    checkpoint: Checkpoint, model: SDLoRA, parts: dict[str, Any], order: torch.Generator
+) -> int:
     """Take up a training where its checkpoint stands; returns the epochs that are done."""
     found = checkpoint.load()
     if found is None:
@@ -212,7 +262,7 @@ def _wrapped(model: SDLoRA, settings: TrainConfig, device: torch.device) -> nn.M
 def precision(backbone: nn.Module, name: str, device: torch.device) -> Iterator[None]:
     """Compute in the precision of that name, by autocast.
 
-    On a CPU in half precision torch's fused attention takes half of a ViT-Tiny's step (96 px: 160 against 330 pictures a second
+    On a CPU in half precision torch's fused attention takes half of a ViT-Tiny's step (96 px: 160 against 330 images a second
     without it, one core), so it is left out there.
     """
     fused = [m for m in backbone.modules() if getattr(m, "fused_attn", False)]
@@ -234,7 +284,9 @@ def writer(run: Path, settings: TrainConfig) -> Callable[[str, float, int], None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UsageError("--tensorboard needs the package tensorboard: pip install tensorboard") from error
+        raise UsageError(
+            "--tensorboard needs the package tensorboard: pip install tensorboard"
+        ) from error
     events = SummaryWriter(str(run / "events"))
 
     def note(name: str, value: float, step: int) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from .. import disk, files
-from ..canonical import dump_json, parse_json
 from ..errors import InputError, StorageError, UsageError
+from ..formats.canonical import dump_json, parse_json
 from ..shortage import verdict
 from ..state import Projection, lineage_id
+from ..storage import atomic, disk
 from . import config
 from .config import TrainConfig
 
@@ -37,7 +37,9 @@ def newest(root: Path = Path("runs")) -> Path:
     """The run that runs/latest points to. Raises InputError where there is none."""
     latest = root / "latest"
     if not latest.is_dir():
-        raise InputError(f"no run named, and {latest} points to none: make one with sdlora-edge train, or name it")
+        raise InputError(
+            f"no run named, and {latest} points to none: make one with sdlora-edge train, or name it"
+        )
     return latest.resolve()
 
 
@@ -65,7 +67,9 @@ def require_begun(path: Path) -> TrainConfig:
     """The settings of a run that has its first state. Raises InputError where it has none."""
     found = settings(path)
     if not is_begun(path):
-        raise InputError(f"{path} was stopped before its first task: go on with sdlora-edge train --run {path}")
+        raise InputError(
+            f"{path} was stopped before its first task: go on with sdlora-edge train --run {path}"
+        )
     return found
 
 
@@ -101,7 +105,7 @@ def lineage(path: Path, projections: Sequence[Projection], encoding: str) -> str
 def metrics(path: Path) -> list[dict[str, Any]]:
     """metrics.json of every scored task."""
     found = [path / "tasks" / f"{task:03d}" / METRICS for task in range(last_task(path) + 1)]
-    return [parse_json(files.read(file), str(file)) for file in found if file.is_file()]
+    return [parse_json(atomic.read(file), str(file)) for file in found if file.is_file()]
 
 
 def classes(path: Path, task: int) -> tuple[str, ...]:
@@ -121,7 +125,7 @@ def classes(path: Path, task: int) -> tuple[str, ...]:
 def adding(path: Path, images: str, name: str, strict: bool | None) -> Iterator[None]:
     """Keep what a task was asked for while it is learned: `train --run RUN` goes on with it if this block is interrupted, or the
     process is killed; not if it fails."""
-    files.write(path / PENDING, dump_json({"images": images, "name": name, "strict": strict}))
+    atomic.write(path / PENDING, dump_json({"images": images, "name": name, "strict": strict}))
     try:
         yield
     except Exception:
@@ -134,17 +138,23 @@ def pending(path: Path) -> tuple[str, str, bool | None] | None:
     """(images, name, strict) of a task that was being added when its process was stopped."""
     if not (path / PENDING).exists():
         return None
-    found = parse_json(files.read(path / PENDING, 1 << 20), str(path / PENDING))
+    found = parse_json(atomic.read(path / PENDING, 1 << 20), str(path / PENDING))
     try:
         return str(found["images"]), str(found["name"]), found["strict"]
     except KeyError as error:
-        raise InputError(f"{path / PENDING} lacks {error}: remove it, and add the task again") from error
+        raise InputError(
+            f"{path / PENDING} lacks {error}: remove it, and add the task again"
+        ) from error
 
 
 def revision(path: Path, task: int) -> int:
     """The revision of a task: 0, or what `Run.revise` has set for it or for a task before it."""
     try:
-        known = parse_json(files.read(path / REVISIONS, 1 << 20), REVISIONS) if (path / REVISIONS).exists() else {}
+        known = (
+            parse_json(atomic.read(path / REVISIONS, 1 << 20), REVISIONS)
+            if (path / REVISIONS).exists()
+            else {}
+        )
         return max((int(r) for first, r in known.items() if int(first) <= task), default=0)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path / REVISIONS} does not hold revisions of tasks: {error}") from error
@@ -153,7 +163,9 @@ def revision(path: Path, task: int) -> int:
 def require_revision(path: Path, wanted: int) -> int:
     """The run's highest revision. Raises UsageError if `wanted` is lower."""
     if wanted < (known := revision(path, last_task(path) + 1)):
-        raise UsageError(f"--revision {wanted}: {path} has built packets of revision {known} already; give that or a higher one")
+        raise UsageError(
+            f"--revision {wanted}: {path} has built packets of revision {known} already; give that or a higher one"
+        )
     return known
 
 
@@ -167,7 +179,9 @@ def locked(path: Path) -> Iterator[None]:
     try:
         lock.enter_context(disk.lock(path / LOCK))
     except BlockingIOError as error:
-        raise UsageError(f"{path} is in use: another process is training it; wait until it has ended, or stop it") from error
+        raise UsageError(
+            f"{path} is in use: another process is training it; wait until it has ended, or stop it"
+        ) from error
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error
     with lock:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ..errors import InputError
-from ..packet import name_problem
-from .images import EMPTY, NOT_UNICODE, File, Picture, counted, not_unicode, shown
+from ..formats.packet import name_problem
+from .images import EMPTY, NOT_UNICODE, File, ImageFile, counted, not_unicode, shown
 
 log = logging.getLogger("sdlora_edge")
 SPLITS = {
@@ -43,7 +43,14 @@ class _Layout:
 
     def class_folder(self, around: _Parts) -> _Parts:
         """The outermost of the folders around a file that holds images, () if none does."""
-        return next((around[:n] for n in range(self.start + 1, len(around) + 1) if around[:n] in self.holders), ())
+        return next(
+            (
+                around[:n]
+                for n in range(self.start + 1, len(around) + 1)
+                if around[:n] in self.holders
+            ),
+            (),
+        )
 
     def split_of(self, path: PurePosixPath) -> str:
         return _split_of("".join(path.parts[self.common : self.common + 1])) if self.split else ""
@@ -55,14 +62,20 @@ class _Layout:
             for parts in (folder[self.start - self.domains : self.start], folder[self.start :])
         )
         name = "/".join(folder[self.common + self.split :])
-        if problem := NOT_UNICODE if not_unicode(name) else name_problem(label) or (domain and name_problem(domain)):
+        if (
+            problem := NOT_UNICODE
+            if not_unicode(name)
+            else name_problem(label) or (domain and name_problem(domain))
+        ):
             raise InputError(f"{self.data}: class folder {name!r}: {problem}: rename it")
         if (other := self.named.setdefault((domain, label), name)) != name:
-            raise InputError(f"{self.data}: the folders {name} and {other} make one class name: rename one of them")
+            raise InputError(
+                f"{self.data}: the folders {name} and {other} make one class name: rename one of them"
+            )
         return domain, label
 
 
-def labelled(data: str, files: Sequence[File], domains: bool) -> dict[str, list[Picture]]:
+def labelled(data: str, files: Sequence[File], domains: bool) -> dict[str, list[ImageFile]]:
     """The images by split ("" if there is none), labelled by their class folders; those with a `problem` are not used.
 
     A class is the outermost folder that holds images; the folders around it are joined with dots, without those that all images
@@ -79,25 +92,31 @@ def labelled(data: str, files: Sequence[File], domains: bool) -> dict[str, list[
     holders = frozenset(path.parts[:-1] for path in inner)
     above = frozenset(holder[:n] for holder in holders for n in range(len(holder)))
     layout = _Layout(data, common, _is_split(data, inner, common), domains, holders, above)
-    by_split: dict[str, list[Picture]] = {}
+    by_split: dict[str, list[ImageFile]] = {}
     for file in files:
-        by_split.setdefault("" if file.problem else layout.split_of(file.path), []).append(_picture(layout, file))
+        by_split.setdefault("" if file.problem else layout.split_of(file.path), []).append(
+            _image(layout, file)
+        )
     return by_split
 
 
-def _picture(layout: _Layout, file: File) -> Picture:
+def _image(layout: _Layout, file: File) -> ImageFile:
     name = shown(f"{layout.data}/{file.path}")
     around = file.path.parts if file.problem == EMPTY else file.path.parts[:-1]
     folder = layout.class_folder(around)
     if not file.problem and folder:
         domain, label = layout.names(folder)
-        return Picture(name, label, file.open, domain, nested=folder != around)
+        return ImageFile(name, label, file.open, domain, nested=folder != around)
     if not file.problem and layout.domains and len(around) == layout.start:
         raise InputError(
             f"{layout.data} is not laid out as domain/class/images: {file.path} has no class folder in a domain folder"
         )
-    label = "" if around in layout.above and not folder else shown(".".join((folder or around)[layout.start :]))
-    return Picture(name, label, file.open, problem=file.problem or OUTSIDE)
+    label = (
+        ""
+        if around in layout.above and not folder
+        else shown(".".join((folder or around)[layout.start :]))
+    )
+    return ImageFile(name, label, file.open, problem=file.problem or OUTSIDE)
 
 
 def _split_of(folder: str) -> str:
@@ -108,12 +127,16 @@ def _common(paths: Sequence[PurePosixPath], domains: bool) -> int:
     """How many folders all images lie in, not counting a split, a domain or a class."""
 
     def shared(common: int) -> bool:
-        return len({path.parts[common] for path in paths}) == 1 and not _split_of(paths[0].parts[common])
+        return len({path.parts[common] for path in paths}) == 1 and not _split_of(
+            paths[0].parts[common]
+        )
 
     common, depth = 0, min(len(path.parts) for path in paths) - 2 - domains
     while common < depth and shared(common):
         common += 1
-    return common + (shared(common) and bool(_splits(paths, common + 1)))  # images beside splits do not make a class of both
+    return common + (
+        shared(common) and bool(_splits(paths, common + 1))
+    )  # images beside splits do not make a class of both
 
 
 def _refuse_ambiguous(data: str, paths: Sequence[PurePosixPath], common: int) -> None:
@@ -124,12 +147,20 @@ def _refuse_ambiguous(data: str, paths: Sequence[PurePosixPath], common: int) ->
             "move them into one folder that has the name of the class"
         )
     if common:
-        log.info("%s: all images lie in %s/, which is not part of the class names", data, "/".join(paths[0].parts[:common]))
+        log.info(
+            "%s: all images lie in %s/, which is not part of the class names",
+            data,
+            "/".join(paths[0].parts[:common]),
+        )
 
 
 def _splits(paths: Sequence[PurePosixPath], common: int) -> set[str]:
     """The folders of this depth that hold a split: class folders lie in them."""
-    return {path.parts[common] for path in paths if len(path.parts) > common + 2 and _split_of(path.parts[common])}
+    return {
+        path.parts[common]
+        for path in paths
+        if len(path.parts) > common + 2 and _split_of(path.parts[common])
+    }
 
 
 def _is_split(data: str, paths: Sequence[PurePosixPath], common: int) -> bool:

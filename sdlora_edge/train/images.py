@@ -15,7 +15,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image
 
-from ..device.preprocessing import (
+from ..errors import InputError, printable
+from ..inputs.image import (
     MAX_FILE,
     MAX_PIXELS,
     SUFFIXES,
@@ -27,13 +28,30 @@ from ..device.preprocessing import (
     suffix_problem,
     upright,
 )
-from ..errors import InputError, printable
 
 Opener = Callable[[], Image.Image]
-HIDDEN, NO_IMAGE, EMPTY, NOT_UNICODE = "hidden", "not an image", "an empty folder", "its name is not UTF-8"
+HIDDEN, NO_IMAGE, EMPTY, NOT_UNICODE = (
+    "hidden",
+    "not an image",
+    "an empty folder",
+    "its name is not UTF-8",
+)
 NOT_READ = "an image format that is not read"
 _OTHER_IMAGES = {
-    *(".jp2", ".j2k", ".jxl", ".jxr", ".eps", ".psd", ".svg", ".tga", ".ico", ".pcx", ".exr", ".hdr"),
+    *(
+        ".jp2",
+        ".j2k",
+        ".jxl",
+        ".jxr",
+        ".eps",
+        ".psd",
+        ".svg",
+        ".tga",
+        ".ico",
+        ".pcx",
+        ".exr",
+        ".hdr",
+    ),
     *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 }
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -41,7 +59,7 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageFile:
     """One image of a source: its name for messages, its class, how to open it, and its domain if the dataset has domains.
 
     problem: why it is not used, in a few words by which such files are counted; detail: in full. nested: it lies in a folder
@@ -93,7 +111,9 @@ class Member:
         size = archive.getinfo(self.name).file_size
         refuse_large_file(size)
         with archive.open(self.name) as file:
-            return open_image(io.BytesIO(file.read(size)))  # a number bounds what is decompressed, whatever the file declares
+            return open_image(
+                io.BytesIO(file.read(size))
+            )  # a number bounds what is decompressed, whatever the file declares
 
 
 @functools.lru_cache(maxsize=8)
@@ -141,7 +161,9 @@ def _folder(path: Path) -> Iterator[File]:
             yield _unused(inside, EMPTY)
         folders[:] = kept
         for name in names:
-            yield File(inside / name, partial(open_image, os.path.join(folder, name)), _problem(name))
+            yield File(
+                inside / name, partial(open_image, os.path.join(folder, name)), _problem(name)
+            )
     for error in failed:
         inside = PurePosixPath(Path(error.filename).relative_to(path).as_posix())
         yield _unused(inside, f"cannot be listed ({error.strerror})")
@@ -167,7 +189,11 @@ def _zip(path: Path) -> Iterator[File]:
         if hidden:
             yield _unused(PurePosixPath(*inside.parts[: hidden[0]]), HIDDEN)
         elif not info.filename.endswith(("/", "\\")):
-            yield File(inside, Member(str(path), info.filename), _problem(inside.name) or _member_problem(info))
+            yield File(
+                inside,
+                Member(str(path), info.filename),
+                _problem(inside.name) or _member_problem(info),
+            )
         elif inside not in filled and inside.parts:
             yield _unused(inside, EMPTY)
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .. import files
 from ..errors import InputError
+from ..storage import atomic
 from . import distributed
 from .config import TrainConfig
-from .data import Part, Source
-from .images import EMPTY, HIDDEN, NO_IMAGE, Picture, counted
+from .images import EMPTY, HIDDEN, NO_IMAGE, ImageFile, counted
+from .splits import Part, Source
 
 log = logging.getLogger("sdlora_edge")
 SKIPPED = "skipped.csv"
@@ -32,7 +32,9 @@ UNREADABLE = "unreadable"
 _COLUMNS = ("class", "training", "validation", "test", "skipped")
 
 
-def checked(source: Source, cut: Callable[[Source], list[Part]], settings: TrainConfig) -> tuple[Source, list[Part]]:
+def checked(
+    source: Source, cut: Callable[[Source], list[Part]], settings: TrainConfig
+) -> tuple[Source, list[Part]]:
     """Read every image of a source, and log a table of what is there. An image that cannot be read gets a `problem`.
 
     cut: makes the tasks. Returns the source and its tasks with these marks. Raises InputError if a class of a task has no readable training image or, with `strict`, if there is
@@ -42,7 +44,9 @@ def checked(source: Source, cut: Callable[[Source], list[Part]], settings: Train
     parts = cut(source)
     rows, skipped = _rows(source, parts, settings), _skipped(source)
     odd = _odd_classes(source, rows, "validation" if settings.validate else "test")
-    warnings = [f"{what}: {_some(labels)}" for what, labels in odd.items() if labels] + list(_file_warnings(source))
+    warnings = [f"{what}: {_some(labels)}" for what, labels in odd.items() if labels] + list(
+        _file_warnings(source)
+    )
     if distributed.first():
         for line in _table(rows, skipped, {label for labels in odd.values() for label in labels}):
             log.info("%s", line)
@@ -54,23 +58,34 @@ def checked(source: Source, cut: Callable[[Source], list[Part]], settings: Train
                 f"{source.name}: class {empty[0]!r} has no readable training image: repair its files or remove its folder"
             )
     if warnings and settings.strict:
-        raise InputError(f"{source.name}: {warnings[0]} ({len(warnings)} warning(s), errors with --strict): repair the dataset")
+        raise InputError(
+            f"{source.name}: {warnings[0]} ({len(warnings)} warning(s), errors with --strict): repair the dataset"
+        )
     return source, parts
 
 
 def record(run: Path, source: Source) -> None:
     """Add the files that are not used to the list in a run's folder."""
-    known = files.read(run / SKIPPED).decode() if (run / SKIPPED).exists() else "file,class,reason,detail\n"
+    known = (
+        atomic.read(run / SKIPPED).decode()
+        if (run / SKIPPED).exists()
+        else "file,class,reason,detail\n"
+    )
     own = [*map(_line, unused(source))]
-    files.write(run / SKIPPED, "".join(dict.fromkeys([*known.splitlines(keepends=True), *own])).encode())
+    atomic.write(
+        run / SKIPPED, "".join(dict.fromkeys([*known.splitlines(keepends=True), *own])).encode()
+    )
     if own:
         log.info("%s says why files are not used: %d of this dataset", run / SKIPPED, len(own))
 
 
-def unused(source: Source) -> list[Picture]:
+def unused(source: Source) -> list[ImageFile]:
     """The files of a source that are not used."""
     sides = (source.train, source.test, source.val)
-    return [*source.skipped, *(p for side in sides for own in side.values() for p in own if p.problem)]
+    return [
+        *source.skipped,
+        *(p for side in sides for own in side.values() for p in own if p.problem),
+    ]
 
 
 class _Examiner:
@@ -79,29 +94,33 @@ class _Examiner:
     def __init__(self) -> None:
         self._left = DECODED
 
-    def __call__(self, picture: Picture) -> Picture:
+    def __call__(self, image: ImageFile) -> ImageFile:
         try:
-            self._left -= picture.examine(decode=self._left > 0)
+            self._left -= image.examine(decode=self._left > 0)
         except InputError as error:
-            return replace(picture, problem=UNREADABLE, detail=str(error).removeprefix(f"{picture.name} "))
-        return picture
+            return replace(
+                image, problem=UNREADABLE, detail=str(error).removeprefix(f"{image.name} ")
+            )
+        return image
 
 
-def _line(picture: Picture) -> str:
+def _line(image: ImageFile) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow((picture.name, picture.label, picture.problem, picture.detail))
+    csv.writer(line, lineterminator="\n").writerow(
+        (image.name, image.label, image.problem, image.detail)
+    )
     return line.getvalue()
 
 
-def _readable(pictures: Sequence[Picture]) -> int:
-    return sum(not picture.problem for picture in pictures)
+def _readable(images: Sequence[ImageFile]) -> int:
+    return sum(not image.problem for image in images)
 
 
 def _skipped(source: Source) -> dict[str, list[str]]:
     """By class, or "" for files in none: why files are not used."""
     found: dict[str, list[str]] = {}
-    for picture in unused(source):
-        found.setdefault(picture.label, []).append(picture.problem)
+    for image in unused(source):
+        found.setdefault(image.label, []).append(image.problem)
     return found
 
 
@@ -117,39 +136,59 @@ def _rows(source: Source, parts: Sequence[Part], settings: TrainConfig) -> dict[
     return dict(sorted(rows.items()))
 
 
-def _odd_classes(source: Source, rows: Mapping[str, Counter[str]], scored: str) -> dict[str, list[str]]:
+def _odd_classes(
+    source: Source, rows: Mapping[str, Counter[str]], scored: str
+) -> dict[str, list[str]]:
     """The classes to warn of, by what is wrong."""
     few = [label for label in source.classes if rows[label]["training"] < FEW]
     return {
-        "folders without an image that can be read": [label for label in rows if label not in source.train],
+        "folders without an image that can be read": [
+            label for label in rows if label not in source.train
+        ],
         f"classes with fewer than {FEW} training images": few,
-        f"classes without a {scored} image": [label for label in source.classes if not rows[label][scored]],
+        f"classes without a {scored} image": [
+            label for label in source.classes if not rows[label][scored]
+        ],
     }
 
 
 def _file_warnings(source: Source) -> Iterator[str]:
     """About images that are not used, and those of which the class is not certain."""
     by_problem: dict[str, list[str]] = {}
-    for picture in unused(source):
-        if picture.problem not in (HIDDEN, NO_IMAGE, EMPTY):
-            by_problem.setdefault(picture.problem, []).append(f"{picture.name} {picture.detail}".rstrip())
+    for image in unused(source):
+        if image.problem not in (HIDDEN, NO_IMAGE, EMPTY):
+            by_problem.setdefault(image.problem, []).append(f"{image.name} {image.detail}".rstrip())
     for problem, names in by_problem.items():
         yield f"{len(names)} skipped, {problem}: {_some(names)}"
-    nested = [p.name for side in (source.train, source.test, source.val) for own in side.values() for p in own if p.nested]
+    nested = [
+        p.name
+        for side in (source.train, source.test, source.val)
+        for own in side.values()
+        for p in own
+        if p.nested
+    ]
     if nested:
         yield f"{len(nested)} in a folder inside a class folder, and taken for images of that class: {_some(nested)}"
 
 
-def _table(rows: Mapping[str, Counter[str]], skipped: Mapping[str, list[str]], odd: set[str]) -> Iterator[str]:
+def _table(
+    rows: Mapping[str, Counter[str]], skipped: Mapping[str, list[str]], odd: set[str]
+) -> Iterator[str]:
     """Its lines: all classes or, of many, those that are odd; then the totals."""
-    shown = [label for label in rows if len(rows) <= ROWS or label in odd or label in skipped][:ROWS]
-    cells = [list(_COLUMNS)] + [_cells(label, rows[label], skipped.get(label, [])) for label in shown]
+    shown = [label for label in rows if len(rows) <= ROWS or label in odd or label in skipped][
+        :ROWS
+    ]
+    cells = [list(_COLUMNS)] + [
+        _cells(label, rows[label], skipped.get(label, [])) for label in shown
+    ]
     total: Counter[str] = sum(rows.values(), Counter())
     every = [problem for problems in skipped.values() for problem in problems]
     cells.append(_cells(f"all {len(rows)}", total, every))
     widths = [max(len(row[i]) for row in cells) for i in range(len(_COLUMNS) - 1)]
     for row in cells:
-        yield "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:]), row[-1]]).rstrip()
+        yield "  ".join(
+            [row[0].ljust(widths[0]), *map(str.rjust, row[1:-1], widths[1:]), row[-1]]
+        ).rstrip()
     if hidden := len(rows) - len(shown):
         yield f"{hidden} more classes are not shown"
 

@@ -12,11 +12,13 @@ GENUINE = ("live", "real", "genuine", "bonafide")
 """class names that mean the positive side of a binary decision"""
 
 
-def summary(correct: Sequence[Sequence[int]], totals: Sequence[int]) -> dict[str, float | list[float]]:
-    """correct[i][j], j <= i: test pictures of task j answered rightly after task i, out of all classes seen; totals[j]: how
+def summary(
+    correct: Sequence[Sequence[int]], totals: Sequence[int]
+) -> dict[str, float | list[float]]:
+    """correct[i][j], j <= i: test images of task j answered rightly after task i, out of all classes seen; totals[j]: how
     many there are. Returns, as fractions in [0, 1] (forgetting and backward transfer as differences of them):
 
-    accuracy             A_i, over all pictures of the tasks 0..i, after each task i
+    accuracy             A_i, over all images of the tasks 0..i, after each task i
     last                 A_{T-1}
     average_anytime      mean over i of A_i
     forgetting           mean over j < T-1 of ( max_{j <= i < T-1} R[i][j] - R[T-1][j] ); 0 with one task
@@ -25,11 +27,13 @@ def summary(correct: Sequence[Sequence[int]], totals: Sequence[int]) -> dict[str
     count = len(correct)
     sizes = np.array(totals[:count], np.float64)
     if (sizes <= 0).any():
-        raise ValueError("a task without test pictures cannot be scored")
+        raise ValueError("a task without test images cannot be scored")
     R = np.full((count, count), np.nan)
     for i, row in enumerate(correct):
         R[i, : i + 1] = np.array(row[: i + 1]) / sizes[: i + 1]
-    seen = [float((R[i, : i + 1] * sizes[: i + 1]).sum() / sizes[: i + 1].sum()) for i in range(count)]
+    seen = [
+        float((R[i, : i + 1] * sizes[: i + 1]).sum() / sizes[: i + 1].sum()) for i in range(count)
+    ]
     old = range(count - 1)
     forgetting = [R[j:-1, j].max() - R[-1, j] for j in old]
     transfer = [R[-1, j] - R[j, j] for j in old]
@@ -42,15 +46,26 @@ def summary(correct: Sequence[Sequence[int]], totals: Sequence[int]) -> dict[str
     }
 
 
-def per_class(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> dict[str, list[int]]:
-    """{class: [right, total]} of the classes that have pictures. truth, predicted: int (N,), indices into `classes`."""
-    return {name: [int((predicted[truth == c] == c).sum()), n] for c, name in enumerate(classes) if (n := int((truth == c).sum()))}
+def per_class(
+    truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
+) -> dict[str, list[int]]:
+    """{class: [right, total]} of the classes that have images. truth, predicted: int (N,), indices into `classes`."""
+    return {
+        name: [int((predicted[truth == c] == c).sum()), n]
+        for c, name in enumerate(classes)
+        if (n := int((truth == c).sum()))
+    }
 
 
-def confusions(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str], most: int = 50) -> list[list[Any]]:
+def confusions(
+    truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str], most: int = 50
+) -> list[list[Any]]:
     """[truth, predicted, count] of the wrong answers, the most frequent first."""
     wrong = Counter((int(t), int(p)) for t, p in zip(truth, predicted, strict=True) if t != p)
-    return [[classes[t], classes[p], n] for (t, p), n in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:most]]
+    return [
+        [classes[t], classes[p], n]
+        for (t, p), n in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:most]
+    ]
 
 
 def hter(scores: np.ndarray, genuine: np.ndarray, threshold: float) -> dict[str, float]:
@@ -81,4 +96,7 @@ def binary(scores: np.ndarray, truth: np.ndarray, classes: Sequence[str]) -> dic
     genuine = truth == positive
     if genuine.all() or not genuine.any():
         return None
-    return {"genuine": classes[positive], **hter(scores[:, positive] - scores[:, 1 - positive], genuine, 0.0)}
+    return {
+        "genuine": classes[positive],
+        **hter(scores[:, positive] - scores[:, 1 - positive], genuine, 0.0),
+    }

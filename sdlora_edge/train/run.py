@@ -1,4 +1,4 @@
-"""A run on disk: what the host keeps of each task, and nothing it could read a picture from.
+"""A run on disk: what the host keeps of each task, and nothing it could read an image from.
 
     config.toml                  the resolved settings; versions and the backbone's digest, recorded
     backbone.safetensors         W_0 and the rest of the frozen backbone: a run can be gone on with on any machine
@@ -9,7 +9,7 @@
     partial.pt                   the epoch that a task in training is in (`fit.Checkpoint`)
     tasks/NNN/metrics.json       `correct` and `totals` of every task so far, their summary, source and timing
 
-    revisions.json               {task: revision}, where `packet build --revision` has replaced a recalled task
+    revisions.json               {task: revision}, where `packet build --revision` has replaced a revoked task
 
 tasks/000 is the state before the first task: the base head, if there was a base session. runs/latest points to the newest.
 """
@@ -30,12 +30,12 @@ import tomli_w
 import torch
 from torch import nn
 
-from .. import files, packet, signing
-from ..canonical import dump_json, parse_json, tensors_digest
-from ..device import canary
-from ..device.preprocessing import Preprocessing
-from ..encoding import ENCODINGS, Factors, HeadRows, encode
 from ..errors import InputError, UsageError
+from ..formats import packet, signing
+from ..formats.canonical import dump_json, parse_json, tensors_digest
+from ..formats.encoding import ENCODINGS, Factors, HeadRows, encode
+from ..inputs import canary
+from ..inputs.image import Preprocessing
 from ..method import backbones
 from ..method.head import FeatureStatistics
 from ..method.sdlora import adapted_weights
@@ -52,6 +52,7 @@ from ..state import (
     lineage_id,
     merge,
 )
+from ..storage import atomic
 from . import config, folder
 from .config import TrainConfig
 from .folder import BACKBONE, CONFIG, METRICS, REVISIONS, STATE, STATISTICS, newest, point_latest
@@ -91,8 +92,8 @@ class Run:
     @classmethod
     def begin(cls, path: Path, settings: TrainConfig) -> None:
         """Make the folder of a run that has nothing yet but its settings. Raises UsageError where it exists."""
-        with files.new_folder(path) as new:
-            files.write(new / CONFIG, settings.to_toml().encode())
+        with atomic.new_folder(path) as new:
+            atomic.write(new / CONFIG, settings.to_toml().encode())
 
     @classmethod
     def settings(cls, path: Path) -> TrainConfig:
@@ -120,16 +121,34 @@ class Run:
 
         frozen: of the base classes under W_0; plain: their plain head; seconds: what the base session took. The backbone is written last: with it the run is whole.
         """
-        weights = {name: tensor.detach().cpu().numpy() for name, tensor in backbone.state_dict().items()}
+        weights = {
+            name: tensor.detach().cpu().numpy() for name, tensor in backbone.state_dict().items()
+        }
         name, classes, head_weight, head_bias = base
         width = head_weight.shape[1]
-        nothing = TaskState(0, "", "", (), np.zeros(0), np.zeros((0, width), np.float32), np.zeros(0, np.float32), {})
-        update = TaskUpdate(0, name, classes, np.zeros(0), changed_rows(nothing, head_weight, head_bias), {})
+        nothing = TaskState(
+            0,
+            "",
+            "",
+            (),
+            np.zeros(0),
+            np.zeros((0, width), np.float32),
+            np.zeros(0, np.float32),
+            {},
+        )
+        update = TaskUpdate(
+            0, name, classes, np.zeros(0), changed_rows(nothing, head_weight, head_bias), {}
+        )
         shutil.rmtree(path / "tasks", ignore_errors=True)  # of a run killed before it was whole
-        _write_task(path, update, frozen if settings.head == "aligned" else None, frozen, plain, {}, None)
+        _write_task(
+            path, update, frozen if settings.head == "aligned" else None, frozen, plain, {}, None
+        )
         recorded = {"recorded": config.recorded() | {"backbone_sha256": tensors_digest(weights)}}
-        files.write(path / CONFIG, (settings.to_toml() + "\n" + tomli_w.dumps(recorded)).encode())
-        facts = {"preprocessing": dump_json(preprocessing.__dict__).decode(), "base_seconds": f"{seconds:.2f}"}
+        atomic.write(path / CONFIG, (settings.to_toml() + "\n" + tomli_w.dumps(recorded)).encode())
+        facts = {
+            "preprocessing": dump_json(preprocessing.__dict__).decode(),
+            "base_seconds": f"{seconds:.2f}",
+        }
         _save(path / BACKBONE, weights, facts)
         return cls.open(path)
 
@@ -137,17 +156,26 @@ class Run:
     def open(cls, path: Path) -> Run:
         """Read a run. Raises InputError where a file is missing or does not fit the others."""
         settings = folder.require_begun(path)
-        backbone, _ = backbones.create(settings.backbone, settings.image_size or None, None, pretrained=False)
+        backbone, _ = backbones.create(
+            settings.backbone, settings.image_size or None, None, pretrained=False
+        )
         tensors, facts = _load(path / BACKBONE)
         try:
             preprocessing = Preprocessing.from_manifest(json.loads(facts["preprocessing"]))
             base_seconds = float(facts["base_seconds"])
-            backbone.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()})
+            backbone.load_state_dict(
+                {name: torch.from_numpy(array) for name, array in tensors.items()}
+            )
             projections = backbones.projections(backbone, settings.targets)
             base, _ = _read_task(path, 0, [], settings.encoding)
         except (KeyError, ValueError, RuntimeError) as error:
-            raise InputError(f"{path / BACKBONE} does not fit {settings.backbone}: {error}") from error
-        head, digest = (base.head.new_weight.astype(np.float32), base.head.new_bias), tensors_digest(tensors)
+            raise InputError(
+                f"{path / BACKBONE} does not fit {settings.backbone}: {error}"
+            ) from error
+        head, digest = (
+            (base.head.new_weight.astype(np.float32), base.head.new_bias),
+            tensors_digest(tensors),
+        )
         lineage = lineage_id(digest, projections, settings.encoding, *head)
         first = TaskState(0, base.name, lineage, base.classes, np.zeros(0), *head, {})
         run = cls(path, settings, backbone, preprocessing, projections, lineage, [first])
@@ -155,10 +183,14 @@ class Run:
         run.backbone_digest = digest
         run._read_rest(0)
         while (path / "tasks" / f"{len(run.states):03d}").is_dir():
-            update, digest = _read_task(path, len(run.states), [p.name for p in projections], settings.encoding)
+            update, digest = _read_task(
+                path, len(run.states), [p.name for p in projections], settings.encoding
+            )
             run.follow(update)
             if run.states[-1].digest != digest:
-                raise InputError(f"{path}: task {update.task} does not follow from the tasks before it")
+                raise InputError(
+                    f"{path}: task {update.task} does not follow from the tasks before it"
+                )
             run._read_rest(update.task)
         return run
 
@@ -176,9 +208,18 @@ class Run:
         self.metrics.append(metrics)
         if self.updates:
             digest = self.states[-1].digest
-            _write_task(self.path, self.updates[-1], self.statistics, self.frozen, self.plain, self.exact, metrics, digest)
+            _write_task(
+                self.path,
+                self.updates[-1],
+                self.statistics,
+                self.frozen,
+                self.plain,
+                self.exact,
+                metrics,
+                digest,
+            )
         else:
-            files.write(self.path / "tasks" / "000" / METRICS, _metrics_json(metrics))
+            atomic.write(self.path / "tasks" / "000" / METRICS, _metrics_json(metrics))
 
     def encoded(self, encoding: str) -> Run:
         """This run as if its factors were shipped in another encoding: another lineage, with the same tasks and head rows.
@@ -191,12 +232,21 @@ class Run:
         if encoding == self.config.encoding:
             return self
         first = self.states[0]
-        lineage = lineage_id(self.backbone_digest, self.projections, encoding, first.head_weight, first.head_bias)
-        view = replace(self, config=replace(self.config, encoding=encoding), lineage=lineage, updates=[])
+        lineage = lineage_id(
+            self.backbone_digest, self.projections, encoding, first.head_weight, first.head_bias
+        )
+        view = replace(
+            self, config=replace(self.config, encoding=encoding), lineage=lineage, updates=[]
+        )
         view.states = [replace(first, digest=lineage)]
         for update in self.updates:
             exact = self.learned(update.task)
-            view.follow(replace(update, factors={name: encode(factors, encoding) for name, factors in exact.items()}))
+            view.follow(
+                replace(
+                    update,
+                    factors={name: encode(factors, encoding) for name, factors in exact.items()},
+                )
+            )
         return view
 
     def learned(self, task: int) -> Mapping[str, Factors]:
@@ -209,7 +259,10 @@ class Run:
     def weight_error(self, task: int) -> float:
         """The largest difference of an adapted weight after `task` to what the factors as they were learned would give."""
         exact = merge(
-            self.base_weights, self.projections, [self.learned(k) for k in range(1, task + 1)], self.states[task].magnitudes
+            self.base_weights,
+            self.projections,
+            [self.learned(k) for k in range(1, task + 1)],
+            self.states[task].magnitudes,
         )
         shipped = self.weights(task)
         return max(float(np.abs(shipped[name] - exact[name]).max()) for name in exact)
@@ -223,10 +276,12 @@ class Run:
         with folder.locked(self.path):
             if revision > folder.require_revision(self.path, revision):
                 revisions = {
-                    str(t): self.revision(t) for t in range(1, len(self.states)) if self.revision(t) != self.revision(t - 1)
+                    str(t): self.revision(t)
+                    for t in range(1, len(self.states))
+                    if self.revision(t) != self.revision(t - 1)
                 }
                 kept = {first: r for first, r in revisions.items() if int(first) < task}
-                files.write(self.path / REVISIONS, dump_json({**kept, str(task): revision}))
+                atomic.write(self.path / REVISIONS, dump_json({**kept, str(task): revision}))
 
     def state(self, task: int | None) -> TaskState:
         """The state after a task; None is the last. Raises UsageError where the run has no such task."""
@@ -242,9 +297,13 @@ class Run:
 
     def weights(self, task: int) -> dict[str, np.ndarray]:
         """W_t of every adapted weight: {tensor: float32 (rows, columns)}, by the one rule of arithmetic."""
-        return merge(self.base_weights, self.projections, self.factors(task), self.states[task].magnitudes)
+        return merge(
+            self.base_weights, self.projections, self.factors(task), self.states[task].magnitudes
+        )
 
-    def weights_with(self, directions: Mapping[str, Factors], deltas: np.ndarray) -> dict[str, np.ndarray]:
+    def weights_with(
+        self, directions: Mapping[str, Factors], deltas: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """W_t as it will be after one more task of these directions and magnitude deltas."""
         factors = [*self.factors(len(self.updates)), directions]
         magnitudes = extended(self.states[-1].magnitudes, deltas) + deltas
@@ -258,18 +317,27 @@ class Run:
         """Size of the packet of a task, signed with one key: what `packet build` writes, but for the canary's few numbers."""
         update, before = self.updates[task - 1], self.states[task - 1]
         logits = np.zeros((canary.COUNT, len(self.states[task].classes)), np.float32)
-        return len(packet.build(update, before, self.lineage, task, logits, signing.unsigned, self.config.encoding))
+        return len(
+            packet.build(
+                update, before, self.lineage, task, logits, signing.unsigned, self.config.encoding
+            )
+        )
 
     def _read_rest(self, task: int) -> None:
         own = self.path / "tasks" / f"{task:03d}"
         if (own / METRICS).is_file():
-            self.metrics.append(parse_json(files.read(own / METRICS), str(own / METRICS)))
+            self.metrics.append(parse_json(atomic.read(own / METRICS), str(own / METRICS)))
         tensors, _ = _load(own / STATISTICS)
         try:
-            self.frozen, self.plain = _statistics(tensors, "frozen."), (tensors["plain.weight"], tensors["plain.bias"])
+            self.frozen, self.plain = (
+                _statistics(tensors, "frozen."),
+                (tensors["plain.weight"], tensors["plain.bias"]),
+            )
             self.statistics = _statistics(tensors, "") if "means" in tensors else None
         except KeyError as error:
-            raise InputError(f"{own / STATISTICS} lacks {error}: the run was made by another version") from error
+            raise InputError(
+                f"{own / STATISTICS} lacks {error}: the run was made by another version"
+            ) from error
 
 
 def _write_task(
@@ -290,15 +358,17 @@ def _write_task(
         "digest": digest,
     }
     if (target := path / "tasks" / f"{update.task:03d}").exists():
-        raise UsageError(f"{path} has learned task {update.task} since it was opened: open it again")
-    with files.new_folder(target) as new:
+        raise UsageError(
+            f"{path} has learned task {update.task} since it was opened: open it again"
+        )
+    with atomic.new_folder(target) as new:
         _save(new / STATE, update.tensors(), {"task": dump_json(names).decode()})
         kept = {f"frozen.{name}": array for name, array in frozen.__dict__.items()}
         kept |= {"plain.weight": plain[0], "plain.bias": plain[1]}
         kept |= {f"{EXACT}{name}": array for name, array in factor_tensors(exact).items()}
         _save(new / STATISTICS, kept | (statistics.__dict__ if statistics is not None else {}), {})
         if metrics is not None:
-            files.write(new / METRICS, _metrics_json(metrics))
+            atomic.write(new / METRICS, _metrics_json(metrics))
 
 
 def _metrics_json(metrics: dict[str, Any]) -> bytes:
@@ -306,14 +376,23 @@ def _metrics_json(metrics: dict[str, Any]) -> bytes:
 
 
 def _statistics(tensors: Mapping[str, np.ndarray], prefix: str) -> FeatureStatistics:
-    return FeatureStatistics(*(tensors[f"{prefix}{name}"] for name in ("means", "scatter", "counts")))
+    return FeatureStatistics(
+        *(tensors[f"{prefix}{name}"] for name in ("means", "scatter", "counts"))
+    )
 
 
 def _save(path: Path, tensors: Mapping[str, np.ndarray], facts: dict[str, str]) -> None:
-    files.write(path, safetensors.numpy.save({name: np.asarray(t, order="C") for name, t in tensors.items()}, metadata=facts))
+    atomic.write(
+        path,
+        safetensors.numpy.save(
+            {name: np.asarray(t, order="C") for name, t in tensors.items()}, metadata=facts
+        ),
+    )
 
 
-def _read_task(run: Path, task: int, projections: list[str], encoding: str) -> tuple[TaskUpdate, str]:
+def _read_task(
+    run: Path, task: int, projections: list[str], encoding: str
+) -> tuple[TaskUpdate, str]:
     path = run / "tasks" / f"{task:03d}" / STATE
     tensors, facts = _load(path)
     try:

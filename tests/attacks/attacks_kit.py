@@ -19,7 +19,7 @@ class Victim:
 
     cli: Cli
     store: Path
-    pictures: list[Path]
+    images: list[Path]
     next: Path
     folder: Path
     signer: Any
@@ -30,13 +30,15 @@ class Victim:
         return self.folder / name
 
     def apply(self, *packets: Path | bytes) -> Result:
-        files = [p if isinstance(p, Path) else self.file(p, f"{i}.sdlora") for i, p in enumerate(packets)]
+        files = [
+            p if isinstance(p, Path) else self.file(p, f"{i}.sdlora") for i, p in enumerate(packets)
+        ]
         return self.cli("device", "apply", *files, "--store", self.store)
 
     def stand(self) -> Any:
-        """What a user sees of the device: where it stands, and what it says to pictures."""
+        """What a user sees of the device: where it stands, and what it says to images."""
         seen = []
-        for command in (("status",), ("predict", *self.pictures)):
+        for command in (("status",), ("predict", *self.images)):
             result = self.cli("device", *command, "--store", self.store, "--json")
             assert result.code == 0, result
             seen.append(json.loads(result.out))

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 from attacks_kit import Cli, Victim
-from conftest import Fleet, make_pictures
+from conftest import Fleet, make_images
 
-from sdlora_edge import signing
 from sdlora_edge.device import Device
+from sdlora_edge.formats import signing
 
 
 @pytest.fixture(scope="session")
 def flashed(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("flashed")
     Device.init(fleet.bundle, folder / "store").apply(fleet.packets[0])
-    make_pictures(folder / "pictures", ["a", "b"], 1)
+    make_images(folder / "images", ["a", "b"], 1)
     return folder
 
 
@@ -28,8 +28,15 @@ def victim(cli: Cli, fleet: Fleet, flashed: Path, tmp_path: Path) -> Iterator[Vi
     """Whatever was done to it, it takes the next good packet afterwards."""
     shutil.copytree(flashed / "store", tmp_path / "store")
     (tmp_path / "outside").mkdir()
-    pictures = sorted((flashed / "pictures").rglob("*.png"))
-    found = Victim(cli, tmp_path / "store", pictures, fleet.packets[1], tmp_path / "outside", signing.load_signer(fleet.key))
+    images = sorted((flashed / "images").rglob("*.png"))
+    found = Victim(
+        cli,
+        tmp_path / "store",
+        images,
+        fleet.packets[1],
+        tmp_path / "outside",
+        signing.load_signer(fleet.key),
+    )
     yield found
     task = found.stand()[0]["task"]
     if task < 2:

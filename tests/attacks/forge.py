@@ -15,11 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from sdlora_edge import container, signing
-from sdlora_edge.canonical import dump_json, tensors_digest
+from sdlora_edge.formats import container, signing
+from sdlora_edge.formats.canonical import dump_json, tensors_digest
 from sdlora_edge.state import next_digest
 
-DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U8": "u1",
+    "BOOL": "?",
+}
 _NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
 
 
@@ -30,9 +40,17 @@ def split(data: bytes) -> tuple[dict[str, Any], bytes, dict[str, Any], bytes]:
     return value, base64.b64decode(value["payload"]), table, content
 
 
-def joined(envelope: str, table: Mapping[str, Any], content: bytes, metadata: Mapping[str, Any] | None = None) -> bytes:
+def joined(
+    envelope: str,
+    table: Mapping[str, Any],
+    content: bytes,
+    metadata: Mapping[str, Any] | None = None,
+) -> bytes:
     """The file around an envelope. NaN and all that Python's json knows is written too."""
-    header = {"__metadata__": {"envelope": envelope, "format": container.FORMAT, **(metadata or {})}, **table}
+    header = {
+        "__metadata__": {"envelope": envelope, "format": container.FORMAT, **(metadata or {})},
+        **table,
+    }
     return framed(json.dumps(header, sort_keys=True, separators=(",", ":")).encode(), content)
 
 
@@ -49,7 +67,11 @@ def tiled(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], bytes]:
     for name in sorted(arrays, key=lambda n: (-arrays[n].dtype.itemsize, n)):
         array = np.ascontiguousarray(arrays[name])
         end = len(content) + array.nbytes
-        table[name] = {"dtype": _NAMES[array.dtype], "shape": list(np.shape(arrays[name])), "data_offsets": [len(content), end]}
+        table[name] = {
+            "dtype": _NAMES[array.dtype],
+            "shape": list(np.shape(arrays[name])),
+            "data_offsets": [len(content), end],
+        }
         content += array.tobytes()
     return table, content
 
@@ -58,9 +80,13 @@ class Draft:
     """A packet's manifest and tensors, to be changed. Signed again, its digests are those that its content has by then."""
 
     def __init__(self, packet: Path | bytes) -> None:
-        _, payload, table, content = split(packet if isinstance(packet, bytes) else packet.read_bytes())
+        _, payload, table, content = split(
+            packet if isinstance(packet, bytes) else packet.read_bytes()
+        )
         self.manifest: dict[str, Any] = json.loads(payload)
-        self.arrays = {name: array.copy() for name, array in container.tensors(table, content).items()}
+        self.arrays = {
+            name: array.copy() for name, array in container.tensors(table, content).items()
+        }
 
     def sealed(
         self,
@@ -86,9 +112,15 @@ class Draft:
             tasks, digest = self.manifest["tasks"], self.manifest["from"]
             for number, task in enumerate(tasks, self.manifest["sequence"] - len(tasks) + 1):
                 prefix = f"{number}."
-                own = {name[len(prefix) :]: array for name, array in self.arrays.items() if name.startswith(prefix)}
+                own = {
+                    name[len(prefix) :]: array
+                    for name, array in self.arrays.items()
+                    if name.startswith(prefix)
+                }
                 deltas = dump_json(np.array(task["deltas"], np.float64).tolist())
-                digest = next_digest(digest, hashlib.sha256(deltas + tensors_digest(own).encode()).hexdigest())
+                digest = next_digest(
+                    digest, hashlib.sha256(deltas + tensors_digest(own).encode()).hexdigest()
+                )
             return str(digest)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
             return None

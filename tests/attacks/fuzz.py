@@ -31,14 +31,22 @@ import safetensors.numpy
 from forge import Draft
 from mutations import mutate
 
-from sdlora_edge import container, orders, packet, signing
-from sdlora_edge.bundle import Bundle, open_bundle
 from sdlora_edge.errors import InputError, SdloraError
-from sdlora_edge.packet import Packet
+from sdlora_edge.formats import container, control, packet, signing
+from sdlora_edge.formats.bundle import Bundle, open_bundle
+from sdlora_edge.formats.packet import Packet
 from sdlora_edge.state import TaskState, extended, merge
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
-READER = {"canonical.py", "container.py", "encoding.py", "orders.py", "packet.py", "signing.py", "state.py"}
+READER = {
+    "canonical.py",
+    "container.py",
+    "encoding.py",
+    "control.py",
+    "packet.py",
+    "signing.py",
+    "state.py",
+}
 SECONDS = 2.0
 """of the processor's time that a packet may take"""
 TRACED_EVERY = 64
@@ -78,12 +86,12 @@ class Fuzzer:
         self.corpus = list(self._seeds())
         self.seeds = len(self.corpus)
         self.states = [self.bundle.state]
-        first = orders.read_any(self.corpus[0].data, self.trust)
+        first = control.read_any(self.corpus[0].data, self.trust)
         assert isinstance(first, Packet)
         self.states.append(self._checked(first, self.bundle.state))
 
     def _seeds(self) -> Iterator[Case]:
-        names = ("1", "2", "squash", "int8-1", "int4-1", "recall", "keys")
+        names = ("1", "2", "squash", "int8-1", "int4-1", "revocation", "keys")
         drafts = [Draft(VECTORS / "packets" / f"{name}.sdlora") for name in names]
         drafts[-1].manifest["trust"] = signing.Trust(self.trust.keys, 1, 2).to_dict()
         for draft in drafts:
@@ -95,10 +103,14 @@ class Fuzzer:
         for case in self.corpus:
             self._one(case)
         for index in range(count):
-            parent = self.chance.choice(self.corpus[-200:] if self.chance.random() < 0.3 else self.corpus)
+            parent = self.chance.choice(
+                self.corpus[-200:] if self.chance.random() < 0.3 else self.corpus
+            )
             others = [case.data for case in self.corpus[: self.seeds]]
             data, payload = mutate(self.chance, parent.data, others, self.signers)
-            signed = parent.signed.union(*(case.signed for case in self.corpus[: self.seeds]), [payload] if payload else [])
+            signed = parent.signed.union(
+                *(case.signed for case in self.corpus[: self.seeds]), [payload] if payload else []
+            )
             case = Case(data, signed)
             try:
                 if self._one(case, measured=index % TRACED_EVERY == 0) and len(data) < 2**17:
@@ -116,7 +128,9 @@ class Fuzzer:
             self._outcome(case)
             self.largest = max(self.largest, peak := tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-            assert peak <= memory_bound(len(case.data)), f"{peak} bytes for a packet of {len(case.data)}"
+            assert peak <= memory_bound(len(case.data)), (
+                f"{peak} bytes for a packet of {len(case.data)}"
+            )
         else:
             with covered(self.lines):
                 self.outcomes[self._outcome(case)] += 1
@@ -131,7 +145,7 @@ class Fuzzer:
             with suppress(InputError):
                 json.dumps(packet.unverified_manifest(case.data))
             try:
-                opened = orders.read_any(case.data, self.trust)
+                opened = control.read_any(case.data, self.trust)
             except SdloraError as error:
                 return type(error).__name__
             assert payload_of(case.data) in case.signed, "verified, but never signed"
@@ -158,17 +172,31 @@ class Fuzzer:
             assert update.deltas.tolist() == task["deltas"]
             for name, array in update.tensors().items():
                 other = found.pop(f"{update.task}.{name}")
-                assert (array.dtype, array.shape, array.tobytes()) == (other.dtype, other.shape, other.tobytes())
+                assert (array.dtype, array.shape, array.tobytes()) == (
+                    other.dtype,
+                    other.shape,
+                    other.tobytes(),
+                )
         assert found.pop("canary.logits").tobytes() == opened.canary_logits.tobytes()
         assert not found
 
     def _sound(self, opened: Packet, state: TaskState) -> None:
         """What a device would compute from it is finite, and its classes are distinct."""
         factors = [dict(update.factors) for update in opened.updates]
-        coefficients = (state.magnitudes - extended(self.states[0].magnitudes, state.magnitudes))[-len(factors) :]
+        coefficients = (state.magnitudes - extended(self.states[0].magnitudes, state.magnitudes))[
+            -len(factors) :
+        ]
         merged = merge(self.bundle.weights, self.bundle.manifest.projections, factors, coefficients)
-        assert all(np.isfinite(array).all() for array in (*merged.values(), state.head_weight, state.head_bias))
-        assert len(set(state.classes)) == len(state.classes) == len(state.head_weight) == len(state.head_bias)
+        assert all(
+            np.isfinite(array).all()
+            for array in (*merged.values(), state.head_weight, state.head_bias)
+        )
+        assert (
+            len(set(state.classes))
+            == len(state.classes)
+            == len(state.head_weight)
+            == len(state.head_bias)
+        )
 
 
 def payload_of(data: bytes) -> bytes:
@@ -211,11 +239,15 @@ def main() -> None:
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     fuzzer.run(arguments.count, arguments.save)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    print(f"{arguments.count} packets in {time.perf_counter() - begin:.0f} s, seed {arguments.seed}")
+    print(
+        f"{arguments.count} packets in {time.perf_counter() - begin:.0f} s, seed {arguments.seed}"
+    )
     for outcome, number in fuzzer.outcomes.most_common():
         print(f"{number:9}  {outcome}")
     print(f"{len(fuzzer.corpus)} packets kept, {len(fuzzer.lines)} lines of the reader run")
-    print(f"slowest {1000 * fuzzer.slowest:.0f} ms, most memory {fuzzer.largest} bytes, process grew by {grown} bytes")
+    print(
+        f"slowest {1000 * fuzzer.slowest:.0f} ms, most memory {fuzzer.largest} bytes, process grew by {grown} bytes"
+    )
     assert grown < container.LIMITS.packet, grown
 
 

@@ -12,14 +12,14 @@ from attacks_kit import Victim
 from conftest import Fleet
 from forge import Draft
 
-from sdlora_edge import orders, signing
-from sdlora_edge.canonical import dump_json, parse_json, sha256
-from sdlora_edge.container import LIMITS
 from sdlora_edge.device import Device
 from sdlora_edge.device import store as stores
 from sdlora_edge.device.store import Store
 from sdlora_edge.errors import InputError, LimitError
-from sdlora_edge.orders import Recalled, with_recall
+from sdlora_edge.formats import control, signing
+from sdlora_edge.formats.canonical import dump_json, parse_json, sha256
+from sdlora_edge.formats.container import LIMITS
+from sdlora_edge.formats.control import Revoked, with_revocation
 
 HUGE = 10**4000
 """as many digits as Python takes, nearly"""
@@ -27,13 +27,15 @@ HUGE = 10**4000
 
 def test_a_number_without_bound_in_a_packet(victim: Victim) -> None:
     lineage = Draft(victim.next).manifest["lineage"]
-    recall = orders.build_recall(lineage, Recalled(2, 0), lambda payload: signing.sign(payload, [victim.signer]))
+    revocation = control.build_revocation(
+        lineage, Revoked(2, 0), lambda payload: signing.sign(payload, [victim.signer])
+    )
     fields = [
         (victim.next, "sequence"),
         (victim.next, "seed"),
         (victim.next, "revision"),
-        (recall, "sequence"),
-        (recall, "revision"),
+        (revocation, "sequence"),
+        (revocation, "revision"),
     ]
     refused = []
     for number in (HUGE, 10**15, LIMITS.sequence + 1, -HUGE):
@@ -50,13 +52,17 @@ def test_a_number_without_bound_in_a_packet(victim: Victim) -> None:
     victim.refuses_each(refused)
 
 
-def test_a_record_of_300_revocations_of_4000_digits_is_damaged_and_read_at_once(store: Path) -> None:
+def test_a_record_of_300_revocations_of_4000_digits_is_damaged_and_read_at_once(
+    store: Path,
+) -> None:
     """They were taken once; each look at the records took seconds."""
     old = Store(store).current()
     body = parse_json(old.to_json(), "")
     del body["checksum"]
-    body["recalled"] = [{"sequence": HUGE + i, "revision": i} for i in range(300)]
-    (store / "generation.0.json").write_bytes(dump_json({**body, "checksum": sha256(dump_json(body))}))
+    body["revoked"] = [{"sequence": HUGE + i, "revision": i} for i in range(300)]
+    (store / "generation.0.json").write_bytes(
+        dump_json({**body, "checksum": sha256(dump_json(body))})
+    )
     begin = time.process_time()
     assert Store(store).records()[store / "generation.0.json"] is None
     assert Store(store).current() == old
@@ -69,9 +75,9 @@ def test_a_record_of_300_revocations_of_4000_digits_is_damaged_and_read_at_once(
         {"counter": 2**53 + 1},
         {"highest": LIMITS.sequence + 1},
         {"revision": LIMITS.revision + 1},
-        {"recalled": [{"sequence": LIMITS.sequence + 1, "revision": 0}]},
-        {"recalled": [{"sequence": 1, "revision": LIMITS.revision + 1}]},
-        {"recalled": [{"sequence": i, "revision": i} for i in range(1, LIMITS.recalls + 2)]},
+        {"revoked": [{"sequence": LIMITS.sequence + 1, "revision": 0}]},
+        {"revoked": [{"sequence": 1, "revision": LIMITS.revision + 1}]},
+        {"revoked": [{"sequence": i, "revision": i} for i in range(1, LIMITS.revocations + 2)]},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -79,27 +85,41 @@ def test_a_record_beyond_the_bounds_is_damaged(store: Path, changes: dict[str, A
     old = Store(store).current()
     body = {**parse_json(old.to_json(), ""), **changes}
     del body["checksum"]
-    (store / "generation.0.json").write_bytes(dump_json({**body, "checksum": sha256(dump_json(body))}))
+    (store / "generation.0.json").write_bytes(
+        dump_json({**body, "checksum": sha256(dump_json(body))})
+    )
     assert Store(store).records()[store / "generation.0.json"] is None
 
 
-def test_one_revocation_too_many_is_refused_and_an_earlier_one_covers_them_all(victim: Victim) -> None:
+def test_one_revocation_too_many_is_refused_and_an_earlier_one_covers_them_all(
+    victim: Victim,
+) -> None:
     opened = Store(victim.store)
-    full = tuple(Recalled(100 + i, i) for i in range(LIMITS.recalls))
-    with opened.lock(), opened.replacing(replace(opened.current(), recalled=full)):
+    full = tuple(Revoked(100 + i, i) for i in range(LIMITS.revocations))
+    with opened.lock(), opened.replacing(replace(opened.current(), revoked=full)):
         pass
     lineage = Draft(victim.next).manifest["lineage"]
 
-    def recall(task: int, revision: int) -> bytes:
-        return orders.build_recall(lineage, Recalled(task, revision), lambda payload: signing.sign(payload, [victim.signer]))
+    def revocation(task: int, revision: int) -> bytes:
+        return control.build_revocation(
+            lineage, Revoked(task, revision), lambda payload: signing.sign(payload, [victim.signer])
+        )
 
-    victim.refuses(recall(99 + LIMITS.recalls + 1, LIMITS.recalls), 3, f"remembers {LIMITS.recalls} revocations")
-    victim.refuses(recall(101, 1), 7, "recalled already")
-    assert with_recall(full, Recalled(50, LIMITS.recalls)) == (Recalled(50, LIMITS.recalls),)
-    assert victim.apply(recall(50, LIMITS.recalls)).code == 0
+    victim.refuses(
+        revocation(99 + LIMITS.revocations + 1, LIMITS.revocations),
+        3,
+        f"remembers {LIMITS.revocations} revocations",
+    )
+    victim.refuses(revocation(101, 1), 7, "revoked already")
+    assert with_revocation(full, Revoked(50, LIMITS.revocations)) == (
+        Revoked(50, LIMITS.revocations),
+    )
+    assert victim.apply(revocation(50, LIMITS.revocations)).code == 0
 
 
-def test_a_record_that_no_reader_would_take_is_not_written(fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_no_reader_would_take_is_not_written(
+    fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = Device.open(store, threads=1)
     device.apply(fleet.packets[0])
     before = Store(store).current()
@@ -110,7 +130,10 @@ def test_a_record_that_no_reader_would_take_is_not_written(fleet: Fleet, store: 
     assert device.status()["task"] == Device.open(store, threads=1).status()["task"] == 1
 
 
-@pytest.mark.parametrize("text", [b'{"a":10000000000000000}', b'{"a":-10000000000000000}', b'{"a":[' + b"9" * 100_000 + b"]}"])
+@pytest.mark.parametrize(
+    "text",
+    [b'{"a":10000000000000000}', b'{"a":-10000000000000000}', b'{"a":[' + b"9" * 100_000 + b"]}"],
+)
 def test_a_whole_number_of_more_than_16_digits_is_no_json_of_ours(text: bytes) -> None:
     with pytest.raises(InputError, match="digits"):
         parse_json(text, "this")

@@ -25,7 +25,9 @@ def tensor(draft: Draft, ending: str) -> str:
     return next(name for name in sorted(draft.arrays) if name.endswith(ending))
 
 
-def forged(victim: Victim, change: Callable[[Draft], Any], source: Path | None = None, **options: Any) -> bytes:
+def forged(
+    victim: Victim, change: Callable[[Draft], Any], source: Path | None = None, **options: Any
+) -> bytes:
     draft = Draft(source or victim.next)
     change(draft)
     return draft.sealed(victim.signer, **options)
@@ -53,14 +55,20 @@ def test_nan_infinity_and_huge_magnitudes(victim: Victim) -> None:
                 features = draft.arrays["2.head.new.weight"].shape[1]
                 draft.arrays["2.head.old.index"] = np.zeros(1, np.int32)
                 draft.arrays["2.head.old.step"] = np.zeros((1, features), np.int8)
-                draft.arrays["2.head.old.scale"], draft.arrays["2.head.old.bias"] = np.zeros((2, 1), np.float32)
+                draft.arrays["2.head.old.scale"], draft.arrays["2.head.old.bias"] = np.zeros(
+                    (2, 1), np.float32
+                )
             put(ending, value)(draft)
 
         return apply
 
     endings = [".A", ".B", "head.new.weight", "head.new.bias", "head.old.scale", "head.old.bias"]
     values = [NAN, INF, -INF, 20_000.0, -20_000.0]
-    victim.refuses_each((forged(victim, change(ending, value)), 3, "out of bounds") for ending in endings for value in values)
+    victim.refuses_each(
+        (forged(victim, change(ending, value)), 3, "out of bounds")
+        for ending in endings
+        for value in values
+    )
 
 
 def test_nan_infinity_and_huge_numbers_in_the_manifest(victim: Victim) -> None:
@@ -72,17 +80,29 @@ def test_nan_infinity_and_huge_numbers_in_the_manifest(victim: Victim) -> None:
     written = [b"NaN", b"Infinity", b"-Infinity", b"1e400", b"9" * 5000, b"9" * 100_000]
     mark = b"0.123456789"
     victim.refuses_each(
-        (forged(victim, deltas(0.123456789), payload=lambda text, new=value: text.replace(mark, new)), 3, "not valid JSON")
+        (
+            forged(
+                victim, deltas(0.123456789), payload=lambda text, new=value: text.replace(mark, new)
+            ),
+            3,
+            "not valid JSON",
+        )
         for value in written
     )
-    canaries = [(field, value) for field in ("seed", "count") for value in (-1, 1.0, "1", None, [[]])] + [("count", 10**6)]
-    victim.refuses_each((forged(victim, lambda d, c=c: d.manifest["canary"].update([c])), 3, "") for c in canaries)
+    canaries = [
+        (field, value) for field in ("seed", "count") for value in (-1, 1.0, "1", None, [[]])
+    ] + [("count", 10**6)]
+    victim.refuses_each(
+        (forged(victim, lambda d, c=c: d.manifest["canary"].update([c])), 3, "") for c in canaries
+    )
 
 
 def test_magnitudes_of_another_form(victim: Victim) -> None:
     """One for each projection, where the task before had one for all."""
     count = sum(name.endswith(".A") for name in Draft(victim.next).arrays)
-    data = forged(victim, lambda d: d.manifest["tasks"][0].update(deltas=[[0.0] * count, [1.0] * count]))
+    data = forged(
+        victim, lambda d: d.manifest["tasks"][0].update(deltas=[[0.0] * count, [1.0] * count])
+    )
     victim.refuses(data, 3, "do not follow this state's")
 
 
@@ -149,7 +169,9 @@ def test_wrong_shapes_dtypes_and_ranks(victim: Victim) -> None:
 
 def test_overlapping_or_missing_tensors(victim: Victim) -> None:
     def table(change: Callable[[dict[str, Any], str], Any]) -> bytes:
-        return forged(victim, lambda d: None, table=lambda entries: change(entries, tensor_in(entries)))
+        return forged(
+            victim, lambda d: None, table=lambda entries: change(entries, tensor_in(entries))
+        )
 
     def tensor_in(entries: dict[str, Any]) -> str:
         return next(name for name in sorted(entries) if name.endswith(".A"))
@@ -196,12 +218,26 @@ def test_overlapping_or_missing_tensors(victim: Victim) -> None:
     missing = [forged(victim, lambda d, e=ending: d.arrays.pop(tensor(d, e))) for ending in endings]
     victim.refuses_each((data, 3, "does not describe its tensors") for data in missing)
     # bytes at the end that the table does not name
-    unnamed = forged(victim, lambda d: d.arrays.update(unnamed=np.zeros(3, np.int8)), table=lambda entries: entries.pop("unnamed"))
+    unnamed = forged(
+        victim,
+        lambda d: d.arrays.update(unnamed=np.zeros(3, np.int8)),
+        table=lambda entries: entries.pop("unnamed"),
+    )
     victim.refuses(unnamed, 3, "3 bytes belong to no tensor")
-    victim.refuses(forged(victim, lambda d: d.arrays.update(more=np.zeros(3, np.int8))), 3, "unexpected tensors: ['more']")
+    victim.refuses(
+        forged(victim, lambda d: d.arrays.update(more=np.zeros(3, np.int8))),
+        3,
+        "unexpected tensors: ['more']",
+    )
     # whole, but of a projection that this bundle does not have
     victim.refuses(
-        forged(victim, lambda d: [d.arrays.update({f"2.../../x.{part}": d.arrays.pop(tensor(d, f".{part}"))}) for part in "AB"]),
+        forged(
+            victim,
+            lambda d: [
+                d.arrays.update({f"2.../../x.{part}": d.arrays.pop(tensor(d, f".{part}"))})
+                for part in "AB"
+            ],
+        ),
         3,
         "which this bundle does not have",
     )
@@ -239,30 +275,55 @@ def test_class_names(victim: Victim) -> None:
     victim.refuses_each((forged(victim, named(name)), 3, "") for name in bad)
     victim.refuses_each((forged(victim, named(name, "name")), 3, "") for name in bad)
     count = len(Draft(victim.next).manifest["tasks"][0]["classes"])
-    victim.refuses_each((forged(victim, named(name, "classes")), 3, "") for name in ("ab"[:count], {}, None, ["a"] * count, ["a"]))
+    victim.refuses_each(
+        (forged(victim, named(name, "classes")), 3, "")
+        for name in ("ab"[:count], {}, None, ["a"] * count, ["a"])
+    )
     known = victim.stand()[0]["classes"][0]
     victim.refuses(forged(victim, named(known)), 3, "known already")
 
 
 def test_an_encoding_that_is_unknown_or_not_the_tensors(victim: Victim) -> None:
     encodings = ("fp32", "int8", "int4", "int3", "", None, ["fp16"], "../fp16")
-    victim.refuses_each((forged(victim, lambda d, e=encoding: d.manifest.update(encoding=e)), 3, "") for encoding in encodings)
+    victim.refuses_each(
+        (forged(victim, lambda d, e=encoding: d.manifest.update(encoding=e)), 3, "")
+        for encoding in encodings
+    )
 
 
 @pytest.mark.parametrize("encoding", ["int8", "int4"])
 def test_bad_scales(cli: Cli, fleet: Fleet, victim: Victim, tmp_path: Path, encoding: str) -> None:
     """Zero is a good scale: all its values are 0. Negative, NaN, infinite, or so large that a product leaves the bounds: refused."""
-    export_bundle(Run.open(fleet.run).encoded(encoding), tmp_path / "bundle", 0, [str(fleet.key.with_suffix(".pub"))])
+    export_bundle(
+        Run.open(fleet.run).encoded(encoding),
+        tmp_path / "bundle",
+        0,
+        [str(fleet.key.with_suffix(".pub"))],
+    )
     built = build_packets(fleet.run, tmp_path / "bundle", fleet.key, out=tmp_path / "packets")
     Device.init(tmp_path / "bundle", tmp_path / "own").apply(built[0]["file"])
-    own = Victim(cli, tmp_path / "own", victim.pictures, Path(built[1]["file"]), victim.folder, victim.signer)
+    own = Victim(
+        cli, tmp_path / "own", victim.images, Path(built[1]["file"]), victim.folder, victim.signer
+    )
     values = (-1.0, NAN, INF, 6e4 if encoding == "int4" else 3e38, 79.0)
-    own.refuses_each((forged(own, put(e, v)), 3, "out of bounds") for e in (".A.scale", ".B.scale") for v in values)
-    gone = [forged(own, lambda d, e=e: d.arrays.pop(tensor(d, e))) for e in (".A.scale", ".B.scale")]
-    short = [
-        forged(own, lambda d, e=e: d.arrays.update({tensor(d, e): d.arrays[tensor(d, e)][:-1]})) for e in (".A.scale", ".B.scale")
+    own.refuses_each(
+        (forged(own, put(e, v)), 3, "out of bounds")
+        for e in (".A.scale", ".B.scale")
+        for v in values
+    )
+    gone = [
+        forged(own, lambda d, e=e: d.arrays.pop(tensor(d, e))) for e in (".A.scale", ".B.scale")
     ]
-    own.refuses_each([*((data, 3, "does not describe its tensors") for data in gone), *((data, 3, "not float") for data in short)])
+    short = [
+        forged(own, lambda d, e=e: d.arrays.update({tensor(d, e): d.arrays[tensor(d, e)][:-1]}))
+        for e in (".A.scale", ".B.scale")
+    ]
+    own.refuses_each(
+        [
+            *((data, 3, "does not describe its tensors") for data in gone),
+            *((data, 3, "not float") for data in short),
+        ]
+    )
 
     def emptied(draft: Draft) -> None:
         """Rank rows without scales: nothing to decode."""
@@ -284,8 +345,8 @@ def test_bad_scales(cli: Cli, fleet: Fleet, victim: Victim, tmp_path: Path, enco
     assert own.stand() == without_bytes(stand, own)
 
 
-def test_a_canary_of_no_pictures_or_of_too_many(victim: Victim) -> None:
-    """No picture proves nothing, and a thousand would keep the device busy."""
+def test_a_canary_of_no_images_or_of_too_many(victim: Victim) -> None:
+    """No image proves nothing, and a thousand would keep the device busy."""
 
     def canary(count: int) -> Callable[[Draft], None]:
         def change(draft: Draft) -> None:
@@ -296,7 +357,9 @@ def test_a_canary_of_no_pictures_or_of_too_many(victim: Victim) -> None:
 
         return change
 
-    victim.refuses_each((forged(victim, canary(count)), 3, "does not describe its tensors") for count in (0, 17))
+    victim.refuses_each(
+        (forged(victim, canary(count)), 3, "does not describe its tensors") for count in (0, 17)
+    )
 
 
 def test_a_packet_of_no_task(victim: Victim) -> None:

@@ -20,11 +20,13 @@ from attacks_kit import Victim, said_no
 from conftest import Fleet, Result, snapshot
 from forge import Draft, framed, joined, split
 
-from sdlora_edge import container, orders
 from sdlora_edge.errors import InputError, SdloraError, TrustError
+from sdlora_edge.formats import container, control
 
 HEADER = json.dumps(
-    {"__metadata__": {"envelope": "{}", "format": container.FORMAT}}, sort_keys=True, separators=(",", ":")
+    {"__metadata__": {"envelope": "{}", "format": container.FORMAT}},
+    sort_keys=True,
+    separators=(",", ":"),
 ).encode()
 
 
@@ -60,21 +62,30 @@ def test_truncated_at_every_length_class_or_one_byte_too_many(victim: Victim) ->
         (len(good) - 1, "damaged"),
     ]
     more = [good + b"\0", good + good]
-    victim.refuses_each([*((good[:size], 3, word) for size, word in classes), *((data, 3, "damaged") for data in more)])
+    victim.refuses_each(
+        [
+            *((good[:size], 3, word) for size, word in classes),
+            *((data, 3, "damaged") for data in more),
+        ]
+    )
 
 
 def test_any_single_bit_flipped(victim: Victim, fleet: Fleet) -> None:
     """Every bit of a tenth of the header's bytes and one of each other one, and of every 97th of the data, by the reader; some through the command line."""
     good = victim.next.read_bytes()
     (length,) = struct.unpack("<Q", good[:8])
-    dense = [(place, bit) for place in range(8 + length) for bit in (range(8) if place < 64 or place % 10 == 0 else [place % 8])]
+    dense = [
+        (place, bit)
+        for place in range(8 + length)
+        for bit in (range(8) if place < 64 or place % 10 == 0 else [place % 8])
+    ]
     sparse = [(place, place % 8) for place in [*range(8 + length, len(good), 97), len(good) - 1]]
     accepted = []
     for place, bit in dense + sparse:
         bad = bytearray(good)
         bad[place] ^= 1 << bit
         try:
-            orders.read_any(bytes(bad), fleet.trust)
+            control.read_any(bytes(bad), fleet.trust)
             accepted.append((place, bit))
         except (InputError, TrustError):
             pass
@@ -95,11 +106,11 @@ def test_flipped_signatures_without_cryptography(victim: Victim, fleet: Fleet) -
     program = """
 import sys; sys.modules["cryptography"] = None
 import base64, collections, json, pathlib
-from sdlora_edge import container, orders, signing
+from sdlora_edge.formats import container, control, signing
 from sdlora_edge.errors import TrustError
 data = pathlib.Path(sys.argv[1]).read_bytes()
 trust = signing.Trust.from_dict(json.loads(pathlib.Path(sys.argv[2]).read_text()))
-orders.read_any(data, trust)
+control.read_any(data, trust)
 envelope, table, content = container.opened(data)
 value = json.loads(envelope)
 good = base64.b64decode(value["signatures"][0]["sig"])
@@ -109,13 +120,19 @@ for place in range(0, 60, 4):
     value["signatures"][0]["sig"] = base64.b64encode(sig).decode()
     bad = container.header(json.dumps(value, sort_keys=True, separators=(",", ":")), table) + content
     try:
-        orders.read_any(bad, trust)
+        control.read_any(bad, trust)
         print("accepted", place)
     except TrustError:
         pass
 print("done")
 """
-    command = [sys.executable, "-c", program, str(victim.folder / "good.sdlora"), str(fleet.bundle / "trust.json")]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        str(victim.folder / "good.sdlora"),
+        str(fleet.bundle / "trust.json"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["done"]
 
@@ -169,8 +186,12 @@ BOMBS = {
     "many keys": b"{" + b",".join(b'"%d":0' % i for i in range(100_000)) + b"}",
     "many lists": b'{"a":[' + b"[]," * 300_000 + b"0]}",
     "many escapes": b'{"a":"' + b"\\u0041" * 160_000 + b'"}',
-    "terminal commands": b'{"__metadata__":{"envelope":"{}","format":"\\u001b[2J' + b"\\u009b" * 1000 + b'"}}',
-    "half a character": b'{"__metadata__":{"envelope":"\\ud800","format":"' + container.FORMAT.encode() + b'"}}',
+    "terminal commands": b'{"__metadata__":{"envelope":"{}","format":"\\u001b[2J'
+    + b"\\u009b" * 1000
+    + b'"}}',
+    "half a character": b'{"__metadata__":{"envelope":"\\ud800","format":"'
+    + container.FORMAT.encode()
+    + b'"}}',
     "not UTF-8": b'{"a":"\xff\xfe"}',
     "duplicate keys": HEADER[:-1] + b',"__metadata__":{}}',
     "a key twice in the table": b'{"x":0,"x":0,' + HEADER[1:],
@@ -197,7 +218,11 @@ def test_json_bombs_and_duplicate_keys_in_the_header(victim: Victim) -> None:
 
 def test_json_bombs_in_the_envelope(victim: Victim) -> None:
     _, _, table, content = split(victim.next.read_bytes())
-    texts = [text.decode("latin-1")[: container.LIMITS.header // 8] for text in BOMBS.values() if b"__metadata__" not in text]
+    texts = [
+        text.decode("latin-1")[: container.LIMITS.header // 8]
+        for text in BOMBS.values()
+        if b"__metadata__" not in text
+    ]
     victim.refuses_each((joined(text, table, content), 3, "") for text in texts)
 
 
@@ -208,7 +233,11 @@ def test_a_header_written_another_way(victim: Victim) -> None:
     header, content = good[8 : 8 + length], good[8 + length :]
     value = json.loads(header)
     turned = dict(reversed(value.items()))
-    ways = [header + bytes(b" " * 8), json.dumps(value).encode(), json.dumps(turned, separators=(",", ":")).encode()]
+    ways = [
+        header + bytes(b" " * 8),
+        json.dumps(value).encode(),
+        json.dumps(turned, separators=(",", ":")).encode(),
+    ]
     ways.append(header.rstrip().replace(b'"dtype"', b'"\\u0064type"', 1))
     victim.refuses_each((framed(way, content), 3, "canonical") for way in ways)
 
@@ -226,7 +255,9 @@ def test_nothing_in_a_packet_is_decompressed(victim: Victim) -> None:
     victim.refuses_each((data, 3, "header") for data in squeezed)
 
 
-def test_a_packet_that_is_only_looked_at_gives_no_commands_to_the_terminal(victim: Victim, stranger: object) -> None:
+def test_a_packet_that_is_only_looked_at_gives_no_commands_to_the_terminal(
+    victim: Victim, stranger: object
+) -> None:
     """`inspect` proves nothing, so what it shows may come from anyone."""
     draft = Draft(victim.next)
     draft.manifest["tasks"][0] |= {
@@ -237,18 +268,32 @@ def test_a_packet_that_is_only_looked_at_gives_no_commands_to_the_terminal(victi
     path = victim.file(draft.sealed(stranger))
     shown = victim.cli("packet", "inspect", path)
     assert shown.code == 0, shown
-    assert all(line.isprintable() and not line.startswith("signed by  everybody") for line in shown.out.split("\n"))
+    assert all(
+        line.isprintable() and not line.startswith("signed by  everybody")
+        for line in shown.out.split("\n")
+    )
     value = json.loads(victim.cli("packet", "inspect", path, "--json").out)
     assert value["tasks"][0]["classes"] == ["\u202egpj.exe", "\ud800", "a\rb"]
     victim.refuses(path, 4, "signature refused")
     envelope, _, table, content = split(path.read_bytes())
     envelope["signatures"][0]["keyid"] = "\x1b[2J"
-    path = victim.file(joined(json.dumps(envelope, sort_keys=True, separators=(",", ":")), table, content))
+    path = victim.file(
+        joined(json.dumps(envelope, sort_keys=True, separators=(",", ":")), table, content)
+    )
     assert json.loads(victim.cli("packet", "inspect", path, "--json").out)["signed_by"] == []
 
 
 def test_the_program_ends_with_the_exit_code(victim: Victim, fleet: Fleet) -> None:
     """Once as a process of its own, as a script on a device would run it."""
-    command = [sys.executable, "-m", "sdlora_edge", "device", "apply", str(victim.file(b"")), "--store", str(victim.store)]
+    command = [
+        sys.executable,
+        "-m",
+        "sdlora_edge",
+        "device",
+        "apply",
+        str(victim.file(b"")),
+        "--store",
+        str(victim.store),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     said_no(Result(done.returncode, done.stdout, done.stderr), 3, "shorter")

@@ -14,10 +14,10 @@ from conftest import Fleet
 from forge import Draft, joined, split
 from sdlora_edge.export.bundles import export_bundle
 
-from sdlora_edge import orders, signing
-from sdlora_edge.canonical import dump_json, sha256
 from sdlora_edge.device import Device
-from sdlora_edge.orders import Recalled
+from sdlora_edge.formats import control, signing
+from sdlora_edge.formats.canonical import dump_json, sha256
+from sdlora_edge.formats.control import Revoked
 from sdlora_edge.train.run import Run
 
 
@@ -66,7 +66,9 @@ def test_signature_of_another_packet(victim: Victim, fleet: Fleet) -> None:
     other, _, table, content = split(two)
     victim.refuses(joined(dump_json(envelope).decode(), table, content), 3, "damaged")
     victim.refuses(
-        joined(dump_json({**other, "signatures": envelope["signatures"]}).decode(), table, content), 4, "signature refused"
+        joined(dump_json({**other, "signatures": envelope["signatures"]}).decode(), table, content),
+        4,
+        "signature refused",
     )
 
 
@@ -84,9 +86,23 @@ def test_the_same_key_twice(pair: Pair) -> None:
     pair.victim.refuses_each(
         [
             (resigned(one, lambda found: found * 2), 3, "malformed"),
-            (resigned(one, lambda found: [*found, {**found[0], "keyid": second}]), 4, "2 good signature(s)"),
-            (resigned(one, lambda found: [*found, {**found[0], "keyid": found[0]["keyid"].upper()}]), 3, "malformed"),
-            (resigned(one, lambda found: [*found, {**found[0], "keyid": "0" * 64}]), 4, "2 good signature(s)"),
+            (
+                resigned(one, lambda found: [*found, {**found[0], "keyid": second}]),
+                4,
+                "2 good signature(s)",
+            ),
+            (
+                resigned(
+                    one, lambda found: [*found, {**found[0], "keyid": found[0]["keyid"].upper()}]
+                ),
+                3,
+                "malformed",
+            ),
+            (
+                resigned(one, lambda found: [*found, {**found[0], "keyid": "0" * 64}]),
+                4,
+                "2 good signature(s)",
+            ),
         ]
     )
     assert pair.victim.apply(Draft(pair.victim.next).sealed(*pair.keys)).code == 0
@@ -104,9 +120,11 @@ def test_a_bundle_that_names_one_key_twice(cli: Cli, fleet: Fleet, tmp_path: Pat
     assert not (tmp_path / "store").exists()
 
 
-def rotation(victim: Victim, version: int, threshold: int, keys: list[Any], signers: list[Any]) -> bytes:
+def rotation(
+    victim: Victim, version: int, threshold: int, keys: list[Any], signers: list[Any]
+) -> bytes:
     trust = signing.Trust(tuple(key.public_key for key in keys), threshold, version)
-    return orders.build_trust(trust, lambda payload: signing.sign(payload, signers))
+    return control.build_trust(trust, lambda payload: signing.sign(payload, signers))
 
 
 def test_trust_packet_signed_by_new_keys_only(victim: Victim, stranger: Any) -> None:
@@ -114,8 +132,14 @@ def test_trust_packet_signed_by_new_keys_only(victim: Victim, stranger: Any) -> 
 
 
 def test_trust_packet_signed_by_old_keys_only(victim: Victim, stranger: Any) -> None:
-    victim.refuses(rotation(victim, 2, 1, [stranger], [victim.signer]), 4, "new keys have not signed")
-    victim.refuses(rotation(victim, 2, 2, [stranger, victim.signer], [victim.signer]), 4, "new keys have not signed")
+    victim.refuses(
+        rotation(victim, 2, 1, [stranger], [victim.signer]), 4, "new keys have not signed"
+    )
+    victim.refuses(
+        rotation(victim, 2, 2, [stranger, victim.signer], [victim.signer]),
+        4,
+        "new keys have not signed",
+    )
 
 
 def test_replayed_old_trust_packet(victim: Victim, fleet: Fleet, stranger: Any) -> None:
@@ -128,7 +152,11 @@ def test_replayed_old_trust_packet(victim: Victim, fleet: Fleet, stranger: Any) 
     victim.refuses_each(
         [
             (two, 7, "applied already"),  # it changes nothing
-            (rotation(victim, 2, 1, both, both), 4, "version 2, and this device has seen version 3"),
+            (
+                rotation(victim, 2, 1, both, both),
+                4,
+                "version 2, and this device has seen version 3",
+            ),
             (three, 7, "applied already"),
             (rotation(victim, 3, 1, [victim.signer], both), 7, "in force already"),
             (rotation(victim, 1, 1, [stranger], [victim.signer, stranger]), 4, "version 1"),
@@ -145,10 +173,14 @@ def test_a_key_that_was_replaced_signs_nothing(victim: Victim, fleet: Fleet, str
     victim.refuses(draft.sealed(victim.signer), 4, "signature refused")
     assert victim.cli("device", "rollback", "--store", victim.store).code == 0
     victim.refuses(draft.sealed(victim.signer), 4, "signature refused")
-    recall = orders.build_recall(draft.manifest["lineage"], Recalled(1, 0), lambda p: signing.sign(p, [victim.signer]))
-    victim.refuses(recall, 4, "signature refused")
+    revocation = control.build_revocation(
+        draft.manifest["lineage"], Revoked(1, 0), lambda p: signing.sign(p, [victim.signer])
+    )
+    victim.refuses(revocation, 4, "signature refused")
     first = Draft(fleet.packets[0]).sealed(stranger)
-    again = victim.cli("device", "apply", victim.file(first), "--store", victim.store, "--allow-older")
+    again = victim.cli(
+        "device", "apply", victim.file(first), "--store", victim.store, "--allow-older"
+    )
     assert again.code == 0, again
     assert victim.apply(draft.sealed(stranger)).code == 0
 
@@ -164,8 +196,24 @@ def test_senseless_trust_packets_that_the_keys_have_signed(victim: Victim) -> No
         {"keys": {}},
         {"keys": []},
         {"keys": {"../x": {}}},
-        {"keys": {"\x1b[2J" * 50: {"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": "0" * 64}}}},
-        {"keys": {"0" * 64: {"keytype": "rsa\x1b[31m", "scheme": "x" * 5000, "keyval": {"public": "0"}}}},
+        {
+            "keys": {
+                "\x1b[2J" * 50: {
+                    "keytype": "ed25519",
+                    "scheme": "ed25519",
+                    "keyval": {"public": "0" * 64},
+                }
+            }
+        },
+        {
+            "keys": {
+                "0" * 64: {
+                    "keytype": "rsa\x1b[31m",
+                    "scheme": "x" * 5000,
+                    "keyval": {"public": "0"},
+                }
+            }
+        },
         {"version": 0},
         {"version": 10**7},
         {"version": 1.5},
@@ -182,12 +230,20 @@ def test_senseless_trust_packets_that_the_keys_have_signed(victim: Victim) -> No
 
 def key_entry(public: str, **more: Any) -> dict[str, Any]:
     keyid = sha256(dump_json({"keytype": "ed25519", "scheme": "ed25519", "public": public}))
-    return {keyid: {"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": public}, **more}}
+    return {
+        keyid: {"keytype": "ed25519", "scheme": "ed25519", "keyval": {"public": public}, **more}
+    }
 
 
 def test_trust_packets_with_a_key_that_anybody_signs_for(victim: Victim) -> None:
     """Of small or mixed order, or written in another way: to some of these constants are a signature of everything."""
-    publics = ["01" + "00" * 31, "ec" + "ff" * 30 + "7f", "00" * 32, "ee" + "ff" * 30 + "7f", "01" + "00" * 30 + "80"]
+    publics = [
+        "01" + "00" * 31,
+        "ec" + "ff" * 30 + "7f",
+        "00" * 32,
+        "ee" + "ff" * 30 + "7f",
+        "01" + "00" * 30 + "80",
+    ]
     mixed = "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"
     for public in (*publics, mixed):
         draft = Draft(rotation(victim, 2, 1, [victim.signer], [victim.signer]))
@@ -197,7 +253,11 @@ def test_trust_packets_with_a_key_that_anybody_signs_for(victim: Victim) -> None
 
 def test_unknown_fields_inside_a_key(victim: Victim) -> None:
     ours = victim.signer.public_key.keyval["public"]
-    entries = [key_entry(ours, more=1), key_entry(ours, keyid="ab" * 32), key_entry(ours, keyval={"public": ours, "private": None})]
+    entries = [
+        key_entry(ours, more=1),
+        key_entry(ours, keyid="ab" * 32),
+        key_entry(ours, keyval={"public": ours, "private": None}),
+    ]
     for entry in entries:
         draft = Draft(rotation(victim, 2, 1, [victim.signer], [victim.signer]))
         draft.manifest["trust"]["keys"] = entry
@@ -211,29 +271,60 @@ def test_a_bundle_with_a_key_that_anybody_signs_for(cli: Cli, fleet: Fleet, tmp_
     manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     manifest["files"]["trust.json"] = {"sha256": sha256(trust), "size": len(trust)}
     (tmp_path / "bundle" / "manifest.json").write_bytes(dump_json(manifest))
-    said_no(cli("device", "init", tmp_path / "bundle", "--store", tmp_path / "store"), 3, "is not a sound Ed25519 key")
+    said_no(
+        cli("device", "init", tmp_path / "bundle", "--store", tmp_path / "store"),
+        3,
+        "is not a sound Ed25519 key",
+    )
     assert not (tmp_path / "store").exists()
 
 
-def test_a_public_key_that_anybody_signs_for_enters_no_bundle(cli: Cli, fleet: Fleet, tmp_path: Path) -> None:
+def test_a_public_key_that_anybody_signs_for_enters_no_bundle(
+    cli: Cli, fleet: Fleet, tmp_path: Path
+) -> None:
     ((keyid, entry),) = key_entry("01" + "00" * 31).items()
     (tmp_path / "weak.pub").write_bytes(dump_json({"keyid": keyid, **entry}))
-    command = ("export", "--run", fleet.run, "--out", tmp_path / "bundle", "--trust", tmp_path / "weak.pub")
+    command = (
+        "export",
+        "--run",
+        fleet.run,
+        "--out",
+        tmp_path / "bundle",
+        "--trust",
+        tmp_path / "weak.pub",
+    )
     said_no(cli(*command), 3, "is not a sound Ed25519 key")
     out = tmp_path / "keys.sdlora"
-    rotate = ("packet", "trust", "--bundle", fleet.bundle, "--key", fleet.key, "--add", tmp_path / "weak.pub", "--out", out)
+    rotate = (
+        "packet",
+        "trust",
+        "--bundle",
+        fleet.bundle,
+        "--key",
+        fleet.key,
+        "--add",
+        tmp_path / "weak.pub",
+        "--out",
+        out,
+    )
     said_no(cli(*rotate), 3, "is not a sound Ed25519 key")
     assert not (tmp_path / "bundle").exists()
 
 
-def test_a_packet_for_another_purpose_gets_no_signature(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_packet_for_another_purpose_gets_no_signature(
+    victim: Victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else a file that only looks like a packet would get our signature on what another program obeys."""
     with monkeypatch.context() as other:
         other.setattr(signing, "PAYLOAD_TYPE", "application/vnd.in-toto+json")
         path = victim.file(Draft(victim.next).sealed(victim.signer))
     before = path.read_bytes()
     signing.new_key("another", victim.folder)
-    said_no(victim.cli("packet", "sign", path, "--key", victim.folder / "another.key"), 4, "another purpose")
+    said_no(
+        victim.cli("packet", "sign", path, "--key", victim.folder / "another.key"),
+        4,
+        "another purpose",
+    )
     assert path.read_bytes() == before
 
 
@@ -256,11 +347,17 @@ def test_a_packet_of_another_version_is_not_signed(victim: Victim) -> None:
     path = victim.file(draft.sealed(victim.signer))
     signing.new_key("another", victim.folder)
     before = path.read_bytes()
-    said_no(victim.cli("packet", "sign", path, "--key", victim.folder / "another.key"), 3, "is not signed")
+    said_no(
+        victim.cli("packet", "sign", path, "--key", victim.folder / "another.key"),
+        3,
+        "is not signed",
+    )
     assert path.read_bytes() == before
 
 
-def test_a_packet_signed_for_another_purpose(victim: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_packet_signed_for_another_purpose(
+    victim: Victim, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as other:
         other.setattr(signing, "PAYLOAD_TYPE", "application/vnd.in-toto+json")
         data = Draft(victim.next).sealed(victim.signer)
@@ -275,7 +372,14 @@ def test_a_signature_written_another_way(victim: Victim) -> None:
         return resigned(good, lambda found: [{**found[0], "sig": change(found[0]["sig"])}])
 
     victim.refuses_each(
-        [(with_sig(change), 3, "") for change in (lambda s: s + "\n", lambda s: s.rstrip("="), lambda s: s[:10] + " " + s[10:])]
+        [
+            (with_sig(change), 3, "")
+            for change in (
+                lambda s: s + "\n",
+                lambda s: s.rstrip("="),
+                lambda s: s[:10] + " " + s[10:],
+            )
+        ]
     )
     envelope, _, table, content = split(good)
     spaced = json.dumps(envelope).encode()

@@ -11,10 +11,10 @@ from attacks_kit import Cli, Victim, said_no
 from conftest import Fleet
 from forge import Draft
 
-from sdlora_edge import orders, packet, signing
-from sdlora_edge.canonical import sha256
 from sdlora_edge.errors import NotForThisDevice
-from sdlora_edge.orders import Recalled
+from sdlora_edge.formats import control, packet, signing
+from sdlora_edge.formats.canonical import sha256
+from sdlora_edge.formats.control import Revoked
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
 
@@ -27,9 +27,11 @@ def squash(fleet: Fleet) -> bytes:
     return packet.squash(read, lambda payload: signing.sign(payload, signers))
 
 
-def recall(victim: Victim, task: int, revision: int = 0, lineage: str | None = None) -> bytes:
+def revocation(victim: Victim, task: int, revision: int = 0, lineage: str | None = None) -> bytes:
     lineage = lineage or Draft(victim.next).manifest["lineage"]
-    return orders.build_recall(lineage, Recalled(task, revision), lambda payload: signing.sign(payload, [victim.signer]))
+    return control.build_revocation(
+        lineage, Revoked(task, revision), lambda payload: signing.sign(payload, [victim.signer])
+    )
 
 
 def fork(victim: Victim, path: Path, revision: int = 0, scale: float = 0.5) -> bytes:
@@ -59,13 +61,24 @@ def test_rollback(victim: Victim, fleet: Fleet) -> None:
     assert victim.cli("device", "rollback", "--store", victim.store).code == 0
     victim.refuses(victim.next, 4, "not newer than packet 2")
     victim.refuses(fork(victim, victim.next), 4, "not newer than packet 2")
-    assert victim.cli("device", "apply", victim.next, "--store", victim.store, "--allow-older").code == 0
+    assert (
+        victim.cli("device", "apply", victim.next, "--store", victim.store, "--allow-older").code
+        == 0
+    )
     # an older one, taken on purpose, opens the door to no other
     for _ in range(2):
         assert victim.cli("device", "rollback", "--store", victim.store).code == 0
-    assert victim.cli("device", "apply", fleet.packets[0], "--store", victim.store, "--allow-older").code == 0
+    assert (
+        victim.cli(
+            "device", "apply", fleet.packets[0], "--store", victim.store, "--allow-older"
+        ).code
+        == 0
+    )
     victim.refuses(victim.next, 4, "not newer than packet 2")
-    assert victim.cli("device", "apply", victim.next, "--store", victim.store, "--allow-older").code == 0
+    assert (
+        victim.cli("device", "apply", victim.next, "--store", victim.store, "--allow-older").code
+        == 0
+    )
 
 
 def test_skipped_predecessor(victim: Victim, fleet: Fleet) -> None:
@@ -94,12 +107,20 @@ def test_another_lineage(victim: Victim) -> None:
         draft = Draft(VECTORS / "packets" / f"{name}.sdlora")
         data = draft.sealed(victim.signer)
         victim.refuses(data, 5, "another lineage")
-        said_no(victim.cli("packet", "verify", victim.file(data), "--bundle", victim.store / "bundle"), 5, "another lineage")
+        said_no(
+            victim.cli("packet", "verify", victim.file(data), "--bundle", victim.store / "bundle"),
+            5,
+            "another lineage",
+        )
         draft.manifest["lineage"] = Draft(victim.next).manifest["lineage"]
-        victim.refuses(draft.sealed(victim.signer), *[(4, "replay"), (5, "follows another state")][number])
+        victim.refuses(
+            draft.sealed(victim.signer), *[(4, "replay"), (5, "follows another state")][number]
+        )
 
 
-def test_squash_over_a_state_the_device_is_not_in(victim: Victim, fleet: Fleet, squash: bytes) -> None:
+def test_squash_over_a_state_the_device_is_not_in(
+    victim: Victim, fleet: Fleet, squash: bytes
+) -> None:
     victim.refuses(squash, 5, "leads from task 0 to 3")
     draft = Draft(squash)
     draft.manifest["from"] = Draft(victim.next).manifest["from"]
@@ -129,7 +150,7 @@ def test_manifests_that_lead_nowhere(victim: Victim) -> None:
 
 
 def test_a_squash_whose_revisions_fall(victim: Victim, fleet: Fleet, squash: bytes) -> None:
-    """Revision 1 of a task and revision 0 of the next one: the recall of the old task would not reach what was built on it."""
+    """Revision 1 of a task and revision 0 of the next one: the revocation of the old task would not reach what was built on it."""
     draft = Draft(squash)
     draft.manifest["tasks"][0]["revision"] = 1
     victim.refuses(draft.sealed(victim.signer), 3, "lower revision")
@@ -148,41 +169,54 @@ def test_a_packet_that_leads_where_the_device_is(victim: Victim) -> None:
     victim.refuses(draft.sealed(victim.signer, leads=False), 7, "applied already")
 
 
-def test_recall_of_another_lineage(victim: Victim) -> None:
-    victim.refuses(recall(victim, 1, lineage=sha256(b"another")), 5, "another lineage")
+def test_revocation_of_another_lineage(victim: Victim) -> None:
+    victim.refuses(revocation(victim, 1, lineage=sha256(b"another")), 5, "another lineage")
 
 
-def test_recall_that_says_nothing(victim: Victim) -> None:
-    for change in ({"sequence": 0}, {"sequence": -1}, {"revision": 10**7}, {"revision": "0"}, {"lineage": "x"}, {"more": 1}):
-        draft = Draft(recall(victim, 1))
+def test_revocation_that_says_nothing(victim: Victim) -> None:
+    for change in (
+        {"sequence": 0},
+        {"sequence": -1},
+        {"revision": 10**7},
+        {"revision": "0"},
+        {"lineage": "x"},
+        {"more": 1},
+    ):
+        draft = Draft(revocation(victim, 1))
         draft.manifest |= change
         victim.refuses(draft.sealed(victim.signer), 3, "")
     # of a kind that another program may know
-    draft = Draft(recall(victim, 1))
+    draft = Draft(revocation(victim, 1))
     draft.manifest["kind"] = "greeting"
     victim.refuses(draft.sealed(victim.signer), 3, "kind 'greeting'")
     # with tensors
-    draft = Draft(recall(victim, 1))
+    draft = Draft(revocation(victim, 1))
     draft.arrays = Draft(victim.next).arrays
     victim.refuses(draft.sealed(victim.signer), 3, "carries tensors")
 
 
-def test_recalled_revision_applied_again(cli: Cli, victim: Victim, fleet: Fleet) -> None:
-    """For ever: alone, in a squash, also with --allow-older, also before the recall is seen twice."""
+def test_revoked_revision_applied_again(cli: Cli, victim: Victim, fleet: Fleet) -> None:
+    """For ever: alone, in a squash, also with --allow-older, also before the revocation is seen twice."""
     assert victim.apply(victim.next).code == 0
-    assert victim.apply(recall(victim, 2)).code == 0
+    assert victim.apply(revocation(victim, 2)).code == 0
     assert victim.stand()[0]["task"] == 1
     victim.refuses_each(
-        [(victim.next, 4, "recalled"), (recall(victim, 2), 7, "recalled already"), (recall(victim, 3), 7, "recalled already")]
+        [
+            (victim.next, 4, "revoked"),
+            (revocation(victim, 2), 7, "revoked already"),
+            (revocation(victim, 3), 7, "revoked already"),
+        ]
     )
     older = cli("device", "apply", victim.next, "--store", victim.store, "--allow-older")
     assert (older.code, older.out) == (4, "")
-    assert "recalled" in older.err
+    assert "revoked" in older.err
     signers = [victim.signer]
     read = [packet.read(path.read_bytes(), fleet.trust) for path in fleet.packets[1:]]
-    victim.refuses(packet.squash(read, lambda payload: signing.sign(payload, signers)), 4, "recalled")
+    victim.refuses(
+        packet.squash(read, lambda payload: signing.sign(payload, signers)), 4, "revoked"
+    )
     # a newer revision of it is taken
     draft = Draft(victim.next)
     draft.manifest["tasks"][0]["revision"] = 1
     assert victim.apply(draft.sealed(victim.signer)).code == 0
-    victim.refuses(recall(victim, 2), 7, "recalled already")
+    victim.refuses(revocation(victim, 2), 7, "revoked already")

@@ -12,7 +12,7 @@ import pytest
 from attacks_kit import Cli, Victim, said_no
 from conftest import Fleet, snapshot
 
-from sdlora_edge.canonical import dump_json, sha256
+from sdlora_edge.formats.canonical import dump_json, sha256
 
 
 def moved(path: Path, outside: Path) -> Path:
@@ -30,14 +30,21 @@ def test_symlinks_in_the_store(victim: Victim, what: str) -> None:
     target = moved(path, victim.folder)
     (victim.folder / "bystander").write_text("not ours")
     before = snapshot(victim.folder)
-    for command in (("status",), ("apply", victim.next), ("rollback",), ("predict", *victim.pictures)):
+    for command in (
+        ("status",),
+        ("apply", victim.next),
+        ("rollback",),
+        ("predict", *victim.images),
+    ):
         said_no(victim.cli("device", *command, "--store", victim.store), 3, path.name)
     assert snapshot(victim.folder) == before
     path.unlink()
     shutil.move(target, path)
 
 
-@pytest.mark.parametrize("what", ["packets/evil", "packets/" + "0" * 64, ".tmp-generation.0.json", "bundle/more"])
+@pytest.mark.parametrize(
+    "what", ["packets/evil", "packets/" + "0" * 64, ".tmp-generation.0.json", "bundle/more"]
+)
 def test_a_link_that_is_planted_beside(victim: Victim, what: str) -> None:
     """Where the store will write, or clean up: the link is named, its target untouched."""
     target = victim.file(b"not ours", "target")
@@ -71,7 +78,9 @@ def test_a_bundle_with_a_link_to_outside(cli: Cli, fleet: Fleet, tmp_path: Path)
     assert not any(path.is_symlink() for path in (tmp_path / "store").rglob("*"))
     target.write_bytes(b"something else")
     assert cli("device", "status", "--store", tmp_path / "store").code == 0
-    said_no(cli("device", "init", tmp_path / "bundle", "--store", tmp_path / "other"), 3, "model.onnx")
+    said_no(
+        cli("device", "init", tmp_path / "bundle", "--store", tmp_path / "other"), 3, "model.onnx"
+    )
     assert not (tmp_path / "other").exists()
 
 
@@ -80,13 +89,33 @@ def test_another_bundle_put_into_a_store(victim: Victim) -> None:
     path = victim.store / "bundle" / "manifest.json"
     good = path.read_bytes()
     path.write_bytes(dump_json({**json.loads(good), "model": "another"}))
-    for command in (("status",), ("apply", victim.next), ("rollback",), ("predict", *victim.pictures)):
-        said_no(victim.cli("device", *command, "--store", victim.store), 3, "not the one this store was made with")
+    for command in (
+        ("status",),
+        ("apply", victim.next),
+        ("rollback",),
+        ("predict", *victim.images),
+    ):
+        said_no(
+            victim.cli("device", *command, "--store", victim.store),
+            3,
+            "not the one this store was made with",
+        )
     path.write_bytes(good)
 
 
 @pytest.mark.parametrize(
-    "name", ["..", ".", "", "../secret", "/etc/hostname", "a/../../secret", "sub/model.onnx", "a\0b", "\ud800"]
+    "name",
+    [
+        "..",
+        ".",
+        "",
+        "../secret",
+        "/etc/hostname",
+        "a/../../secret",
+        "sub/model.onnx",
+        "a\0b",
+        "\ud800",
+    ],
 )
 def test_file_names_that_lead_outside(cli: Cli, fleet: Fleet, tmp_path: Path, name: str) -> None:
     """In a bundle's manifest, as a file and as the place of a weight."""
@@ -98,7 +127,10 @@ def test_file_names_that_lead_outside(cli: Cli, fleet: Fleet, tmp_path: Path, na
         if number:
             next(iter(manifest["weights"].values()))["file"] = name
         else:
-            manifest["files"][name] = {"sha256": sha256(b"secret"), "size": 6}  # what lies at ../secret is as the manifest says
+            manifest["files"][name] = {
+                "sha256": sha256(b"secret"),
+                "size": 6,
+            }  # what lies at ../secret is as the manifest says
         (bundle / "manifest.json").write_bytes(dump_json(manifest))
         said_no(cli("device", "init", bundle, "--store", store), 3, "")
         assert not store.exists()

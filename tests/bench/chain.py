@@ -1,4 +1,4 @@
-"""Twenty packets on real pictures, every target: after each packet the device computes what torch computes.
+"""Twenty packets on real images, every target: after each packet the device computes what torch computes.
 
 `make bench-chain` writes docs/figures/chain.json; tests/export/test_chain.py runs the smaller models. Directions are random: what
 has to agree does not depend on training. A run that was stopped goes on: what is done lies in build/chain.
@@ -20,11 +20,12 @@ import numpy as np
 import random_runs
 from PIL import Image
 from sdlora_edge.export.bundles import export_bundle
-from sdlora_edge.export.check import TARGETS
 from sdlora_edge.export.parity import compare, host_logits
+from sdlora_edge.export.requests import TARGETS
 
-from sdlora_edge import packet, signing
-from sdlora_edge.device import Device, canary
+from sdlora_edge.device import Device
+from sdlora_edge.formats import packet, signing
+from sdlora_edge.inputs import canary
 from sdlora_edge.train.run import Run
 
 SHARED = Path(os.environ.get("SDLORA_EDGE_DATA", "../shared/data"))
@@ -37,12 +38,14 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def pictures(run: Run, count: int) -> np.ndarray:
+def images(run: Run, count: int) -> np.ndarray:
     """Omniglot, as the device prepares it: float32 (count, 3, size, size)."""
     with zipfile.ZipFile(SHARED / "omniglot_small1.zip") as archive:
         names = [name for name in archive.namelist() if name.endswith(".png")]
         chosen = names[:: len(names) // count][:count]
-        pixels = [run.preprocessing.pixels(Image.open(BytesIO(archive.read(name)))) for name in chosen]
+        pixels = [
+            run.preprocessing.pixels(Image.open(BytesIO(archive.read(name)))) for name in chosen
+        ]
     return run.preprocessing.normalise(np.stack(pixels))
 
 
@@ -58,11 +61,20 @@ def follow(run: Run, folder: Path, inputs: np.ndarray, **options: Any) -> list[f
     found = []
     for update, before in zip(run.updates, run.states, strict=False):
         logits = host_logits(run, update.task, canary.inputs(update.task, run.preprocessing))
-        data = packet.build(update, before, run.lineage, update.task, logits, lambda payload: signing.sign(payload, [signer]))
+        data = packet.build(
+            update,
+            before,
+            run.lineage,
+            update.task,
+            logits,
+            lambda payload: signing.sign(payload, [signer]),
+        )
         (folder / "next").write_bytes(data)
         device.apply(folder / "next")
         same = compare(device.logits(inputs), host_logits(run, update.task, inputs))
-        found.append(same.require(1e-4, 1.0, 50.0, f"the device after packet {update.task}").difference)
+        found.append(
+            same.require(1e-4, 1.0, 50.0, f"the device after packet {update.task}").difference
+        )
     return found
 
 
@@ -72,7 +84,7 @@ def main() -> None:
     parser.add_argument("--targets", default=",".join(TARGETS), help="comma-separated")
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
-    values: dict[str, Any] = {"packets": PACKETS, "pictures": 16}
+    values: dict[str, Any] = {"packets": PACKETS, "images": 16}
     for model in options.models.split(","):
         how = dict(MODELS[model])
         if "weights" in how:
@@ -81,9 +93,17 @@ def main() -> None:
             kept = BUILD / f"{model}-{target}.json"
             if not kept.exists():
                 with tempfile.TemporaryDirectory() as folder:
-                    run = random_runs.make_run(model, Path(folder) / "run", PACKETS, BASE, NEW, **how)
-                    differences = follow(run, Path(folder), pictures(run, values["pictures"]), target=target)
-                kept.write_text(json.dumps({"packets": len(differences), "largest_difference": max(differences)}))
+                    run = random_runs.make_run(
+                        model, Path(folder) / "run", PACKETS, BASE, NEW, **how
+                    )
+                    differences = follow(
+                        run, Path(folder), images(run, values["images"]), target=target
+                    )
+                kept.write_text(
+                    json.dumps(
+                        {"packets": len(differences), "largest_difference": max(differences)}
+                    )
+                )
             values.setdefault(model, {})[target] = json.loads(kept.read_text())
             print(model, target, values[model][target], flush=True)
     packages = ("torch", "timm", "onnx", "onnxruntime", "executorch", "numpy")

@@ -12,7 +12,7 @@ with a store of its own; a number is the median over the packets applied, or the
     slow-down                  what it costs to share two cores with an update: median and longest `predict` beside updates
                                (verification, merge and canary all the time), over the median alone
     peak                       resident memory at its highest while packets are applied, over that of the device before, which has answered
-                               for one picture and for two
+                               for one image and for two
     in place                   the same of a device that gives up its weights first; and the longest that a predictor then waits
 """
 
@@ -34,10 +34,13 @@ import figures
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sdlora_edge import packet, signing
-from sdlora_edge.bundle import INPUTS, Bundle
-from sdlora_edge.device import Device, canary, load, runtime
-from sdlora_edge.device.preprocessing import Preprocessing
+from sdlora_edge.device import Device
+from sdlora_edge.device.device import DOUBLE_BUFFER, IN_PLACE
+from sdlora_edge.formats import packet, signing
+from sdlora_edge.formats.bundle import INPUTS, Bundle
+from sdlora_edge.inputs import canary
+from sdlora_edge.inputs.image import Preprocessing
+from sdlora_edge.selftest import workers
 from sdlora_edge.state import Factors, extended, merge
 
 MODEL, THREADS, TASKS, BASE, NEW = "vit_base_patch16_224", 2, 100, 10, 10
@@ -59,12 +62,29 @@ def make(folder: Path, model: str, target: str, weights_as: str) -> None:
     key, public = signing.new_key("bench", folder / "keys")
     signer = signing.load_signer(key)
     room = None if weights_as == INPUTS else BASE + TASKS * NEW
-    export_bundle(run, folder / "bundle", 0, [str(public)], target=target, weights_as=weights_as, max_classes=room)
+    export_bundle(
+        run,
+        folder / "bundle",
+        0,
+        [str(public)],
+        target=target,
+        weights_as=weights_as,
+        max_classes=room,
+    )
     (folder / "packets").mkdir()
     for update, before in zip(run.updates, run.states, strict=False):
         inputs = canary.inputs(update.task, run.preprocessing)
-        logits = sdlora.logits(run.backbone, run.weights(update.task), run.states[update.task], inputs)
-        data = packet.build(update, before, run.lineage, update.task, logits, lambda payload: signing.sign(payload, [signer]))
+        logits = sdlora.logits(
+            run.backbone, run.weights(update.task), run.states[update.task], inputs
+        )
+        data = packet.build(
+            update,
+            before,
+            run.lineage,
+            update.task,
+            logits,
+            lambda payload: signing.sign(payload, [signer]),
+        )
         (folder / "packets" / f"{update.task:03d}.sdlora").write_bytes(data)
         print(f"packet {update.task} of {TASKS}", file=sys.stderr, flush=True)
     (folder / "done").touch()
@@ -103,7 +123,7 @@ def parts(folder: Path, store: Path) -> dict[str, Any]:
         "verify_ms": timed(lambda: packet.read(data, bundle.trust)),
         "merge_ms": timed(lambda: merged(bundle, factors, verified.update.deltas)),
         "canary_ms": timed(lambda: device.logits(inputs)),
-        "canary_pictures": len(inputs),
+        "canary_images": len(inputs),
     }
     spent = [device.apply(path)["apply_ms"] for path in packets[:FEW]]
     return found | {"apply_ms": statistics.median(spent), "apply_ms_longest": max(spent)}
@@ -115,12 +135,17 @@ def hundred(folder: Path, store: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     for path in packets:
         status = device.apply(path)
-    found = {"apply_100_packets_s": time.perf_counter() - begin, "store_bytes_100_tasks": status["store_bytes"]}
+    found = {
+        "apply_100_packets_s": time.perf_counter() - begin,
+        "store_bytes_100_tasks": status["store_bytes"],
+    }
     verified = [packet.read(path.read_bytes(), device.bundle.trust) for path in packets]
     state, bundle = device.current()[0], device.bundle
     coefficients = state.magnitudes - extended(bundle.state.magnitudes, state.magnitudes)
     factors = [one.update.factors for one in verified]
-    return found | {"merge_100_tasks_s": timed(lambda: merged(bundle, factors, coefficients), 5) / 1000}
+    return found | {
+        "merge_100_tasks_s": timed(lambda: merged(bundle, factors, coefficients), 5) / 1000
+    }
 
 
 def opening(folder: Path, store: Path) -> dict[str, Any]:
@@ -138,14 +163,14 @@ def opening(folder: Path, store: Path) -> dict[str, Any]:
 
 def memory(folder: Path, store: Path) -> dict[str, Any]:
     """Resident bytes: before updates, and at the highest during them."""
-    steady, peak, device = resident(folder, store, runtime.DOUBLE_BUFFER)
+    steady, peak, device = resident(folder, store, DOUBLE_BUFFER)
     adapted = sum(array.nbytes for array in device.bundle.weights.values())
     return {"steady_bytes": steady, "peak_over_steady_bytes": peak, "adapted_bytes": adapted}
 
 
 def in_place(folder: Path, store: Path) -> dict[str, Any]:
     """The same of a device that holds one model; and how long a predictor waits."""
-    steady, peak, device = resident(folder, store, runtime.IN_PLACE)
+    steady, peak, device = resident(folder, store, IN_PLACE)
     spent: list[float] = []
     done = threading.Event()
 
@@ -172,22 +197,27 @@ def in_place(folder: Path, store: Path) -> dict[str, Any]:
 def resident(folder: Path, store: Path, swap: str) -> tuple[int, int, Device]:
     """(bytes before updates, bytes more at the highest during them, the device)."""
     device = Device.open(store, THREADS, swap=swap)
-    for pictures in (1, 2, 1, 2):  # ONNX Runtime keeps what it once needed for so many, and the canary are two
-        device.predict([np.zeros((224, 224, 3), np.uint8)] * pictures)
-    steady = load.memory()["now"]
-    load.forget_peak()
+    for images in (
+        1,
+        2,
+        1,
+        2,
+    ):  # ONNX Runtime keeps what it once needed for so many, and the canary are two
+        device.predict([np.zeros((224, 224, 3), np.uint8)] * images)
+    steady = workers.memory()["now"]
+    workers.forget_peak()
     for path in chain(folder)[:FEW]:
         device.apply(path)
-    return steady, load.memory()["peak"] - steady, device
+    return steady, workers.memory()["peak"] - steady, device
 
 
 def under_load(folder: Path, store: Path) -> dict[str, Any]:
     """The pause and the slow-down."""
     packets, device = chain(folder), Device.open(store, THREADS)
-    picture = [np.random.default_rng(0).integers(0, 256, (224, 224, 3)).astype(np.uint8)]
+    image = [np.random.default_rng(0).integers(0, 256, (224, 224, 3)).astype(np.uint8)]
 
     def predict() -> None:
-        device.predict(picture)
+        device.predict(image)
 
     def generation() -> None:
         for _ in range(100):
@@ -200,7 +230,11 @@ def under_load(folder: Path, store: Path) -> dict[str, Any]:
             spent: list[float] = []
             done = threading.Event()
 
-            def ask(call: Callable[[], None] = call, spent: list[float] = spent, done: threading.Event = done) -> None:
+            def ask(
+                call: Callable[[], None] = call,
+                spent: list[float] = spent,
+                done: threading.Event = done,
+            ) -> None:
                 while not done.is_set():
                     begin = time.perf_counter()
                     call()
@@ -232,18 +266,32 @@ def under_load(folder: Path, store: Path) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
-    function.__name__: function for function in (parts, memory, in_place, under_load, opening, hundred)
+    function.__name__: function
+    for function in (parts, memory, in_place, under_load, opening, hundred)
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--target", default="onnx", help="another model or target is measured and printed, not written down")
-    parser.add_argument("--weights-as", default=INPUTS, help="likewise; executorch has constants alone")
+    parser.add_argument(
+        "--target",
+        default="onnx",
+        help="another model or target is measured and printed, not written down",
+    )
+    parser.add_argument(
+        "--weights-as", default=INPUTS, help="likewise; executorch has constants alone"
+    )
     parser.add_argument("--part", nargs=2, metavar=("NAME", "STORE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    arguments = ["--model", options.model, "--target", options.target, "--weights-as", options.weights_as]
+    arguments = [
+        "--model",
+        options.model,
+        "--target",
+        options.target,
+        "--weights-as",
+        options.weights_as,
+    ]
     chosen = (options.model, options.target, options.weights_as)
     folder = BUILD / (MODEL if chosen == DEFAULT else "-".join(chosen))
     if options.part:
@@ -251,7 +299,12 @@ def main() -> None:
         return
     if not (folder / "done").exists():
         make(folder, *chosen)
-    values: dict[str, Any] = {"model": options.model, "threads": THREADS, "rank": 10, "new_classes": NEW}
+    values: dict[str, Any] = {
+        "model": options.model,
+        "threads": THREADS,
+        "rank": 10,
+        "new_classes": NEW,
+    }
     store = folder / "store"
 
     def measure(name: str, fresh: bool = True) -> None:
@@ -259,14 +312,18 @@ def main() -> None:
             shutil.rmtree(store, ignore_errors=True)
             Device.init(folder / "bundle", store)
         command = [sys.executable, __file__, *arguments, "--part", name, str(store)]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        found = json.loads(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        )
         print(name, found, file=sys.stderr, flush=True)
         values.update(found)
 
     for name in PARTS:
         measure(name)
     measure("opening", fresh=False)
-    rounded = {key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()}
+    rounded = {
+        key: round(value, 3) if isinstance(value, float) else value for key, value in values.items()
+    }
     if chosen != DEFAULT:
         print(json.dumps(rounded, indent=1))
         return

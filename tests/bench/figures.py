@@ -17,11 +17,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-README, PLATFORMS, FIGURES = ROOT / "README.md", ROOT / "docs" / "platforms.md", ROOT / "docs" / "figures"
+README, PLATFORMS, FIGURES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "platforms.md",
+    ROOT / "docs" / "figures",
+)
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "numpy", "securesystemslib")
 
 
-def write(name: str, command: str, values: dict[str, Any], folder: Path = FIGURES, packages: tuple[str, ...] = PACKAGES) -> Path:
+def write(
+    name: str,
+    command: str,
+    values: dict[str, Any],
+    folder: Path = FIGURES,
+    packages: tuple[str, ...] = PACKAGES,
+) -> Path:
     """Write docs/figures/NAME.json: the command, the day, the machine class, versions, and what was measured."""
     facts = {
         "command": command,
@@ -43,7 +53,15 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def loop(figure: dict[str, Any]) -> str:
-    head = ["task", "host accuracy", "device accuracy", "same class", "largest logit difference", "packet", "applied in"]
+    head = [
+        "task",
+        "host accuracy",
+        "device accuracy",
+        "same class",
+        "largest logit difference",
+        "packet",
+        "applied in",
+    ]
     rows = []
     for row in figure["tasks"]:
         shipped = f"{row['packet_bytes']:,} B" if row["packet_bytes"] else "(the bundle)"
@@ -52,7 +70,7 @@ def loop(figure: dict[str, Any]) -> str:
                 str(row["task"]),
                 f"{100 * row['host_accuracy']:.1f} %",
                 f"{100 * row['device_accuracy']:.1f} %",
-                f"{row['same_top']} of {row['pictures']}",
+                f"{row['same_top']} of {row['images']}",
                 f"{row['max_logit_difference']:.1e}",
                 shipped,
                 f"{row['apply_ms']:.0f} ms" if row["packet_bytes"] else "",
@@ -62,10 +80,23 @@ def loop(figure: dict[str, Any]) -> str:
 
 
 def step_cost(figure: dict[str, Any]) -> str:
-    head = ["model", "task 1", "task 5 / task 1", "task 10 / task 1", "task 20 / task 1", "task 20 / plain LoRA"]
+    head = [
+        "model",
+        "task 1",
+        "task 5 / task 1",
+        "task 10 / task 1",
+        "task 20 / task 1",
+        "task 20 / plain LoRA",
+    ]
     head += ["loop over tasks, 20 / 1", "memory, 20 / 1"]
     names = {"vit_tiny": "ViT-Tiny", "vit_base": "ViT-B/16"}
-    keys = ["task5_over_task1", "task10_over_task1", "task20_over_task1", "task20_over_peft", "loop_task20_over_task1"]
+    keys = [
+        "task5_over_task1",
+        "task10_over_task1",
+        "task20_over_task1",
+        "task20_over_peft",
+        "loop_task20_over_task1",
+    ]
     rows = []
     for key, name in names.items():
         if row := figure.get(key):
@@ -112,11 +143,22 @@ def method(figure: dict[str, Any]) -> str:
         for key, label in METHOD_ROWS.items():
             if (row := figure[name].get(key)) is None:
                 continue
-            absorbed = f" ({sum(row['absorbed'])} of {row['tasks']} absorbed)" if key == "kd" else ""
-            absorbed += f" ({row['seeds']} seed{'s' * (row['seeds'] > 1)})" if row["seeds"] < len(figure["seeds"]) else ""
+            absorbed = (
+                f" ({sum(row['absorbed'])} of {row['tasks']} absorbed)" if key == "kd" else ""
+            )
+            absorbed += (
+                f" ({row['seeds']} seed{'s' * (row['seeds'] > 1)})"
+                if row["seeds"] < len(figure["seeds"])
+                else ""
+            )
             accuracies = [cell(row, c) for c in ("last", "average_anytime", "forgetting")]
             rows.append(
-                [label + absorbed, *accuracies, f"{row['seconds_per_task'][0]:.0f}", f"{row['packet_bytes'][0] / 1000:.0f} kB"]
+                [
+                    label + absorbed,
+                    *accuracies,
+                    f"{row['seconds_per_task'][0]:.0f}",
+                    f"{row['packet_bytes'][0] / 1000:.0f} kB",
+                ]
             )
         parts.append(
             table(head, rows)
@@ -126,9 +168,26 @@ def method(figure: dict[str, Any]) -> str:
 
 
 def inference(figure: dict[str, Any]) -> str:
-    head = ["model", "threads", "pictures", "constants", "1 task", "20 tasks", "100 tasks", "100, as constants"]
+    head = [
+        "model",
+        "threads",
+        "images",
+        "constants",
+        "1 task",
+        "20 tasks",
+        "100 tasks",
+        "100, as constants",
+    ]
     head += ["branches, 20", "branches, 100", "torch"]
-    keys = ["tasks_1", "tasks_20", "tasks_100", "constants_bundle_100", "branches_20", "branches_100", "torch"]
+    keys = [
+        "tasks_1",
+        "tasks_20",
+        "tasks_100",
+        "constants_bundle_100",
+        "branches_20",
+        "branches_100",
+        "torch",
+    ]
     rows = []
     for key, name in {"vit_tiny": "ViT-Tiny", "vit_base": "ViT-B/16"}.items():
         for threads, by_batch in figure.get(key, {}).items():
@@ -139,7 +198,15 @@ def inference(figure: dict[str, Any]) -> str:
 
 
 def precision(figure: dict[str, Any]) -> str:
-    head = ["target, precision", "ViT-Tiny", "latency", "Omniglot: agreement", "accuracy", "Caltech-101: agreement", "accuracy"]
+    head = [
+        "target, precision",
+        "ViT-Tiny",
+        "latency",
+        "Omniglot: agreement",
+        "accuracy",
+        "Caltech-101: agreement",
+        "accuracy",
+    ]
     head += ["ViT-B/16", "latency"]
     rows = []
     for target, title in {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}.items():
@@ -152,7 +219,11 @@ def precision(figure: dict[str, Any]) -> str:
                     f"{row[model]['bytes'] / 1e6:.1f} MB{smaller}",
                     f"{row[model]['ms']:.1f} ms ({row[model]['over_fp32']:.2f})",
                 ]
-            shares = [f"{100 * row[data][key]:.1f} %" for data in ("omniglot", "caltech101") for key in ("agreement", "accuracy")]
+            shares = [
+                f"{100 * row[data][key]:.1f} %"
+                for data in ("omniglot", "caltech101")
+                for key in ("agreement", "accuracy")
+            ]
             rows.append([*cells[:3], *shares, *cells[3:]])
     return table(head, rows)
 
@@ -174,7 +245,13 @@ def packet(figure: dict[str, Any]) -> str:
     for name, row in tiny["encodings"].items():
         accuracy = f"{100 * row['after']:.1f} %"
         rows.append(
-            [name, f"{row['bytes']:,} B", f"{row['weight_error']:.1e}", accuracy, f"{base['encodings'][name]['bytes']:,} B"]
+            [
+                name,
+                f"{row['bytes']:,} B",
+                f"{row['weight_error']:.1e}",
+                accuracy,
+                f"{base['encodings'][name]['bytes']:,} B",
+            ]
         )
     others = {
         "bsdiff_bytes": "bsdiff of the two models",
@@ -202,10 +279,30 @@ def packet(figure: dict[str, Any]) -> str:
 
 
 def faults(figure: dict[str, Any]) -> str:
-    head = ["scenario", "operations", "cuts", "disks left", "cuts after a kill", "disks left", "restarts", "broken"]
-    keys = ["operations", "points", "states", "points_after_a_kill", "states_after_a_kill", "restarts", "problems"]
+    head = [
+        "scenario",
+        "operations",
+        "cuts",
+        "disks left",
+        "cuts after a kill",
+        "disks left",
+        "restarts",
+        "damaged",
+    ]
+    keys = [
+        "operations",
+        "points",
+        "states",
+        "points_after_a_kill",
+        "states_after_a_kill",
+        "restarts",
+        "problems",
+    ]
     rows = [[row["scenario"], *(f"{row[key]:,}" for key in keys)] for row in figure["scenarios"]]
-    return table(head, [*rows, ["all", *(f"{sum(row[key] for row in figure['scenarios']):,}" for key in keys)]])
+    return table(
+        head,
+        [*rows, ["all", *(f"{sum(row[key] for row in figure['scenarios']):,}" for key in keys)]],
+    )
 
 
 def device(figure: dict[str, Any]) -> str:
@@ -214,13 +311,25 @@ def device(figure: dict[str, Any]) -> str:
 
     stored = figure["store_bytes_100_tasks"]
     rows = [
-        ["apply one packet, whole", f"{figure['apply_ms']:.0f} ms (longest {figure['apply_ms_longest']:.0f})"],
+        [
+            "apply one packet, whole",
+            f"{figure['apply_ms']:.0f} ms (longest {figure['apply_ms_longest']:.0f})",
+        ],
         ["... verify signature, digest and tensors", f"{figure['verify_ms']:.1f} ms"],
         ["... merge", f"{figure['merge_ms']:.0f} ms"],
-        [f"... the canary's inference, {figure['canary_pictures']} pictures", f"{figure['canary_ms']:.0f} ms"],
+        [
+            f"... the canary's inference, {figure['canary_images']} images",
+            f"{figure['canary_ms']:.0f} ms",
+        ],
         ["longest pause of a predictor by the swap", f"{figure['pause_ms_p100']:.2f} ms"],
-        ["... longest wait for the same thing without updates", f"{figure['reference_ms_p100_without_updates']:.2f} ms"],
-        ["one prediction, nothing beside it", f"{figure['predict_ms']:.0f} ms (longest {figure['predict_ms_longest']:.0f})"],
+        [
+            "... longest wait for the same thing without updates",
+            f"{figure['reference_ms_p100_without_updates']:.2f} ms",
+        ],
+        [
+            "one prediction, nothing beside it",
+            f"{figure['predict_ms']:.0f} ms (longest {figure['predict_ms_longest']:.0f})",
+        ],
         [
             "... beside updates, which take their share of the cores",
             f"{figure['predict_ms_beside_updates']:.0f} ms (longest {figure['predict_ms_beside_updates_longest']:.0f})",
@@ -230,11 +339,17 @@ def device(figure: dict[str, Any]) -> str:
         ['... `swap="in_place"`, whose predictors wait', mega("in_place_peak_over_steady_bytes")],
         ["... and how long they wait at most", f"{figure['in_place_wait_ms_p100']:.0f} ms"],
         ["steady memory of the process", mega("steady_bytes")],
-        ["cold open to first answer, no packet", f"{figure['open_to_first_answer_ms_0_packets'] / 1000:.2f} s"],
+        [
+            "cold open to first answer, no packet",
+            f"{figure['open_to_first_answer_ms_0_packets'] / 1000:.2f} s",
+        ],
         ["... 100 packets", f"{figure['open_to_first_answer_ms_100_packets'] / 1000:.2f} s"],
         ["100 packets in one go", f"{figure['apply_100_packets_s']:.1f} s"],
         ["merge of 100 tasks", f"{figure['merge_100_tasks_s']:.2f} s"],
-        ["store after 100 tasks", f"{stored['bundle'] / 1e6:.0f} MB bundle, {stored['packets'] / 1e6:.0f} MB packets"],
+        [
+            "store after 100 tasks",
+            f"{stored['bundle'] / 1e6:.0f} MB bundle, {stored['packets'] / 1e6:.0f} MB packets",
+        ],
     ]
     title = f"{figure['model']}, {figure['threads']} threads"
     return table([title, ""], rows)
@@ -243,7 +358,12 @@ def device(figure: dict[str, Any]) -> str:
 def matrix(figure: dict[str, Any]) -> str:
     head = ["Python", "dependencies", "onnxruntime", "numpy", *figure["bundles"]]
     rows = [
-        [row["python"], row["kind"], *(row["versions"][n] for n in ("onnxruntime", "numpy")), *row["found"].values()]
+        [
+            row["python"],
+            row["kind"],
+            *(row["versions"][n] for n in ("onnxruntime", "numpy")),
+            *row["found"].values(),
+        ]
         for row in figure["cells"]
     ]
     return table(head, rows)
@@ -278,7 +398,9 @@ def rendered(page: Path) -> str:
         marked = re.compile(rf"(<!-- figures:{name} -->\n).*?(<!-- /figures:{name} -->)", re.S)
         text, count = marked.subn(lambda m, new=f"{body}\n\n{note}\n": m[1] + new + m[2], text)  # type: ignore[misc]
         if count != 1:
-            raise SystemExit(f"{page.name} has {count} places marked figures:{name}; there must be one")
+            raise SystemExit(
+                f"{page.name} has {count} places marked figures:{name}; there must be one"
+            )
     return text
 
 
@@ -288,7 +410,9 @@ def main() -> None:
         if "--check" not in sys.argv:
             page.write_text(new)
         elif new != page.read_text():
-            raise SystemExit(f"the tables of {page.name} differ from docs/figures: run make figures")
+            raise SystemExit(
+                f"the tables of {page.name} differ from docs/figures: run make figures"
+            )
 
 
 if __name__ == "__main__":

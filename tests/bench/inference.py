@@ -42,10 +42,11 @@ from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.onnx import OPSET
 from torch import Tensor, nn
 
-from sdlora_edge import packet, signing
-from sdlora_edge.bundle import CONSTANTS
-from sdlora_edge.device import Device, canary
-from sdlora_edge.device.engines.onnx import ort  # telemetry is off then
+from sdlora_edge.device import Device
+from sdlora_edge.device.engines.onnx_runtime import ort  # telemetry is off then
+from sdlora_edge.formats import packet, signing
+from sdlora_edge.formats.bundle import CONSTANTS
+from sdlora_edge.inputs import canary
 from sdlora_edge.method import backbones, sdlora
 from sdlora_edge.state import Factors, TaskState
 from sdlora_edge.train.run import Run
@@ -68,7 +69,9 @@ class Branches(nn.Module):
     def __init__(self, qkv: nn.Linear, query: Factors, value: Factors) -> None:
         super().__init__()
         self.qkv = qkv
-        self.factors = nn.ParameterList(nn.Parameter(torch.from_numpy(t), False) for f in (query, value) for t in (f.A, f.B))
+        self.factors = nn.ParameterList(
+            nn.Parameter(torch.from_numpy(t), False) for f in (query, value) for t in (f.A, f.B)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.qkv(x).chunk(3, dim=-1)
@@ -85,11 +88,16 @@ class Whole(nn.Module):
         self.eval().requires_grad_(False)
 
     def with_head(self, state: TaskState) -> Whole:
-        self.head.load_state_dict({"weight": torch.from_numpy(state.head_weight), "bias": torch.from_numpy(state.head_bias)})
+        self.head.load_state_dict(
+            {
+                "weight": torch.from_numpy(state.head_weight),
+                "bias": torch.from_numpy(state.head_bias),
+            }
+        )
         return self
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.head(self.backbone(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))
 
 
 def merged(run: Run, task: int) -> Whole:
@@ -106,10 +114,14 @@ def apart(run: Run, task: int) -> Whole:
     def joined(name: str) -> Factors:
         factors = [f[name] for f in run.factors(task)]
         B = [f.B.astype(np.float32) * alpha for f, alpha in zip(factors, own, strict=True)]
-        return Factors(np.concatenate([f.A.astype(np.float32) for f in factors]), np.concatenate(B, axis=1))
+        return Factors(
+            np.concatenate([f.A.astype(np.float32) for f in factors]), np.concatenate(B, axis=1)
+        )
 
     for i, block in enumerate(run.backbone.blocks):  # type: ignore[arg-type]
-        block.attn.qkv = Branches(block.attn.qkv, joined(f"blocks.{i}.attn.q"), joined(f"blocks.{i}.attn.v"))
+        block.attn.qkv = Branches(
+            block.attn.qkv, joined(f"blocks.{i}.attn.q"), joined(f"blocks.{i}.attn.v")
+        )
     return Whole(run.backbone).with_head(run.states[task])
 
 
@@ -123,20 +135,38 @@ def make_models(model: str, folder: Path) -> None:
     device = Device.init(folder / "bundle", folder / "store")
     for update, before in zip(run.updates, run.states, strict=False):
         inputs = canary.inputs(update.task, run.preprocessing, 1)
-        logits = sdlora.logits(run.backbone, run.weights(update.task), run.states[update.task], inputs)
-        data = packet.build(update, before, run.lineage, update.task, logits, lambda payload: signing.sign(payload, [signer]))
+        logits = sdlora.logits(
+            run.backbone, run.weights(update.task), run.states[update.task], inputs
+        )
+        data = packet.build(
+            update,
+            before,
+            run.lineage,
+            update.task,
+            logits,
+            lambda payload: signing.sign(payload, [signer]),
+        )
         (folder / "next").write_bytes(data)
         device.apply(folder / "next")
         if update.task in TASKS:
             shutil.copytree(folder / "store", folder / "stores" / f"tasks_{update.task}")
             print(f"{model}: {update.task} packets applied", file=sys.stderr, flush=True)
-    export_bundle(run, folder / "other", max(TASKS) - 1, [str(public)], weights_as=CONSTANTS, max_classes=CLASSES)
+    export_bundle(
+        run,
+        folder / "other",
+        max(TASKS) - 1,
+        [str(public)],
+        weights_as=CONSTANTS,
+        max_classes=CLASSES,
+    )
     Device.init(folder / "other", folder / "stores" / "constants_bundle_100").apply(folder / "next")
     whole = merged(run, max(TASKS))
     write_onnx(whole, run.preprocessing.size, folder / "constants.onnx")
     torch.save(whole.state_dict(), folder / "whole.pt")
     for task in BRANCHES:
-        run.backbone.load_state_dict({n: torch.from_numpy(w) for n, w in run.base_weights.items()}, strict=False)
+        run.backbone.load_state_dict(
+            {n: torch.from_numpy(w) for n, w in run.base_weights.items()}, strict=False
+        )
         write_onnx(apart(run, task), run.preprocessing.size, folder / f"branches_{task}.onnx")
         for block in run.backbone.blocks:  # type: ignore[union-attr]
             block.attn.qkv = block.attn.qkv.qkv
@@ -147,24 +177,35 @@ def make_models(model: str, folder: Path) -> None:
 
 
 def write_onnx(whole: nn.Module, size: int, path: Path) -> None:
-    """As anyone exports a model: every weight a constant, any number of pictures."""
+    """As anyone exports a model: every weight a constant, any number of images."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         dynamic = ({0: torch.export.Dim.DYNAMIC},)
         example = (torch.zeros(2, 3, size, size),)
-        program = torch.onnx.export(whole, example, dynamo=True, opset_version=OPSET, verbose=False, dynamic_shapes=dynamic)
+        program = torch.onnx.export(
+            whole, example, dynamo=True, opset_version=OPSET, verbose=False, dynamic_shapes=dynamic
+        )
     assert program is not None
     program.save(path)
 
 
-NAMES = ("constants", *(f"tasks_{t}" for t in TASKS), "constants_bundle_100", *(f"branches_{t}" for t in BRANCHES), "torch")
+NAMES = (
+    "constants",
+    *(f"tasks_{t}" for t in TASKS),
+    "constants_bundle_100",
+    *(f"branches_{t}" for t in BRANCHES),
+    "torch",
+)
 
 
-def load(name: str, folder: Path, threads: int, pictures: np.ndarray) -> Call:
-    """A contestant: what computes the logits of the pictures."""
+def load(name: str, folder: Path, threads: int, images: np.ndarray) -> Call:
+    """A contestant: what computes the logits of the images."""
     if name == "torch":
         torch.set_num_threads(threads)
-        whole, tensor = Whole(backbones.create(MODELS[folder.name], None, None, pretrained=False)[0]), torch.from_numpy(pictures)
+        whole, tensor = (
+            Whole(backbones.create(MODELS[folder.name], None, None, pretrained=False)[0]),
+            torch.from_numpy(images),
+        )
         whole.load_state_dict(torch.load(folder / "whole.pt"))
 
         def eager() -> np.ndarray:
@@ -174,18 +215,20 @@ def load(name: str, folder: Path, threads: int, pictures: np.ndarray) -> Call:
         return eager
     if (folder / "stores" / name).exists():
         opened = Device.open(folder / "stores" / name, threads)
-        return lambda: opened.logits(pictures)
+        return lambda: opened.logits(images)
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, threads
-    session = ort.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
-    pictures_name = session.get_inputs()[0].name
-    return lambda: session.run(None, {pictures_name: pictures})[0]
+    session = ort.InferenceSession(
+        str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    images_name = session.get_inputs()[0].name
+    return lambda: session.run(None, {images_name: images})[0]
 
 
 def serve(name: str, model: str, threads: int, batch: int) -> None:
     """A contestant's own process: for each line with a number, so many calls, and the milliseconds of one; a path: logits go there."""
-    pictures = np.random.default_rng(1).standard_normal((batch, 3, 224, 224)).astype(np.float32)
-    call = load(name, BUILD / model, threads, pictures)
+    images = np.random.default_rng(1).standard_normal((batch, 3, 224, 224)).astype(np.float32)
+    call = load(name, BUILD / model, threads, images)
     for line in sys.stdin:
         if not line.strip().isdigit():
             np.save(line.strip(), call())
@@ -203,7 +246,9 @@ class Contestant:
 
     def __init__(self, name: str, *where: object) -> None:
         command = [sys.executable, __file__, "--serve", name, *map(str, where)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def logits(self, folder: str) -> np.ndarray:
         self._ask(f"{folder}/logits.npy")
@@ -224,11 +269,15 @@ class Contestant:
 
 def agree(logits: dict[str, np.ndarray]) -> float:
     """The largest difference, as a share of the largest logit. Stops unless all compute what they stand for."""
-    pairs = [("tasks_100", n) for n in ("constants", "constants_bundle_100", "branches_100", "torch")] + [
-        ("tasks_20", "branches_20")
-    ]
-    worst = max(float(np.abs(logits[a] - logits[b]).max() / np.abs(logits[b]).max()) for a, b in pairs)
-    apart = float(np.abs(logits["tasks_100"] - logits["tasks_20"]).max() / np.abs(logits["tasks_20"]).max())
+    pairs = [
+        ("tasks_100", n) for n in ("constants", "constants_bundle_100", "branches_100", "torch")
+    ] + [("tasks_20", "branches_20")]
+    worst = max(
+        float(np.abs(logits[a] - logits[b]).max() / np.abs(logits[b]).max()) for a, b in pairs
+    )
+    apart = float(
+        np.abs(logits["tasks_100"] - logits["tasks_20"]).max() / np.abs(logits["tasks_20"]).max()
+    )
     if not worst < AGREE < apart:
         raise SystemExit(
             f"the contestants do not compute the same: {worst:.2g}; after 80 tasks more the logits moved by {apart:.2g}"
@@ -237,18 +286,29 @@ def agree(logits: dict[str, np.ndarray]) -> float:
 
 
 def cell(model: str, threads: int, batch: int, seconds: float) -> dict[str, float]:
-    """Everything about one model, number of threads and number of pictures."""
+    """Everything about one model, number of threads and number of images."""
     contestants = {name: Contestant(name, model, threads, batch) for name in NAMES}
     with tempfile.TemporaryDirectory() as folder:
         difference = agree({name: one.logits(folder) for name, one in contestants.items()})
-    repeats = {name: max(1, round(1e3 * TURN / one.milliseconds(1))) for name, one in contestants.items()}
+    repeats = {
+        name: max(1, round(1e3 * TURN / one.milliseconds(1))) for name, one in contestants.items()
+    }
     rows, end = [], time.perf_counter() + seconds
     while len(rows) < LEAST_ROUNDS or time.perf_counter() < end:
         turn = len(rows) % len(NAMES)
-        rows.append({name: contestants[name].milliseconds(repeats[name]) for name in NAMES[turn:] + NAMES[:turn]})
+        rows.append(
+            {
+                name: contestants[name].milliseconds(repeats[name])
+                for name in NAMES[turn:] + NAMES[:turn]
+            }
+        )
     for one in contestants.values():
         one.close()
-    found = {f"{n}_over_constants": round(median(r[n] / r["constants"] for r in rows), 4) for n in NAMES if n != "constants"}
+    found = {
+        f"{n}_over_constants": round(median(r[n] / r["constants"] for r in rows), 4)
+        for n in NAMES
+        if n != "constants"
+    }
     found |= {f"{name}_ms": round(median(r[name] for r in rows), 3) for name in NAMES}
     return found | {"largest_difference": float(f"{difference:.1e}"), "rounds": len(rows)}
 
@@ -257,7 +317,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="of measuring, for each cell")
     parser.add_argument("--models", default=",".join(MODELS), help="comma-separated")
-    parser.add_argument("--serve", nargs=4, metavar=("NAME", "MODEL", "THREADS", "BATCH"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--serve", nargs=4, metavar=("NAME", "MODEL", "THREADS", "BATCH"), help=argparse.SUPPRESS
+    )
     return parser.parse_args()
 
 
@@ -267,7 +329,12 @@ def main() -> None:
         name, model, threads, batch = options.serve
         serve(name, model, int(threads), int(batch))
         return
-    values: dict[str, Any] = {"image_size": 224, "rank": random_runs.RANK, "classes": CLASSES, "seconds": options.seconds}
+    values: dict[str, Any] = {
+        "image_size": 224,
+        "rank": random_runs.RANK,
+        "classes": CLASSES,
+        "seconds": options.seconds,
+    }
     for model in options.models.split(","):
         if not (BUILD / model / "done").exists():
             make_models(model, BUILD / model)
@@ -279,8 +346,16 @@ def main() -> None:
                 measured = json.loads(kept.read_text())
                 print(model, threads, batch, measured, file=sys.stderr, flush=True)
                 values.setdefault(model, {}).setdefault(str(threads), {})[str(batch)] = measured
-    command = " ".join(["python tests/bench/inference.py", *sys.argv[1:]]) if sys.argv[1:] else "make bench-inference"
-    print(figures.write("inference", command, values, packages=("torch", "timm", "onnx", "onnxruntime", "numpy")))
+    command = (
+        " ".join(["python tests/bench/inference.py", *sys.argv[1:]])
+        if sys.argv[1:]
+        else "make bench-inference"
+    )
+    print(
+        figures.write(
+            "inference", command, values, packages=("torch", "timm", "onnx", "onnxruntime", "numpy")
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The whole loop on real pictures: Omniglot's small background set 1, 136 characters in 8 tasks, ViT-Tiny at 96 px.
+"""The whole loop on real images: Omniglot's small background set 1, 136 characters in 8 tasks, ViT-Tiny at 96 px.
 
-Exports after task 1, ships tasks 2 to 8 as packets, compares host and device over all test pictures after each, and writes
-docs/figures/loop.json. Takes about ten minutes on two cores; SDLORA_EDGE_DATA says where pictures and weights lie.
+Exports after task 1, ships tasks 2 to 8 as packets, compares host and device over all test images after each, and writes
+docs/figures/loop.json. Takes about ten minutes on two cores; SDLORA_EDGE_DATA says where images and weights lie.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import tempfile
 from pathlib import Path
 
 import figures
-from sdlora_edge.export.loop import ship
 
 from sdlora_edge.cli.train import accuracy_row
+from sdlora_edge.demo import ship
 from sdlora_edge.train.config import resolve
-from sdlora_edge.train.trainer import train
+from sdlora_edge.train.loop import train
 
 
 def main() -> None:
@@ -33,10 +33,14 @@ def main() -> None:
         },
     )
     with tempfile.TemporaryDirectory() as folder:
-        run = train(settings, Path(folder) / "runs" / "omniglot", lambda run: print(accuracy_row(run), flush=True))
+        run = train(
+            settings,
+            Path(folder) / "runs" / "omniglot",
+            lambda run: print(accuracy_row(run), flush=True),
+        )
         shipped = ship(run, Path(folder), 1)
     for row in shipped["tasks"]:
-        if row["same_top"] != row["pictures"] or row["max_logit_difference"] > 1e-4:
+        if row["same_top"] != row["images"] or row["max_logit_difference"] > 1e-4:
             raise SystemExit(f"host and device differ: {row}")
     print(figures.write("loop", "make bench-loop", shipped))
 

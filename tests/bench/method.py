@@ -1,8 +1,8 @@
-"""Every variant of the method on three real streams: rows trained alike, three seeds, scored on test pictures.
+"""Every variant of the method on three real streams: rows trained alike, three seeds, scored on test images.
 
 Writes docs/figures/method.json. Each training leaves one JSON file in build/method/, so a run that was stopped goes on; two
-trainings run at once, one core each. Settings were chosen on a validation part of the training pictures (--validate).
-SDLORA_EDGE_DATA says where pictures and weights lie.
+trainings run at once, one core each. Settings were chosen on a validation part of the training images (--validate).
+SDLORA_EDGE_DATA says where images and weights lie.
 """
 
 from __future__ import annotations
@@ -32,8 +32,19 @@ COMMON: dict[str, Any] = {
 }
 SETS: dict[str, dict[str, Any]] = {
     "omniglot": {"data": "omniglot_small1.zip", "tasks": 8, "epochs": 10},
-    "caltech101": {"data": "caltech101_128px_max50.zip", "tasks": 10, "epochs": 5, "train_limit": 24},
-    "pacs": {"data": "pacs_128px.zip", "protocol": "domain", "tasks": 4, "epochs": 5, "train_limit": 100},
+    "caltech101": {
+        "data": "caltech101_128px_max50.zip",
+        "tasks": 10,
+        "epochs": 5,
+        "train_limit": 24,
+    },
+    "pacs": {
+        "data": "pacs_128px.zip",
+        "protocol": "domain",
+        "tasks": 4,
+        "epochs": 5,
+        "train_limit": 100,
+    },
 }
 HEADS = {"": "plain_correct", " aligned": "correct"}
 """what a row's name ends with, and the matrix in metrics.json: one training is scored with both heads"""
@@ -53,7 +64,12 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 def settings(name: str, row: str, seed: int) -> dict[str, Any]:
-    chosen = COMMON | SETS[name] | ROWS[row] | {"seed": seed, "weights": str(SHARED / "vit_tiny_patch16_224.fp16.safetensors")}
+    chosen = (
+        COMMON
+        | SETS[name]
+        | ROWS[row]
+        | {"seed": seed, "weights": str(SHARED / "vit_tiny_patch16_224.fp16.safetensors")}
+    )
     if row == "joint":  # the same low-rank budget as all tasks together
         chosen["rank"] = str(10 * SETS[name]["tasks"])
     return chosen | {"data": str(SHARED / chosen["data"])}
@@ -85,13 +101,34 @@ def train(name: str, row: str, seed: int) -> None:
             raise SystemExit(f"{name} {row} {seed}: {done.stderr.strip().splitlines()[-1]}")
         tasks = sorted((Path(folder) / "run" / "tasks").glob("*/metrics.json"))
         entries = [json.loads(path.read_text()) for path in tasks]
-    keep = ("correct", "plain_correct", "frozen_correct", "totals", "seconds", "packet_bytes", "rank", "absorbed", "residual")
+    keep = (
+        "correct",
+        "plain_correct",
+        "frozen_correct",
+        "totals",
+        "seconds",
+        "packet_bytes",
+        "rank",
+        "absorbed",
+        "residual",
+    )
     RESULTS.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".tmp")
-    partial.write_text(json.dumps([{k: e[k] for k in keep if k in e} | {"classes": len(e["classes"])} for e in entries]))
+    partial.write_text(
+        json.dumps(
+            [{k: e[k] for k in keep if k in e} | {"classes": len(e["classes"])} for e in entries]
+        )
+    )
     shutil.move(partial, target)
     print(
-        name, row, seed, *(round(100 * sum(entries[-1][m][-1]) / sum(entries[-1]["totals"]), 1) for m in HEADS.values()), flush=True
+        name,
+        row,
+        seed,
+        *(
+            round(100 * sum(entries[-1][m][-1]) / sum(entries[-1]["totals"]), 1)
+            for m in HEADS.values()
+        ),
+        flush=True,
     )
 
 
@@ -99,12 +136,16 @@ def summary(entries: list[dict[str, Any]], matrix: str, domains: bool) -> dict[s
     """The columns of one training, accuracies in percent. A plain head's packets lack the old classes' rows (but for domains)."""
     from sdlora_edge.train.metrics import summary as metrics
 
-    old = np.cumsum([0] + [e["classes"] for e in entries[:-1]]) * (matrix == "plain_correct" and not domains)
+    old = np.cumsum([0] + [e["classes"] for e in entries[:-1]]) * (
+        matrix == "plain_correct" and not domains
+    )
     found = metrics(entries[-1][matrix], entries[-1]["totals"])
     return {
         **{c: 100 * float(found[c]) for c in ("last", "average_anytime", "forgetting")},  # type: ignore[arg-type]
         "seconds_per_task": float(np.mean([e["seconds"] for e in entries])),
-        "packet_bytes": float(np.mean([e["packet_bytes"] - ROW_BYTES * n for e, n in zip(entries, old, strict=True)])),
+        "packet_bytes": float(
+            np.mean([e["packet_bytes"] - ROW_BYTES * n for e, n in zip(entries, old, strict=True)])
+        ),
     }
 
 
@@ -125,20 +166,35 @@ def collect() -> dict[str, Any]:
                     if (v := [x[c] for x in columns])
                 }
             if row == "kd":
-                facts = {"absorbed": [sum(bool(e.get("absorbed")) for e in r) for r in runs], "tasks": sum(len(r) for r in runs)}
+                facts = {
+                    "absorbed": [sum(bool(e.get("absorbed")) for e in r) for r in runs],
+                    "tasks": sum(len(r) for r in runs),
+                }
                 rows[row] |= facts
                 rows[f"{row} aligned"] |= facts
         table[name] = rows
     gap = {}
     for name, rows in table.items():
-        low, high = rows["frozen aligned"]["last"][0], max(rows["joint"]["last"][0], rows["joint aligned"]["last"][0])
+        low, high = (
+            rows["frozen aligned"]["last"][0],
+            max(rows["joint"]["last"][0], rows["joint aligned"]["last"][0]),
+        )
         gap[name] = (rows["sdlora aligned"]["last"][0] - low) / (high - low)
-    return {"sets": {n: {**COMMON, **SETS[n]} for n in SETS}, "seeds": SEEDS, "gap_closed": gap, **table}
+    return {
+        "sets": {n: {**COMMON, **SETS[n]} for n in SETS},
+        "seeds": SEEDS,
+        "gap_closed": gap,
+        **table,
+    }
 
 
 def main() -> None:
     chosen = [name for name in sys.argv[1:] if name in SETS] or list(SETS)
-    work = [] if "--collect" in sys.argv else [(name, row, seed) for seed in SEEDS for row in ROWS for name in chosen]
+    work = (
+        []
+        if "--collect" in sys.argv
+        else [(name, row, seed) for seed in SEEDS for row in ROWS for name in chosen]
+    )
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda job: train(*job), work))
     import figures

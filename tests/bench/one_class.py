@@ -28,12 +28,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sdlora_edge.state import TaskUpdate, changed_rows
-from sdlora_edge.train import data, trainer
+from sdlora_edge.train import loop, splits
 from sdlora_edge.train.config import from_values
-from sdlora_edge.train.data import Part
 from sdlora_edge.train.fit import _optimizer, precision
 from sdlora_edge.train.run import Run
 from sdlora_edge.train.score import seen_features
+from sdlora_edge.train.splits import Part
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("SDLORA_EDGE_DATA", "../shared/data"))
@@ -74,11 +74,11 @@ def folders(name: str) -> tuple[Path, list[Path]]:
 def base_run(name: str) -> Path:
     path = BUILD / f"{name}-base"
     if path.exists():
-        trainer.resume(path)
+        loop.resume(path)
         return path
     weights = str(SHARED / "vit_tiny_patch16_224.fp16.safetensors")
     values = COMMON | SETS[name] | {"data": str(folders(name)[0]), "weights": weights}
-    return trainer.train(from_values(values), path).path
+    return loop.train(from_values(values), path).path
 
 
 class Unscored:
@@ -87,13 +87,22 @@ class Unscored:
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def entry(self, part: Part, pictures: int, seconds: float, facts: dict[str, Any]) -> dict[str, Any]:
+    def entry(
+        self, part: Part, images: int, seconds: float, facts: dict[str, Any]
+    ) -> dict[str, Any]:
         task = self.run.states[-1].task
-        return {"task": task, "name": part.name, "source": part.source, "seconds": seconds, "classes": list(part.classes), **facts}
+        return {
+            "task": task,
+            "name": part.name,
+            "source": part.source,
+            "seconds": seconds,
+            "classes": list(part.classes),
+            **facts,
+        }
 
 
 def row(run: Run, part: Part) -> None:
-    trainer._train_task(run, part, Unscored(run))  # type: ignore[arg-type]
+    loop._train_task(run, part, Unscored(run))  # type: ignore[arg-type]
 
 
 def direction(run: Run, part: Part, steps: int, rate: float = 1.0) -> None:
@@ -101,42 +110,53 @@ def direction(run: Run, part: Part, steps: int, rate: float = 1.0) -> None:
 
 
 def all_rows(run: Run, part: Part) -> None:
-    learn(run, part, trainer._nothing(run))
+    learn(run, part, loop._nothing(run))
 
 
-def learn(run: Run, part: Part, learned: trainer.Direction) -> None:
+def learn(run: Run, part: Part, learned: loop.Direction) -> None:
     """What the trainer does with a direction: old statistics follow, all rows are fitted again."""
     assert run.statistics is not None
     factors, deltas = learned
-    state, pictures = run.states[-1], data.decode(part.train, part.classes, run.preprocessing, need=True)
+    state, images = (
+        run.states[-1],
+        splits.decode(part.train, part.classes, run.preprocessing, need=True),
+    )
     classes = len(state.classes) + 1
-    targets = np.full(len(pictures), classes - 1)
+    targets = np.full(len(images), classes - 1)
     before, after = run.weights(state.task), run.weights_with(factors, deltas)
-    run.statistics = trainer._aligned(run, run.statistics, before, after, pictures, targets, classes)
-    run.frozen = run.frozen.with_pictures(seen_features(run, {}, pictures), targets, classes)
-    run.plain = tuple(np.concatenate([a, np.zeros((1, *a.shape[1:]), np.float32)]) for a in run.plain)  # type: ignore[assignment]
+    run.statistics = loop._aligned(run, run.statistics, before, after, images, targets, classes)
+    run.frozen = run.frozen.with_images(seen_features(run, {}, images), targets, classes)
+    run.plain = tuple(
+        np.concatenate([a, np.zeros((1, *a.shape[1:]), np.float32)]) for a in run.plain
+    )  # type: ignore[assignment]
     rows = changed_rows(state, *run.statistics.discriminant())
     run.follow(TaskUpdate(state.task + 1, part.name, part.classes, deltas, rows, factors))
     run.exact = factors
-    run.record(Unscored(run).entry(part, len(pictures), 0.0, {"packet_bytes": run.packet_bytes(state.task + 1)}))
+    run.record(
+        Unscored(run).entry(
+            part, len(images), 0.0, {"packet_bytes": run.packet_bytes(state.task + 1)}
+        )
+    )
 
 
-def trained(run: Run, part: Part, steps: int, rate: float) -> trainer.Direction:
+def trained(run: Run, part: Part, steps: int, rate: float) -> loop.Direction:
     """The direction of one class: its images against samples of the other classes' Gaussians, which the frozen old rows see."""
     assert run.statistics is not None
     settings, state, known = run.config, run.states[-1], run.statistics
     torch.manual_seed(settings.seed + state.task)
     random = np.random.RandomState(settings.seed + state.task)
-    pictures = data.decode(part.train, part.classes, run.preprocessing, need=True)
-    seen = seen_features(run, run.weights(state.task), pictures)
+    images = splits.decode(part.train, part.classes, run.preprocessing, need=True)
+    seen = seen_features(run, run.weights(state.task), images)
     classes = len(state.classes) + 1
-    start = known.with_pictures(seen, np.full(len(seen), classes - 1), classes)
+    start = known.with_images(seen, np.full(len(seen), classes - 1), classes)
     weight, bias = start.beside(state.head_weight, state.head_bias, np.array([classes - 1]))
     old = torch.from_numpy(weight[:-1]), torch.from_numpy(bias[:-1])
-    model = trainer._learning(run, (weight[-1:], bias[-1:]))
-    root = np.linalg.cholesky(known.scatter / (known.counts.sum() - classes + 1) + 1e-6 * np.eye(len(known.scatter)))
+    model = loop._learning(run, (weight[-1:], bias[-1:]))
+    root = np.linalg.cholesky(
+        known.scatter / (known.counts.sum() - classes + 1) + 1e-6 * np.eye(len(known.scatter))
+    )
     optimizer = _optimizer(model, replace(settings, lr=settings.lr * rate), state.task + 1)
-    inputs = torch.from_numpy(run.preprocessing.normalise(pictures.pixels))
+    inputs = torch.from_numpy(run.preprocessing.normalise(images.pixels))
     for _ in range(steps):
         label = random.randint(classes - 1, size=4 * len(inputs))
         sample = known.means[label] + random.randn(len(label), len(root)) @ root.T
@@ -169,8 +189,8 @@ def joined(parts: Sequence[Part]) -> Part:
 
 
 def part_of(run: Run, folder: Path) -> Part:
-    source = data.load_for(run.config, str(folder))
-    found = data.part(source, folder.name, source.classes, (), run.config)
+    source = splits.load_for(run.config, str(folder))
+    found = splits.part(source, folder.name, source.classes, (), run.config)
     assert found is not None
     return found
 
@@ -186,7 +206,9 @@ def measure(name: str, way: str) -> dict[str, Any]:
     shutil.rmtree(path, ignore_errors=True)
     shutil.copytree(base_run(name), path)
     run = Run.open(path)
-    first = data.parts(data.load(str(with_base), run.config.test_fraction, run.config.seed), run.config)
+    first = splits.parts(
+        splits.load(str(with_base), run.config.test_fraction, run.config.seed), run.config
+    )
     parts, begun = [part_of(run, folder) for folder in new], len(run.updates)
     rows = [score(run, first, [])]
     if way == "together":
@@ -209,13 +231,17 @@ def score(run: Run, old: Sequence[Part], new: Sequence[Part]) -> dict[str, Any]:
     for side, parts in (("old", old), ("new", new)):
         right[side] = total[side] = 0
         for part in parts:
-            test = data.decode(part.test, part.classes, run.preprocessing, need=False)
+            test = splits.decode(part.test, part.classes, run.preprocessing, need=False)
             truth = np.array([state.classes.index(c) for c in part.classes])[test.targets]
             logits = seen_features(run, weights, test) @ state.head_weight.T + state.head_bias
             right[side] += int((logits.argmax(axis=1) == truth).sum())
             total[side] += len(truth)
     shares = {side: right[side] / total[side] if total[side] else None for side in right}
-    return {"classes": sum(len(part.classes) for part in new), **shares, "all": sum(right.values()) / sum(total.values())}
+    return {
+        "classes": sum(len(part.classes) for part in new),
+        **shares,
+        "all": sum(right.values()) / sum(total.values()),
+    }
 
 
 def main() -> None:

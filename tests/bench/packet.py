@@ -1,7 +1,7 @@
 """What a packet weighs, and what its encoding costs: ViT-Tiny on Omniglot (one trained run, encoded anew), ViT-B/16 in bytes.
 
 Beside each: the whole model, and what general tools make of the two exported models (zstd --patch-from, bsdiff). Writes
-docs/figures/packet.json. `--run RUN` takes a trained run instead of training one; SDLORA_EDGE_DATA says where pictures and
+docs/figures/packet.json. `--run RUN` takes a trained run instead of training one; SDLORA_EDGE_DATA says where images and
 weights lie.
 """
 
@@ -21,15 +21,15 @@ import timm
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.packets import accuracies
 
-from sdlora_edge import packet, signing
-from sdlora_edge.bundle import FACTORS, MANIFEST, TRUST
 from sdlora_edge.cli.train import accuracy_row
-from sdlora_edge.encoding import ENCODINGS, Factors, encode
+from sdlora_edge.formats import packet, signing
+from sdlora_edge.formats.bundle import FACTORS, MANIFEST, TRUST
+from sdlora_edge.formats.encoding import ENCODINGS, Factors, encode
 from sdlora_edge.method import backbones
 from sdlora_edge.state import TaskState, TaskUpdate, changed_rows, merge
 from sdlora_edge.train.config import resolve
+from sdlora_edge.train.loop import train
 from sdlora_edge.train.run import Run
-from sdlora_edge.train.trainer import train
 
 RANK, CLASSES = 10, 10
 TARGET_BYTES = {"fp16": 800_000, "int8": 420_000, "int4": 240_000}
@@ -42,13 +42,19 @@ def main() -> None:
     parser.add_argument("--train-only", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        run = Run.open(given.run) if given.run and given.run.exists() else trained(given.run or Path(folder) / "run")
+        run = (
+            Run.open(given.run)
+            if given.run and given.run.exists()
+            else trained(given.run or Path(folder) / "run")
+        )
         if given.train_only:
             return
         values = {"vit_tiny": tiny(run, Path(folder)), "vit_base": base(Path(folder))}
     for name, limit in TARGET_BYTES.items():
         if values["vit_base"]["encodings"][name]["bytes"] > limit:
-            raise SystemExit(f"{name}: {values['vit_base']['encodings'][name]['bytes']} bytes are more than {limit}")
+            raise SystemExit(
+                f"{name}: {values['vit_base']['encodings'][name]['bytes']} bytes are more than {limit}"
+            )
     print(figures.write("packet", "make bench-packet", values))
 
 
@@ -72,16 +78,28 @@ def tiny(run: Run, folder: Path) -> dict[str, Any]:
     for encoding in ENCODINGS:
         view = run.encoded(encoding)
         scores = accuracies(view, last, run.config.data)
-        found[encoding] = {"bytes": view.packet_bytes(last), "weight_error": view.weight_error(last), **scores}
+        found[encoding] = {
+            "bytes": view.packet_bytes(last),
+            "weight_error": view.weight_error(last),
+            **scores,
+        }
         print(encoding, found[encoding], flush=True)
     update, features = run.updates[-1], run.states[-1].head_weight.shape[1]
     models = []
     _, public = signing.new_key("bench", folder / "keys")
     for task in (last - 1, last):
         export_bundle(run, folder / f"bundle{task}", task, [str(public)])
-        files = sorted(p for p in (folder / f"bundle{task}").iterdir() if p.name not in (MANIFEST, TRUST, FACTORS))
+        files = sorted(
+            p
+            for p in (folder / f"bundle{task}").iterdir()
+            if p.name not in (MANIFEST, TRUST, FACTORS)
+        )
         models.append(b"".join(p.read_bytes() for p in files))
-    rows = {"old_rows": len(update.head.index), "bytes_per_old_row": features + 12, "new_rows": len(update.classes)}
+    rows = {
+        "old_rows": len(update.head.index),
+        "bytes_per_old_row": features + 12,
+        "new_rows": len(update.classes),
+    }
     return {"encodings": found, **rows, "model_bytes": len(models[1]), **patches(*models, folder)}
 
 
@@ -94,23 +112,37 @@ def base(folder: Path) -> dict[str, Any]:
     for p in projections:
         A = random.uniform(-1, 1, (RANK, p.columns)) / p.columns**0.5
         B = random.standard_normal((p.stop - p.start, RANK))
-        exact[p.name] = Factors(A.astype(np.float32), (B / np.linalg.norm(B @ A)).astype(np.float32))
+        exact[p.name] = Factors(
+            A.astype(np.float32), (B / np.linalg.norm(B @ A)).astype(np.float32)
+        )
     width = 768
     known = tuple(f"class {i}" for i in range(10))
     rows = random.standard_normal((20, width)).astype(np.float32) / 30
-    before = TaskState(0, "base", "00" * 32, known, np.zeros(0), rows[:10], np.zeros(10, np.float32), {})
-    names, head = tuple(f"class {i}" for i in range(10, 20)), changed_rows(before, rows, np.zeros(20, np.float32))
+    before = TaskState(
+        0, "base", "00" * 32, known, np.zeros(0), rows[:10], np.zeros(10, np.float32), {}
+    )
+    names, head = (
+        tuple(f"class {i}" for i in range(10, 20)),
+        changed_rows(before, rows, np.zeros(20, np.float32)),
+    )
     found = {}
     for encoding in ENCODINGS:
         factors = {name: encode(f, encoding) for name, f in exact.items()}
         update = TaskUpdate(1, "task", names, np.array([1.0]), head, factors)
-        sealed = packet.build(update, before, "00" * 32, 1, np.zeros((2, 20), np.float32), signing.unsigned, encoding)
+        sealed = packet.build(
+            update, before, "00" * 32, 1, np.zeros((2, 20), np.float32), signing.unsigned, encoding
+        )
         found[encoding] = {"bytes": len(sealed)}
     weights = {p.tensor: backbone.get_parameter(p.tensor).detach().numpy() for p in projections}
     changed = merge(weights, projections, [exact], np.array([1.0]))
     size = 4 * (sum(t.numel() for t in backbone.state_dict().values()) + 20 * (width + 1))
     pair = (b"".join(np.asarray(w[name]).tobytes() for name in weights) for w in (weights, changed))
-    return {"encodings": found, "bytes_per_old_row": width + 12, "model_bytes": size, **patches(*pair, folder)}
+    return {
+        "encodings": found,
+        "bytes_per_old_row": width + 12,
+        "model_bytes": size,
+        **patches(*pair, folder),
+    }
 
 
 def patches(old: bytes, new: bytes, folder: Path) -> dict[str, int]:
@@ -119,7 +151,16 @@ def patches(old: bytes, new: bytes, folder: Path) -> dict[str, int]:
     for name, data in {"old": old, "new": new}.items():
         (folder / name).write_bytes(data)
     if zstd := shutil.which("zstd"):
-        options = ["-q", "-f", "-19", "--long=31", f"--patch-from={folder / 'old'}", str(folder / "new"), "-o", str(folder / "zst")]
+        options = [
+            "-q",
+            "-f",
+            "-19",
+            "--long=31",
+            f"--patch-from={folder / 'old'}",
+            str(folder / "new"),
+            "-o",
+            str(folder / "zst"),
+        ]
         subprocess.run([zstd, *options], check=True)
         found["zstd_patch_bytes"] = (folder / "zst").stat().st_size
     try:

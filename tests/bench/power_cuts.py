@@ -20,13 +20,19 @@ PACKAGES = ("onnxruntime", "numpy", "securesystemslib")
 
 
 def main() -> None:
-    logging.getLogger("sdlora_edge").setLevel(logging.ERROR)  # most restarts warn of what the cut has damaged
+    logging.getLogger("sdlora_edge").setLevel(
+        logging.ERROR
+    )  # most restarts warn of what the cut has damaged
     rows, problems = [], []
     with tempfile.TemporaryDirectory() as folder:
         fixture = Fixture(make_fleet(Path(folder) / "fleet", dict(SMALL)), Path(folder))
         for name, scenario in fixture.scenarios().items():
             plain = fixture.play(scenario)
-            killed = [] if name == "init" else [fixture.play(scenario, n) for n in range(1, plain.operations + 1)]
+            killed = (
+                []
+                if name == "init"
+                else [fixture.play(scenario, n) for n in range(1, plain.operations + 1)]
+            )
             plays = [plain, *killed]
             problems += [f"{name}: {problem}" for play in plays for problem in play.problems]
             rows.append(

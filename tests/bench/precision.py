@@ -1,7 +1,7 @@
 """What a lower precision saves and what it costs: bytes, latency, and how often the class is still that of fp32.
 
 Trains SD-LoRA (aligned head) on Omniglot and Caltech-101 as `make bench-method` does (about eight minutes, kept in
-build/precision), exports the last state in every precision for every target, and asks each about all test pictures. Bytes and
+build/precision), exports the last state in every precision for every target, and asks each about all test images. Bytes and
 latencies are those of random weights, on which they do not depend. Latencies are paired: within a round every precision has its turn, in an
 order that rotates; a ratio is the median over rounds of the ratio within a round.
 """
@@ -23,18 +23,18 @@ import method
 import numpy as np
 import random_runs
 from sdlora_edge.export.bundles import export_bundle
-from sdlora_edge.export.check import TARGETS
 from sdlora_edge.export.parity import BATCH, compare, host_logits
 from sdlora_edge.export.precision import PRECISIONS
+from sdlora_edge.export.requests import TARGETS
 
-from sdlora_edge.bundle import HEAD_BIAS, HEAD_WEIGHT, open_bundle
 from sdlora_edge.device.engines import Engine, open_engine
 from sdlora_edge.errors import UsageError
-from sdlora_edge.train import data
+from sdlora_edge.formats.bundle import HEAD_BIAS, HEAD_WEIGHT, open_bundle
+from sdlora_edge.train import splits
 from sdlora_edge.train.config import resolve
+from sdlora_edge.train.loop import train
 from sdlora_edge.train.run import Run
-from sdlora_edge.train.score import test_pictures_by_class
-from sdlora_edge.train.trainer import train
+from sdlora_edge.train.score import test_images_by_class
 
 BUILD = figures.ROOT / "build" / "precision"
 SETS = ("omniglot", "caltech101")
@@ -57,7 +57,16 @@ def opened(run: Run, folder: Path, target: str) -> dict[str, tuple[Engine, Any, 
     for precision in PRECISIONS:
         out = folder / f"{target}-{precision}"
         try:
-            export_bundle(run, out, None, [], target=target, precision=precision, min_agreement=0, tolerance=0.99)
+            export_bundle(
+                run,
+                out,
+                None,
+                [],
+                target=target,
+                precision=precision,
+                min_agreement=0,
+                tolerance=0.99,
+            )
         except UsageError as error:
             print(f"{target} {precision}: {error}", file=sys.stderr)
             continue
@@ -69,33 +78,38 @@ def opened(run: Run, folder: Path, target: str) -> dict[str, tuple[Engine, Any, 
 
 
 def latencies(models: dict[str, tuple[Engine, Any, int]], size: int) -> dict[str, dict[str, float]]:
-    """Of one picture, one thread: milliseconds, and over fp32; and the model's bytes."""
-    picture = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
+    """Of one image, one thread: milliseconds, and over fp32; and the model's bytes."""
+    image = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
     names, rows, end = list(models), [], time.perf_counter() + SECONDS
     while time.perf_counter() < end or len(rows) < 5:
         row, turn = {}, len(rows) % len(names)
         for name in names[turn:] + names[:turn]:
             engine, loaded, _ = models[name]
-            engine.run(loaded, picture)
+            engine.run(loaded, image)
             begin = time.perf_counter()
             for _ in range(3):
-                engine.run(loaded, picture)
+                engine.run(loaded, image)
             row[name] = (time.perf_counter() - begin) / 3e-3
         rows.append(row)
     ratios = {n: median(r[n] / r["fp32"] for r in rows) for n in names}
-    return {n: {"bytes": models[n][2], "ms": median(r[n] for r in rows), "over_fp32": ratios[n]} for n in names}
+    return {
+        n: {"bytes": models[n][2], "ms": median(r[n] for r in rows), "over_fp32": ratios[n]}
+        for n in names
+    }
 
 
 def agreement(run: Run, models: dict[str, tuple[Engine, Any, int]]) -> dict[str, dict[str, float]]:
-    """With torch, on all test pictures: {precision: {"agreement", "pictures", "difference", "accuracy"}}."""
-    by_class = test_pictures_by_class(run, len(run.updates))
+    """With torch, on all test images: {precision: {"agreement", "images", "difference", "accuracy"}}."""
+    by_class = test_images_by_class(run, len(run.updates))
     classes = list(run.states[-1].classes)
-    decoded = data.decode(by_class, classes, run.preprocessing, need=False)
+    decoded = splits.decode(by_class, classes, run.preprocessing, need=False)
     inputs = run.preprocessing.normalise(decoded.pixels)
     reference = host_logits(run, len(run.updates), inputs)
     found = {}
     for precision, (engine, loaded, _) in models.items():
-        logits = np.concatenate([engine.run(loaded, inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
+        logits = np.concatenate(
+            [engine.run(loaded, inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)]
+        )
         parity = compare(logits, reference)
         accuracy = float((logits.argmax(axis=1) == decoded.targets).mean())
         found[precision] = {**parity.to_dict(), "accuracy": accuracy}
@@ -123,9 +137,15 @@ def main() -> None:
                         run = trained(name)
                     else:
                         size = 96 if name == "vit_tiny" else 224
-                        run = random_runs.make_run(f"{name}_patch16_224", Path(folder) / "run", 1, 136, size=size)
+                        run = random_runs.make_run(
+                            f"{name}_patch16_224", Path(folder) / "run", 1, 136, size=size
+                        )
                     models = opened(run, Path(folder), target)
-                    return agreement(run, models) if name in SETS else latencies(models, run.preprocessing.size)
+                    return (
+                        agreement(run, models)
+                        if name in SETS
+                        else latencies(models, run.preprocessing.size)
+                    )
 
             for precision, found in kept(f"{target}-{name}", measure).items():
                 rows.setdefault(precision, {})[name] = found

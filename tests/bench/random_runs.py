@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sdlora_edge.device.preprocessing import Preprocessing
-from sdlora_edge.encoding import Factors, encode
+from sdlora_edge.formats.encoding import Factors, encode
+from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.method import backbones
 from sdlora_edge.method.head import FeatureStatistics
 from sdlora_edge.state import Projection, TaskUpdate, changed_rows
@@ -19,27 +19,50 @@ RANK = 10
 
 
 def make_run(
-    name: str, path: Path, tasks: int, base_classes: int, new_classes: int = 0, size: int | None = None, weights: Path | None = None
+    name: str,
+    path: Path,
+    tasks: int,
+    base_classes: int,
+    new_classes: int = 0,
+    size: int | None = None,
+    weights: Path | None = None,
 ) -> Run:
     """A run of `tasks` tasks of `new_classes` each, after a base session of `base_classes`; the tasks are in memory only."""
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     settings = resolve(
-        None, {"backbone": name, "head": "paper", "data": "none", "base_classes": base_classes, "image_size": size or 0}
+        None,
+        {
+            "backbone": name,
+            "head": "paper",
+            "data": "none",
+            "base_classes": base_classes,
+            "image_size": size or 0,
+        },
     )
     backbone, prepared = backbones.create(name, size, weights, pretrained=False)
     width = backbones.features(backbone)
     head = _head(random, base_classes, width)
     Run.begin(path, settings)
     base = "base", tuple(f"class {i}" for i in range(base_classes)), *head
-    run = Run.create(path, settings, backbone, Preprocessing(**prepared), base, FeatureStatistics.empty(width), head)
+    run = Run.create(
+        path,
+        settings,
+        backbone,
+        Preprocessing(**prepared),
+        base,
+        FeatureStatistics.empty(width),
+        head,
+    )
     for _ in range(tasks):
         run.follow(_random_update(run, random, new_classes))
     return run
 
 
 def _head(random: np.random.Generator, classes: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    return (random.standard_normal((classes, width)) / width**0.5).astype(np.float32), np.zeros(classes, np.float32)
+    return (random.standard_normal((classes, width)) / width**0.5).astype(np.float32), np.zeros(
+        classes, np.float32
+    )
 
 
 def _random_update(run: Run, random: np.random.Generator, new_classes: int) -> TaskUpdate:
@@ -47,13 +70,22 @@ def _random_update(run: Run, random: np.random.Generator, new_classes: int) -> T
     task, known = len(run.states), len(run.states[-1].classes)
 
     def direction(p: Projection) -> Factors:
-        A, B = random.standard_normal((RANK, p.columns)), random.standard_normal((p.stop - p.start, RANK))
+        A, B = (
+            random.standard_normal((RANK, p.columns)),
+            random.standard_normal((p.stop - p.start, RANK)),
+        )
         return encode(Factors(A, B / np.linalg.norm(B @ A)), run.config.encoding)
 
-    deltas = np.append(random.integers(-4, 5, task - 1) / 1024, 0.25)  # multiples of the magnitudes' step
+    deltas = np.append(
+        random.integers(-4, 5, task - 1) / 1024, 0.25
+    )  # multiples of the magnitudes' step
     weight, bias = _head(random, new_classes, backbones.features(run.backbone))
     classes = tuple(f"class {known + i}" for i in range(new_classes))
     before = run.states[-1]
-    head = changed_rows(before, np.concatenate([before.head_weight, weight]), np.concatenate([before.head_bias, bias]))
+    head = changed_rows(
+        before,
+        np.concatenate([before.head_weight, weight]),
+        np.concatenate([before.head_bias, bias]),
+    )
     factors = {p.name: direction(p) for p in run.projections}
     return TaskUpdate(task, f"task {task}", classes, deltas, head, factors)

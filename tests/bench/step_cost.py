@@ -56,11 +56,15 @@ Step = Callable[[], None]
 class Loop(nn.Module):
     """The equation as it is written: a frozen qkv, and beside it one low-rank branch per task for query and value."""
 
-    def __init__(self, qkv: nn.Linear, factors: list[tuple[Factors, Factors]], magnitudes: nn.Parameter) -> None:
+    def __init__(
+        self, qkv: nn.Linear, factors: list[tuple[Factors, Factors]], magnitudes: nn.Parameter
+    ) -> None:
         super().__init__()
         self.qkv, self.magnitudes = qkv, magnitudes
         width = qkv.in_features
-        fresh = Factors(0.02 * np.random.default_rng(0).standard_normal((RANK, width)), np.zeros((width, RANK)))
+        fresh = Factors(
+            0.02 * np.random.default_rng(0).standard_normal((RANK, width)), np.zeros((width, RANK))
+        )
         self.branches = nn.ModuleList(
             nn.ModuleList(_branch(f, trained) for f in pair)
             for pair, trained in [*((pair, False) for pair in factors), ((fresh, fresh), True)]
@@ -78,7 +82,9 @@ def _branch(factors: Factors, trained: bool) -> nn.Sequential:
     pair = []
     for matrix in (factors.A, factors.B):
         linear = nn.Linear(matrix.shape[1], matrix.shape[0], bias=False)
-        linear.weight = nn.Parameter(torch.from_numpy(matrix.astype(np.float32)), requires_grad=trained)
+        linear.weight = nn.Parameter(
+            torch.from_numpy(matrix.astype(np.float32)), requires_grad=trained
+        )
         pair.append(linear)
     return nn.Sequential(*pair)
 
@@ -92,21 +98,30 @@ def states(backbone: nn.Module, task: int) -> list[TaskState]:
     for t in range(1, task):
         factors = {}
         for p in backbones.projections(backbone):
-            A, B = random.standard_normal((RANK, p.columns)), random.standard_normal((p.stop - p.start, RANK))
-            factors[p.name] = Factors(A.astype(np.float16), (B / width / RANK**0.5).astype(np.float16))
+            A, B = (
+                random.standard_normal((RANK, p.columns)),
+                random.standard_normal((p.stop - p.start, RANK)),
+            )
+            factors[p.name] = Factors(
+                A.astype(np.float16), (B / width / RANK**0.5).astype(np.float16)
+            )
         found.append(TaskState(t, f"task {t}", "", (), np.full(t, 0.1), *head, factors))
     return found
 
 
 def build(variant: str, backbone: nn.Module) -> nn.Module:
-    """The variant as a module from pictures to logits; parameters of the backbone are shared, not copied."""
+    """The variant as a module from images to logits; parameters of the backbone are shared, not copied."""
     name, _, task = variant.partition("_")
     if name == "sdlora":
-        return SDLoRA(backbone, backbones.projections(backbone), states(backbone, int(task)), CLASSES, RANK)
+        return SDLoRA(
+            backbone, backbones.projections(backbone), states(backbone, int(task)), CLASSES, RANK
+        )
     own = copy.deepcopy(backbone, {id(p): p for p in backbone.parameters()})
     head = nn.Linear(backbones.features(backbone), CLASSES)
     if name == "peft":
-        return nn.Sequential(get_peft_model(own, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["qkv"])), head)
+        return nn.Sequential(
+            get_peft_model(own, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["qkv"])), head
+        )
     magnitudes = nn.Parameter(torch.full((int(task),), 0.1))
     old = [s.factors for s in states(backbone, int(task))[1:]]
     for i, block in enumerate(own.blocks):  # type: ignore[arg-type]
@@ -118,24 +133,34 @@ def build(variant: str, backbone: nn.Module) -> nn.Module:
 def bare(model: str, device: str, precision: str) -> VisionTransformer:
     """The backbone with random weights, frozen, in eval mode as in training."""
     torch.manual_seed(0)
-    backbone = VisionTransformer(patch_size=16, depth=12, num_classes=0, **SHAPES[model]).eval().requires_grad_(False)
-    if device == "cpu" and precision == "bf16":  # torch's fused attention is slow there: half of the step, in every variant
+    backbone = (
+        VisionTransformer(patch_size=16, depth=12, num_classes=0, **SHAPES[model])
+        .eval()
+        .requires_grad_(False)
+    )
+    if (
+        device == "cpu" and precision == "bf16"
+    ):  # torch's fused attention is slow there: half of the step, in every variant
         for block in backbone.blocks:
             block.attn.fused_attn = False
     return backbone.to(device)
 
 
 def stepper(variant: str, backbone: nn.Module, model: str, device: str, precision: str) -> Step:
-    """One training step of the variant, on pictures that stay the same."""
+    """One training step of the variant, on images that stay the same."""
     module = build(variant, backbone).to(device)
-    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(
+        [p for p in module.parameters() if p.requires_grad], lr=0.01, momentum=0.9
+    )
     side, count = SHAPES[model]["img_size"], BATCH[device][model]
-    pictures = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1)).to(device)
+    images = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1)).to(
+        device
+    )
     targets = (torch.arange(count) % CLASSES).to(device)
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            loss = nn.functional.cross_entropy(module(pictures), targets)
+            loss = nn.functional.cross_entropy(module(images), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -173,7 +198,11 @@ def memory(model: str, variant: str, device: str, precision: str) -> float:
     step = stepper(variant, backbone, model, device, precision)
     for _ in range(3):
         step()
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    )
     return (peak - before) / 1e6
 
 
@@ -208,9 +237,17 @@ def measure(model: str, memories: dict[str, float], options: argparse.Namespace)
     steps = {v: stepper(v, backbone, model, options.device, options.precision) for v in VARIANTS}
     rows = []
     for row in timed(steps, options.device, options.rounds):
-        print(model, " ".join(f"{name} {ms:.0f}" for name, ms in row.items()), file=sys.stderr, flush=True)
+        print(
+            model,
+            " ".join(f"{name} {ms:.0f}" for name, ms in row.items()),
+            file=sys.stderr,
+            flush=True,
+        )
         rows.append(row)
-    found: dict[str, Any] = {"image_size": SHAPES[model]["img_size"], "batch": BATCH[options.device][model]}
+    found: dict[str, Any] = {
+        "image_size": SHAPES[model]["img_size"],
+        "batch": BATCH[options.device][model],
+    }
     for t in TASKS[1:]:
         found[f"task{t}_over_task1"] = ratio(rows, f"sdlora_{t}", "sdlora_1")
         found[f"loop_task{t}_over_task1"] = ratio(rows, f"loop_{t}", "loop_1")
@@ -228,11 +265,17 @@ def measure(model: str, memories: dict[str, float], options: argparse.Namespace)
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast"
+    )
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--models", default=",".join(SHAPES), help="comma-separated")
-    parser.add_argument("--out", type=Path, default=figures.FIGURES, help="folder of step_cost.json")
-    parser.add_argument("--memory-of", nargs=2, metavar=("MODEL", "VARIANT"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--out", type=Path, default=figures.FIGURES, help="folder of step_cost.json"
+    )
+    parser.add_argument(
+        "--memory-of", nargs=2, metavar=("MODEL", "VARIANT"), help=argparse.SUPPRESS
+    )
     options = parser.parse_args()
     options.device = backbones.resolve_device(options.device).type
     return options
@@ -246,10 +289,21 @@ def main() -> None:
         return
     models = options.models.split(",")
     memories = {m: {v: memory_apart(m, v, options) for v in MEASURED_MEMORY} for m in models}
-    values: dict[str, Any] = {"device": options.device, "precision": options.precision, "rounds": options.rounds, "rank": RANK}
-    values["machine"] = torch.cuda.get_device_name() if options.device == "cuda" else f"{THREADS} threads, CPU"
+    values: dict[str, Any] = {
+        "device": options.device,
+        "precision": options.precision,
+        "rounds": options.rounds,
+        "rank": RANK,
+    }
+    values["machine"] = (
+        torch.cuda.get_device_name() if options.device == "cuda" else f"{THREADS} threads, CPU"
+    )
     values |= {m: measure(m, memories[m], options) for m in models}
-    command = " ".join(["python tests/bench/step_cost.py", *sys.argv[1:]]) if sys.argv[1:] else "make bench-step-cost"
+    command = (
+        " ".join(["python tests/bench/step_cost.py", *sys.argv[1:]])
+        if sys.argv[1:]
+        else "make bench-step-cost"
+    )
     path = figures.write("step_cost", command, values, options.out, (*figures.PACKAGES[:2], "peft"))
     print(json.dumps(json.loads(path.read_text()), indent=1))
 

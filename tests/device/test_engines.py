@@ -15,10 +15,10 @@ from sdlora_edge.errors import InputError
 ENGINE = '''
 import numpy as np
 from sdlora_edge.device.engines import Engine
-from sdlora_edge.device.engines.onnx import OnnxEngine
+from sdlora_edge.device.engines.onnx_runtime import OnnxEngine
 
 class CountingEngine(Engine):
-    """Runs the model one picture at a time, and keeps in its workspace how often an update was published."""
+    """Runs the model one image at a time, and keeps in its workspace how often an update was published."""
 
     def __init__(self, bundle, threads, workspace):
         self.inner, self.workspace = OnnxEngine(bundle, threads, workspace), workspace
@@ -42,15 +42,21 @@ def counting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = tmp_path / "site"
     (site / "counting-1.dist-info").mkdir(parents=True)
     (site / "counting.py").write_text(ENGINE)
-    (site / "counting-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: counting\nVersion: 1\n")
-    (site / "counting-1.dist-info" / "entry_points.txt").write_text("[sdlora_edge.engines]\ncounting = counting:CountingEngine\n")
+    (site / "counting-1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: counting\nVersion: 1\n"
+    )
+    (site / "counting-1.dist-info" / "entry_points.txt").write_text(
+        "[sdlora_edge.engines]\ncounting = counting:CountingEngine\n"
+    )
     monkeypatch.syspath_prepend(str(site))
     yield
     sys.modules.pop("counting", None)
 
 
 @pytest.mark.usefixtures("counting")
-def test_an_engine_of_another_package_serves_and_hears_of_every_generation(fleet: Fleet, store: Path, tmp_path: Path) -> None:
+def test_an_engine_of_another_package_serves_and_hears_of_every_generation(
+    fleet: Fleet, store: Path, tmp_path: Path
+) -> None:
     device = Device.init(retargeted(fleet, tmp_path / "bundle", "counting"), tmp_path / "mine")
     for packet in fleet.packets:
         device.apply(packet)
@@ -67,12 +73,16 @@ def test_an_engine_of_another_package_serves_and_hears_of_every_generation(fleet
 
 
 def test_without_it_the_target_is_named(fleet: Fleet, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no engine for target 'counting': this device has .*onnx"):
+    with pytest.raises(
+        InputError, match=r"no engine for target 'counting': this device has .*onnx"
+    ):
         Device.init(retargeted(fleet, tmp_path / "bundle", "counting"), tmp_path / "mine")
 
 
 @pytest.mark.usefixtures("counting")
-def test_an_old_generation_is_never_published_over_a_newer_one(fleet: Fleet, tmp_path: Path) -> None:
+def test_an_old_generation_is_never_published_over_a_newer_one(
+    fleet: Fleet, tmp_path: Path
+) -> None:
     device = Device.init(retargeted(fleet, tmp_path / "bundle", "counting"), tmp_path / "mine")
     late = Device.open(tmp_path / "mine")
     device.apply(fleet.packets[0])

@@ -22,8 +22,16 @@ from conftest import Fleet
 from PIL import Image, ImageFile
 
 from sdlora_edge.device import Device
-from sdlora_edge.device.preprocessing import FORMATS, MAX_FILE, Preprocessing, open_image, readable, reading, suffix_problem
 from sdlora_edge.errors import InputError, ResourceError
+from sdlora_edge.inputs.image import (
+    FORMATS,
+    MAX_FILE,
+    Preprocessing,
+    open_image,
+    readable,
+    reading,
+    suffix_problem,
+)
 
 PREPARE = Preprocessing(24, 24, "bilinear", (0.5,) * 3, (0.5,) * 3)
 WRITABLE = [name for name in readable() if name != "HEIF"]
@@ -34,9 +42,9 @@ def image(width: int = 32, height: int = 24, level: int = 0) -> Image.Image:
     return Image.fromarray(pixels + np.uint8(level))
 
 
-def stored(kind: str, picture: Image.Image | None = None) -> bytes:
+def stored(kind: str, photo: Image.Image | None = None) -> bytes:
     stream = io.BytesIO()
-    (picture or image()).save(stream, kind)
+    (photo or image()).save(stream, kind)
     return stream.getvalue()
 
 
@@ -51,9 +59,22 @@ def png_with_profile() -> bytes:
 
 
 def tiff_with_tile(side: int) -> bytes:
-    tags = [(256, 64), (257, 64), (258, 8), (259, 8), (262, 1), (277, 1), (322, side), (323, side), (324, 300), (325, 60)]
+    tags = [
+        (256, 64),
+        (257, 64),
+        (258, 8),
+        (259, 8),
+        (262, 1),
+        (277, 1),
+        (322, side),
+        (323, side),
+        (324, 300),
+        (325, 60),
+    ]
     head = b"II*\0" + struct.pack("<IH", 8, len(tags))
-    return (head + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)).ljust(300, b"\0") + bytes(60)
+    return (head + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)).ljust(
+        300, b"\0"
+    ) + bytes(60)
 
 
 @pytest.mark.parametrize("kind", WRITABLE)
@@ -82,7 +103,9 @@ def test_heic_is_read_with_its_extra(tmp_path: Path) -> None:
     gradient = Image.linear_gradient("L").convert("RGB")
     heif.from_pillow(gradient).save(tmp_path / "a.heic")
     assert suffix_problem(".heic") == ""
-    np.testing.assert_allclose(PREPARE.pixels(tmp_path / "a.heic"), PREPARE.pixels(gradient), atol=8)
+    np.testing.assert_allclose(
+        PREPARE.pixels(tmp_path / "a.heic"), PREPARE.pixels(gradient), atol=8
+    )
     with pytest.raises(InputError, match="megapixels allowed"):
         PREPARE.pixels(tmp_path / "a.heic", 1000)
 
@@ -100,13 +123,18 @@ def test_heic_is_read_with_its_extra(tmp_path: Path) -> None:
         b"hello",
     ],
 )
-def test_what_is_on_no_list_is_never_opened(data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_on_no_list_is_never_opened(
+    data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'started'}\n")
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # look for Ghostscript once more
     (tmp_path / "a.png").write_bytes(data)
-    with pytest.raises(InputError, match=r"a\.png cannot be read as an image: it is damaged, or none of JPEG, PNG, "):
+    with pytest.raises(
+        InputError,
+        match=r"a\.png cannot be read as an image: it is damaged, or none of JPEG, PNG, ",
+    ):
         PREPARE.pixels(tmp_path / "a.png")
     assert not (tmp_path / "started").exists()
 
@@ -119,15 +147,23 @@ def test_pixels_are_limited_in_every_format_before_they_are_decoded(
     assert PREPARE.pixels(tmp_path / "a", 32 * 24).shape == (24, 24, 3)
     with Image.open(tmp_path / "a") as opened:
         monkeypatch.setattr(type(opened), "load", lambda self: pytest.fail("decoded"))
-        with pytest.raises(InputError, match=r"its 32 x 24 pixels are more than the 0.000767 megapixels .* --max-megapixels"):
+        with pytest.raises(
+            InputError,
+            match=r"its 32 x 24 pixels are more than the 0.000767 megapixels .* --max-megapixels",
+        ):
             PREPARE.pixels(tmp_path / "a", 32 * 24 - 1)
 
 
 def test_pixels_are_limited_in_arrays_images_and_tiles(tmp_path: Path) -> None:
     (tmp_path / "tile.tif").write_bytes(tiff_with_tile(40_000))
-    for picture in (np.zeros((30, 40), np.uint8), np.zeros((30, 40, 3), np.uint8), image(40, 30), tmp_path / "tile.tif"):
+    for photo in (
+        np.zeros((30, 40), np.uint8),
+        np.zeros((30, 40, 3), np.uint8),
+        image(40, 30),
+        tmp_path / "tile.tif",
+    ):
         with pytest.raises(InputError, match="megapixels allowed"):
-            PREPARE.pixels(picture, 1199 if not isinstance(picture, Path) else 10**9)
+            PREPARE.pixels(photo, 1199 if not isinstance(photo, Path) else 10**9)
     for frames in ("GIF", "PNG", "WEBP", "TIFF"):  # a small first frame, and a large one after it
         stream = io.BytesIO()
         image().save(stream, frames, save_all=True, append_images=[image(32, 24, 50)])
@@ -139,11 +175,13 @@ def test_a_bomb_takes_no_memory(tmp_path: Path) -> None:
     rows = zlib.compressobj(9)
     body = b"".join(rows.compress(bytes(9001)) for _ in range(9000)) + rows.flush()
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 0, 0, 0, 0))
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+    (tmp_path / "bomb.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    )
     (tmp_path / "tile.tif").write_bytes(tiff_with_tile(30_000))
     program = """
 import resource, sys
-from sdlora_edge.device.preprocessing import Preprocessing
+from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.errors import InputError
 prepare = Preprocessing(24, 24, "bilinear", (0.5,) * 3, (0.5,) * 3)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -156,7 +194,9 @@ for name in sys.argv[1:]:
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     names = [tmp_path / "bomb.png", tmp_path / "tile.tif"]
-    done = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *names], capture_output=True, text=True, check=True
+    )
     assert int(done.stdout) < 20_000  # kB
 
 
@@ -173,9 +213,27 @@ def test_of_several_frames_the_first_is_read(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        *(OSError("truncated"), ValueError("profile"), SyntaxError("not a TIFF"), EOFError("no more"), struct.error("short")),
-        *(OverflowError("too far"), zlib.error("bad stream"), IndexError("list"), KeyError(3), TypeError("none"), RuntimeError()),
-        *(AttributeError("no tile"), NotImplementedError("mode"), UnicodeDecodeError("ascii", b"", 0, 1, "x"), RecursionError()),
+        *(
+            OSError("truncated"),
+            ValueError("profile"),
+            SyntaxError("not a TIFF"),
+            EOFError("no more"),
+            struct.error("short"),
+        ),
+        *(
+            OverflowError("too far"),
+            zlib.error("bad stream"),
+            IndexError("list"),
+            KeyError(3),
+            TypeError("none"),
+            RuntimeError(),
+        ),
+        *(
+            AttributeError("no tile"),
+            NotImplementedError("mode"),
+            UnicodeDecodeError("ascii", b"", 0, 1, "x"),
+            RecursionError(),
+        ),
         *(Image.DecompressionBombError("size"), AssertionError(), ZeroDivisionError("no height")),
     ],
 )
@@ -187,7 +245,9 @@ def test_anything_pillow_raises_is_an_error_of_that_image(
         raise error
 
     (tmp_path / "a.png").write_bytes(stored("PNG"))
-    monkeypatch.setattr(*((Image, "open") if where == "open" else (ImageFile.ImageFile, "load")), fail)
+    monkeypatch.setattr(
+        *((Image, "open") if where == "open" else (ImageFile.ImageFile, "load")), fail
+    )
     with pytest.raises(InputError, match=r"a\.png cannot be read as an image: ."):
         PREPARE.pixels(tmp_path / "a.png")
 
@@ -195,16 +255,25 @@ def test_anything_pillow_raises_is_an_error_of_that_image(
 @pytest.mark.parametrize(
     "error",
     [
-        *(OSError(errno.ENOMEM, "x"), OSError(errno.EMFILE, "x"), OSError("out of memory error when reading image file")),
+        *(
+            OSError(errno.ENOMEM, "x"),
+            OSError(errno.EMFILE, "x"),
+            OSError("out of memory error when reading image file"),
+        ),
         MemoryError(),
     ],
 )
 def test_a_machine_that_ran_short_says_nothing_about_an_image(error: Exception) -> None:
-    with pytest.raises(ResourceError, match=r"ran out while a\.png was read.*try again"), reading("a.png"):
+    with (
+        pytest.raises(ResourceError, match=r"ran out while a\.png was read.*try again"),
+        reading("a.png"),
+    ):
         raise error
 
 
-@pytest.mark.parametrize("data", [png_with_profile(), b"P6\n32 3", b"P5\n", b"P6 8000 7900 255\n", tiff_with_tile(64)])
+@pytest.mark.parametrize(
+    "data", [png_with_profile(), b"P6\n32 3", b"P5\n", b"P6 8000 7900 255\n", tiff_with_tile(64)]
+)
 def test_damaged_headers_are_that_images_error(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(data)
     with pytest.raises(InputError, match=r"a\.png cannot be read as an image: ."):
@@ -223,8 +292,12 @@ def test_a_damaged_file_of_any_format_is_an_image_or_an_input_error(kind: str) -
             assert PREPARE.prepared(opened, 10**6).shape == (24, 24, 3)
 
 
-@pytest.mark.parametrize(("make", "said"), [(os.mkfifo, "not a file, but a pipe"), (os.mkdir, "Is a directory")])
-def test_only_regular_files_are_opened(make: Callable[[Path], None], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "said"), [(os.mkfifo, "not a file, but a pipe"), (os.mkdir, "Is a directory")]
+)
+def test_only_regular_files_are_opened(
+    make: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
     make(tmp_path / "a.png")
     with pytest.raises(InputError, match=said):
         PREPARE.pixels(tmp_path / "a.png")
@@ -235,7 +308,9 @@ def grown(path: Path) -> None:
         file.truncate(MAX_FILE + 1)
 
 
-@pytest.mark.parametrize(("make", "said"), [(os.mkfifo, "a pipe"), (grown, f"{MAX_FILE + 1} bytes are more than")])
+@pytest.mark.parametrize(
+    ("make", "said"), [(os.mkfifo, "a pipe"), (grown, f"{MAX_FILE + 1} bytes are more than")]
+)
 def test_what_takes_the_place_of_a_file_is_examined_too(
     make: Callable[[Path], None], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,7 +338,10 @@ def test_what_takes_the_place_of_a_file_is_examined_too(
 @pytest.mark.parametrize("kind", [*WRITABLE, "damaged", "cut"])
 def test_a_file_is_closed_with_its_image(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a"
-    path.write_bytes({"damaged": b"no image", "cut": stored("PNG", image(90, 70))[:200]}.get(kind) or stored(kind, image(9, 7)))
+    path.write_bytes(
+        {"damaged": b"no image", "cut": stored("PNG", image(90, 70))[:200]}.get(kind)
+        or stored(kind, image(9, 7))
+    )
     held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
     kept = []
     with warnings.catch_warnings(), contextlib.suppress(InputError), reading("a"):
@@ -291,7 +369,9 @@ def test_every_format_has_suffixes_of_its_own() -> None:
 # ---- on a device
 
 
-def test_a_device_limits_pixels_too(fleet: Fleet, store: Path, tmp_path: Path, cli: Callable[..., object]) -> None:
+def test_a_device_limits_pixels_too(
+    fleet: Fleet, store: Path, tmp_path: Path, cli: Callable[..., object]
+) -> None:
     image(1500, 1000).save(tmp_path / "a.png")
     with pytest.raises(InputError, match="1500 x 1000"):
         Device.open(store).predict([tmp_path / "a.png"], max_pixels=10**6)
@@ -299,4 +379,7 @@ def test_a_device_limits_pixels_too(fleet: Fleet, store: Path, tmp_path: Path, c
     refused = cli("device", "predict", tmp_path / "a.png", "--store", store, "--max-megapixels", 1)
     assert refused.code == 3  # type: ignore[attr-defined]
     assert "1 megapixels allowed" in refused.err  # type: ignore[attr-defined]
-    assert cli("device", "predict", tmp_path / "a.png", "--store", store, "--max-megapixels", 2).code == 0  # type: ignore[attr-defined]
+    assert (
+        cli("device", "predict", tmp_path / "a.png", "--store", store, "--max-megapixels", 2).code
+        == 0
+    )  # type: ignore[attr-defined]

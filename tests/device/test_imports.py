@@ -8,7 +8,18 @@ from pathlib import Path
 
 from conftest import Fleet
 
-HOST = ("torch", "torchvision", "timm", "onnx", "onnxscript", "sklearn", "scipy", "matplotlib", "tqdm", "tomli_w")
+HOST = (
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "tqdm",
+    "tomli_w",
+)
 
 
 def test_a_whole_device_life_imports_nothing_of_the_host(fleet: Fleet, tmp_path: Path) -> None:
@@ -41,7 +52,14 @@ for arguments in (
 assert Device.open(folder + "/s").status()["task"] == len(packets) - 1
 assert main(["train"]) == 2, "the host's commands must ask for the host's install"
 """
-    arguments = [sys.executable, "-c", program, str(fleet.bundle), str(tmp_path), *map(str, fleet.packets)]
+    arguments = [
+        sys.executable,
+        "-c",
+        program,
+        str(fleet.bundle),
+        str(tmp_path),
+        *map(str, fleet.packets),
+    ]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "sdlora-edge[host]" in done.stderr.splitlines()[-1]
@@ -49,5 +67,7 @@ assert main(["train"]) == 2, "the host's commands must ask for the host's instal
 
 def test_importing_the_package_imports_neither_torch_nor_an_engine() -> None:
     program = "import sys, sdlora_edge, sdlora_edge.device; print([m for m in ('torch', 'onnxruntime', 'timm', 'numpy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"

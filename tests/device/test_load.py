@@ -11,11 +11,13 @@ import pytest
 from conftest import Fleet
 
 from sdlora_edge.device import Device
-from sdlora_edge.device.selftest import Kit, hot_swap
 from sdlora_edge.errors import UsageError
+from sdlora_edge.selftest.checks import Kit, hot_swap
 
 
-def test_a_hundred_updates_under_load_fail_no_prediction_and_mix_none(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_hundred_updates_under_load_fail_no_prediction_and_mix_none(
+    fleet: Fleet, tmp_path: Path
+) -> None:
     kit = Kit(fleet.bundle, tuple(fleet.packets), tmp_path)
     found = hot_swap(kit, updates=100, threads=2, processes=2)
     assert found["updates"] == 100
@@ -34,7 +36,9 @@ with Store(Path(sys.argv[1])).lock():
     time.sleep(600)
 """
     device = Device.open(store)
-    with subprocess.Popen([sys.executable, "-c", program, str(store)], stdout=subprocess.PIPE) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(store)], stdout=subprocess.PIPE
+    ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
         with pytest.raises(UsageError, match="another process"):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from timm.data import create_transform
 
-from sdlora_edge.device.preprocessing import CROP_MODES, Picture, Preprocessing, upright
 from sdlora_edge.errors import InputError
+from sdlora_edge.inputs.image import CROP_MODES, ImageLike, Preprocessing, upright
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -22,7 +22,7 @@ SIDE = 48
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Noise for the rounding, over a gradient for the crop: a picture moved by one pixel is another one."""
+    """Noise for the rounding, over a gradient for the crop: a photo moved by one pixel is another one."""
     gradient = np.add.outer(2 * np.arange(height), 3 * np.arange(width))[:, :, None] % 170
     pixels = gradient + np.random.default_rng(width).integers(0, 85, (height, width, 3))
     return Image.fromarray(pixels.astype(np.uint8)).convert(mode)
@@ -31,22 +31,40 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
 def timms(image: Image.Image, size: int, crop: float, interpolation: str, mode: str) -> np.ndarray:
     """float32 (3, size, size), by timm's own transform."""
     shape = 3, size, size
-    transform = create_transform(shape, interpolation=interpolation, mean=MEAN, std=STD, crop_pct=crop, crop_mode=mode)
+    transform = create_transform(
+        shape, interpolation=interpolation, mean=MEAN, std=STD, crop_pct=crop, crop_mode=mode
+    )
     return transform(image).numpy()
 
 
-def ours(picture: Picture, size: int, crop: float, interpolation: str = "bilinear", mode: str = "center") -> np.ndarray:
+def ours(
+    photo: ImageLike, size: int, crop: float, interpolation: str = "bilinear", mode: str = "center"
+) -> np.ndarray:
     prepare = Preprocessing(size, int(size / crop), interpolation, MEAN, STD, mode)
-    return prepare.normalise(prepare.pixels(picture)[None])[0]
+    return prepare.normalise(prepare.pixels(photo)[None])[0]
 
 
 @pytest.mark.parametrize("mode", CROP_MODES)
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("crop", [1.15, 1.0, 0.95, 0.9, 0.875, 0.5])
 def test_it_is_timms_transform(interpolation: str, crop: float, mode: str) -> None:
-    for shape in [(64, 64), (97, 50), (33, 120), (20, 21), (47, 49), (7, 301), (301, 7), (48, 48), (1, 1), (224, 225)]:
+    for shape in [
+        (64, 64),
+        (97, 50),
+        (33, 120),
+        (20, 21),
+        (47, 49),
+        (7, 301),
+        (301, 7),
+        (48, 48),
+        (1, 1),
+        (224, 225),
+    ]:
         image = noise(*shape)
-        found, expected = ours(image, SIDE, crop, interpolation, mode), timms(image, SIDE, crop, interpolation, mode)
+        found, expected = (
+            ours(image, SIDE, crop, interpolation, mode),
+            timms(image, SIDE, crop, interpolation, mode),
+        )
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6, err_msg=str(shape))
 
 
@@ -65,13 +83,18 @@ def test_it_is_timms_transform_at_every_size(
 ) -> None:
     long = int(short * aspect)
     image = noise(long, short) if wide else noise(short, long)
-    assume(mode != "border" or min(image.size) * int(size / crop) >= max(image.size))  # else timm makes a side of 0 pixels
+    assume(
+        mode != "border" or min(image.size) * int(size / crop) >= max(image.size)
+    )  # else timm makes a side of 0 pixels
     np.testing.assert_allclose(
-        ours(image, size, crop, interpolation, mode), timms(image, size, crop, interpolation, mode), rtol=0, atol=1e-6
+        ours(image, size, crop, interpolation, mode),
+        timms(image, size, crop, interpolation, mode),
+        rtol=0,
+        atol=1e-6,
     )
 
 
-FILES = {  # how each kind of picture is made and stored, and the mode in which Pillow opens it
+FILES = {  # how each kind of photo is made and stored, and the mode in which Pillow opens it
     "RGB.jpg": ("RGB", {"quality": 90}, "RGB"),
     "RGB.webp": ("RGB", {"lossless": True}, "RGB"),
     "RGB.png": ("RGB", {}, "RGB"),
@@ -93,7 +116,9 @@ FILES = {  # how each kind of picture is made and stored, and the mode in which 
 
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_of_any_kind_is_read_upright_and_as_timm_reads_rgb(name: str, turn: int, tmp_path: Path) -> None:
+def test_a_file_of_any_kind_is_read_upright_and_as_timm_reads_rgb(
+    name: str, turn: int, tmp_path: Path
+) -> None:
     kind, options, stored = FILES[name]
     image = noise(51, 38, kind)
     if "A" in kind:  # translucent, and with colours under what cannot be seen
@@ -102,18 +127,22 @@ def test_a_file_of_any_kind_is_read_upright_and_as_timm_reads_rgb(name: str, tur
     exif[0x0112] = turn
     image.save(tmp_path / name, **options, **({} if name.endswith("gif") else {"exif": exif}))
     with Image.open(tmp_path / name) as opened, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, about translucent palettes; ours below must not warn
+        warnings.simplefilter(
+            "ignore"
+        )  # Pillow's, about translucent palettes; ours below must not warn
         assert opened.mode == stored
         reference = ImageOps.exif_transpose(opened).convert("RGB")
     assert reference.size == ((38, 51) if turn > 4 and not name.endswith("gif") else (51, 38))
     for interpolation in ("bilinear", "bicubic"):
         expected = timms(reference, SIDE, 0.9, interpolation, "center")
-        np.testing.assert_allclose(ours(tmp_path / name, SIDE, 0.9, interpolation), expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            ours(tmp_path / name, SIDE, 0.9, interpolation), expected, rtol=0, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("kind", ["png", "tif"])
 def test_16_bit_grey_keeps_its_high_byte_and_its_turn(kind: str, tmp_path: Path) -> None:
-    """Pillow's own conversion makes every value above 255 white: the whole picture of an industrial camera."""
+    """Pillow's own conversion makes every value above 255 white: the whole photo of an industrial camera."""
     exif = Image.Exif()
     exif[0x0112] = 6
     pixels = np.random.default_rng(0).integers(0, 1 << 16, (20, 30)).astype(np.uint16)
@@ -122,14 +151,18 @@ def test_16_bit_grey_keeps_its_high_byte_and_its_turn(kind: str, tmp_path: Path)
     found = np.asarray(upright(Image.open(tmp_path / f"p.{kind}")))
     np.testing.assert_array_equal(found, np.repeat(expected[:, :, None], 3, axis=2))
     Image.fromarray((pixels >> 8).astype(np.uint8)).save(tmp_path / f"8.{kind}", exif=exif)
-    np.testing.assert_array_equal(np.asarray(upright(Image.open(tmp_path / f"8.{kind}")))[:, :, 0], expected)
+    np.testing.assert_array_equal(
+        np.asarray(upright(Image.open(tmp_path / f"8.{kind}")))[:, :, 0], expected
+    )
     for wider in (pixels.astype(np.int32), pixels.astype(">u2")):
-        np.testing.assert_array_equal(np.asarray(upright(Image.fromarray(wider)))[:, :, 1], pixels >> 8)
+        np.testing.assert_array_equal(
+            np.asarray(upright(Image.fromarray(wider)))[:, :, 1], pixels >> 8
+        )
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says what is wrong with each table
 @pytest.mark.parametrize("kind", ["jpg", "png", "webp"])
-def test_a_damaged_exif_block_does_not_cost_the_picture(kind: str, tmp_path: Path) -> None:
+def test_a_damaged_exif_block_does_not_cost_the_image(kind: str, tmp_path: Path) -> None:
     image, exif = noise(24, 24), Image.Exif()
     exif[0x0112], exif[0x010E], exif[0x011A] = 1, "a camera", 1.5
     whole, random = exif.tobytes(), np.random.default_rng(0)
@@ -156,7 +189,7 @@ def test_exif_rotation_is_honoured_and_arrays_are_taken(tmp_path: Path) -> None:
     assert prepare.pixels(upright[:, :, 0]).shape == (24, 24, 3)
 
 
-def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_what_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(b"hello")
     prepare = Preprocessing(24, 24, "bilinear", MEAN, STD)
     with pytest.raises(InputError, match=r"p\.png"):
@@ -171,7 +204,9 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
 
 def test_a_manifest_that_makes_no_sense_is_refused() -> None:
     good = {"size": 24, "resize": 24, "interpolation": "bilinear", "mean": MEAN, "std": STD}
-    assert Preprocessing.from_manifest(good).crop_mode == "center"  # of bundles exported before there was a choice
+    assert (
+        Preprocessing.from_manifest(good).crop_mode == "center"
+    )  # of bundles exported before there was a choice
     for wrong in (
         {"size": 0},
         {"size": 24.0},
@@ -188,9 +223,13 @@ def test_a_manifest_that_makes_no_sense_is_refused() -> None:
 
 def test_a_thread_of_pixels_or_nothing_at_all_is_refused() -> None:
     prepare = Preprocessing(224, 224, "bilinear", MEAN, STD)
-    for picture in (np.zeros((5000, 1), np.uint8), np.zeros((0, 4, 3), np.uint8), Image.new("RGB", (1, 60))):
+    for photo in (
+        np.zeros((5000, 1), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+        Image.new("RGB", (1, 60)),
+    ):
         with pytest.raises(InputError):
-            prepare.pixels(picture)
+            prepare.pixels(photo)
 
 
 @pytest.mark.parametrize("side", [55, 71, 83, 95, 97, 107])

@@ -11,20 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Fleet, inputs, pictures, snapshot
+from conftest import Fleet, images, inputs, snapshot
 from faults.scenarios import wrong_canary
 from sdlora_edge.export.parity import host_logits
 
-from sdlora_edge import files
-from sdlora_edge.canonical import dump_json, sha256
 from sdlora_edge.device import Device
-from sdlora_edge.device.runtime import DOUBLE_BUFFER, IN_PLACE
+from sdlora_edge.device.device import DOUBLE_BUFFER, IN_PLACE
 from sdlora_edge.device.store import CONFIRMED, FAILED, PENDING, Generation, Store
 from sdlora_edge.errors import HealthError, InputError, NothingToDo, UsageError
+from sdlora_edge.formats.canonical import dump_json, sha256
+from sdlora_edge.storage import atomic
 from sdlora_edge.train.run import Run
 
 
-def test_after_every_packet_the_device_computes_what_the_host_does(fleet: Fleet, store: Path) -> None:
+def test_after_every_packet_the_device_computes_what_the_host_does(
+    fleet: Fleet, store: Path
+) -> None:
     run, device = Run.open(fleet.run), Device.open(store)
     for task, path in enumerate([None, *fleet.packets]):
         if path:
@@ -33,8 +35,10 @@ def test_after_every_packet_the_device_computes_what_the_host_does(fleet: Fleet,
             assert status["canary_difference"] <= 1e-4
         reference = host_logits(run, task, inputs(device))
         np.testing.assert_allclose(device.logits(inputs(device)), reference, atol=1e-4)
-        answers = device.predict(pictures(), top=2)
-        assert [a.top[0][0] for a in answers] == [run.states[task].classes[i] for i in reference.argmax(axis=1)]
+        answers = device.predict(images(), top=2)
+        assert [a.top[0][0] for a in answers] == [
+            run.states[task].classes[i] for i in reference.argmax(axis=1)
+        ]
         assert all(a.top[0][1] >= a.top[1][1] for a in answers)
 
 
@@ -71,7 +75,9 @@ def test_a_rollback_is_exact_and_a_store_opens_as_it_was_left(fleet: Fleet, stor
         device.rollback()
 
 
-def test_a_bundle_of_any_task_takes_the_same_packets(fleet: Fleet, store: Path, tmp_path: Path) -> None:
+def test_a_bundle_of_any_task_takes_the_same_packets(
+    fleet: Fleet, store: Path, tmp_path: Path
+) -> None:
     from sdlora_edge.export.bundles import export_bundle
 
     public = str(fleet.key.with_suffix(".pub"))
@@ -82,10 +88,14 @@ def test_a_bundle_of_any_task_takes_the_same_packets(fleet: Fleet, store: Path, 
         later.apply(fleet.packets[0])
     for path in fleet.packets[1:]:
         assert first.apply(path)["state"] == later.apply(path)["state"]
-        np.testing.assert_allclose(first.logits(inputs(first)), later.logits(inputs(first)), atol=1e-4)
+        np.testing.assert_allclose(
+            first.logits(inputs(first)), later.logits(inputs(first)), atol=1e-4
+        )
 
 
-def test_a_failing_canary_leaves_the_old_generation_in_force(fleet: Fleet, store: Path, tmp_path: Path) -> None:
+def test_a_failing_canary_leaves_the_old_generation_in_force(
+    fleet: Fleet, store: Path, tmp_path: Path
+) -> None:
     device = Device.open(store)
     before, status = device.logits(inputs(device)), device.status()
     with pytest.raises(HealthError, match="stays in force"):
@@ -101,15 +111,21 @@ def test_a_pending_or_damaged_record_is_never_in_force(fleet: Fleet, store: Path
     opened = Store(store)
     old = opened.current()
     for status in (PENDING, FAILED):
-        record = Generation(9, status, ("ab" * 32,), 9, bundle=old.bundle, before=replace(old, counter=8))
+        record = Generation(
+            9, status, ("ab" * 32,), 9, bundle=old.bundle, before=replace(old, counter=8)
+        )
         (store / "generation.0.json").write_bytes(record.to_json())
         assert opened.current() == old
     written = (store / "generation.1.json").read_bytes()
     (store / "generation.1.json").unlink()
-    assert opened.current() == replace(old, counter=8)  # the copy that a record holds which is not confirmed
+    assert opened.current() == replace(
+        old, counter=8
+    )  # the copy that a record holds which is not confirmed
     (store / "generation.1.json").write_bytes(written)
     record = Generation(9, CONFIRMED, (), 9)
-    (store / "generation.0.json").write_bytes(record.to_json().replace(b'"counter":9', b'"counter":8'))
+    (store / "generation.0.json").write_bytes(
+        record.to_json().replace(b'"counter":9', b'"counter":8')
+    )
     assert opened.current() == old
     (store / "generation.1.json").unlink()
     with pytest.raises(InputError, match="no generation record that is whole"):
@@ -125,7 +141,7 @@ def test_predictions_go_on_while_packets_are_applied(fleet: Fleet, store: Path, 
     def serve() -> None:
         while not stop.is_set():
             try:
-                answer = device.predict(pictures(1), top=20)[0]
+                answer = device.predict(images(1), top=20)[0]
                 seen.add((answer.generation, len(answer.top)))
             except Exception as error:
                 errors.append(error)
@@ -142,12 +158,17 @@ def test_predictions_go_on_while_packets_are_applied(fleet: Fleet, store: Path, 
     for thread in threads:
         thread.join()
     assert not errors
-    classes = {generation: 4 + 2 * min((generation - 1) % 6, 6 - (generation - 1) % 6) for generation, _ in seen}
+    classes = {
+        generation: 4 + 2 * min((generation - 1) % 6, 6 - (generation - 1) % 6)
+        for generation, _ in seen
+    }
     assert all(classes[generation] == count for generation, count in seen)
     assert len(seen) > 3
 
 
-def test_two_writers_do_not_meet_and_a_second_process_is_followed(fleet: Fleet, store: Path) -> None:
+def test_two_writers_do_not_meet_and_a_second_process_is_followed(
+    fleet: Fleet, store: Path
+) -> None:
     one, two = Device.open(store), Device.open(store)
     with Store(store).lock(), pytest.raises(UsageError, match="another process"):
         one.apply(fleet.packets[0])
@@ -155,7 +176,9 @@ def test_two_writers_do_not_meet_and_a_second_process_is_followed(fleet: Fleet, 
     assert two.apply(fleet.packets[1])["task"] == 2
 
 
-def test_init_refuses_what_exists_and_a_failed_apply_writes_no_packet(fleet: Fleet, store: Path, tmp_path: Path) -> None:
+def test_init_refuses_what_exists_and_a_failed_apply_writes_no_packet(
+    fleet: Fleet, store: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match="exists already"):
         Device.init(fleet.bundle, store)
     before = snapshot(store)
@@ -165,12 +188,14 @@ def test_init_refuses_what_exists_and_a_failed_apply_writes_no_packet(fleet: Fle
     assert snapshot(store) == before
 
 
-def test_a_disk_that_does_not_answer_is_no_older_generation(fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_does_not_answer_is_no_older_generation(
+    fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     records = [store / name for name in ("generation.0.json", "generation.1.json")]
     older = [record.read_bytes() for record in records]
     device = Device.open(store)
     device.apply(fleet.packets[0])
-    read = files.read
+    read = atomic.read
 
     def failing(path: Path, limit: int | None = None) -> bytes:
         if path.name == "generation.0.json":
@@ -178,14 +203,14 @@ def test_a_disk_that_does_not_answer_is_no_older_generation(fleet: Fleet, store:
         return read(path, limit)
 
     with monkeypatch.context() as disk:
-        disk.setattr(files, "read", failing)
+        disk.setattr(atomic, "read", failing)
         with pytest.raises(InputError, match="output error"):
             Device.open(store)
     for record, data in zip(records, older, strict=True):
         record.write_bytes(data)
     with pytest.raises(InputError, match="lost its newest"):
         device.apply(fleet.packets[0])
-    assert len(device.predict(pictures())) == 6
+    assert len(device.predict(images())) == 6
 
 
 def test_packets_no_record_names_are_swept(fleet: Fleet, store: Path, tmp_path: Path) -> None:
@@ -226,7 +251,9 @@ def test_a_device_that_computes_something_else_is_not_flashed(fleet: Fleet, tmp_
         {"capacity": 5}, {"weights_as": "constants"}, {"min_agreement": 2}, {"revision": -1}, {"encoding": "int3"},
     ],
 )  # fmt: skip
-def test_a_senseless_manifest_is_a_typed_error(fleet: Fleet, tmp_path: Path, changes: dict[str, object]) -> None:
+def test_a_senseless_manifest_is_a_typed_error(
+    fleet: Fleet, tmp_path: Path, changes: dict[str, object]
+) -> None:
     with pytest.raises(InputError):
         Device.init(edited(fleet.bundle, tmp_path / "b", **changes), tmp_path / "s")
     assert not (tmp_path / "s").exists()
@@ -274,8 +301,18 @@ def test_a_manifest_that_does_not_fit_its_own_files_is_a_typed_error(
 )
 def test_a_senseless_record_is_a_missing_record(store: Path, changes: dict[str, object]) -> None:
     old = Store(store).current()
-    body = {"counter": 2, "status": CONFIRMED, "packets": [], "highest": 0, "bundle": old.bundle, "before": None, **changes}
-    (store / "generation.0.json").write_bytes(dump_json({**body, "checksum": sha256(dump_json(body))}))
+    body = {
+        "counter": 2,
+        "status": CONFIRMED,
+        "packets": [],
+        "highest": 0,
+        "bundle": old.bundle,
+        "before": None,
+        **changes,
+    }
+    (store / "generation.0.json").write_bytes(
+        dump_json({**body, "checksum": sha256(dump_json(body))})
+    )
     assert Store(store).current() == old
     (store / "generation.0.json").write_bytes(b'{"checksum":"x","counter":1e999}')
     assert Store(store).current() == old

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Fleet, Result, make_pictures, snapshot
+from conftest import Fleet, Result, make_images, snapshot
 
-from sdlora_edge.device import selftest
-from sdlora_edge.device.selftest import EXPECTED
 from sdlora_edge.errors import ResourceError
+from sdlora_edge.selftest import checks
+from sdlora_edge.selftest.checks import EXPECTED
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +34,9 @@ def required(names: list[str]) -> set[str]:
         found.add(name)
         for requirement in metadata.requires(name) or []:
             text, _, marker = requirement.partition(";")
-            if "extra" not in marker and not re.search(r"python_version\s*<|win32|Windows|tomllib", marker):
+            if "extra" not in marker and not re.search(
+                r"python_version\s*<|win32|Windows|tomllib", marker
+            ):
                 names.append(re.split(r"[\s<>=!~\[(]", text.strip())[0])
     return found
 
@@ -43,42 +45,93 @@ def required(names: list[str]) -> set[str]:
 def device_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The interpreter of a virtual environment with the wheel, its declared dependencies, and pytest; links to those that are here."""
     folder = tmp_path_factory.mktemp("device")
-    wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
+    wheel = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        str(folder),
+        str(ROOT),
+    ]
     subprocess.run(wheel, check=True)
     venv.create(folder / "venv", with_pip=False, symlinks=True)
     (site,) = (folder / "venv" / "lib").glob("python*/site-packages")
     (built,) = folder.glob("*.whl")
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(site), str(built)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--target",
+        str(site),
+        str(built),
+    ]
     subprocess.run(install, check=True)
     for name in required(["sdlora-edge", "pytest"]) - {"sdlora-edge"}:
         for file in metadata.distribution(name).files or []:
             top = file.parts[0]
             if top not in ("..", "__pycache__") and not (site / top).exists():
-                (site / top).symlink_to(Path(str(metadata.distribution(name).locate_file(top))).resolve())
+                (site / top).symlink_to(
+                    Path(str(metadata.distribution(name).locate_file(top))).resolve()
+                )
     return folder / "venv" / "bin" / "python"
 
 
 @pytest.fixture
 def expected(fleet: Fleet, tmp_path: Path, cli: Cli) -> Path:
-    """What the host answers for pictures of two sizes and kinds."""
-    pictures = make_pictures(tmp_path / "made", ["a", "b"], 3, size=23)
-    flat = tmp_path / "pictures"
+    """What the host answers for images of two sizes and kinds."""
+    images = make_images(tmp_path / "made", ["a", "b"], 3, size=23)
+    flat = tmp_path / "images"
     flat.mkdir()
-    for path in pictures.rglob("*.png"):
+    for path in images.rglob("*.png"):
         path.rename(flat / f"{path.parent.name}{path.name}")
     result = cli("expect", flat, "--run", fleet.run, "--out", tmp_path / "expected", "--json")
-    assert json.loads(result.out) == {"expected": str(tmp_path / "expected"), "pictures": 6, "states": 4}
+    assert json.loads(result.out) == {
+        "expected": str(tmp_path / "expected"),
+        "images": 6,
+        "states": 4,
+    }
     return tmp_path / "expected"
 
 
-def test_a_device_without_torch_passes_every_check(fleet: Fleet, device_python: Path, expected: Path, tmp_path: Path) -> None:
+def test_a_device_without_torch_passes_every_check(
+    fleet: Fleet, device_python: Path, expected: Path, tmp_path: Path
+) -> None:
     without = [str(device_python), "-c", "import onnxruntime, sdlora_edge.device, torch"]
-    assert "No module named 'torch'" in subprocess.run(without, capture_output=True, text=True, check=False, cwd=tmp_path).stderr
+    assert (
+        "No module named 'torch'"
+        in subprocess.run(without, capture_output=True, text=True, check=False, cwd=tmp_path).stderr
+    )
     packets, report = fleet.packets[0].parent, tmp_path / "report.json"
     shutil.copytree(ROOT / "device_tests", tmp_path / "carried")
-    command = [device_python, "-m", "pytest", tmp_path / "carried", "--bundle", fleet.bundle, "--packets", packets]
-    command += ["--expected", expected, "--store", tmp_path / "disk", "--report", report, "-p", "no:cacheprovider"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    command = [
+        device_python,
+        "-m",
+        "pytest",
+        tmp_path / "carried",
+        "--bundle",
+        fleet.bundle,
+        "--packets",
+        packets,
+    ]
+    command += [
+        "--expected",
+        expected,
+        "--store",
+        tmp_path / "disk",
+        "--report",
+        report,
+        "-p",
+        "no:cacheprovider",
+    ]
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "6 passed" in done.stdout
     found = json.loads(report.read_text())
@@ -86,7 +139,11 @@ def test_a_device_without_torch_passes_every_check(fleet: Fleet, device_python: 
     checks = found["checks"]
     assert "torch" not in checks["environment"]["versions"]
     assert checks["signatures"]["packets"] == 3
-    assert (checks["parity"]["pictures"], checks["parity"]["states"], checks["parity"]["same_answers"]) == (6, 4, 24)
+    assert (
+        checks["parity"]["images"],
+        checks["parity"]["states"],
+        checks["parity"]["same_answers"],
+    ) == (6, 4, 24)
     assert 0 < checks["parity"]["largest_difference"] <= 1e-4
     assert checks["hot_swap"]["predictions"] > 20
     assert checks["kill_and_reopen"]["kills"] == 5
@@ -94,15 +151,35 @@ def test_a_device_without_torch_passes_every_check(fleet: Fleet, device_python: 
     assert not list((tmp_path / "disk").iterdir()), "the scratch store is gone"
 
 
-def test_the_selftest_command_reports_what_failed(fleet: Fleet, device_python: Path, expected: Path, tmp_path: Path) -> None:
+def test_the_selftest_command_reports_what_failed(
+    fleet: Fleet, device_python: Path, expected: Path, tmp_path: Path
+) -> None:
     known = json.loads((expected / EXPECTED).read_text())
     for state in known["states"].values():
         state["logits"][2][0] += 0.5
     (expected / EXPECTED).write_text(json.dumps(known))
     before = snapshot(fleet.bundle)
-    command = [device_python, "-m", "sdlora_edge", "device", "selftest", "--bundle", fleet.bundle, "--expected", expected]
-    command += ["--packets", fleet.packets[0].parent, "--report", tmp_path / "report.json", "--json"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, cwd=tmp_path)
+    command = [
+        device_python,
+        "-m",
+        "sdlora_edge",
+        "device",
+        "selftest",
+        "--bundle",
+        fleet.bundle,
+        "--expected",
+        expected,
+    ]
+    command += [
+        "--packets",
+        fleet.packets[0].parent,
+        "--report",
+        tmp_path / "report.json",
+        "--json",
+    ]
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
     assert done.returncode == 6, done.stderr
     found = json.loads(done.stdout)
     assert found == json.loads((tmp_path / "report.json").read_text())
@@ -111,7 +188,9 @@ def test_the_selftest_command_reports_what_failed(fleet: Fleet, device_python: P
     assert snapshot(fleet.bundle) == before
 
 
-def test_bad_kits_are_one_clear_line(fleet: Fleet, cli: Cli, expected: Path, tmp_path: Path) -> None:
+def test_bad_kits_are_one_clear_line(
+    fleet: Fleet, cli: Cli, expected: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     result = cli("device", "selftest", "--bundle", fleet.bundle, "--packets", tmp_path / "empty")
     assert (result.code, len(result.err.splitlines())) == (3, 1)
@@ -120,27 +199,50 @@ def test_bad_kits_are_one_clear_line(fleet: Fleet, cli: Cli, expected: Path, tmp
     assert not (tmp_path / "e").exists()
 
 
-def test_a_scratch_folder_that_cannot_be_made_is_named(fleet: Fleet, cli: Cli, tmp_path: Path) -> None:
+def test_a_scratch_folder_that_cannot_be_made_is_named(
+    fleet: Fleet, cli: Cli, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     for scratch in (tmp_path / "file", tmp_path / "file" / "below"):
-        found = cli("device", "selftest", "--bundle", fleet.bundle, "--packets", fleet.packets[0].parent, "--store", scratch)
+        found = cli(
+            "device",
+            "selftest",
+            "--bundle",
+            fleet.bundle,
+            "--packets",
+            fleet.packets[0].parent,
+            "--store",
+            scratch,
+        )
         assert found.code == 3
         assert str(scratch) in found.err
 
 
-def test_a_slow_board_gets_its_report(fleet: Fleet, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_board_gets_its_report(
+    fleet: Fleet, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, slow = subprocess.Popen.communicate, []
 
-    def communicate(self: subprocess.Popen[str], input: None = None, timeout: float | None = None) -> tuple[str, str]:
+    def communicate(
+        self: subprocess.Popen[str], input: None = None, timeout: float | None = None
+    ) -> tuple[str, str]:
         if timeout is None:
             return real(self, input)
         slow.append(self)
         raise subprocess.TimeoutExpired(self.args, timeout)
 
     monkeypatch.setattr(subprocess.Popen, "communicate", communicate)
-    few = {name: selftest.CHECKS[name] for name in ("environment", "hot_swap", "cost")}
-    monkeypatch.setattr(selftest, "CHECKS", few)
-    kit = ["--bundle", fleet.bundle, "--packets", fleet.packets[0].parent, "--report", tmp_path / "report.json", "--json"]
+    few = {name: checks.CHECKS[name] for name in ("environment", "hot_swap", "cost")}
+    monkeypatch.setattr(checks, "CHECKS", few)
+    kit = [
+        "--bundle",
+        fleet.bundle,
+        "--packets",
+        fleet.packets[0].parent,
+        "--report",
+        tmp_path / "report.json",
+        "--json",
+    ]
     found = cli("device", "selftest", *kit)
     assert found.code == 6
     assert "internal error" not in found.err
@@ -156,16 +258,25 @@ def test_a_slow_board_gets_its_report(fleet: Fleet, cli: Cli, tmp_path: Path, mo
     assert all(process.returncode is not None for process in slow), "they are killed"
 
 
-@pytest.mark.parametrize("error", [ValueError("no such thing"), AssertionError(), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [ValueError("no such thing"), AssertionError(), KeyboardInterrupt()]
+)
 def test_whatever_a_check_meets_the_report_is_written(
     fleet: Fleet, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def signatures(kit: selftest.Kit) -> dict[str, object]:
+    def signatures(kit: checks.Kit) -> dict[str, object]:
         raise error
 
-    few = {"environment": selftest.environment, "signatures": signatures, "parity": selftest.parity}
-    monkeypatch.setattr(selftest, "CHECKS", few)
-    kit = ["--bundle", fleet.bundle, "--packets", fleet.packets[0].parent, "--report", tmp_path / "report.json"]
+    few = {"environment": checks.environment, "signatures": signatures, "parity": checks.parity}
+    monkeypatch.setattr(checks, "CHECKS", few)
+    kit = [
+        "--bundle",
+        fleet.bundle,
+        "--packets",
+        fleet.packets[0].parent,
+        "--report",
+        tmp_path / "report.json",
+    ]
     stopped = isinstance(error, KeyboardInterrupt)
     assert cli("device", "selftest", *kit).code == (130 if stopped else 6)
     report = json.loads((tmp_path / "report.json").read_text())
@@ -178,17 +289,27 @@ def test_a_report_that_cannot_be_written_ends_the_command_at_once_and_loses_no_c
     fleet: Fleet, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report, written = tmp_path / "report.json", list[dict[str, Any]]()
-    kit = ["--bundle", fleet.bundle, "--packets", fleet.packets[0].parent, "--report", report, "--json"]
-    monkeypatch.setattr(selftest, "CHECKS", {name: selftest.CHECKS[name] for name in ("environment", "signatures")})
-    write = selftest.Report.write
+    kit = [
+        "--bundle",
+        fleet.bundle,
+        "--packets",
+        fleet.packets[0].parent,
+        "--report",
+        report,
+        "--json",
+    ]
+    monkeypatch.setattr(
+        checks, "CHECKS", {name: checks.CHECKS[name] for name in ("environment", "signatures")}
+    )
+    write = checks.Report.write
 
-    def until_full(self: selftest.Report, path: Path) -> None:
+    def until_full(self: checks.Report, path: Path) -> None:
         if len(written) == room:
             raise ResourceError("disk space ran out")
         write(self, path)
         written.append(json.loads(path.read_text()))
 
-    monkeypatch.setattr(selftest.Report, "write", until_full)
+    monkeypatch.setattr(checks.Report, "write", until_full)
     for room in range(3):
         written.clear()
         found = cli("device", "selftest", *kit)
@@ -199,4 +320,8 @@ def test_a_report_that_cannot_be_written_ends_the_command_at_once_and_loses_no_c
     room = 3
     written.clear()
     assert cli("device", "selftest", *kit).code == 0
-    assert [(one["passed"], len(one["checks"])) for one in written] == [(False, 0), (False, 1), (True, 2)]
+    assert [(one["passed"], len(one["checks"])) for one in written] == [
+        (False, 0),
+        (False, 1),
+        (True, 2),
+    ]

@@ -13,21 +13,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Fleet, inputs, pictures, within
+from conftest import Fleet, images, inputs, within
 from faults.scenarios import wrong_canary
 
 from sdlora_edge.device import Device
+from sdlora_edge.device.device import IN_PLACE
 from sdlora_edge.device.gate import Gate, one_blas_thread
-from sdlora_edge.device.runtime import IN_PLACE
-from sdlora_edge.device.watch import Watcher
+from sdlora_edge.device.watch.service import Watcher
 from sdlora_edge.errors import HealthError, ResourceError, UsageError
 
 
 class Counting:
-    """Counts the models in memory whenever another one is about to be loaded. Fails to load where `broken`."""
+    """Counts the models in memory whenever another one is about to be loaded. Fails to load where `damaged`."""
 
     def __init__(self, device: Device) -> None:
-        self.load, self.models, self.most, self.broken = device._engine.load, [], 0, False
+        self.load, self.models, self.most, self.damaged = device._engine.load, [], 0, False
         self.keep(device._live.loaded)
 
     def keep(self, loaded: Any) -> Any:
@@ -36,7 +36,7 @@ class Counting:
 
     def __call__(self, weights: Mapping[str, np.ndarray]) -> Any:
         self.most = max(self.most, sum(model() is not None for model in self.models))
-        if self.broken:
+        if self.damaged:
             raise MemoryError
         return self.keep(self.load(weights))
 
@@ -49,7 +49,9 @@ def counted(store: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Device, Count
     return device, counting
 
 
-def test_in_place_no_two_models_are_ever_in_memory(fleet: Fleet, tmp_path: Path, counted: tuple[Device, Counting]) -> None:
+def test_in_place_no_two_models_are_ever_in_memory(
+    fleet: Fleet, tmp_path: Path, counted: tuple[Device, Counting]
+) -> None:
     """In updates, roll-backs, what another process did, and updates that fail."""
     device, counting = counted
     seen = [device.logits(inputs(device))]
@@ -105,7 +107,9 @@ def test_what_the_engine_fails_to_run_is_given_up_before_the_old_one_is_loaded(
     np.testing.assert_array_equal(device.logits(inputs(device)), before)
 
 
-def test_predictors_wait_for_an_update_in_place(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
+def test_predictors_wait_for_an_update_in_place(
+    fleet: Fleet, counted: tuple[Device, Counting]
+) -> None:
     """One that is inside keeps its weights; those that come later are answered by the new ones."""
     device, _ = counted
     answers: list[tuple[int, int]] = []
@@ -122,7 +126,7 @@ def test_predictors_wait_for_an_update_in_place(fleet: Fleet, counted: tuple[Dev
         return run(loaded, pixels)
 
     def ask() -> None:
-        one = device.predict(pictures(1), top=20)[0]
+        one = device.predict(images(1), top=20)[0]
         answers.append((one.generation, len(one.top)))
 
     def update() -> None:
@@ -130,7 +134,11 @@ def test_predictors_wait_for_an_update_in_place(fleet: Fleet, counted: tuple[Dev
         order.append("updated")
 
     device._engine.run = slow  # type: ignore[method-assign]
-    threads = [threading.Thread(target=ask), threading.Thread(target=update), threading.Thread(target=ask)]
+    threads = [
+        threading.Thread(target=ask),
+        threading.Thread(target=update),
+        threading.Thread(target=ask),
+    ]
     threads[0].start()
     assert asked.wait(10)
     threads[1].start()
@@ -146,7 +154,9 @@ def test_predictors_wait_for_an_update_in_place(fleet: Fleet, counted: tuple[Dev
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_an_update_interrupted_while_it_waits_lets_the_predictors_in_again(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
+def test_an_update_interrupted_while_it_waits_lets_the_predictors_in_again(
+    fleet: Fleet, counted: tuple[Device, Counting]
+) -> None:
     """Ctrl-C while a long prediction is being waited for."""
     device, _ = counted
     asked, released, run = threading.Event(), threading.Event(), device._engine.run
@@ -157,7 +167,7 @@ def test_an_update_interrupted_while_it_waits_lets_the_predictors_in_again(fleet
         return run(loaded, pixels)
 
     device._engine.run = slow  # type: ignore[method-assign]
-    predictor = threading.Thread(target=device.predict, args=(pictures(1),), daemon=True)
+    predictor = threading.Thread(target=device.predict, args=(images(1),), daemon=True)
     predictor.start()
     assert asked.wait(10)
     gate = device._gate
@@ -175,37 +185,41 @@ def test_an_update_interrupted_while_it_waits_lets_the_predictors_in_again(fleet
         device.apply(fleet.packets[0])
     released.set()
     predictor.join(10)
-    later = threading.Thread(target=device.predict, args=(pictures(1),), daemon=True)
+    later = threading.Thread(target=device.predict, args=(images(1),), daemon=True)
     later.start()
     later.join(10)
     assert not later.is_alive()
 
 
-def test_a_signal_handler_does_not_wait_for_the_thread_it_interrupted(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
+def test_a_signal_handler_does_not_wait_for_the_thread_it_interrupted(
+    fleet: Fleet, counted: tuple[Device, Counting]
+) -> None:
     """`refresh` upon SIGHUP, while the same thread predicts."""
     device, _ = counted
     Device.open(device._store.path).apply(fleet.packets[0])
     run, refused = device._engine.run, []
 
     def interrupted(loaded: Any, pixels: np.ndarray) -> np.ndarray:
-        with pytest.raises(UsageError, match="in the midst of a prediction, in one thread") as error:
+        with pytest.raises(
+            UsageError, match="in the midst of a prediction, in one thread"
+        ) as error:
             device.refresh()
         refused.append(error)
         return run(loaded, pixels)
 
     device._engine.run = interrupted  # type: ignore[method-assign]
-    assert device.predict(pictures(1))[0].generation == 1
+    assert device.predict(images(1))[0].generation == 1
     device._engine.run = run  # type: ignore[method-assign]
     load = device._engine.load
 
     def predicting(weights: Mapping[str, np.ndarray]) -> Any:
         with pytest.raises(UsageError, match="in the midst of an update"):
-            device.predict(pictures(1))
+            device.predict(images(1))
         return load(weights)
 
     device._engine.load = predicting  # type: ignore[method-assign]
     assert device.refresh()
-    assert (len(refused), device.predict(pictures(1))[0].generation) == (1, 2)
+    assert (len(refused), device.predict(images(1))[0].generation) == (1, 2)
 
 
 def closing(gate: Gate) -> threading.Thread:
@@ -291,26 +305,32 @@ def test_a_signal_handler_may_load_a_model_while_its_thread_does() -> None:
     within(10, nested)
 
 
-def test_a_device_that_can_load_nothing_says_so_and_recovers(fleet: Fleet, counted: tuple[Device, Counting]) -> None:
+def test_a_device_that_can_load_nothing_says_so_and_recovers(
+    fleet: Fleet, counted: tuple[Device, Counting]
+) -> None:
     device, counting = counted
     before = device.logits(inputs(device))
-    counting.broken = True
+    counting.damaged = True
     with pytest.raises(ResourceError):
         device.apply(fleet.packets[0])
     with pytest.raises(HealthError, match="no model is loaded"):
-        device.predict(pictures(1))
-    counting.broken = False
+        device.predict(images(1))
+    counting.damaged = False
     assert device.refresh()
     np.testing.assert_array_equal(device.logits(inputs(device)), before)
     assert device.apply(fleet.packets[0])["task"] == 1
 
 
 def test_another_way_to_swap_is_refused(store: Path) -> None:
-    with pytest.raises(UsageError, match="swap 'sideways' is unknown: choose double_buffer or in_place"):
+    with pytest.raises(
+        UsageError, match="swap 'sideways' is unknown: choose double_buffer or in_place"
+    ):
         Device.open(store, swap="sideways")
 
 
-def test_programs_that_serve_nobody_hold_one_model(fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> None:
+def test_programs_that_serve_nobody_hold_one_model(
+    fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
     """`device apply`, `rollback` and `watch`: nobody waits for their predictions."""
     opened: list[str] = []
     begin = Device.__init__

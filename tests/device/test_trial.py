@@ -17,7 +17,7 @@ from sdlora_edge.errors import HealthError, ResourceError
 
 ENGINE = """
 import os, signal
-from sdlora_edge.device.engines.onnx import OnnxEngine
+from sdlora_edge.device.engines.onnx_runtime import OnnxEngine
 
 class FatalEngine(OnnxEngine):
     def load(self, weights):
@@ -32,19 +32,30 @@ def fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Installs a package whose engine for the target `fatal` does something, when it loads weights."""
     site = tmp_path / "site"
     (site / "fatal-1.dist-info").mkdir(parents=True)
-    (site / "fatal-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: fatal\nVersion: 1\n")
-    (site / "fatal-1.dist-info" / "entry_points.txt").write_text("[sdlora_edge.engines]\nfatal = fatal:FatalEngine\n")
+    (site / "fatal-1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: fatal\nVersion: 1\n"
+    )
+    (site / "fatal-1.dist-info" / "entry_points.txt").write_text(
+        "[sdlora_edge.engines]\nfatal = fatal:FatalEngine\n"
+    )
     monkeypatch.syspath_prepend(str(site))
     yield lambda what: (site / "fatal.py").write_text(ENGINE.format(what=what))
     sys.modules.pop("fatal", None)
 
 
-def test_a_crash_is_an_error_with_advice_and_leaves_nothing(fleet: Fleet, fatal, tmp_path: Path) -> None:
+def test_a_crash_is_an_error_with_advice_and_leaves_nothing(
+    fleet: Fleet, fatal, tmp_path: Path
+) -> None:
     fatal(SEGFAULT)
     bundle = retargeted(fleet, tmp_path / "bundle", "fatal")
     with pytest.raises(HealthError) as caught:
         Device.init(bundle, tmp_path / "store")
-    for words in ("SIGSEGV", "target fatal, precision fp32, weights as inputs", "another version", "--weights-as constants"):
+    for words in (
+        "SIGSEGV",
+        "target fatal, precision fp32, weights as inputs",
+        "another version",
+        "--weights-as constants",
+    ):
         assert words in str(caught.value)
     assert not (tmp_path / "store").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", "site"}
@@ -53,7 +64,7 @@ def test_a_crash_is_an_error_with_advice_and_leaves_nothing(fleet: Fleet, fatal,
 def test_the_runtimes_version_is_named(fleet: Fleet) -> None:
     import onnxruntime
 
-    from sdlora_edge.bundle import open_bundle
+    from sdlora_edge.formats.bundle import open_bundle
 
     message = str(trial._error(signal.SIGSEGV, "", open_bundle(fleet.bundle).manifest))
     assert f"onnxruntime {onnxruntime.__version__}" in message
@@ -75,7 +86,12 @@ def test_memory_that_runs_out_is_no_verdict(fleet: Fleet, fatal, tmp_path: Path,
 
 def test_a_child_that_raises_is_no_verdict(fleet: Fleet, fatal, tmp_path: Path) -> None:
     fatal(f"if os.getpid() != {os.getpid()}: raise ValueError")
-    assert Device.init(retargeted(fleet, tmp_path / "bundle", "fatal"), tmp_path / "store").status()["task"] == 0
+    assert (
+        Device.init(retargeted(fleet, tmp_path / "bundle", "fatal"), tmp_path / "store").status()[
+            "task"
+        ]
+        == 0
+    )
 
 
 def test_the_command_and_selftest_report_it(fleet: Fleet, fatal, cli, tmp_path: Path) -> None:
@@ -84,7 +100,16 @@ def test_the_command_and_selftest_report_it(fleet: Fleet, fatal, cli, tmp_path: 
     found: Result = cli("device", "init", bundle, "--store", tmp_path / "store")
     assert (found.code, len(found.err.splitlines())) == (6, 1)
     assert "SIGSEGV" in found.err
-    found = cli("device", "selftest", "--bundle", bundle, "--packets", fleet.packets[0].parent, "--report", report)
+    found = cli(
+        "device",
+        "selftest",
+        "--bundle",
+        bundle,
+        "--packets",
+        fleet.packets[0].parent,
+        "--report",
+        report,
+    )
     assert found.code == 6
     checks = json.loads(report.read_text())["checks"]
     assert checks["environment"]["passed"]
@@ -111,6 +136,15 @@ def test_a_program_that_cannot_be_imported_can_make_a_store(fleet: Fleet, tmp_pa
     """From stdin there is no file to import again, and what lies in the current folder is not taken for a module."""
     program = f"from sdlora_edge.device import Device, trial\nDevice.init({str(fleet.bundle)!r}, 'store')\nassert trial._survived"
     for name in ("json", "numpy", "subprocess"):
-        (tmp_path / f"{name}.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
-    done = subprocess.run([sys.executable, "-I", "-"], input=program, capture_output=True, text=True, check=False, cwd=tmp_path)
+        (tmp_path / f"{name}.py").write_text(
+            "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+        )
+    done = subprocess.run(
+        [sys.executable, "-I", "-"],
+        input=program,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr

@@ -19,13 +19,16 @@ from conftest import Fleet, Result, snapshot
 from faults.scenarios import Orders
 from sdlora_edge.export.parity import host_logits
 
-from sdlora_edge import files, orders, packet, signing
-from sdlora_edge.canonical import sha256
-from sdlora_edge.device import Device, canary, memory, watch
-from sdlora_edge.device.memory import Memory
+from sdlora_edge.device import Device
 from sdlora_edge.device.store import Store
-from sdlora_edge.device.watch import Watcher
+from sdlora_edge.device.watch import memory, service
+from sdlora_edge.device.watch.memory import Memory
+from sdlora_edge.device.watch.service import Watcher
 from sdlora_edge.errors import InputError, StorageError
+from sdlora_edge.formats import control, packet, signing
+from sdlora_edge.formats.canonical import sha256
+from sdlora_edge.inputs import canary
+from sdlora_edge.storage import atomic
 from sdlora_edge.train.run import Run
 
 Cli = Callable[..., Result]
@@ -36,7 +39,13 @@ class Watched:
 
     def __init__(self, folder: Path, store: Path, status: Path | None = None) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
-        self.watcher = Watcher(folder, store, status, lambda event, fields: self.events.append((event, fields)), threads=1)
+        self.watcher = Watcher(
+            folder,
+            store,
+            status,
+            lambda event, fields: self.events.append((event, fields)),
+            threads=1,
+        )
 
     def look(self, settled: bool = False) -> tuple[dict[str, Any], list[str]]:
         """(report, the events of this look)."""
@@ -56,11 +65,18 @@ def built(fleet: Fleet, task: int, shift: float = 0.0, key: Path | None = None) 
     run, signers = Run.open(fleet.run), [signing.load_signer(key or fleet.key)]
     logits = host_logits(run, task, canary.inputs(9, run.preprocessing)) + shift
     return packet.build(
-        run.updates[task - 1], run.states[task - 1], run.lineage, 9, logits, lambda payload: signing.sign(payload, signers)
+        run.updates[task - 1],
+        run.states[task - 1],
+        run.lineage,
+        9,
+        logits,
+        lambda payload: signing.sign(payload, signers),
     )
 
 
-def test_packets_are_applied_in_their_order_whatever_they_are_called(fleet: Fleet, store: Path, folder: Path) -> None:
+def test_packets_are_applied_in_their_order_whatever_they_are_called(
+    fleet: Fleet, store: Path, folder: Path
+) -> None:
     for name, path in zip(("c", "b", "a"), fleet.packets, strict=True):
         shutil.copy(path, folder / f"{name}.sdlora")
     before = snapshot(folder)
@@ -105,7 +121,9 @@ def test_a_file_counts_once_it_is_whole(fleet: Fleet, store: Path, folder: Path)
     assert watched.look()[1] == []
 
 
-def test_forged_and_foreign_files_do_not_stand_in_the_way(fleet: Fleet, store: Path, folder: Path, tmp_path: Path) -> None:
+def test_forged_and_foreign_files_do_not_stand_in_the_way(
+    fleet: Fleet, store: Path, folder: Path, tmp_path: Path
+) -> None:
     other, _ = signing.new_key("other", tmp_path / "keys")
     (folder / "0.sdlora").write_bytes(built(fleet, 1, key=other))
     (folder / "1.sdlora").write_bytes(b"\xff" * 500)
@@ -146,7 +164,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from sdlora_edge.device import Device
-from sdlora_edge.device.watch import Watcher
+from sdlora_edge.device.watch.service import Watcher
 apply = Device.apply
 Device.apply = lambda self, path: os.kill(os.getpid(), signal.SIGKILL) if path.name == "1.sdlora" else apply(self, path)
 Watcher(Path(sys.argv[1]), Path(sys.argv[2])).look(settled=False)
@@ -154,13 +172,19 @@ Watcher(Path(sys.argv[1]), Path(sys.argv[2])).look(settled=False)
 
 
 @pytest.mark.parametrize("times", [2, 3])
-def test_a_packet_that_kills_its_process_is_given_up(fleet: Fleet, store: Path, folder: Path, times: int) -> None:
+def test_a_packet_that_kills_its_process_is_given_up(
+    fleet: Fleet, store: Path, folder: Path, times: int
+) -> None:
     """Memory that runs out in an update must not leave a device that restarts for ever; one or two power cuts mean nothing."""
     shutil.copy(fleet.packets[0], folder / "1.sdlora")
-    trust = orders.build_trust(fleet.trust, lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)]))
+    trust = control.build_trust(
+        fleet.trust, lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)])
+    )
     (folder / "keys.sdlora").write_bytes(trust)  # tried before it each time, and nothing to do
     for _ in range(times):
-        done = subprocess.run([sys.executable, "-c", KILLED, folder, store], stderr=subprocess.PIPE, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, folder, store], stderr=subprocess.PIPE, check=False
+        )
         assert done.returncode == -signal.SIGKILL
     if times == 2:
         assert Watched(folder, store).look()[1] == ["applied"]
@@ -183,7 +207,9 @@ def test_a_packet_given_up_is_tried_again_after_a_pause_or_a_restart(
 
     for times, hours in (3, 1), (4, 2), (5, 4), (9, 24), (10**9, 24):
         boot.write_text("one")
-        (store / "watch.json").write_text(json.dumps({"failed": [], "killed": {digest: times - 1}, "trying": digest}))
+        (store / "watch.json").write_text(
+            json.dumps({"failed": [], "killed": {digest: times - 1}, "trying": digest})
+        )
         watched = Watched(folder, store)
         assert watched.look()[1] == ["failed"]
         clock[0] += hours * 3600 - 60
@@ -219,22 +245,26 @@ def test_a_packet_damaged_after_it_was_applied_is_repaired(
     kept = store / "packets" / Store(store).current().packets[-1]
     kept.write_bytes(kept.read_bytes()[:-1])
     assert watched.look()[1] == [], "not looked for all the time"
-    monkeypatch.setattr(watch, "HEARTBEAT", 0.0)
+    monkeypatch.setattr(service, "HEARTBEAT", 0.0)
     report, events = watched.look()
     assert (report["task"], report["damage"], events) == (1, [], ["applied"])
-    assert not Store(store).broken([kept.name])
+    assert not Store(store).damaged([kept.name])
     kept.write_bytes(b"")
     (folder / fleet.packets[0].name).unlink()
     assert watched.look()[0]["damage"] != []
-    monkeypatch.setattr(watch, "HEARTBEAT", 3600.0)
+    monkeypatch.setattr(service, "HEARTBEAT", 3600.0)
     shutil.copy(fleet.packets[0], folder)
     report, events = watched.look()
-    assert (report["task"], report["damage"], events) == (1, [], ["applied"]), "as soon as its file comes"
+    assert (report["task"], report["damage"], events) == (1, [], ["applied"]), (
+        "as soon as its file comes"
+    )
     assert watched.look()[1] == []
 
 
 @pytest.mark.parametrize("trying", [[1], {"a": 1}, 5, "x", None, "a" * 64])
-def test_whatever_the_memory_of_an_attempt_holds_a_watcher_works(fleet: Fleet, store: Path, folder: Path, trying: object) -> None:
+def test_whatever_the_memory_of_an_attempt_holds_a_watcher_works(
+    fleet: Fleet, store: Path, folder: Path, trying: object
+) -> None:
     shutil.copy(fleet.packets[0], folder / "1.sdlora")
     (store / "watch.json").write_text(json.dumps({"failed": [], "killed": {}, "trying": trying}))
     assert Watched(folder, store).look()[1] == ["applied"]
@@ -245,14 +275,14 @@ def test_a_wrong_signature_is_not_verified_again_before_the_keys_change(
 ) -> None:
     other, _ = signing.new_key("other", tmp_path / "keys")
     (folder / "forged.sdlora").write_bytes(built(fleet, 1, key=other))
-    verified, read_any = [0], watch.read_any
+    verified, read_any = [0], service.read_any
 
     def counted(data: bytes, trust: signing.Trust) -> Any:
         verified[0] += 1
         return read_any(data, trust)
 
     watched = Watched(folder, store)
-    monkeypatch.setattr(watch, "read_any", counted)
+    monkeypatch.setattr(service, "read_any", counted)
     for path in fleet.packets:
         shutil.copy(path, folder)
         watched.look()
@@ -283,26 +313,38 @@ def test_what_was_rolled_back_by_hand_stays_so(fleet: Fleet, store: Path, folder
     assert Watched(folder, store).look()[0]["task"] == 1, "task 3 does not follow task 1"
 
 
-def test_new_keys_and_recalls_go_before_updates(fleet: Fleet, store: Path, folder: Path, tmp_path: Path) -> None:
+def test_new_keys_and_revocations_go_before_updates(
+    fleet: Fleet, store: Path, folder: Path, tmp_path: Path
+) -> None:
     private, public = signing.new_key("next", tmp_path / "keys")
     old, new = signing.load_signer(fleet.key), signing.load_signer(private)
     keys = signing.Trust((signing.load_public(public),), 1, fleet.trust.version + 1)
-    (folder / "z.sdlora").write_bytes(orders.build_trust(keys, lambda payload: signing.sign(payload, [old, new])))
+    (folder / "z.sdlora").write_bytes(
+        control.build_trust(keys, lambda payload: signing.sign(payload, [old, new]))
+    )
     (folder / "b.sdlora").write_bytes(built(fleet, 1, key=private))
     shutil.copy(fleet.packets[0], folder / "a.sdlora")
     watched = Watched(folder, store)
     report, events = watched.look()
-    assert events.count("applied") == 1, "the keys alone: the old key's packet is not trusted after them"
+    assert events.count("applied") == 1, (
+        "the keys alone: the old key's packet is not trusted after them"
+    )
     assert report["task"] == 0
     report, events = watched.look()
     assert (report["task"], "applied" in events) == (1, True)
-    recall = orders.build_recall(Run.open(fleet.run).lineage, orders.Recalled(1, 0), lambda payload: signing.sign(payload, [new]))
-    (folder / "y.sdlora").write_bytes(recall)
+    revocation = control.build_revocation(
+        Run.open(fleet.run).lineage,
+        control.Revoked(1, 0),
+        lambda payload: signing.sign(payload, [new]),
+    )
+    (folder / "y.sdlora").write_bytes(revocation)
     assert watched.look()[0]["task"] == 0
-    assert watched.look()[0]["task"] == 0, "what was recalled is not taken again"
+    assert watched.look()[0]["task"] == 0, "what was revoked is not taken again"
 
 
-def test_a_packet_damaged_in_the_store_is_mended_from_the_folder(fleet: Fleet, store: Path, folder: Path) -> None:
+def test_a_packet_damaged_in_the_store_is_repaired_from_the_folder(
+    fleet: Fleet, store: Path, folder: Path
+) -> None:
     for path in fleet.packets:
         shutil.copy(path, folder)
     Watched(folder, store).look()
@@ -315,17 +357,17 @@ def test_a_packet_damaged_in_the_store_is_mended_from_the_folder(fleet: Fleet, s
     assert (report["task"], report["damage"], events) == (3, [], ["applied"])
 
 
-def test_damaged_keys_and_what_retired_keys_signed_are_mended_from_the_folder(
+def test_damaged_keys_and_what_retired_keys_signed_are_repaired_from_the_folder(
     fleet: Fleet, store: Path, folder: Path, tmp_path: Path
 ) -> None:
     """Whoever signs now; and what was refused while nobody knew who may sign is tried again."""
-    orders, device = Orders(fleet, tmp_path), Device.open(store, threads=1)
-    chain = [fleet.packets[0], orders.rotation, orders.renewed[1]]
+    control, device = Orders(fleet, tmp_path), Device.open(store, threads=1)
+    chain = [fleet.packets[0], control.rotation, control.renewed[1]]
     for path in chain:
         device.apply(path)
     for digest in Store(store).current().digests:
         (store / "packets" / digest).write_bytes(b"")
-    shutil.copy(orders.renewed[2], folder)
+    shutil.copy(control.renewed[2], folder)
     watched = Watched(folder, store)
     assert watched.look()[1] == ["refused"]
     for path in chain:
@@ -346,7 +388,7 @@ def test_a_missing_folder_an_unreadable_file_and_a_full_disk_are_survived(
     folder.mkdir()
     assert watched.look()[1] == ["recovered"]
     shutil.copy(fleet.packets[0], folder / "p.sdlora")
-    read = files.read
+    read = atomic.read
 
     def unreadable(path: Path, limit: int | None = None) -> bytes:
         if path.name == "p.sdlora":
@@ -357,11 +399,11 @@ def test_a_missing_folder_an_unreadable_file_and_a_full_disk_are_survived(
         raise StorageError(f"{path} cannot be written: No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr(files, "read", unreadable)
+        disk.setattr(atomic, "read", unreadable)
         assert watched.look()[1] == ["unreadable"]
         assert watched.look()[1] == []
     with monkeypatch.context() as disk:
-        disk.setattr(files, "write", full)
+        disk.setattr(atomic, "write", full)
         report, events = watched.look()
         assert events == ["trouble", "status"]
         assert "No space left" in report["trouble"]
@@ -380,16 +422,30 @@ def test_only_a_folder_that_is_no_store_ends_it(cli: Cli, folder: Path) -> None:
     assert "not a store" in result.err
 
 
-def test_a_service_follows_the_folder_tells_systemd_and_stops_when_asked(fleet: Fleet, store: Path, tmp_path: Path) -> None:
+def test_a_service_follows_the_folder_tells_systemd_and_stops_when_asked(
+    fleet: Fleet, store: Path, tmp_path: Path
+) -> None:
     program = "import sys; from sdlora_edge.cli import main; sys.exit(main(sys.argv[1:]))"
     status, folder = tmp_path / "run" / "status.json", tmp_path / "later"
-    arguments = ["device", "watch", folder, "--store", store, "--interval", "0.05", "--status", status]
+    arguments = [
+        "device",
+        "watch",
+        folder,
+        "--store",
+        store,
+        "--interval",
+        "0.05",
+        "--status",
+        status,
+    ]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(30)
         environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
         command = [sys.executable, "-c", program, *map(str, arguments)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as service:
+        with subprocess.Popen(
+            command, stderr=subprocess.PIPE, text=True, env=environment
+        ) as service:
             try:
                 assert systemd.recv(100).startswith(b"READY=1")
                 folder.mkdir()
@@ -397,7 +453,9 @@ def test_a_service_follows_the_folder_tells_systemd_and_stops_when_asked(fleet: 
                     shutil.copy(path, folder)
                     systemd.recv(100)
                 deadline = time.monotonic() + 30
-                while (not status.exists() or json.loads(status.read_text())["task"] != 3) and time.monotonic() < deadline:
+                while (
+                    not status.exists() or json.loads(status.read_text())["task"] != 3
+                ) and time.monotonic() < deadline:
                     systemd.recv(100)
             finally:
                 service.send_signal(signal.SIGTERM)
@@ -431,7 +489,9 @@ def test_a_stick_pulled_while_packets_are_applied(
             assert watched.look()[1] == []
     else:
         watcher = watched.watcher
-        watcher._events.emit = lambda event, fields: folder.rename(away) if event == "applied" else None  # type: ignore[assignment]
+        watcher._events.emit = lambda event, fields: (
+            folder.rename(away) if event == "applied" else None
+        )  # type: ignore[assignment]
         watcher.look(settled=False)
         watcher._events.emit = lambda event, fields: watched.events.append((event, fields))
     assert watched.look()[1] == ["folder"]
@@ -440,7 +500,9 @@ def test_a_stick_pulled_while_packets_are_applied(
     assert Device.open(store, threads=1).status()["task"] == 2
 
 
-def test_what_came_in_a_packets_place_is_not_held_against_it(fleet: Fleet, store: Path, folder: Path) -> None:
+def test_what_came_in_a_packets_place_is_not_held_against_it(
+    fleet: Fleet, store: Path, folder: Path
+) -> None:
     shutil.copy(fleet.packets[0], folder / "1.sdlora")
     shutil.copy(fleet.packets[1], folder / "2.sdlora")
     watched = Watched(folder, store)
@@ -462,7 +524,7 @@ def test_the_trouble_with_a_file_ends_with_the_file(
     watched = Watched(folder, store)
     shutil.copy(fleet.packets[0], folder / "p.sdlora")
     with monkeypatch.context() as patch:
-        patch.setattr(files, "receive", lambda path, limit: files.read(path / "none"))
+        patch.setattr(atomic, "receive", lambda path, limit: atomic.read(path / "none"))
         assert watched.look()[1] == ["unreadable"]
     (folder / "p.sdlora").unlink()
     assert watched.look()[0]["trouble"] is None

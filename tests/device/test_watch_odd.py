@@ -21,12 +21,13 @@ from typing import Any
 import pytest
 from conftest import Fleet, Result, within
 
-from sdlora_edge import disk, files
-from sdlora_edge.device import Device, watch
-from sdlora_edge.device.events import AT_ONCE, Events, notify, to_stderr
-from sdlora_edge.device.watch import Watcher
+from sdlora_edge.device import Device
+from sdlora_edge.device.watch import service as watch
+from sdlora_edge.device.watch.events import AT_ONCE, Events, notify, to_stderr
+from sdlora_edge.device.watch.service import Watcher
 from sdlora_edge.errors import ResourceError, UsageError
-from sdlora_edge.packet import LIMITS
+from sdlora_edge.formats.packet import LIMITS
+from sdlora_edge.storage import atomic, disk
 
 Cli = Callable[..., Result]
 
@@ -52,14 +53,20 @@ ODD: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_an_odd_file_is_told_once_and_hides_nothing(fleet: Fleet, store: Path, folder: Path, kind: str) -> None:
+def test_an_odd_file_is_told_once_and_hides_nothing(
+    fleet: Fleet, store: Path, folder: Path, kind: str
+) -> None:
     ODD[kind](folder / "a.sdlora")
     shutil.copy(fleet.packets[0], folder / "z.sdlora")
     events: list[tuple[str, dict[str, Any]]] = []
     watcher = Watcher(folder, store, emit=lambda *event: events.append(event), threads=1)
     assert looked(watcher)["task"] == 1
     looked(watcher)
-    odd = [(event, fields["exit_code"]) for event, fields in events if fields.get("file") == str(folder / "a.sdlora")]
+    odd = [
+        (event, fields["exit_code"])
+        for event, fields in events
+        if fields.get("file") == str(folder / "a.sdlora")
+    ]
     assert odd in ([("unreadable", 3)], [("refused", 3)])
 
 
@@ -68,7 +75,7 @@ def test_a_file_for_which_there_is_no_memory_hides_nothing_and_is_tried_again(
 ) -> None:
     for name, path in zip("ab", fleet.packets, strict=False):
         shutil.copy(path, folder / f"{name}.sdlora")
-    receive = files.receive
+    receive = atomic.receive
     watcher = Watcher(folder, store, emit=lambda event, fields: None, threads=1)
     for error in (MemoryError(), ResourceError("memory ran out")):
 
@@ -78,7 +85,7 @@ def test_a_file_for_which_there_is_no_memory_hides_nothing_and_is_tried_again(
             return receive(path, limit)
 
         with monkeypatch.context() as patch:
-            patch.setattr(files, "receive", short)
+            patch.setattr(atomic, "receive", short)
             assert looked(watcher)["task"] == 1
     assert looked(watcher)["task"] == 2
 
@@ -91,7 +98,11 @@ def test_rubbish_is_told_up_to_a_bound_and_read_once(
     shutil.copy(fleet.packets[0], folder / "z.sdlora")
     read: list[str] = []
     opened = disk.opened
-    monkeypatch.setattr(disk, "opened", lambda path: (path.parent == folder and read.append(path.name), opened(path))[1])
+    monkeypatch.setattr(
+        disk,
+        "opened",
+        lambda path: (path.parent == folder and read.append(path.name), opened(path))[1],
+    )
     events: list[tuple[str, dict[str, Any]]] = []
     watcher = Watcher(folder, store, emit=lambda *event: events.append(event), threads=1)
     report = looked(watcher)
@@ -149,7 +160,12 @@ def test_a_look_ends_in_time_and_the_next_one_goes_on(
         assert report["task"] == 1, look
     assert refused == [2, 5, 8, 9]
     assert told.count("WATCHDOG=1") >= 10
-    assert Watcher(folder, store, emit=lambda event, fields: None).look(settled=False)["counts"]["refused"] == 9
+    assert (
+        Watcher(folder, store, emit=lambda event, fields: None).look(settled=False)["counts"][
+            "refused"
+        ]
+        == 9
+    )
 
 
 def test_the_bound_on_events_holds_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +179,10 @@ def test_the_bound_on_events_holds_for_good(monkeypatch: pytest.MonkeyPatch) -> 
             events.tell_of_file("refused", {})
         events.sum_up()
     assert len(told) < AT_ONCE + 24 * 360 + 1
-    assert sum(fields.get("refused", 1) for _, fields in told) + events._untold["refused"] == 3 * 24 * 3600
+    assert (
+        sum(fields.get("refused", 1) for _, fields in told) + events._untold["refused"]
+        == 3 * 24 * 3600
+    )
 
 
 def test_an_emit_that_raises_stops_nothing(fleet: Fleet, store: Path, folder: Path) -> None:
@@ -229,22 +248,36 @@ def test_an_event_is_lost_if_stderr_takes_none(
             stream.close()
 
 
-def test_a_long_event_is_cut_to_what_a_pipe_with_little_room_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_event_is_cut_to_what_a_pipe_with_little_room_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Nobody reads it, so a longer line would wait for good. It stays JSON."""
     with full_pipe() as (reader, descriptor), open(descriptor, "w", closefd=False) as stream:
         while not select.select([], [descriptor], [], 0)[1]:
             os.read(reader, 4096)
         monkeypatch.setattr(sys, "stderr", stream)
-        within(10, lambda: to_stderr("refused", {"file": "\u6587" * 500, "error": "\u4ef6" * 5000, "exit_code": 3}))
+        within(
+            10,
+            lambda: to_stderr(
+                "refused", {"file": "\u6587" * 500, "error": "\u4ef6" * 5000, "exit_code": 3}
+            ),
+        )
         monkeypatch.undo()
-        told = b"".join(iter(lambda: os.read(reader, 65536) if select.select([reader], [], [], 0)[0] else b"", b"")).lstrip(b"\0")
+        told = b"".join(
+            iter(
+                lambda: os.read(reader, 65536) if select.select([reader], [], [], 0)[0] else b"",
+                b"",
+            )
+        ).lstrip(b"\0")
     line = json.loads(told)
     assert len(told) <= select.PIPE_BUF
     assert (line["event"], line["exit_code"]) == ("refused", 3)
     assert line["error"].startswith("\u4ef6" * 50)
 
 
-def test_an_event_is_lost_if_there_is_no_stderr(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_event_is_lost_if_there_is_no_stderr(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Nor does it go to stdout instead."""
     for stream in (None, open(os.devnull, "w")):  # noqa: SIM115
         if stream:
@@ -267,10 +300,23 @@ PROGRAM = "import sys; from sdlora_edge.cli import main; sys.exit(main(sys.argv[
 
 
 @contextlib.contextmanager
-def service(folder: Path, store: Path, *more: str, start: str = 'exec "$@"', stderr: int | None = None) -> Iterator[Path]:
+def service(
+    folder: Path, store: Path, *more: str, start: str = 'exec "$@"', stderr: int | None = None
+) -> Iterator[Path]:
     """A watcher in a process of its own, that ends well when it is asked to: its status file."""
     status = store.with_name("status.json")
-    watch = [sys.executable, "-c", PROGRAM, "device", "watch", str(folder), "--store", str(store), "--status", str(status)]
+    watch = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        "device",
+        "watch",
+        str(folder),
+        "--store",
+        str(store),
+        "--status",
+        str(status),
+    ]
     with subprocess.Popen(["sh", "-c", start, "sh", *watch, *more], stderr=stderr) as process:
         try:
             until(status.exists)
@@ -292,10 +338,16 @@ def until(there: Callable[[], bool]) -> None:
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("log", LOGS)
 def test_a_service_whose_log_takes_nothing(
-    fleet: Fleet, store: Path, folder: Path, log: Callable[[], contextlib.AbstractContextManager[int]]
+    fleet: Fleet,
+    store: Path,
+    folder: Path,
+    log: Callable[[], contextlib.AbstractContextManager[int]],
 ) -> None:
     shutil.copy(fleet.packets[0], folder)
-    with log() as descriptor, service(folder, store, "--interval", "0.05", stderr=descriptor) as status:
+    with (
+        log() as descriptor,
+        service(folder, store, "--interval", "0.05", stderr=descriptor) as status,
+    ):
         until(lambda: json.loads(status.read_text())["task"] == 1)
     assert Device.open(store, threads=1).status()["task"] == 1
 
@@ -307,7 +359,9 @@ def test_a_service_without_a_log_ends_at_once_though_it_waits(store: Path, folde
         assert json.loads(status.read_text())["running"] is True
 
 
-def test_stop_may_come_between_any_two_lines(store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_may_come_between_any_two_lines(
+    store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As from a signal handler: in the thread that looks and waits, whatever locks it holds just then."""
     monkeypatch.setattr(Watcher, "look", lambda self: {})
     monkeypatch.setattr(Watcher, "_report", lambda self: {})
@@ -331,7 +385,9 @@ def test_stop_may_come_between_any_two_lines(store: Path, folder: Path, monkeypa
 
 
 @pytest.mark.parametrize("interval", ["inf", "nan", "-1", "0", "1e300"])
-def test_an_interval_that_is_none_is_refused(cli: Cli, store: Path, folder: Path, interval: str) -> None:
+def test_an_interval_that_is_none_is_refused(
+    cli: Cli, store: Path, folder: Path, interval: str
+) -> None:
     result = cli("device", "watch", folder, "--store", store, "--interval", interval)
     assert result.code == 2, result
     assert "seconds between 0.01 and 86400" in result.err

@@ -1,4 +1,4 @@
-"""Twenty packets in a row, on every target: after each the device computes what torch computes, on real pictures."""
+"""Twenty packets in a row, on every target: after each the device computes what torch computes, on real images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import chain
 import pytest
 import random_runs
 from conftest import shared
-from sdlora_edge.export.check import TARGETS
+from sdlora_edge.export.requests import TARGETS
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -20,13 +20,17 @@ from sdlora_edge.export.check import TARGETS
         ("efficientnet_lite0", 64, None),
     ],
 )
-def test_a_chain_of_twenty_packets(model: str, size: int | None, weights: str | None, target: str, tmp_path: Path) -> None:
+def test_a_chain_of_twenty_packets(
+    model: str, size: int | None, weights: str | None, target: str, tmp_path: Path
+) -> None:
     if (model, target) == ("vit_tiny_patch16_224", "executorch"):
         pytest.skip("lowering takes half a minute: make bench-chain has it")
     shared("omniglot_small1.zip")
     found = shared(weights) if weights else None
-    run = random_runs.make_run(model, tmp_path / "run", chain.PACKETS, chain.BASE, chain.NEW, size=size, weights=found)
-    inputs = chain.pictures(run, 8)
+    run = random_runs.make_run(
+        model, tmp_path / "run", chain.PACKETS, chain.BASE, chain.NEW, size=size, weights=found
+    )
+    inputs = chain.images(run, 8)
     differences = chain.follow(run, tmp_path, inputs, target=target)
     assert len(differences) == 20
     assert 0 < max(differences) <= 1e-4

@@ -24,12 +24,12 @@ from timm.models.efficientnet import EfficientNet
 from torch import nn
 from torch.func import functional_call
 
-from sdlora_edge import disk, files
-from sdlora_edge.bundle import HEAD_BIAS, HEAD_WEIGHT
-from sdlora_edge.device.engines.executorch import ExecutorchEngine, patched
+from sdlora_edge.device.engines.executorch_runtime import ExecutorchEngine, patched
 from sdlora_edge.errors import InputError, ResourceError, StorageError, UsageError
+from sdlora_edge.formats.bundle import HEAD_BIAS, HEAD_WEIGHT
 from sdlora_edge.method import backbones
 from sdlora_edge.method.backbones import shaped
+from sdlora_edge.storage import atomic, disk
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install executorch")
 
@@ -44,19 +44,25 @@ def some_weights(backbone: nn.Module, classes: int, seed: int = 0) -> dict[str, 
         own = backbone.get_parameter(p.tensor).detach().numpy()
         own = own.reshape(len(own), -1)
         weights[p.tensor] = (own + 0.02 * random.standard_normal(own.shape)).astype(np.float32)
-    weights[HEAD_WEIGHT] = 0.1 * random.standard_normal((classes, backbones.features(backbone))).astype(np.float32)
+    weights[HEAD_WEIGHT] = 0.1 * random.standard_normal(
+        (classes, backbones.features(backbone))
+    ).astype(np.float32)
     weights[HEAD_BIAS] = random.standard_normal(classes).astype(np.float32)
     return weights
 
 
 @torch.no_grad()
-def by_torch(backbone: nn.Module, weights: Mapping[str, np.ndarray], pictures: np.ndarray) -> np.ndarray:
-    adapted = {n: torch.from_numpy(w) for n, w in weights.items() if n not in (HEAD_WEIGHT, HEAD_BIAS)}
-    features = functional_call(backbone, shaped(backbone, adapted), (torch.from_numpy(pictures),))
+def by_torch(
+    backbone: nn.Module, weights: Mapping[str, np.ndarray], images: np.ndarray
+) -> np.ndarray:
+    adapted = {
+        n: torch.from_numpy(w) for n, w in weights.items() if n not in (HEAD_WEIGHT, HEAD_BIAS)
+    }
+    features = functional_call(backbone, shaped(backbone, adapted), (torch.from_numpy(images),))
     return features.numpy() @ weights[HEAD_WEIGHT].T + weights[HEAD_BIAS]
 
 
-def some_pictures(size: int, count: int = 3) -> np.ndarray:
+def some_images(size: int, count: int = 3) -> np.ndarray:
     return np.random.default_rng(1).standard_normal((count, 3, size, size)).astype(np.float32)
 
 
@@ -71,7 +77,9 @@ def small_convolutions() -> nn.Module:
     blocks = [["ds_r1_k3_s1_e1_c8"], ["ir_r2_k3_s2_e3_c12"], ["ir_r1_k3_s2_e3_c16_se0.25"]]
     from timm.models._efficientnet_builder import decode_arch_def
 
-    model = EfficientNet(decode_arch_def(blocks), num_classes=0, num_features=24, stem_size=8).eval()
+    model = EfficientNet(
+        decode_arch_def(blocks), num_classes=0, num_features=24, stem_size=8
+    ).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -88,33 +96,41 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Any, dic
     backbone.blocks = backbone.blocks[:2]  # type: ignore[index] # lowered in half the time
     folder = tmp_path_factory.mktemp("micro")
     weights = some_weights(backbone, 5)
-    return backbone, pair(folder, write_program(backbone, 16, weights, folder, "fp32", CAPACITY)), weights
+    return (
+        backbone,
+        pair(folder, write_program(backbone, 16, weights, folder, "fp32", CAPACITY)),
+        weights,
+    )
 
 
 def test_a_vit_computes_what_torch_computes_update_after_update(micro: Any, tmp_path: Path) -> None:
     backbone, bundle, first = micro
-    engine, pictures = ExecutorchEngine(bundle, 0, tmp_path), some_pictures(16)
+    engine, images = ExecutorchEngine(bundle, 0, tmp_path), some_images(16)
     loaded = engine.load(first)
-    reference = by_torch(backbone, first, pictures)
-    np.testing.assert_allclose(engine.run(loaded, pictures), reference, atol=1e-4)
+    reference = by_torch(backbone, first, images)
+    np.testing.assert_allclose(engine.run(loaded, images), reference, atol=1e-4)
     for update in range(1, 6):
         weights = some_weights(backbone, 5 + update, update)
         newer = engine.load(weights)
-        found = engine.run(newer, pictures)
+        found = engine.run(newer, images)
         assert found.shape == (3, 5 + update)
-        np.testing.assert_allclose(found, by_torch(backbone, weights, pictures), atol=1e-4)
-        np.testing.assert_allclose(engine.run(loaded, pictures), reference, atol=1e-4)  # the first one still answers
+        np.testing.assert_allclose(found, by_torch(backbone, weights, images), atol=1e-4)
+        np.testing.assert_allclose(
+            engine.run(loaded, images), reference, atol=1e-4
+        )  # the first one still answers
         engine.publish(newer)
 
 
 def test_convolutions_with_batch_norm_behind_them_stay_replaceable(tmp_path: Path) -> None:
-    backbone, pictures = small_convolutions(), some_pictures(32)
+    backbone, images = small_convolutions(), some_images(32)
     weights = some_weights(backbone, 4)
     assert len(weights) > 6
     bundle = pair(tmp_path, write_program(backbone, 32, weights, tmp_path, "fp32", CAPACITY))
     engine = ExecutorchEngine(bundle, 0, tmp_path / "work")
     for other in (weights, some_weights(backbone, 7, 1)):
-        np.testing.assert_allclose(engine.run(engine.load(other), pictures), by_torch(backbone, other, pictures), atol=1e-4)
+        np.testing.assert_allclose(
+            engine.run(engine.load(other), images), by_torch(backbone, other, images), atol=1e-4
+        )
 
 
 def test_batch_norm_after_a_linear_layer_stays_apart_too(tmp_path: Path) -> None:
@@ -133,13 +149,23 @@ def test_batch_norm_after_a_linear_layer_stays_apart_too(tmp_path: Path) -> None
 
     backbone, random = Net().eval(), np.random.default_rng(0)
     shapes = {"fc.weight": (6, 3), HEAD_WEIGHT: (2, 6), HEAD_BIAS: (2,)}
-    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    engine = ExecutorchEngine(pair(tmp_path, write_program(backbone, 8, weights, tmp_path, "fp32", CAPACITY)), 0, tmp_path / "w")
-    pictures = some_pictures(8)
-    np.testing.assert_allclose(engine.run(engine.load(weights), pictures), by_torch(backbone, weights, pictures), atol=1e-4)
+    weights = {
+        name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
+    }
+    engine = ExecutorchEngine(
+        pair(tmp_path, write_program(backbone, 8, weights, tmp_path, "fp32", CAPACITY)),
+        0,
+        tmp_path / "w",
+    )
+    images = some_images(8)
+    np.testing.assert_allclose(
+        engine.run(engine.load(weights), images), by_torch(backbone, weights, images), atol=1e-4
+    )
 
 
-def test_program_and_places_do_not_depend_on_the_values_of_the_weights(micro: Any, tmp_path: Path) -> None:
+def test_program_and_places_do_not_depend_on_the_values_of_the_weights(
+    micro: Any, tmp_path: Path
+) -> None:
     """Not even where weights are equal: ExecuTorch stores equal constants once, and replacing one would replace them all."""
     backbone, bundle, weights = micro
     zeros = {name: np.zeros_like(array) for name, array in weights.items()}
@@ -152,15 +178,15 @@ def test_the_real_vit_computes_what_torch_computes_at_every_precision(tmp_path: 
     weights_file = shared("vit_tiny_patch16_224.fp16.safetensors")
     backbone, _ = backbones.create("vit_tiny_patch16_224", 64, weights_file, False)
     backbone.blocks = backbone.blocks[:3]  # type: ignore[index] # twelve take four times as long to lower
-    weights, pictures = some_weights(backbone, 5), some_pictures(64)
-    reference = by_torch(backbone, weights, pictures)
+    weights, images = some_weights(backbone, 5), some_images(64)
+    reference = by_torch(backbone, weights, images)
     sizes = {}
     for precision, bound in {"fp32": 1e-4, "int8": 0.1, "int8-dynamic": 0.2}.items():
         folder = tmp_path / precision
         folder.mkdir()
         places = write_program(backbone, 64, weights, folder, precision, CAPACITY)
         engine = ExecutorchEngine(pair(folder, places), 0, folder / "work")
-        found = engine.run(engine.load(weights), pictures)
+        found = engine.run(engine.load(weights), images)
         assert np.abs(found - reference).max() <= bound, precision
         sizes[precision] = sum(f.stat().st_size for f in folder.glob("model.*"))
     assert max(sizes["int8"], sizes["int8-dynamic"]) < sizes["fp32"] / 1.4
@@ -171,7 +197,14 @@ def test_what_executorch_cannot_do_is_refused_by_what_it_can(micro: Any, tmp_pat
     with pytest.raises(UsageError, match=r"fp16.*choose fp32, int8, int8-dynamic"):
         write_program(backbone, 16, weights, tmp_path, "fp16", CAPACITY)
     with pytest.raises(UsageError, match="no linear layer"):
-        write_program(nn.Flatten(), 16, {n: weights[n] for n in (HEAD_WEIGHT, HEAD_BIAS)}, tmp_path, "int8", CAPACITY)
+        write_program(
+            nn.Flatten(),
+            16,
+            {n: weights[n] for n in (HEAD_WEIGHT, HEAD_BIAS)},
+            tmp_path,
+            "int8",
+            CAPACITY,
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -180,9 +213,13 @@ def test_rows_that_no_class_has_can_never_win(micro: Any) -> None:
     from executorch.runtime import Runtime
 
     _, bundle, _ = micro
-    method = Runtime.get().load_program(bundle.path / "model.pte", data_path=bundle.path / "model.ptd").load_method("forward")
-    for picture in torch.from_numpy(1e3 * some_pictures(16)):
-        (logits,) = method.execute([picture[None]])
+    method = (
+        Runtime.get()
+        .load_program(bundle.path / "model.pte", data_path=bundle.path / "model.ptd")
+        .load_method("forward")
+    )
+    for image in torch.from_numpy(1e3 * some_images(16)):
+        (logits,) = method.execute([image[None]])
         assert logits.shape == (1, CAPACITY)
         assert torch.isfinite(logits).all()
         assert logits[0, 5:].max() < logits[0, :5].min()
@@ -197,7 +234,7 @@ import sys
 for name in ("torch", "executorch", "torchao", "timm", "onnx", "onnxruntime"):
     sys.modules[name] = None
 import numpy as np
-from sdlora_edge.device.engines.executorch import ExecutorchEngine, patched
+from sdlora_edge.device.engines.executorch_runtime import ExecutorchEngine, patched
 from sdlora_edge.errors import InputError
 data, changed = open({str(bundle.path / "model.ptd")!r}, "rb"), dict(np.load(sys.argv[1] + "/changed.npz"))
 open(sys.argv[1] + "/patched", "wb").writelines(patched(data, {bundle.manifest.weights!r}, changed))
@@ -206,7 +243,9 @@ try:
 except InputError as error:
     print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert "run pip install 'sdlora-edge[executorch]'" in done.stdout
     old, new = (bundle.path / "model.ptd").read_bytes(), (tmp_path / "patched").read_bytes()
     place = bundle.manifest.weights["blocks.1.attn.qkv.weight"]
@@ -219,16 +258,28 @@ def test_a_patch_that_does_not_fit_is_refused() -> None:
     places = {"w": {"file": "model.ptd", "offset": 8, "dtype": "float32", "shape": [2, 2]}}
     ones = {"w": np.ones((2, 2), np.float32)}
     assert b"".join(patched(io.BytesIO(bytes(24)), places, ones)) == bytes(8) + ones["w"].tobytes()
-    for data, weights in ((24, {"v": np.ones((2, 2))}), (24, {"w": np.ones((2, 3))}), (20, {"w": np.ones((2, 2))})):
+    for data, weights in (
+        (24, {"v": np.ones((2, 2))}),
+        (24, {"w": np.ones((2, 3))}),
+        (20, {"w": np.ones((2, 2))}),
+    ):
         with pytest.raises(InputError, match=r"no place for v|w \(2, "):
-            list(patched(io.BytesIO(bytes(data)), places, {n: w.astype(np.float32) for n, w in weights.items()}))
+            list(
+                patched(
+                    io.BytesIO(bytes(data)),
+                    places,
+                    {n: w.astype(np.float32) for n, w in weights.items()},
+                )
+            )
 
 
 def power_cut(*_: object, **__: object) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_publishing_moves_from_one_whole_pair_to_the_next(micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_publishing_moves_from_one_whole_pair_to_the_next(
+    micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Cut at each step of an update, other programs find the old pair or the new one."""
     backbone, bundle, first = micro
     engine = ExecutorchEngine(bundle, 0, tmp_path)
@@ -256,7 +307,9 @@ def test_publishing_moves_from_one_whole_pair_to_the_next(micro: Any, tmp_path: 
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["model.ptd", "model.pte"]
     again = ExecutorchEngine(pair(tmp_path, bundle.manifest.weights), 0, tmp_path / "other")
     loaded = again.load(second)
-    np.testing.assert_array_equal(again.run(loaded, some_pictures(16)), engine.run(new, some_pictures(16)))
+    np.testing.assert_array_equal(
+        again.run(loaded, some_images(16)), engine.run(new, some_images(16))
+    )
     assert loaded.path.read_bytes() == (tmp_path / "model.ptd").read_bytes()
 
 
@@ -268,7 +321,7 @@ def test_reopening_writes_nothing_and_what_is_dropped_leaves_nothing(
     engine.publish(engine.load(weights))
     before = (tmp_path / "model.ptd").stat()
     with monkeypatch.context() as unwritable:
-        unwritable.setattr(files, "write", None)
+        unwritable.setattr(atomic, "write", None)
         reopened = ExecutorchEngine(bundle, 0, tmp_path)
         loaded = reopened.load(weights)
         reopened.publish(loaded)
@@ -281,7 +334,9 @@ def test_reopening_writes_nothing_and_what_is_dropped_leaves_nothing(
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["model.ptd", "model.pte"]
 
 
-def test_whoever_may_only_read_loads_from_elsewhere(micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_may_only_read_loads_from_elsewhere(
+    micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, bundle, weights = micro
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
@@ -300,8 +355,8 @@ def test_whoever_may_only_read_loads_from_elsewhere(micro: Any, tmp_path: Path, 
     assert {one.path.parent for one in loaded} == {tmp_path / "temporary"}
     assert {p.name: p.read_bytes() for p in work.iterdir()} == before
     for one, bias in zip(loaded, (0, 1), strict=True):
-        found = engine.run(one, some_pictures(16))
-        np.testing.assert_allclose(found, engine.run(published, some_pictures(16)) + bias, atol=1e-4)
+        found = engine.run(one, some_images(16))
+        np.testing.assert_allclose(found, engine.run(published, some_images(16)) + bias, atol=1e-4)
     loaded.clear()
     del one
     gc.collect()
@@ -310,12 +365,12 @@ def test_whoever_may_only_read_loads_from_elsewhere(micro: Any, tmp_path: Path, 
 
 def test_threads_share_one_engine(micro: Any, tmp_path: Path) -> None:
     backbone, bundle, weights = micro
-    engine, pictures = ExecutorchEngine(bundle, 1, tmp_path), some_pictures(16, 8)
-    loaded, reference, wrong = engine.load(weights), by_torch(backbone, weights, pictures), []
+    engine, images = ExecutorchEngine(bundle, 1, tmp_path), some_images(16, 8)
+    loaded, reference, wrong = engine.load(weights), by_torch(backbone, weights, images), []
 
     def ask() -> None:
         for _ in range(20):
-            if not np.allclose(engine.run(loaded, pictures), reference, atol=1e-4):
+            if not np.allclose(engine.run(loaded, images), reference, atol=1e-4):
                 wrong.append(1)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]
@@ -336,7 +391,9 @@ def test_a_pair_that_is_not_one_is_an_input_error(micro: Any, tmp_path: Path) ->
     assert not list((tmp_path / "work").iterdir())
 
 
-def test_a_weight_that_a_compiler_would_change_is_not_exported(micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weight_that_a_compiler_would_change_is_not_exported(
+    micro: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exporting, "_keep_apart", lambda *_: None)
     backbone = small_convolutions()
     with pytest.raises(InputError, match="does not lie raw in"):

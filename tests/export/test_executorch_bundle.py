@@ -14,10 +14,11 @@ from faults.scenarios import wrong_canary
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.parity import host_logits
 
-from sdlora_edge.device import Device, canary
-from sdlora_edge.device.runtime import IN_PLACE
+from sdlora_edge.device import Device
+from sdlora_edge.device.device import IN_PLACE
 from sdlora_edge.device.verify import verify
 from sdlora_edge.errors import HealthError, InputError, NotForThisDevice, UsageError
+from sdlora_edge.inputs import canary
 from sdlora_edge.train.run import Run
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install executorch")
@@ -41,8 +42,13 @@ def test_the_same_packets_up_to_the_capacity(fleet: Fleet, bundle: Path, tmp_pat
         device.apply(fleet.packets[2])
     device.rollback()
     np.testing.assert_allclose(device.logits(inputs), host_logits(run, 1, inputs), atol=1e-4)
-    np.testing.assert_array_equal(Device.open(tmp_path / "store").logits(inputs), device.logits(inputs))
-    assert {p.name for p in (tmp_path / "store" / "engine").glob("model.*")} == {"model.pte", "model.ptd"}
+    np.testing.assert_array_equal(
+        Device.open(tmp_path / "store").logits(inputs), device.logits(inputs)
+    )
+    assert {p.name for p in (tmp_path / "store" / "engine").glob("model.*")} == {
+        "model.pte",
+        "model.ptd",
+    }
     del device
     gc.collect()
     before = {path: path.stat().st_ctime_ns for path in (tmp_path / "store").rglob("*")}
@@ -51,15 +57,22 @@ def test_the_same_packets_up_to_the_capacity(fleet: Fleet, bundle: Path, tmp_pat
     assert {path: path.stat().st_ctime_ns for path in (tmp_path / "store").rglob("*")} == before
 
 
-def test_in_place_the_pair_before_comes_back_where_an_update_is_not_served(fleet: Fleet, bundle: Path, tmp_path: Path) -> None:
+def test_in_place_the_pair_before_comes_back_where_an_update_is_not_served(
+    fleet: Fleet, bundle: Path, tmp_path: Path
+) -> None:
     Device.init(bundle, tmp_path / "store")
-    device, inputs = Device.open(tmp_path / "store", swap=IN_PLACE), canary.inputs(3, Run.open(fleet.run).preprocessing, 4)
+    device, inputs = (
+        Device.open(tmp_path / "store", swap=IN_PLACE),
+        canary.inputs(3, Run.open(fleet.run).preprocessing, 4),
+    )
     before = device.logits(inputs)
     with pytest.raises(HealthError):
         device.apply(wrong_canary(fleet, tmp_path))
     np.testing.assert_array_equal(device.logits(inputs), before)
     device.apply(fleet.packets[0])
-    np.testing.assert_allclose(device.logits(inputs), host_logits(Run.open(fleet.run), 1, inputs), atol=1e-4)
+    np.testing.assert_allclose(
+        device.logits(inputs), host_logits(Run.open(fleet.run), 1, inputs), atol=1e-4
+    )
     assert not list((tmp_path / "store" / "engine").glob("new-*"))  # of the pair that was given up
 
 
@@ -67,13 +80,18 @@ def test_weights_that_do_not_fit_leave_no_file(bundle: Path, tmp_path: Path) -> 
     device = Device.init(bundle, tmp_path / "store")
     before = snapshot(tmp_path / "store")
     weights = device.current()[1]
-    for wrong in (weights | {"unknown": np.zeros(1, np.float32)}, weights | {"head.weight": np.zeros((3, 1), np.float32)}):
+    for wrong in (
+        weights | {"unknown": np.zeros(1, np.float32)},
+        weights | {"head.weight": np.zeros((3, 1), np.float32)},
+    ):
         with pytest.raises(InputError, match=r"model\.ptd"):
             device._engine.load(wrong)
     assert snapshot(tmp_path / "store") == before
 
 
-def test_without_the_runtime_an_update_is_published_all_the_same(fleet: Fleet, bundle: Path, tmp_path: Path) -> None:
+def test_without_the_runtime_an_update_is_published_all_the_same(
+    fleet: Fleet, bundle: Path, tmp_path: Path
+) -> None:
     """As on a device whose C++ program loads the pair: neither torch nor executorch is there."""
     proved = Device.init(bundle, tmp_path / "proved")
     proved.apply(fleet.packets[0])
@@ -91,17 +109,32 @@ for arguments in (
     print(main(arguments))
 """
     arguments = [str(bundle), str(tmp_path / "store"), str(fleet.packets[0])]
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
     assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["3", "0", "0", "3"]
     assert done.stderr.count("run pip install 'sdlora-edge[executorch]'") == 2
     assert "Traceback" not in done.stderr
     assert '"canary_difference": null' in done.stdout
-    pairs = [(tmp_path / name / "engine" / "model.ptd").read_bytes() for name in ("proved", "store")]
+    pairs = [
+        (tmp_path / name / "engine" / "model.ptd").read_bytes() for name in ("proved", "store")
+    ]
     assert pairs[0] == pairs[1]
 
 
-def test_what_makes_no_sense_is_said_in_one_line(fleet: Fleet, store: Path, tmp_path: Path, cli) -> None:  # type: ignore[no-untyped-def]
-    run = ("--run", fleet.run, "--trust", fleet.key.with_suffix(".pub"), "--target", "executorch", "--out", tmp_path / "b")
+def test_what_makes_no_sense_is_said_in_one_line(
+    fleet: Fleet, store: Path, tmp_path: Path, cli
+) -> None:  # type: ignore[no-untyped-def]
+    run = (
+        "--run",
+        fleet.run,
+        "--trust",
+        fleet.key.with_suffix(".pub"),
+        "--target",
+        "executorch",
+        "--out",
+        tmp_path / "b",
+    )
     for options, message in {
         ("--weights-as", "inputs"): "constants alone",
         ("--precision", "fp16"): "precision 'fp16' is none of fp32",
@@ -116,7 +149,17 @@ def test_what_makes_no_sense_is_said_in_one_line(fleet: Fleet, store: Path, tmp_
     assert (result.code, "has no use for --unproved" in result.err) == (2, True)
 
 
-def test_export_without_the_package(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdlora_edge.export.check.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"needs the package: pip install 'sdlora-edge\[executorch\]'"):
-        export_bundle(Run.open(fleet.run), tmp_path / "b", 0, [str(fleet.key.with_suffix(".pub"))], target="executorch")
+def test_export_without_the_package(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdlora_edge.export.requests.find_spec", lambda name: None)
+    with pytest.raises(
+        UsageError, match=r"needs the package: pip install 'sdlora-edge\[executorch\]'"
+    ):
+        export_bundle(
+            Run.open(fleet.run),
+            tmp_path / "b",
+            0,
+            [str(fleet.key.with_suffix(".pub"))],
+            target="executorch",
+        )

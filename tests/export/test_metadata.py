@@ -12,7 +12,9 @@ from conftest import Fleet
 from sdlora_edge.export.metadata import metadata
 
 
-def test_it_says_which_state_which_classes_and_how_pictures_are_prepared(fleet: Fleet, tmp_path: Path) -> None:
+def test_it_says_which_state_which_classes_and_how_images_are_prepared(
+    fleet: Fleet, tmp_path: Path
+) -> None:
     manifest = json.loads((fleet.bundle / "manifest.json").read_bytes())
     found = metadata(manifest)
     assert all(isinstance(value, str) for value in found.values())

@@ -11,15 +11,15 @@ import pytest
 from conftest import Fleet, shared
 from sdlora_edge.export import onnx as exporting
 from sdlora_edge.export.bundles import export_bundle
-from sdlora_edge.export.loop import ship
 from sdlora_edge.export.parity import compare, host_logits
 
-from sdlora_edge.bundle import open_bundle
+from sdlora_edge.demo import ship
 from sdlora_edge.device import Device
 from sdlora_edge.errors import HealthError
+from sdlora_edge.formats.bundle import open_bundle
 from sdlora_edge.train.config import resolve
+from sdlora_edge.train.loop import train
 from sdlora_edge.train.run import Run
-from sdlora_edge.train.trainer import train
 
 
 def plain_session(bundle: Path) -> ort.InferenceSession:
@@ -32,15 +32,20 @@ def test_it_runs_as_it_is_in_plain_onnx_runtime_with_any_batch(fleet: Fleet) -> 
     session, run = plain_session(fleet.bundle), Run.open(fleet.run)
     assert [i.name for i in session.get_inputs()] == ["pictures"]
     for batch in (1, 2, 5):
-        pictures = np.random.default_rng(batch).standard_normal((batch, 3, 16, 16)).astype(np.float32)
-        (found,) = session.run(["logits"], {"pictures": pictures})
-        np.testing.assert_allclose(found, host_logits(run, 0, pictures), atol=1e-4)
+        images = np.random.default_rng(batch).standard_normal((batch, 3, 16, 16)).astype(np.float32)
+        (found,) = session.run(["logits"], {"pictures": images})
+        np.testing.assert_allclose(found, host_logits(run, 0, images), atol=1e-4)
 
 
-def test_adapted_weights_and_head_are_overridable_and_bear_the_backbones_names(fleet: Fleet) -> None:
+def test_adapted_weights_and_head_are_overridable_and_bear_the_backbones_names(
+    fleet: Fleet,
+) -> None:
     model = onnx.load(str(fleet.bundle / "model.onnx"), load_external_data=False)
     inputs = {i.name for i in model.graph.input} - {"pictures"}
-    assert inputs == {f"blocks.{i}.attn.qkv.weight" for i in range(4)} | {"head.weight", "head.bias"}
+    assert inputs == {f"blocks.{i}.attn.qkv.weight" for i in range(4)} | {
+        "head.weight",
+        "head.bias",
+    }
     assert inputs <= {i.name for i in model.graph.initializer}
     session = plain_session(fleet.bundle)
     feed = {"pictures": np.zeros((1, 3, 16, 16), np.float32)}
@@ -88,18 +93,22 @@ def test_export_fails_where_the_engine_computes_something_else(
 
 def test_parity_sees_every_kind_of_difference() -> None:
     logits = np.array([[1.0, 2.0], [3.0, 1.0]], np.float32)
-    assert compare(logits, logits).require(1e-9, 1.0, 50.0, "x").pictures == 2
+    assert compare(logits, logits).require(1e-9, 1.0, 50.0, "x").images == 2
     for other in (logits + 1e-3, logits[:, ::-1], logits * np.nan, logits[:, :1]):
         with pytest.raises(HealthError):
             compare(other, logits).require(1e-4, 1.0, 50.0, "x")
 
 
 def test_the_whole_loop_on_real_characters(tmp_path: Path) -> None:
-    """ViT-Tiny's real weights and 12 Omniglot classes: three packets, host and device alike on every test picture."""
+    """ViT-Tiny's real weights and 12 Omniglot classes: three packets, host and device alike on every test image."""
     import zipfile
 
     with zipfile.ZipFile(shared("omniglot_small1.zip")) as archive:
-        names = [n for n in archive.namelist() if "/Latin/" in n and any(f"character{c:02d}/" in n for c in range(1, 9))]
+        names = [
+            n
+            for n in archive.namelist()
+            if "/Latin/" in n and any(f"character{c:02d}/" in n for c in range(1, 9))
+        ]
         archive.extractall(tmp_path / "data", names)
     settings = {
         "data": str(tmp_path / "data"), "weights": str(shared("vit_tiny_patch16_224.fp16.safetensors")), "image_size": 64,
@@ -110,7 +119,7 @@ def test_the_whole_loop_on_real_characters(tmp_path: Path) -> None:
     assert [row["task"] for row in shipped["tasks"]] == [1, 2, 3, 4]
     for row in shipped["tasks"]:
         assert row["host_accuracy"] == row["device_accuracy"]
-        assert row["same_top"] == row["pictures"] == 12 * row["task"]
+        assert row["same_top"] == row["images"] == 12 * row["task"]
         assert row["max_logit_difference"] <= 1e-4
         assert row["packet_bytes"] < 210_000
     assert shipped["model_bytes"] > 21_000_000

@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
-from conftest import Fleet, Result, make_pictures
+from conftest import Fleet, Result, make_images
 from forge import Draft
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.parity import host_logits
@@ -23,15 +23,15 @@ from sdlora_edge.export.peft import from_peft, read_adapter, to_peft, write_adap
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sdlora_edge import orders, signing
 from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
+from sdlora_edge.formats import control, signing
 from sdlora_edge.method import backbones, sdlora
 from sdlora_edge.state import Factors, TaskState, merge
-from sdlora_edge.train import trainer
-from sdlora_edge.train.data import pictures_in
-from sdlora_edge.train.evaluate import score
+from sdlora_edge.train import loop
+from sdlora_edge.train.evaluator import score
 from sdlora_edge.train.run import Run
+from sdlora_edge.train.splits import images_in
 
 with warnings.catch_warnings():  # torchao's and peft's own, at import
     warnings.simplefilter("ignore")
@@ -47,14 +47,18 @@ def backbone(run: Path, classes: int) -> nn.Module:
         img_size=16, patch_size=4, embed_dim=64, depth=4, num_heads=4, mlp_ratio=2.0, num_classes=classes, global_pool="avg",
         class_token=False,
     )  # fmt: skip
-    missing, unexpected = model.load_state_dict(safetensors.torch.load_file(run / "backbone.safetensors"), strict=False)
+    missing, unexpected = model.load_state_dict(
+        safetensors.torch.load_file(run / "backbone.safetensors"), strict=False
+    )
     assert set(missing) <= {"head.weight", "head.bias"}
     assert not unexpected
     return model.eval()
 
 
 def inputs(count: int = 4) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(3).standard_normal((count, 3, 16, 16)).astype(np.float32))
+    return torch.from_numpy(
+        np.random.default_rng(3).standard_normal((count, 3, 16, 16)).astype(np.float32)
+    )
 
 
 @torch.no_grad()
@@ -62,17 +66,30 @@ def logits(model: nn.Module) -> np.ndarray:
     return model.eval()(inputs()).numpy()
 
 
-def test_peft_computes_what_the_device_computes_after_each_packet(fleet: Fleet, store: Path, cli: Cli, tmp_path: Path) -> None:
+def test_peft_computes_what_the_device_computes_after_each_packet(
+    fleet: Fleet, store: Path, cli: Cli, tmp_path: Path
+) -> None:
     device = Device.open(store)
     for task, path in enumerate(fleet.packets, 1):
         classes = device.apply(path)["classes"]
         out = tmp_path / f"adapter{task}"
-        result = cli("packet", "to-peft", *fleet.packets[:task], "--bundle", fleet.bundle, "--out", out, "--json")
+        result = cli(
+            "packet",
+            "to-peft",
+            *fleet.packets[:task],
+            "--bundle",
+            fleet.bundle,
+            "--out",
+            out,
+            "--json",
+        )
         assert result.code == 0, result
         assert json.loads(result.out)["rank"] == 8 * task  # query and value, rank 4 each
         model = PeftModel.from_pretrained(backbone(fleet.run, len(classes)), str(out))
         np.testing.assert_allclose(logits(model), device.logits(inputs().numpy()), atol=1e-4)
-        np.testing.assert_allclose(logits(model.merge_and_unload()), device.logits(inputs().numpy()), atol=1e-4)
+        np.testing.assert_allclose(
+            logits(model.merge_and_unload()), device.logits(inputs().numpy()), atol=1e-4
+        )
 
 
 def test_a_later_bundle_gives_the_same_adapter(fleet: Fleet, tmp_path: Path) -> None:
@@ -98,11 +115,18 @@ def test_adapters_of_single_tasks_add_up_in_peft_by_cat(fleet: Fleet, tmp_path: 
     model.add_weighted_adapter(["1", "2", "3"], now, "all", combination_type="cat")
     model.set_adapter("all")
     seen = logits(model) @ states[3].head_weight.T + states[3].head_bias
-    np.testing.assert_allclose(seen, host_logits(Run.open(fleet.run), 3, inputs().numpy()), atol=1e-4)
+    np.testing.assert_allclose(
+        seen, host_logits(Run.open(fleet.run), 3, inputs().numpy()), atol=1e-4
+    )
 
 
-@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
-def test_any_backbone_any_ranks_and_magnitudes_of_projections(name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["mobilenetv3_small_050", "convnext_atto", "vit_tiny_patch16_224", "eva02_tiny_patch14_224"],
+)
+def test_any_backbone_any_ranks_and_magnitudes_of_projections(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Pointwise convolutions, classifiers that bear other names, RR, an absorbed task; beside our own merge of the same factors."""
     size = 28 if name.startswith("eva") else 32
     own, _ = backbones.create(name, size, None, pretrained=False)
@@ -111,24 +135,36 @@ def test_any_backbone_any_ranks_and_magnitudes_of_projections(name: str, tmp_pat
     def normal(*shape: int) -> np.ndarray:
         return (0.1 * random.standard_normal(shape)).astype(np.float16)
 
-    factors = [{p.name: Factors(normal(rank, p.columns), normal(p.stop - p.start, rank)) for p in projections} for rank in (3, 2)]
+    factors = [
+        {
+            p.name: Factors(normal(rank, p.columns), normal(p.stop - p.start, rank))
+            for p in projections
+        }
+        for rank in (3, 2)
+    ]
     factors = [factors[0], {}, {projections[0].name: factors[1][projections[0].name]}]
     width = backbones.features(own)
     head = normal(5, width).astype(np.float32), normal(5).astype(np.float32)
-    state = TaskState(3, "t", "00" * 32, tuple("abcde"), random.standard_normal((3, len(projections))), *head, {})
+    state = TaskState(
+        3, "t", "00" * 32, tuple("abcde"), random.standard_normal((3, len(projections))), *head, {}
+    )
     found = write_adapter(state, factors, projections, name, size, tmp_path / "adapter")
     torch.manual_seed(0)
     sized = {"img_size": size} if name.startswith(("vit", "eva")) else {}
     model = timm.create_model(name, num_classes=5, **sized).eval()
     ours = timm.create_model(name, num_classes=0, **sized).eval()
-    for parameter in (p for n, p in model.named_parameters() if n.endswith("gamma")):  # 1e-6 in a fresh ConvNeXt
+    for parameter in (
+        p for n, p in model.named_parameters() if n.endswith("gamma")
+    ):  # 1e-6 in a fresh ConvNeXt
         parameter.data.fill_(1.0)
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith(found["head"])}
     ours.load_state_dict(weights)
-    merged = merge(sdlora.adapted_weights(ours, projections), projections, factors, state.magnitudes)
-    picture = np.random.default_rng(1).standard_normal((2, 3, size, size)).astype(np.float32)
-    reference = sdlora.logits(ours, merged, state, picture, exact=True)
-    plain = sdlora.logits(ours, {}, state, picture, exact=True)
+    merged = merge(
+        sdlora.adapted_weights(ours, projections), projections, factors, state.magnitudes
+    )
+    image = np.random.default_rng(1).standard_normal((2, 3, size, size)).astype(np.float32)
+    reference = sdlora.logits(ours, merged, state, image, exact=True)
+    plain = sdlora.logits(ours, {}, state, image, exact=True)
     scale = np.abs(reference).max()
     assert np.abs(plain - reference).max() > 1e-2 * scale
     adapted = PeftModel.from_pretrained(model, str(tmp_path / "adapter"))
@@ -136,8 +172,14 @@ def test_any_backbone_any_ranks_and_magnitudes_of_projections(name: str, tmp_pat
     assert bypassed == name.startswith("eva")
     with torch.no_grad():
         if not bypassed:
-            np.testing.assert_allclose(adapted(torch.from_numpy(picture)).numpy(), reference, atol=1e-4 * scale)
-        np.testing.assert_allclose(adapted.merge_and_unload()(torch.from_numpy(picture)).numpy(), reference, atol=1e-4 * scale)
+            np.testing.assert_allclose(
+                adapted(torch.from_numpy(image)).numpy(), reference, atol=1e-4 * scale
+            )
+        np.testing.assert_allclose(
+            adapted.merge_and_unload()(torch.from_numpy(image)).numpy(),
+            reference,
+            atol=1e-4 * scale,
+        )
 
 
 def test_there_and_back_gives_the_same_factors(fleet: Fleet, tmp_path: Path) -> None:
@@ -148,7 +190,9 @@ def test_there_and_back_gives_the_same_factors(fleet: Fleet, tmp_path: Path) -> 
     assert set(found) == set(update.factors) == {p.name for p in run.projections}
     for name, factors in update.factors.items():
         np.testing.assert_array_equal(found[name].A, factors.A.astype(np.float32))
-        np.testing.assert_allclose(found[name].B, factors.B.astype(np.float32) * magnitude, rtol=1e-6)
+        np.testing.assert_allclose(
+            found[name].B, factors.B.astype(np.float32) * magnitude, rtol=1e-6
+        )
 
 
 def test_a_shipped_direction_comes_back_as_a_task_and_reaches_a_device(
@@ -156,8 +200,18 @@ def test_a_shipped_direction_comes_back_as_a_task_and_reaches_a_device(
 ) -> None:
     """to-peft, from-peft, packet build, apply: the direction is the same to float16's rounding, the head is new."""
     to_peft(fleet.bundle, fleet.packets[:2], tmp_path / "adapter", alone=True)
-    data = make_pictures(tmp_path / "new", ["gear", "hook"], 12)
-    command = ("packet", "from-peft", tmp_path / "adapter", "--run", run_copy, "--data", data, "--name", "partner")
+    data = make_images(tmp_path / "new", ["gear", "hook"], 12)
+    command = (
+        "packet",
+        "from-peft",
+        tmp_path / "adapter",
+        "--run",
+        run_copy,
+        "--data",
+        data,
+        "--name",
+        "partner",
+    )
     result = cli(*command, "--json")
     assert result.code == 0, result
     run = Run.open(run_copy)
@@ -170,15 +224,36 @@ def test_a_shipped_direction_comes_back_as_a_task_and_reaches_a_device(
     assert alpha[3] == pytest.approx(abs(run.states[2].magnitudes[1]), rel=1e-3)
     for name, factors in old.factors.items():
         np.testing.assert_array_equal(run.updates[3].factors[name].A, factors.A)
-        np.testing.assert_allclose(run.updates[3].factors[name].B, sign * factors.B, rtol=2e-3, atol=1e-6)
-    pictures = {label: [p for p in pictures_in(data)[""] if p.label == label] for label in ("gear", "hook")}
-    scores, truth = score(run, 4, pictures)
-    assert (scores[:, -2:].argmax(axis=1) == truth - len(run.states[3].classes)).mean() > 0.8  # the head's new rows were fitted
-    assert cli("packet", "build", run_copy, "--bundle", fleet.bundle, "--key", fleet.key, "--out", tmp_path / "p").code == 0
+        np.testing.assert_allclose(
+            run.updates[3].factors[name].B, sign * factors.B, rtol=2e-3, atol=1e-6
+        )
+    images = {
+        label: [p for p in images_in(data)[""] if p.label == label] for label in ("gear", "hook")
+    }
+    scores, truth = score(run, 4, images)
+    assert (
+        scores[:, -2:].argmax(axis=1) == truth - len(run.states[3].classes)
+    ).mean() > 0.8  # the head's new rows were fitted
+    assert (
+        cli(
+            "packet",
+            "build",
+            run_copy,
+            "--bundle",
+            fleet.bundle,
+            "--key",
+            fleet.key,
+            "--out",
+            tmp_path / "p",
+        ).code
+        == 0
+    )
     device = Device.init(fleet.bundle, tmp_path / "store")
     for path in sorted((tmp_path / "p").iterdir()):
         device.apply(path)
-    np.testing.assert_allclose(device.logits(inputs().numpy()), host_logits(run, 4, inputs().numpy()), atol=1e-4)
+    np.testing.assert_allclose(
+        device.logits(inputs().numpy()), host_logits(run, 4, inputs().numpy()), atol=1e-4
+    )
 
 
 def trained(run: Path, out: Path, **settings: Any) -> Path:
@@ -210,21 +285,25 @@ def test_an_adapter_that_peft_trained_moves_the_weights_as_peft_does(
         target_modules=["blocks.1.attn.qkv", "blocks.2.attn.qkv"],
         **patterns,
     )
-    data, held = make_pictures(tmp_path / "new", ["gear", "hook"], 8), {}
+    data, held = make_images(tmp_path / "new", ["gear", "hook"], 8), {}
 
     def spy(model: sdlora.SDLoRA, *arguments: Any) -> None:
         trained_on(model, *arguments)
         held.update({name: w.detach().numpy() for name, w in model.weights().items()})
 
-    trained_on = trainer.fit
-    monkeypatch.setattr(trainer, "fit", spy)
+    trained_on = loop.fit
+    monkeypatch.setattr(loop, "fit", spy)
     run = from_peft(path, run_copy, str(data))
     peft = PeftModel.from_pretrained(backbone(run_copy, 3), str(path)).merge_and_unload()
     before, after = run.weights(3), run.weights(4)
-    assert {p for p in before if not np.array_equal(before[p], after[p])} == {f"blocks.{i}.attn.qkv.weight" for i in (1, 2)}
+    assert {p for p in before if not np.array_equal(before[p], after[p])} == {
+        f"blocks.{i}.attn.qkv.weight" for i in (1, 2)
+    }
     for name, weight in after.items():
         moved = peft.get_parameter(name).detach().numpy() - run.base_weights[name]
-        np.testing.assert_allclose(weight - before[name], moved, atol=2e-3 * max(1e-9, np.abs(moved).max()))
+        np.testing.assert_allclose(
+            weight - before[name], moved, atol=2e-3 * max(1e-9, np.abs(moved).max())
+        )
         np.testing.assert_allclose(held[name], weight, atol=1e-6)  # what the head was fitted on
     assert {len(f.A) for f in run.updates[3].factors.values()} == {2, 4}
 
@@ -252,7 +331,9 @@ def test_what_factors_cannot_represent_is_refused_by_name(
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize(("setting", "value"), [("method", "lora"), ("method", "frozen"), ("directions", "shared")])
+@pytest.mark.parametrize(
+    ("setting", "value"), [("method", "lora"), ("method", "frozen"), ("directions", "shared")]
+)
 def test_a_run_whose_method_has_no_place_for_it_refuses(
     fleet: Fleet, run_copy: Path, tmp_path: Path, setting: str, value: str
 ) -> None:
@@ -262,18 +343,25 @@ def test_a_run_whose_method_has_no_place_for_it_refuses(
     assert old in text
     (run_copy / "config.toml").write_text(text.replace(old, f'{setting} = "{value}"'))
     with pytest.raises(UsageError, match=f"{setting} {value}"):
-        from_peft(tmp_path / "adapter", run_copy, str(make_pictures(tmp_path / "new", ["gear", "hook"], 4)))
+        from_peft(
+            tmp_path / "adapter", run_copy, str(make_images(tmp_path / "new", ["gear", "hook"], 4))
+        )
     assert len(Run.open(run_copy).updates) == 3
 
 
 def edited(
-    path: Path, out: Path, config: dict[str, Any] | None = None, tensors: dict[str, torch.Tensor | None] | None = None
+    path: Path,
+    out: Path,
+    config: dict[str, Any] | None = None,
+    tensors: dict[str, torch.Tensor | None] | None = None,
 ) -> Path:
     shutil.copytree(path, out)
     value = json.loads((path / "adapter_config.json").read_text()) | (config or {})
     (out / "adapter_config.json").write_text(json.dumps(value))
     found = safetensors.torch.load_file(path / "adapter_model.safetensors") | (tensors or {})
-    safetensors.torch.save_file({n: t for n, t in found.items() if t is not None}, out / "adapter_model.safetensors")
+    safetensors.torch.save_file(
+        {n: t for n, t in found.items() if t is not None}, out / "adapter_model.safetensors"
+    )
     return out
 
 
@@ -281,10 +369,14 @@ def test_folders_that_are_no_such_adapter_are_refused_and_change_nothing(
     fleet: Fleet, run_copy: Path, cli: Cli, tmp_path: Path
 ) -> None:
     good = trained(run_copy, tmp_path / "good")
-    data = make_pictures(tmp_path / "new", ["gear", "hook"], 4)
+    data = make_images(tmp_path / "new", ["gear", "hook"], 4)
     key = "base_model.model.blocks.0.attn.qkv.lora_{}.weight"
     A, B = torch.ones(4, 64), torch.zeros(192, 4)
-    whole, unfinished, small = torch.ones(192, 4), torch.full((4, 64), float("nan")), torch.ones(4, 32)
+    whole, unfinished, small = (
+        torch.ones(192, 4),
+        torch.full((4, 64), float("nan")),
+        torch.ones(4, 32),
+    )
     tiny = torch.full((4, 64), 1e-9)
     cases: list[tuple[dict[str, Any], dict[str, torch.Tensor | None], str]] = [
         ({"peft_type": "IA3"}, {}, "IA3 adapter"),
@@ -304,16 +396,29 @@ def test_folders_that_are_no_such_adapter_are_refused_and_change_nothing(
         ({}, {key.format("A"): unfinished}, "NaN"),
         ({}, {key.format("A"): small}, "another backbone"),
         ({}, {key.format("B"): whole}, "rows 64 to 127"),
-        ({}, {key.format("A"): tiny, key.format("B"): 1e7 * torch.cat([whole[:64], B[:128]])}, "fp16"),
-        ({}, {"base_model.model.blocks.0.attn.qkv.lora_magnitude_vector": A[0]}, "lora_magnitude_vector"),
+        (
+            {},
+            {key.format("A"): tiny, key.format("B"): 1e7 * torch.cat([whole[:64], B[:128]])},
+            "fp16",
+        ),
+        (
+            {},
+            {"base_model.model.blocks.0.attn.qkv.lora_magnitude_vector": A[0]},
+            "lora_magnitude_vector",
+        ),
     ]
     before = {p: p.read_bytes() for p in sorted(run_copy.rglob("*")) if p.is_file()}
     for i, (config, tensors, word) in enumerate(cases):
         path = edited(good, tmp_path / f"bad{i}", config, tensors)
         result = cli("packet", "from-peft", path, "--run", run_copy, "--data", data)
-        assert (result.code, word in result.err, result.err.count("\n")) == (3, True, 1), (word, result)
+        assert (result.code, word in result.err, result.err.count("\n")) == (3, True, 1), (
+            word,
+            result,
+        )
     zero = {
-        n: torch.zeros_like(t) for n, t in safetensors.torch.load_file(good / "adapter_model.safetensors").items() if "lora_B" in n
+        n: torch.zeros_like(t)
+        for n, t in safetensors.torch.load_file(good / "adapter_model.safetensors").items()
+        if "lora_B" in n
     }
     for path, word in (
         (edited(good, tmp_path / "zero", {}, zero), "changes nothing"),
@@ -364,10 +469,14 @@ def test_to_peft_refuses_what_a_device_would_refuse(fleet: Fleet, tmp_path: Path
     ],
     ids=range(12),
 )
-def test_a_strangers_pattern_is_no_regular_expression(fleet: Fleet, tmp_path: Path, pattern: str) -> None:
+def test_a_strangers_pattern_is_no_regular_expression(
+    fleet: Fleet, tmp_path: Path, pattern: str
+) -> None:
     good = trained(fleet.run, tmp_path / "good")
     for i, name in enumerate(("rank_pattern", "alpha_pattern")):
-        with pytest.raises(InputError, match=f"in its {name}: write it as the end of a module's name"):
+        with pytest.raises(
+            InputError, match=f"in its {name}: write it as the end of a module's name"
+        ):
             read_adapter(edited(good, tmp_path / str(i), {name: {pattern: 4}}), Run.open(fleet.run))
 
 
@@ -379,13 +488,27 @@ def test_thousands_of_patterns_are_refused(fleet: Fleet, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "pattern", ["blocks.1.attn.qkv", "1.attn.qkv", r"^blocks\.1\.attn\.qkv", r"blocks.1.attn\.qkv$", "bl.cks.1.attn.qkv"]
+    "pattern",
+    [
+        "blocks.1.attn.qkv",
+        "1.attn.qkv",
+        r"^blocks\.1\.attn\.qkv",
+        r"blocks.1.attn\.qkv$",
+        "bl.cks.1.attn.qkv",
+    ],
 )
-def test_the_patterns_that_people_write_mean_what_they_mean_to_peft(fleet: Fleet, tmp_path: Path, pattern: str) -> None:
-    patterns: dict[str, Any] = {"rank_pattern": {pattern: 2}, "alpha_pattern": {"2.attn.qkv": 9, pattern: 3}}
+def test_the_patterns_that_people_write_mean_what_they_mean_to_peft(
+    fleet: Fleet, tmp_path: Path, pattern: str
+) -> None:
+    patterns: dict[str, Any] = {
+        "rank_pattern": {pattern: 2},
+        "alpha_pattern": {"2.attn.qkv": 9, pattern: 3},
+    }
     path = trained(fleet.run, tmp_path / "adapter", **patterns)
     factors = read_adapter(path, Run.open(fleet.run))
-    assert {name: len(f.A) for name, f in factors.items()} == {n: 2 if n.startswith("blocks.1.") else 4 for n in factors}
+    assert {name: len(f.A) for name, f in factors.items()} == {
+        n: 2 if n.startswith("blocks.1.") else 4 for n in factors
+    }
     merged = PeftModel.from_pretrained(backbone(fleet.run, 3), str(path)).merge_and_unload()
     name = "blocks.1.attn.qkv.weight"
     query = next(p for p in Run.open(fleet.run).projections if p.tensor == name and p.start == 0)
@@ -398,11 +521,15 @@ def test_no_smaller_rank_holds_the_whole_update(fleet: Fleet, tmp_path: Path) ->
     """Query and value of rank 4, three tasks: 24, as the README says."""
     written = to_peft(fleet.bundle, fleet.packets, tmp_path / "adapter")
     found = safetensors.torch.load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    A, B = (found[f"base_model.model.blocks.0.attn.qkv.lora_{part}.weight"].double() for part in "AB")
+    A, B = (
+        found[f"base_model.model.blocks.0.attn.qkv.lora_{part}.weight"].double() for part in "AB"
+    )
     assert written["rank"] == len(A) == int(torch.linalg.matrix_rank(B @ A)) == 24
 
 
-def test_packets_from_before_and_after_a_change_of_keys(fleet: Fleet, cli: Cli, tmp_path: Path) -> None:
+def test_packets_from_before_and_after_a_change_of_keys(
+    fleet: Fleet, cli: Cli, tmp_path: Path
+) -> None:
     old = signing.load_signer(fleet.key)
     new = signing.load_signer(signing.new_key("new", tmp_path / "keys")[0])
     newer = signing.load_signer(signing.new_key("newer", tmp_path / "keys")[0])
@@ -410,7 +537,9 @@ def test_packets_from_before_and_after_a_change_of_keys(fleet: Fleet, cli: Cli, 
     def rotation(version: int, before: Any, now: Any) -> Path:
         trust = signing.Trust((now.public_key,), 1, version)
         path = tmp_path / f"keys{version}.sdlora"
-        path.write_bytes(orders.build_trust(trust, lambda payload: signing.sign(payload, [before, now])))
+        path.write_bytes(
+            control.build_trust(trust, lambda payload: signing.sign(payload, [before, now]))
+        )
         return path
 
     def signed(task: int, signer: Any) -> Path:
@@ -419,7 +548,13 @@ def test_packets_from_before_and_after_a_change_of_keys(fleet: Fleet, cli: Cli, 
         return path
 
     after = [rotation(2, old, new), rotation(3, new, newer)]
-    command = ("packet", "to-peft", "--bundle", fleet.bundle, *(word for path in after for word in ("--after", path)))
+    command = (
+        "packet",
+        "to-peft",
+        "--bundle",
+        fleet.bundle,
+        *(word for path in after for word in ("--after", path)),
+    )
     packets = [fleet.packets[0], signed(2, new), signed(3, newer)]
     assert cli(*command, *packets, "--out", tmp_path / "adapter").code == 0
     to_peft(fleet.bundle, fleet.packets, tmp_path / "same")
@@ -431,8 +566,13 @@ def test_packets_from_before_and_after_a_change_of_keys(fleet: Fleet, cli: Cli, 
     for these in (after[:1], []):
         with pytest.raises(TrustError, match=r"signature refused.*--after"):
             to_peft(fleet.bundle, packets, out, after=these)
-    for wrong in ([signed(1, new), fleet.packets[1]], [fleet.packets[0], signed(2, newer), signed(3, new)]):
-        with pytest.raises(TrustError, match="signature refused"):  # by keys that had been replaced by then
+    for wrong in (
+        [signed(1, new), fleet.packets[1]],
+        [fleet.packets[0], signed(2, newer), signed(3, new)],
+    ):
+        with pytest.raises(
+            TrustError, match="signature refused"
+        ):  # by keys that had been replaced by then
             to_peft(fleet.bundle, wrong, out, after=after)
     with pytest.raises(TrustError, match="signature refused"):
         to_peft(fleet.bundle, packets, out, after=after[::-1])

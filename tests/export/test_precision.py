@@ -14,10 +14,11 @@ from sdlora_edge.export import precision as precisions
 from sdlora_edge.export.bundles import check_bundle, engine_logits, export_bundle
 from sdlora_edge.export.parity import compare, host_logits
 
-from sdlora_edge.bundle import open_bundle
-from sdlora_edge.canonical import dump_json, parse_json
-from sdlora_edge.device import Device, canary
+from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, NotForThisDevice, UsageError
+from sdlora_edge.formats.bundle import open_bundle
+from sdlora_edge.formats.canonical import dump_json, parse_json
+from sdlora_edge.inputs import canary
 from sdlora_edge.train.run import Run
 
 
@@ -29,7 +30,9 @@ def exported(fleet: Fleet, out: Path, task: int = 0, **options: object) -> Path:
 
 @pytest.mark.parametrize("weights_as", ["inputs", "constants"])
 @pytest.mark.parametrize("precision", precisions.PRECISIONS)
-def test_the_same_packets_reach_every_kind_of_bundle(fleet: Fleet, tmp_path: Path, precision: str, weights_as: str) -> None:
+def test_the_same_packets_reach_every_kind_of_bundle(
+    fleet: Fleet, tmp_path: Path, precision: str, weights_as: str
+) -> None:
     run = Run.open(fleet.run)
     bundle = exported(fleet, tmp_path / "bundle", precision=precision, weights_as=weights_as)
     device = Device.init(bundle, tmp_path / "store")
@@ -37,15 +40,25 @@ def test_the_same_packets_reach_every_kind_of_bundle(fleet: Fleet, tmp_path: Pat
     bounds = precisions.named(precision)
     for task, packet in enumerate(fleet.packets, 1):
         device.apply(packet)
-        found = compare(device.logits(inputs), host_logits(run, task, inputs)).require(bounds.tolerance, 0.5, bounds.unit, "device")
-        assert found.pictures == 8
+        found = compare(device.logits(inputs), host_logits(run, task, inputs)).require(
+            bounds.tolerance, 0.5, bounds.unit, "device"
+        )
+        assert found.images == 8
     again = Device.open(tmp_path / "store")
     np.testing.assert_array_equal(again.logits(inputs), device.logits(inputs))
     manifest = device.bundle.manifest
-    assert (manifest.precision, manifest.weights_as, manifest.tolerance) == (precision, weights_as, bounds.tolerance)
-    assert {entry["dtype"] for name, entry in manifest.weights.items() if name != "head.bias"} == {bounds.stored}
+    assert (manifest.precision, manifest.weights_as, manifest.tolerance) == (
+        precision,
+        weights_as,
+        bounds.tolerance,
+    )
+    assert {entry["dtype"] for name, entry in manifest.weights.items() if name != "head.bias"} == {
+        bounds.stored
+    }
     device.rollback()
-    np.testing.assert_allclose(device.logits(inputs), host_logits(run, 2, inputs), atol=10 * bounds.tolerance)
+    np.testing.assert_allclose(
+        device.logits(inputs), host_logits(run, 2, inputs), atol=10 * bounds.tolerance
+    )
 
 
 def test_what_is_lost_is_there_to_be_seen(fleet: Fleet, tmp_path: Path) -> None:
@@ -56,7 +69,9 @@ def test_what_is_lost_is_there_to_be_seen(fleet: Fleet, tmp_path: Path) -> None:
     for precision in precisions.PRECISIONS:
         opened = open_bundle(exported(fleet, tmp_path / precision, precision=precision))
         sizes.append(opened.model_bytes)
-        differences.append(compare(engine_logits(opened, inputs), host_logits(run, 0, inputs)).difference)
+        differences.append(
+            compare(engine_logits(opened, inputs), host_logits(run, 0, inputs)).difference
+        )
     assert sizes[0] > 1.5 * sizes[1] > 1.5 * sizes[2]
     assert differences == sorted(differences)
     assert differences[0] < 1e-5 < differences[1] < differences[2]
@@ -83,18 +98,27 @@ def test_constants_are_constants_and_have_a_capacity(fleet: Fleet, tmp_path: Pat
 
 def test_unused_rows_never_win_even_in_another_program(fleet: Fleet, tmp_path: Path) -> None:
 
-    bundle = exported(fleet, tmp_path / "bundle", weights_as="constants", max_classes=64, precision="fp16")
+    bundle = exported(
+        fleet, tmp_path / "bundle", weights_as="constants", max_classes=64, precision="fp16"
+    )
     session = ort.InferenceSession(str(bundle / "model.onnx"))
-    (logits,) = session.run(None, {"pictures": np.random.default_rng(0).normal(0, 50, (32, 3, 16, 16)).astype(np.float32)})
+    (logits,) = session.run(
+        None,
+        {"pictures": np.random.default_rng(0).normal(0, 50, (32, 3, 16, 16)).astype(np.float32)},
+    )
     assert logits.shape == (32, 64)
     assert logits.argmax(axis=1).max() < 4
     assert np.isfinite(logits).all()
 
 
-def test_a_large_model_keeps_its_constants_outside(fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_model_keeps_its_constants_outside(
+    fleet: Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(exporting, "LIMIT", 1000)
     bundle = exported(fleet, tmp_path / "bundle")
-    assert (bundle / "model.onnx").stat().st_size < 60_000 < (bundle / exporting.REST).stat().st_size
+    assert (
+        (bundle / "model.onnx").stat().st_size < 60_000 < (bundle / exporting.REST).stat().st_size
+    )
     assert exporting.REST in open_bundle(bundle).manifest.files
     device = Device.init(bundle, tmp_path / "store")
     device.apply(fleet.packets[0])
@@ -108,24 +132,51 @@ def test_a_large_model_keeps_its_constants_outside(fleet: Fleet, tmp_path: Path,
 def test_constants_bear_the_backbones_names(fleet: Fleet) -> None:
     model = onnx.load(str(fleet.bundle / "model.onnx"), load_external_data=False)
     names = {t.name for t in model.graph.initializer if np.prod(t.dims) >= 1000}
-    assert {"blocks.0.attn.proj.weight.T", "blocks.3.mlp.fc2.weight.T", "blocks.1.attn.qkv.weight"} <= names
+    assert {
+        "blocks.0.attn.proj.weight.T",
+        "blocks.3.mlp.fc2.weight.T",
+        "blocks.1.attn.qkv.weight",
+    } <= names
     assert not [n for n in names if n.startswith(("val_", "backbone."))]
 
 
-def test_an_export_below_the_agreement_is_refused_and_can_be_checked_again(fleet: Fleet, tmp_path: Path, cli) -> None:  # type: ignore[no-untyped-def]
+def test_an_export_below_the_agreement_is_refused_and_can_be_checked_again(
+    fleet: Fleet, tmp_path: Path, cli
+) -> None:  # type: ignore[no-untyped-def]
     run = ("--run", fleet.run, "--trust", fleet.key.with_suffix(".pub"))
-    result = cli("export", *run, "--precision", "int8-dynamic", "--tolerance", "1e-6", "--out", tmp_path / "b")
+    result = cli(
+        "export",
+        *run,
+        "--precision",
+        "int8-dynamic",
+        "--tolerance",
+        "1e-6",
+        "--out",
+        tmp_path / "b",
+    )
     assert result.code == 6
     assert "agreement" in result.err
     assert not (tmp_path / "b").exists()
-    result = cli("export", *run, "--precision", "int8", "--min-agreement", "0.9", "--out", tmp_path / "b", "--json")
+    result = cli(
+        "export",
+        *run,
+        "--precision",
+        "int8",
+        "--min-agreement",
+        "0.9",
+        "--out",
+        tmp_path / "b",
+        "--json",
+    )
     assert result.code == 0
     value = parse_json(result.out.encode(), "x")
     assert value["precision"] == "int8"
     assert value["agreement"] >= 0.9
-    assert value["pictures"] > 2
+    assert value["images"] > 2
     checked = cli("export", *run[:2], "--check", tmp_path / "b", "--min-agreement", "0.9", "--json")
-    assert parse_json(checked.out.encode(), "x")["largest_difference"] == value["largest_difference"]
+    assert (
+        parse_json(checked.out.encode(), "x")["largest_difference"] == value["largest_difference"]
+    )
     assert cli("export", *run[:2], "--check", tmp_path / "b", "--min-agreement", "1").code in (0, 6)
     manifest = parse_json((tmp_path / "b" / "manifest.json").read_bytes(), "x")
     manifest["tolerance"] = 1e-7
@@ -134,14 +185,19 @@ def test_an_export_below_the_agreement_is_refused_and_can_be_checked_again(fleet
     assert cli("export", *run, "--check", tmp_path / "b").code == 2
 
 
-def test_a_manifest_that_says_something_else_than_the_run_is_found(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_manifest_that_says_something_else_than_the_run_is_found(
+    fleet: Fleet, tmp_path: Path
+) -> None:
     import shutil
 
     manifest = parse_json((fleet.bundle / "manifest.json").read_bytes(), "x")
     other = {
         "classes": [*manifest["classes"][:2], *reversed(manifest["classes"][2:])],
         "preprocessing": {**manifest["preprocessing"], "mean": [0.4, 0.5, 0.5]},
-        "canary": {**manifest["canary"], "logits": (np.array(manifest["canary"]["logits"]) + 0.01).tolist()},
+        "canary": {
+            **manifest["canary"],
+            "logits": (np.array(manifest["canary"]["logits"]) + 0.01).tolist(),
+        },
         "task_name": "other",
         "model": "other",
     }
@@ -162,7 +218,9 @@ def test_a_manifest_that_says_something_else_than_the_run_is_found(fleet: Fleet,
         ({"weights_as": "files"}, "neither inputs nor constants"),
     ],
 )
-def test_options_that_make_no_sense(fleet: Fleet, tmp_path: Path, options: dict[str, object], message: str) -> None:
+def test_options_that_make_no_sense(
+    fleet: Fleet, tmp_path: Path, options: dict[str, object], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         exported(fleet, tmp_path / "b", **options)
 
@@ -207,17 +265,28 @@ def test_a_kernel_has_a_scale_for_each_output_and_zeros_stay_zeros() -> None:
     kernel[3] = 0
     packed, scale, how = precisions._pack(kernel)
     assert (scale.shape, how) == ((8,), {"axis": 0})
-    np.testing.assert_allclose(packed * scale[:, None, None, None], kernel, atol=np.abs(kernel).max() / 127 / 2 * 1.01)
+    np.testing.assert_allclose(
+        packed * scale[:, None, None, None], kernel, atol=np.abs(kernel).max() / 127 / 2 * 1.01
+    )
     assert not packed[3].any()
 
 
 def test_the_model_says_what_it_is_and_an_adapter_comes_along(fleet: Fleet, tmp_path: Path) -> None:
     exported(fleet, tmp_path / "b", also="onnx-adapter")
-    props = {p.key: p.value for p in onnx.load(str(tmp_path / "b" / "model.onnx"), load_external_data=False).metadata_props}
+    props = {
+        p.key: p.value
+        for p in onnx.load(
+            str(tmp_path / "b" / "model.onnx"), load_external_data=False
+        ).metadata_props
+    }
     manifest = open_bundle(tmp_path / "b").manifest
     assert props["sdlora_edge.state"] == manifest.state
-    assert parse_json(b'{"c":' + props["sdlora_edge.classes"].encode() + b"}", "x")["c"] == list(manifest.classes)
+    assert parse_json(b'{"c":' + props["sdlora_edge.classes"].encode() + b"}", "x")["c"] == list(
+        manifest.classes
+    )
     adapter = ort.AdapterFormat.read_adapter(str(tmp_path / "b.onnx_adapter"))
-    np.testing.assert_array_equal(adapter.get_parameters()["head.bias"].numpy(), open_bundle(tmp_path / "b").state.head_bias)
+    np.testing.assert_array_equal(
+        adapter.get_parameters()["head.bias"].numpy(), open_bundle(tmp_path / "b").state.head_bias
+    )
     with pytest.raises(UsageError, match="--also onnx-adapter goes with"):
         exported(fleet, tmp_path / "c", also="onnx-adapter", weights_as="constants")

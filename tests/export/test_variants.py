@@ -6,17 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sdlora_edge.export.loop import ship
 
-from sdlora_edge.packet import magnitudes_from
+from sdlora_edge.demo import ship
+from sdlora_edge.formats.packet import magnitudes_from
 from sdlora_edge.train.config import resolve
+from sdlora_edge.train.loop import train
 from sdlora_edge.train.run import Run
-from sdlora_edge.train.trainer import train
 
 QUICK = {"base_epochs": 3, "epochs": 2, "lr": 0.05}
 VARIANTS: dict[str, dict[str, object]] = {
     "a magnitude for each projection": {"magnitude_scope": "projection"},
-    "the authors' settings": {"magnitudes": "reset", "magnitude_init": 0.8, "magnitude_norm": "factors", "head": "paper"},
+    "the authors' settings": {
+        "magnitudes": "reset",
+        "magnitude_init": 0.8,
+        "magnitude_norm": "factors",
+        "head": "paper",
+    },
     "RR": {"rank": "4,3@2,2@3"},
     "KD, everything absorbed": {"absorb": 1.0},
     "A shared": {"directions": "shared"},
@@ -30,10 +35,12 @@ def test_host_and_device_agree_on_every_variant(name: str, tmp_path: Path) -> No
     run = train(resolve(None, {**QUICK, **VARIANTS[name]}), tmp_path / "runs" / "small")
     shipped = ship(run, tmp_path, 0)
     for row in shipped["tasks"]:
-        assert row["same_top"] == row["pictures"]
+        assert row["same_top"] == row["images"]
         assert row["max_logit_difference"] < 1e-3
     for entry, row in zip(run.metrics[1:], shipped["tasks"][1:], strict=True):
-        assert abs(entry["packet_bytes"] - row["packet_bytes"]) < 64  # what the run says a packet takes is what it takes
+        assert (
+            abs(entry["packet_bytes"] - row["packet_bytes"]) < 64
+        )  # what the run says a packet takes is what it takes
     ranks = {next(iter(u.factors.values())).A.shape[0] if u.factors else 0 for u in run.updates}
     if name == "RR":
         assert [next(iter(u.factors.values())).A.shape[0] for u in run.updates] == [4, 3, 2]
@@ -44,18 +51,34 @@ def test_host_and_device_agree_on_every_variant(name: str, tmp_path: Path) -> No
         assert run.updates[-1].deltas[0] != 0  # it went into the old magnitudes
     elif name == "a frozen backbone":
         assert ranks == {0}
-        shipped, exact = (np.array(run.metrics[-1][name][-1]) for name in ("correct", "frozen_correct"))
+        shipped, exact = (
+            np.array(run.metrics[-1][name][-1]) for name in ("correct", "frozen_correct")
+        )
         assert np.abs(shipped - exact).max() <= 1  # rows of known classes travel as int8 steps
     else:
         assert ranks == {4}
-    width = () if name not in ("a magnitude for each projection", "the authors' settings") else (len(run.projections),)
+    width = (
+        ()
+        if name not in ("a magnitude for each projection", "the authors' settings")
+        else (len(run.projections),)
+    )
     assert run.states[-1].magnitudes.shape == (3, *width)
     same = Run.open(run.path)
     np.testing.assert_array_equal(same.states[-1].magnitudes, run.states[-1].magnitudes)
 
 
 @pytest.mark.parametrize(
-    "value", [[1.0, [2.0]], [[1.0]], [[1.0, 2.0], [1.0]], [float("nan"), 1.0], [[1.0] * 3, [1e9] * 3], "ab", [True, 1.0], []]
+    "value",
+    [
+        [1.0, [2.0]],
+        [[1.0]],
+        [[1.0, 2.0], [1.0]],
+        [float("nan"), 1.0],
+        [[1.0] * 3, [1e9] * 3],
+        "ab",
+        [True, 1.0],
+        [],
+    ],
 )
 def test_magnitudes_of_another_shape_or_kind_are_refused(value: object) -> None:
     with pytest.raises((ValueError, TypeError)):

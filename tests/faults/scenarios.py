@@ -13,14 +13,14 @@ import pytest
 from conftest import Fleet
 from faults.simulator import Killed, Restarts, Simulator, Tree
 
-from sdlora_edge import orders, packet, signing
-from sdlora_edge.canonical import sha256
 from sdlora_edge.device import Device
-from sdlora_edge.device.preprocessing import Preprocessing
 from sdlora_edge.device.store import Store
 from sdlora_edge.errors import HealthError, NothingToDo
-from sdlora_edge.orders import Recalled
-from sdlora_edge.packet import Packet
+from sdlora_edge.formats import control, packet, signing
+from sdlora_edge.formats.canonical import sha256
+from sdlora_edge.formats.control import Revoked
+from sdlora_edge.formats.packet import Packet
+from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.train.run import Run
 
 Step = Callable[[Path], object]
@@ -36,7 +36,7 @@ class Found(NamedTuple):
     highest: int
     logits: str
     trust_version: int
-    recalled: tuple[tuple[int, int], ...]
+    revoked: tuple[tuple[int, int], ...]
 
 
 class Promised(NamedTuple):
@@ -44,7 +44,7 @@ class Promised(NamedTuple):
 
     task: int
     trust_version: int = 1
-    recalled: tuple[tuple[int, int], ...] = ()
+    revoked: tuple[tuple[int, int], ...] = ()
 
 
 NOTHING = "no store"
@@ -70,12 +70,12 @@ NAMES = (
     "rollback",
     "rollback, then forward again",
     "clean-up",
-    "mend a damaged packet",
-    "mend a damaged record",
+    "repair a damaged packet",
+    "repair a damaged record",
     "rotation of keys",
     "rotation, then a packet signed by the new keys",
-    "mend damaged keys",
-    "recall",
+    "repair damaged keys",
+    "revocation",
     "squash",
 )
 
@@ -103,8 +103,12 @@ class Fixture:
         Device.init(fleet.bundle, folder / "reference")
         device = Device.open(folder / "reference", threads=1)
         prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
-        pictures = np.random.default_rng(0).integers(0, 255, (4, prepare.size, prepare.size, 3)).astype(np.uint8)
-        self.inputs = prepare.normalise(pictures)
+        images = (
+            np.random.default_rng(0)
+            .integers(0, 255, (4, prepare.size, prepare.size, 3))
+            .astype(np.uint8)
+        )
+        self.inputs = prepare.normalise(images)
         self.logits = [self.digest(device)]
         for path in fleet.packets:
             device.apply(path)
@@ -121,8 +125,14 @@ class Fixture:
             return NOTHING
         device = Device.open(store, threads=1)
         status = device.status()
-        recalled = tuple((sequence, revision) for sequence, revision in status["recalled"])
-        return Found(status["generation"], status["highest_task"], self.digest(device), status["trust_version"], recalled)
+        revoked = tuple((sequence, revision) for sequence, revision in status["revoked"])
+        return Found(
+            status["generation"],
+            status["highest_task"],
+            self.digest(device),
+            status["trust_version"],
+            revoked,
+        )
 
     def restart(self, root: Path) -> Found | str:
         """Open what a disk was left in, and go on: make the store anew where there is none, apply the next packet."""
@@ -146,7 +156,10 @@ class Fixture:
         return found
 
     def play(
-        self, scenario: Scenario, die_at: int = 0, sabotage: Callable[[Simulator, pytest.MonkeyPatch], object] | None = None
+        self,
+        scenario: Scenario,
+        die_at: int = 0,
+        sabotage: Callable[[Simulator, pytest.MonkeyPatch], object] | None = None,
     ) -> Report:
         """Cut the power at every point of a scenario, in every way, and restart.
 
@@ -184,14 +197,20 @@ class Fixture:
         before = self.restarts.count
         report = Report(simulator.points, simulator.operations, len(set().union(*left)))
         if scenario.promised:
-            wanted = [(self.logits[task], keys, recalled) for task, keys, recalled in scenario.promised]
+            wanted = [
+                (self.logits[task], keys, revoked) for task, keys, revoked in scenario.promised
+            ]
             found = [one[2:] for one in seen]  # all but the two counts
-            report.problems += [f"after step {i}: {seen[i]!r}" for i in range(len(seen)) if found[i] != wanted[i]]
+            report.problems += [
+                f"after step {i}: {seen[i]!r}" for i in range(len(seen)) if found[i] != wanted[i]
+            ]
         for index, trees in reversed(list(enumerate(left))):
             allowed = {seen[index // 2 + index % 2], seen[index // 2 + 1]}
             for tree in trees.values():
                 if (outcome := self.restarts.outcome(tree)) not in allowed:
-                    report.problems.append(f"{'after' if index % 2 else 'during'} step {index // 2 + 1}: {outcome!r}")
+                    report.problems.append(
+                        f"{'after' if index % 2 else 'during'} step {index // 2 + 1}: {outcome!r}"
+                    )
                     if sabotage is not None:  # one is enough
                         return report
         report.restarts = self.restarts.count - before
@@ -199,8 +218,10 @@ class Fixture:
 
     def scenarios(self) -> dict[str, Scenario]:
         first, second, third = (self.apply(path) for path in self.fleet.packets)
-        orders = self.orders
-        rotation, recall, squash, renewed = map(self.apply, (orders.rotation, orders.recall, orders.squash, orders.renewed[1]))
+        control = self.orders
+        rotation, revocation, squash, renewed = map(
+            self.apply, (control.rotation, control.revocation, control.squash, control.renewed[1])
+        )
         return {
             "init": Scenario((), (self.init,)),
             "apply": Scenario((self.init,), (first,)),
@@ -208,16 +229,32 @@ class Fixture:
             "failed canary": Scenario((self.init,), (self.refused,)),
             "failed canary, then the right packet": Scenario((self.init, self.refused), (first,)),
             "rollback": Scenario((self.init, first, second), (rollback_to(1), rollback_to(0))),
-            "rollback, then forward again": Scenario((self.init, first, second, rollback_to(1)), (second, third)),
-            "clean-up": Scenario((self.init, first, leave_rubbish), (second,)),
-            "mend a damaged packet": Scenario((self.init, first, second, damage_newest), (second,)),
-            "mend a damaged record": Scenario((self.init, first, second, damage_record), (third,)),
-            "rotation of keys": Scenario((self.init, first), (rotation,), (Promised(1), Promised(1, 2))),
-            "rotation, then a packet signed by the new keys": Scenario(
-                (self.init, first), (rotation, renewed), (Promised(1), Promised(1, 2), Promised(2, 2))
+            "rollback, then forward again": Scenario(
+                (self.init, first, second, rollback_to(1)), (second, third)
             ),
-            "mend damaged keys": Scenario((self.init, first, rotation, damage_keys), (rotation,), (Promised(1, 0), Promised(1, 2))),
-            "recall": Scenario((self.init, first, second), (recall,), (Promised(2), Promised(1, 1, ((2, 0),)))),
+            "clean-up": Scenario((self.init, first, leave_rubbish), (second,)),
+            "repair a damaged packet": Scenario(
+                (self.init, first, second, damage_newest), (second,)
+            ),
+            "repair a damaged record": Scenario(
+                (self.init, first, second, damage_record), (third,)
+            ),
+            "rotation of keys": Scenario(
+                (self.init, first), (rotation,), (Promised(1), Promised(1, 2))
+            ),
+            "rotation, then a packet signed by the new keys": Scenario(
+                (self.init, first),
+                (rotation, renewed),
+                (Promised(1), Promised(1, 2), Promised(2, 2)),
+            ),
+            "repair damaged keys": Scenario(
+                (self.init, first, rotation, damage_keys),
+                (rotation,),
+                (Promised(1, 0), Promised(1, 2)),
+            ),
+            "revocation": Scenario(
+                (self.init, first, second), (revocation,), (Promised(2), Promised(1, 1, ((2, 0),)))
+            ),
             "squash": Scenario((self.init, first), (squash,), (Promised(1), Promised(3))),
         }
 
@@ -282,7 +319,7 @@ def flip(path: Path, position: int, bits: int = 1) -> None:
 
 
 class Orders:
-    """Other keys, and the tasks signed by them; recalls, and revision 1 of what they take back; squashes.
+    """Other keys, and the tasks signed by them; revocations, and revision 1 of what they take back; squashes.
 
     The states are those of the fleet's own packets, so the logits are too.
     """
@@ -301,30 +338,54 @@ class Orders:
         self.revised = [self._again(one, old, 1) for one in read]
         """by the old keys, each in revision 1"""
         self.renewed_and_revised = [self._again(one, new, 1) for one in read]
-        self.rotation = self._keep("rotation", orders.build_trust(self.trust, lambda p: signing.sign(p, [old, new])))
-        self.second_rotation = self._keep("rotation2", orders.build_trust(both, lambda p: signing.sign(p, [new, newer])))
+        self.rotation = self._keep(
+            "rotation", control.build_trust(self.trust, lambda p: signing.sign(p, [old, new]))
+        )
+        self.second_rotation = self._keep(
+            "rotation2", control.build_trust(both, lambda p: signing.sign(p, [new, newer]))
+        )
         """adds a key to the new ones, which stay"""
-        self.recalls = [self._recall(task, old) for task in (1, 2, 3)]
-        self.recall = self.recalls[1]
-        self.renewed_recall = self._recall(2, new)
-        self.squashes = [self._squash(read[:2], old), self._squash(read, old), self._squash(read[1:], old)]
+        self.revocations = [self._revocation(task, old) for task in (1, 2, 3)]
+        self.revocation = self.revocations[1]
+        self.renewed_revocation = self._revocation(2, new)
+        self.squashes = [
+            self._squash(read[:2], old),
+            self._squash(read, old),
+            self._squash(read[1:], old),
+        ]
         self.squash = self.squashes[-1]
 
     def packet_for(self, status: dict[str, Any]) -> Path:
-        """What a device takes next, by the keys it obeys and what was recalled."""
-        packets = self.renewed if status["trust_version"] == 2 else self.revised if status["recalled"] else self.old
+        """What a device takes next, by the keys it obeys and what was revoked."""
+        packets = (
+            self.renewed
+            if status["trust_version"] == 2
+            else self.revised
+            if status["revoked"]
+            else self.old
+        )
         return packets[status["task"]]
 
     def _again(self, one: Packet, signer: signing.CryptoSigner, revision: int) -> Path:
-        before, name = self._run.states[one.first - 1], f"{one.sequence}.{revision}.{signer.public_key.keyid[:6]}"
+        before, name = (
+            self._run.states[one.first - 1],
+            f"{one.sequence}.{revision}.{signer.public_key.keyid[:6]}",
+        )
         canary = (one.canary_seed, one.canary_logits)
         sign = lambda payload: signing.sign(payload, [signer])  # noqa: E731
-        return self._keep(name, packet.build(one.updates, before, self._run.lineage, *canary, sign, revisions=[revision]))
+        return self._keep(
+            name,
+            packet.build(
+                one.updates, before, self._run.lineage, *canary, sign, revisions=[revision]
+            ),
+        )
 
-    def _recall(self, task: int, signer: signing.CryptoSigner) -> Path:
+    def _revocation(self, task: int, signer: signing.CryptoSigner) -> Path:
         """Of a task and those after it, in revision 0."""
-        data = orders.build_recall(self._run.lineage, Recalled(task, 0), lambda p: signing.sign(p, [signer]))
-        return self._keep(f"recall{task}.{signer.public_key.keyid[:6]}", data)
+        data = control.build_revocation(
+            self._run.lineage, Revoked(task, 0), lambda p: signing.sign(p, [signer])
+        )
+        return self._keep(f"revocation{task}.{signer.public_key.keyid[:6]}", data)
 
     def _squash(self, packets: list[Packet], signer: signing.CryptoSigner) -> Path:
         name = f"squash{packets[0].first}{packets[-1].sequence}"
@@ -341,6 +402,8 @@ def wrong_canary(fleet: Fleet, folder: Path) -> Path:
     run = Run.open(fleet.run)
     logits = np.full((2, len(run.states[1].classes)), 3.0, np.float32)
     signers = [signing.load_signer(fleet.key)]
-    data = packet.build(run.updates[0], run.states[0], run.lineage, 1, logits, lambda p: signing.sign(p, signers))
+    data = packet.build(
+        run.updates[0], run.states[0], run.lineage, 1, logits, lambda p: signing.sign(p, signers)
+    )
     (folder / "wrong.sdlora").write_bytes(data)
     return folder / "wrong.sdlora"

@@ -1,6 +1,6 @@
 """A disk that can lose its power: every state it may be in afterwards, at every point of what a program did to it.
 
-`Simulator` takes the place of `sdlora_edge.disk`. It does what is asked on the real file system, and keeps beside it what a
+`Simulator` takes the place of `sdlora_edge.storage.disk`. It does what is asked on the real file system, and keeps beside it what a
 disk has been promised to keep. Nothing is assumed of a disk but what `disk` says in its first lines; so, when the power goes,
 
     a name      holds anything that it has held since its folder was last synced, whatever other names hold: a rename may be
@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from sdlora_edge import disk
+from sdlora_edge.storage import disk
 
 PIECES = 4
 STALE = b"\xa5"
@@ -31,7 +31,19 @@ MIXTURES = 100_000
 """more at one point are a mistake in the scenario: nothing is sampled, so it must be made smaller"""
 REAL = {
     name: getattr(disk, name)
-    for name in ("read", "size", "names", "write", "sync", "rename", "unlink", "mkdir", "rmdir", "share", "lock")
+    for name in (
+        "read",
+        "size",
+        "names",
+        "write",
+        "sync",
+        "rename",
+        "unlink",
+        "mkdir",
+        "rmdir",
+        "share",
+        "lock",
+    )
 }
 
 
@@ -109,7 +121,9 @@ def torn(kept: bytes, data: bytes) -> list[bytes]:
         for other in (b"\0", STALE):
             before = kept[: len(data)] + other * (len(data) - len(kept))
             parts = zip(arrived, starts, strict=True)
-            found.append(b"".join((data if new else before)[start : start + length] for new, start in parts))
+            found.append(
+                b"".join((data if new else before)[start : start + length] for new, start in parts)
+            )
     return list(dict.fromkeys(found))
 
 
@@ -143,7 +157,14 @@ class Simulator:
         if self.die_at and self.operations >= self.die_at:
             raise Killed
 
-    def write(self, path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | None = None, synced: bool = True) -> None:
+    def write(
+        self,
+        path: Path,
+        chunks: Iterable[bytes],
+        mode: int = 0o644,
+        like: Path | None = None,
+        synced: bool = True,
+    ) -> None:
         self._operate()
         REAL["write"](path, chunks, mode, like)
         data = path.read_bytes()
@@ -206,7 +227,7 @@ class Simulator:
             yield
 
     def overwrite(self, path: Path, data: bytes, synced: bool = True) -> None:
-        """What `disk` does not offer, for the broken stores of test_simulator: write into a file that is there."""
+        """What `disk` does not offer, for the damaged stores of test_simulator: write into a file that is there."""
         path.write_bytes(data)
         file = self._find(path)
         assert isinstance(file, File)
@@ -221,7 +242,9 @@ class Simulator:
         if isinstance(node, File):
             node.kept, node.outcomes = node.data, []
         else:
-            node.names = {name: held[-1:] for name, held in node.names.items() if held[-1] is not None}
+            node.names = {
+                name: held[-1:] for name, held in node.names.items() if held[-1] is not None
+            }
 
     def _hold(self, path: Path, node: File | Folder | None) -> None:
         self._folder(path).names.setdefault(path.name, [None]).append(node)
@@ -242,7 +265,12 @@ class Simulator:
 
 def _load(path: Path) -> Folder:
     """A folder as it lies there, all of it synced."""
-    return Folder({p.name: [_load(p) if p.is_dir() else _synced(p.read_bytes())] for p in sorted(path.iterdir())})
+    return Folder(
+        {
+            p.name: [_load(p) if p.is_dir() else _synced(p.read_bytes())]
+            for p in sorted(path.iterdir())
+        }
+    )
 
 
 def _synced(data: bytes) -> File:

@@ -9,14 +9,16 @@ from conftest import Fleet
 from faults.scenarios import Fixture, damage_keys, damage_newest
 
 from sdlora_edge.device import Device
-from sdlora_edge.device.engines.onnx import OnnxEngine
-from sdlora_edge.device.runtime import DOUBLE_BUFFER, IN_PLACE
+from sdlora_edge.device.device import DOUBLE_BUFFER, IN_PLACE
+from sdlora_edge.device.engines.onnx_runtime import OnnxEngine
 from sdlora_edge.device.store import Store
 from sdlora_edge.errors import NotForThisDevice
 
 
-@pytest.mark.parametrize("then", ["rollback", "recall"])
-def test_a_lost_record_whose_number_is_given_again(device_life: Fixture, fleet: Fleet, store: Path, then: str) -> None:
+@pytest.mark.parametrize("then", ["rollback", "revocation"])
+def test_a_lost_record_whose_number_is_given_again(
+    device_life: Fixture, fleet: Fleet, store: Path, then: str
+) -> None:
     running = Device.open(store, threads=1)
     running.apply(fleet.packets[0])
     lost = {path: path.read_bytes() for path in store.glob("generation.*")}
@@ -24,8 +26,10 @@ def test_a_lost_record_whose_number_is_given_again(device_life: Fixture, fleet: 
     for path, older in lost.items():
         path.write_bytes(older)
     other = Device.open(store, threads=1)
-    status = other.rollback() if then == "rollback" else other.apply(device_life.orders.recall)
-    assert status["generation"] == running.status()["generation"] == 3  # another generation of the same number
+    status = other.rollback() if then == "rollback" else other.apply(device_life.orders.revocation)
+    assert (
+        status["generation"] == running.status()["generation"] == 3
+    )  # another generation of the same number
     assert running.refresh()
     assert not running.refresh()
     assert running.status()["task"] == status["task"] < 2
@@ -36,7 +40,9 @@ def test_a_lost_record_whose_number_is_given_again(device_life: Fixture, fleet: 
 
 
 @pytest.mark.parametrize("looks", [True, False])
-def test_what_another_program_has_mended(device_life: Fixture, fleet: Fleet, store: Path, looks: bool) -> None:
+def test_what_another_program_has_repaired(
+    device_life: Fixture, fleet: Fleet, store: Path, looks: bool
+) -> None:
     """The record is what it was: the damage is what has gone."""
     orders, device = device_life.orders, Device.open(store, threads=1)
     for path in (fleet.packets[0], orders.rotation, orders.renewed[1]):
@@ -50,7 +56,11 @@ def test_what_another_program_has_mended(device_life: Fixture, fleet: Fleet, sto
         Device.open(store, threads=1).apply(whole)
         if looks:
             assert running.refresh()
-            assert (running.status()["task"], running.status()["trust_version"], running.status()["damage"]) == (2, 2, [])
+            assert (
+                running.status()["task"],
+                running.status()["trust_version"],
+                running.status()["damage"],
+            ) == (2, 2, [])
             assert device_life.digest(running) == device_life.logits[2]
     assert running.apply(orders.renewed[2])["damage"] == []
 
@@ -72,7 +82,9 @@ def test_a_running_program_goes_back_to_what_is_left_of_packets_damaged_meanwhil
     assert running.apply(fleet.packets[1], allow_older=True)["task"] == 2
 
 
-def test_a_running_program_goes_back_to_what_is_left_where_keys_were_damaged_meanwhile(device_life: Fixture, store: Path) -> None:
+def test_a_running_program_goes_back_to_what_is_left_where_keys_were_damaged_meanwhile(
+    device_life: Fixture, store: Path
+) -> None:
     running, orders = Device.open(store, threads=1), device_life.orders
     for path in (orders.rotation, *orders.renewed):
         running.apply(path)
@@ -84,11 +96,13 @@ def test_a_running_program_goes_back_to_what_is_left_where_keys_were_damaged_mea
     assert running.apply(orders.renewed[0], allow_older=True)["task"] == 1
 
 
-def test_a_beginning_is_not_published_over_what_was_mended_meanwhile(
+def test_a_beginning_is_not_published_over_what_was_repaired_meanwhile(
     fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published: list[int] = []
-    monkeypatch.setattr(OnnxEngine, "publish", lambda self, loaded: published.append(loaded.classes))
+    monkeypatch.setattr(
+        OnnxEngine, "publish", lambda self, loaded: published.append(loaded.classes)
+    )
     device = Device.open(store, threads=1)
     for path in fleet.packets[:2]:
         device.apply(path)
@@ -110,7 +124,9 @@ def test_what_a_device_with_damaged_keys_goes_back_to_is_published(
     device_life: Fixture, fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     published: list[int] = []
-    monkeypatch.setattr(OnnxEngine, "publish", lambda self, loaded: published.append(loaded.classes))
+    monkeypatch.setattr(
+        OnnxEngine, "publish", lambda self, loaded: published.append(loaded.classes)
+    )
     device = Device.open(store, threads=1)
     for path in (*fleet.packets[:2], device_life.orders.rotation):
         device.apply(path)

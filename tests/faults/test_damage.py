@@ -14,11 +14,11 @@ import pytest
 from conftest import Fleet, Result, snapshot
 from faults.scenarios import Fixture, flip
 
-from sdlora_edge.bundle import open_bundle
 from sdlora_edge.device import Device
 from sdlora_edge.device.store import RECORD_LIMIT, Store
 from sdlora_edge.device.verify import verify
 from sdlora_edge.errors import HealthError, InputError, TrustError
+from sdlora_edge.formats.bundle import open_bundle
 
 Cli = Callable[..., Result]
 
@@ -38,10 +38,21 @@ def places(path: Path) -> Iterable[int]:
     if len(data) < 400:
         return range(len(data))
     found = {0, len(data) - 1, *range(5, len(data), len(data) // 4)}
-    if path.suffix != ".onnx" and path.suffix != ".json":  # safetensors: the header's length, the header, each tensor
+    if (
+        path.suffix != ".onnx" and path.suffix != ".json"
+    ):  # safetensors: the header's length, the header, each tensor
         (length,) = struct.unpack("<Q", data[:8])
         table = json.loads(data[8 : 8 + length])
-        found |= {7, 8, 7 + length, *(8 + length + t["data_offsets"][0] for t in list(table.values())[:20] if "data_offsets" in t)}
+        found |= {
+            7,
+            8,
+            7 + length,
+            *(
+                8 + length + t["data_offsets"][0]
+                for t in list(table.values())[:20]
+                if "data_offsets" in t
+            ),
+        }
     return sorted(found)
 
 
@@ -60,7 +71,9 @@ def test_one_wrong_byte_in_any_file_of_the_bundle(used: Path) -> None:
     Device.open(used)
 
 
-def test_one_wrong_byte_in_a_packet_serves_the_generation_before_it(device_life: Fixture, used: Path) -> None:
+def test_one_wrong_byte_in_a_packet_serves_the_generation_before_it(
+    device_life: Fixture, used: Path
+) -> None:
     packets = Store(used).current().packets
     for task, digest in enumerate(packets):
         path = used / "packets" / digest
@@ -86,14 +99,19 @@ def test_one_wrong_byte_in_a_record_leaves_the_other_one(device_life: Fixture, u
             flip(used / name, place, bits)
         flip(used / name, 30)
         device = Device.open(used, threads=1)
-        assert (device_life.digest(device), device.status()["generation"]) == (device_life.logits[2], 3)
+        assert (device_life.digest(device), device.status()["generation"]) == (
+            device_life.logits[2],
+            3,
+        )
         assert name in device.status()["damage"][0]
         assert [d["file"] for d in verify(used)["damage"]] == [name]
         flip(used / name, 30)
 
 
 @pytest.mark.parametrize("attempts", [0, 1])
-def test_either_record_of_a_fresh_store_may_be_lost(device_life: Fixture, store: Path, attempts: int) -> None:
+def test_either_record_of_a_fresh_store_may_be_lost(
+    device_life: Fixture, store: Path, attempts: int
+) -> None:
     """Before the first packet, and after one whose canary failed."""
     for _ in range(attempts):
         with pytest.raises(HealthError):
@@ -125,7 +143,9 @@ def test_the_lock_holds_nothing(device_life: Fixture, used: Path) -> None:
     assert Device.open(used).apply(device_life.fleet.packets[2])["task"] == 3
 
 
-def test_a_damaged_packet_is_mended_by_applying_it_again(device_life: Fixture, used: Path) -> None:
+def test_a_damaged_packet_is_repaired_by_applying_it_again(
+    device_life: Fixture, used: Path
+) -> None:
     """Only by its own bytes: nothing that was confirmed is forgotten, nothing older is let in."""
     first, second, third = device_life.fleet.packets
     running = Device.open(used, threads=1)
@@ -145,23 +165,31 @@ def test_a_damaged_packet_is_mended_by_applying_it_again(device_life: Fixture, u
     assert device.apply(third)["task"] == 3
 
 
-def test_a_rollback_of_a_damaged_generation_keeps_what_is_left(device_life: Fixture, used: Path, cli: Cli) -> None:
+def test_a_rollback_of_a_damaged_generation_keeps_what_is_left(
+    device_life: Fixture, used: Path, cli: Cli
+) -> None:
     flip(used / "packets" / Store(used).current().packets[-1], -1)
     assert cli("device", "rollback", "--store", used).code == 0
     device = Device.open(used, threads=1)
-    assert (device.status()["task"], device.status()["highest_task"], device.status()["damage"]) == (1, 2, [])
+    assert (
+        device.status()["task"],
+        device.status()["highest_task"],
+        device.status()["damage"],
+    ) == (1, 2, [])
     assert device.apply(device_life.fleet.packets[1], allow_older=True)["damage"] == []
     assert device_life.digest(device) == device_life.logits[2]
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
-def test_a_recall_on_a_device_with_a_damaged_packet(device_life: Fixture, used: Path, damaged: int) -> None:
-    """It goes through: task 2 is not served, mended or not, and task 1 is kept for its own bytes to mend."""
+def test_a_revocation_on_a_device_with_a_damaged_packet(
+    device_life: Fixture, used: Path, damaged: int
+) -> None:
+    """It goes through: task 2 is not served, repaired or not, and task 1 is kept for its own bytes to repair."""
     fleet, store = device_life.fleet, used
     flip(store / "packets" / Store(store).current().packets[damaged - 1], -1)
     device = Device.open(store, threads=1)
-    assert device.apply(device_life.orders.recall)["recalled"] == [[2, 0]]
-    with contextlib.suppress(TrustError):  # the recalled one
+    assert device.apply(device_life.orders.revocation)["revoked"] == [[2, 0]]
+    with contextlib.suppress(TrustError):  # the revoked one
         device.apply(fleet.packets[damaged - 1])
     for one in (device, Device.open(store, threads=1)):
         assert one.status()["task"] == 1
@@ -180,7 +208,11 @@ def test_verify_reports_and_changes_nothing(used: Path, cli: Cli, tmp_path: Path
     (used / "packets" / ("ab" * 32)).touch()
     shutil.copytree(used, tmp_path / "damaged")
     damaged = tmp_path / "damaged"
-    for name in ("generation.0.json", "bundle/model.onnx", f"packets/{Store(used).current().packets[0]}"):
+    for name in (
+        "generation.0.json",
+        "bundle/model.onnx",
+        f"packets/{Store(used).current().packets[0]}",
+    ):
         flip(damaged / name, 9)
     before = snapshot(damaged)
     result = cli("device", "verify", "--store", damaged, "--json")
@@ -195,5 +227,8 @@ def test_verify_reports_and_changes_nothing(used: Path, cli: Cli, tmp_path: Path
     assert "3 damaged" in cli("device", "verify", "--store", damaged).out
     assert snapshot(damaged) == before
     (damaged / "generation.1.json").unlink()
-    assert {d["file"] for d in verify(damaged)["damage"]} >= {"generation.0.json", "generation.1.json"}
+    assert {d["file"] for d in verify(damaged)["damage"]} >= {
+        "generation.0.json",
+        "generation.1.json",
+    }
     assert cli("device", "verify", "--store", tmp_path).code == 3

@@ -1,4 +1,4 @@
-"""A wrong byte in a packet that changed the keys: the device serves what it can, obeys nobody, and is mended by the same packet."""
+"""A wrong byte in a packet that changed the keys: the device serves what it can, obeys nobody, and is repaired by the same packet."""
 
 from __future__ import annotations
 
@@ -32,14 +32,18 @@ def keys_of(store: Path) -> str:
     return f"packets/{Store(store).current().trust[-1][0]}"
 
 
-def test_damaged_keys_leave_a_device_that_serves_and_obeys_nobody(device_life: Fixture, rotated: Path, cli: Cli) -> None:
+def test_damaged_keys_leave_a_device_that_serves_and_obeys_nobody(
+    device_life: Fixture, rotated: Path, cli: Cli
+) -> None:
     fleet, orders = device_life.fleet, device_life.orders
     name, size = keys_of(rotated), (rotated / keys_of(rotated)).stat().st_size
     for place in (0, 7, size // 2, size - 1):
         flip(rotated / name, place)
         device = Device.open(rotated, threads=1)
         status = device.status()
-        assert device_life.digest(device) == device_life.logits[1]  # task 2 was signed by keys that are lost
+        assert (
+            device_life.digest(device) == device_life.logits[1]
+        )  # task 2 was signed by keys that are lost
         assert (status["task"], status["highest_task"], status["trust_version"]) == (1, 2, 0)
         (line,) = status["damage"]
         assert name in line
@@ -47,7 +51,14 @@ def test_damaged_keys_leave_a_device_that_serves_and_obeys_nobody(device_life: F
         flip(rotated / name, place)
     flip(rotated / name, -1)
     before = snapshot(rotated)
-    for path in (fleet.packets[1], fleet.packets[2], orders.revised[1], orders.recall, orders.squash, orders.renewed[2]):
+    for path in (
+        fleet.packets[1],
+        fleet.packets[2],
+        orders.revised[1],
+        orders.revocation,
+        orders.squash,
+        orders.renewed[2],
+    ):
         result = cli("device", "apply", path, "--store", rotated, "--allow-older")
         assert (result.code, result.out) == (4, "")
         assert name in result.err
@@ -57,23 +68,36 @@ def test_damaged_keys_leave_a_device_that_serves_and_obeys_nobody(device_life: F
 
 
 @pytest.mark.parametrize("opened", ["after the damage", "before it"])
-def test_the_same_packet_of_keys_mends_it(device_life: Fixture, rotated: Path, opened: str) -> None:
-    """A program that has been running all the while goes on with the keys it knows, and mends the file all the same."""
+def test_the_same_packet_of_keys_repairs_it(
+    device_life: Fixture, rotated: Path, opened: str
+) -> None:
+    """A program that has been running all the while goes on with the keys it knows, and repairs the file all the same."""
     orders, record = device_life.orders, Store(rotated).current()
     running = Device.open(rotated, threads=1)
     damage_keys(rotated)
     device = running if opened == "before it" else Device.open(rotated, threads=1)
     status = device.apply(orders.rotation)
-    assert (status["kind"], status["task"], status["trust_version"], status["damage"]) == ("trust", 2, 2, [])
+    assert (status["kind"], status["task"], status["trust_version"], status["damage"]) == (
+        "trust",
+        2,
+        2,
+        [],
+    )
     assert Store(rotated).current() == record
     assert verify(rotated)["whole"]
-    assert device_life.digest(device) == device_life.digest(Device.open(rotated, threads=1)) == device_life.logits[2]
+    assert (
+        device_life.digest(device)
+        == device_life.digest(Device.open(rotated, threads=1))
+        == device_life.logits[2]
+    )
     with pytest.raises(TrustError, match="signature refused"):
         device.apply(device_life.fleet.packets[2])
     assert device.apply(orders.renewed[2])["task"] == 3
 
 
-def test_keys_and_the_packet_they_signed_are_mended_in_either_order(device_life: Fixture, rotated: Path) -> None:
+def test_keys_and_the_packet_they_signed_are_repaired_in_either_order(
+    device_life: Fixture, rotated: Path
+) -> None:
     orders = device_life.orders
     for order in ([orders.rotation, orders.renewed[1]], [orders.renewed[1], orders.rotation]):
         damage_keys(rotated)
@@ -81,8 +105,10 @@ def test_keys_and_the_packet_they_signed_are_mended_in_either_order(device_life:
         for path in order:
             device = Device.open(rotated, threads=1)
             assert device_life.digest(device) == device_life.logits[1]
-            if path == order[0] == orders.renewed[1]:  # its bytes are kept, but who signed them is not known yet
-                with pytest.raises(TrustError, match="mended"):
+            if (
+                path == order[0] == orders.renewed[1]
+            ):  # its bytes are kept, but who signed them is not known yet
+                with pytest.raises(TrustError, match="repaired"):
                     device.apply(path)
             else:
                 device.apply(path)
@@ -90,7 +116,9 @@ def test_keys_and_the_packet_they_signed_are_mended_in_either_order(device_life:
         assert device_life.digest(Device.open(rotated, threads=1)) == device_life.logits[2]
 
 
-def test_a_device_with_damaged_keys_can_go_back_and_stays_closed(device_life: Fixture, fleet: Fleet, store: Path) -> None:
+def test_a_device_with_damaged_keys_can_go_back_and_stays_closed(
+    device_life: Fixture, fleet: Fleet, store: Path
+) -> None:
     device = Device.open(store, threads=1)
     for path in (*fleet.packets[:2], device_life.orders.rotation):
         device.apply(path)
@@ -101,15 +129,21 @@ def test_a_device_with_damaged_keys_can_go_back_and_stays_closed(device_life: Fi
         status = device.rollback()
         assert (status["task"], status["trust_version"]) == (task, 0)
         assert status["damage"]
-        assert device_life.digest(device) == device_life.digest(Device.open(store, threads=1)) == device_life.logits[task]
+        assert (
+            device_life.digest(device)
+            == device_life.digest(Device.open(store, threads=1))
+            == device_life.logits[task]
+        )
     with pytest.raises(TrustError):
         device.apply(fleet.packets[0], allow_older=True)
     device.apply(device_life.orders.rotation)
     assert device.apply(device_life.orders.renewed[0], allow_older=True)["damage"] == []
 
 
-def test_a_rotation_on_a_device_with_a_damaged_packet_and_a_damaged_record(device_life: Fixture, fleet: Fleet, store: Path) -> None:
-    """Other keys come through, and the damaged packet, signed by the old ones, can still be mended by its own bytes."""
+def test_a_rotation_on_a_device_with_a_damaged_packet_and_a_damaged_record(
+    device_life: Fixture, fleet: Fleet, store: Path
+) -> None:
+    """Other keys come through, and the damaged packet, signed by the old ones, can still be repaired by its own bytes."""
     device = Device.open(store, threads=1)
     for path in fleet.packets[:2]:
         device.apply(path)
@@ -126,35 +160,43 @@ def test_a_rotation_on_a_device_with_a_damaged_packet_and_a_damaged_record(devic
     with pytest.raises((InputError, TrustError)):
         device.apply(store / "packets" / Store(store).current().packets[-1])
     assert device.apply(fleet.packets[1])["damage"] == []
-    assert device_life.digest(device) == device_life.digest(Device.open(store, threads=1)) == device_life.logits[2]
+    assert (
+        device_life.digest(device)
+        == device_life.digest(Device.open(store, threads=1))
+        == device_life.logits[2]
+    )
     assert device.apply(device_life.orders.renewed[2])["task"] == 3
 
 
 @pytest.mark.parametrize("name", ["generation.0.json", "generation.1.json"])
-def test_either_record_may_be_lost_after_a_rotation(device_life: Fixture, fleet: Fleet, store: Path, name: str) -> None:
-    """Retired keys stay retired, and what was recalled stays recalled."""
+def test_either_record_may_be_lost_after_a_rotation(
+    device_life: Fixture, fleet: Fleet, store: Path, name: str
+) -> None:
+    """Retired keys stay retired, and what was revoked stays revoked."""
     device = Device.open(store, threads=1)
-    for path in (*fleet.packets[:2], device_life.orders.recall, device_life.orders.rotation):
+    for path in (*fleet.packets[:2], device_life.orders.revocation, device_life.orders.rotation):
         device.apply(path)
     flip(store / name, 20)
     device = Device.open(store, threads=1)
     status = device.status()
-    assert (status["trust_version"], status["recalled"], len(status["damage"])) == (2, [[2, 0]], 1)
+    assert (status["trust_version"], status["revoked"], len(status["damage"])) == (2, [[2, 0]], 1)
     assert device_life.digest(device) == device_life.logits[1]
     before = snapshot(store)
     for path in (fleet.packets[1], device_life.orders.renewed[1]):
-        with pytest.raises(TrustError, match=r"signature refused|was recalled"):
+        with pytest.raises(TrustError, match=r"signature refused|was revoked"):
             device.apply(path, allow_older=True)
     assert snapshot(store) == before
 
 
-def test_keys_damaged_in_a_running_program_that_goes_back(device_life: Fixture, rotated: Path) -> None:
-    """It rolls back, reads its keys anew, and says that they are lost; then they are mended."""
+def test_keys_damaged_in_a_running_program_that_goes_back(
+    device_life: Fixture, rotated: Path
+) -> None:
+    """It rolls back, reads its keys anew, and says that they are lost; then they are repaired."""
     orders = device_life.orders
     device = Device.open(rotated, threads=1)
     damage_keys(rotated)
     with pytest.raises(TrustError):  # signed by the old keys
-        device.apply(orders.recall)
+        device.apply(orders.revocation)
     device.rollback()
     assert device_life.digest(device) == device_life.logits[1]
     assert (device.status()["trust_version"], len(device.status()["damage"])) == (0, 1)

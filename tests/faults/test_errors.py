@@ -14,9 +14,9 @@ from conftest import Fleet, Result
 from faults.scenarios import Fixture
 from faults.simulator import REAL
 
-from sdlora_edge import disk
 from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, ResourceError, StorageError
+from sdlora_edge.storage import disk
 
 ASKING = ("read", "size", "names")
 CHANGING = ("write", "sync", "rename", "unlink", "mkdir", "rmdir", "share", "lock")
@@ -26,7 +26,13 @@ class Failing:
     """The operating system refuses the n-th of some operations, counted from 1, and all after it where `for_good`."""
 
     def __init__(self, operations: Iterable[str], number: int, code: int, for_good: bool) -> None:
-        self.operations, self.number, self.code, self.for_good, self.count = operations, number, code, for_good, 0
+        self.operations, self.number, self.code, self.for_good, self.count = (
+            operations,
+            number,
+            code,
+            for_good,
+            0,
+        )
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -63,7 +69,9 @@ def test_an_update_on_a_disk_that_fails(device_life: Fixture, tmp_path: Path, ki
     """Each operation in turn, of an update that rolls back, sweeps and applies."""
     operations, code, for_good = KINDS[kind]
     first, second = device_life.fleet.packets[:2]
-    for number in range(1, 200, 4 if kind == "unreadable for good" else 1):  # "unreadable once" takes each in turn
+    for number in range(
+        1, 200, 4 if kind == "unreadable for good" else 1
+    ):  # "unreadable once" takes each in turn
         store = tmp_path / str(number)
         Device.init(device_life.fleet.bundle, store)
         device = Device.open(store, threads=1)
@@ -85,17 +93,25 @@ def test_an_update_on_a_disk_that_fails(device_life: Fixture, tmp_path: Path, ki
             break
         again = Device.open(store, threads=1)
         assert device_life.digest(again) == device_life.digest(device)
-        assert (device_life.digest(device) == before) == (raised is not None)  # it raises only where the old one stays in force
+        assert (device_life.digest(device) == before) == (
+            raised is not None
+        )  # it raises only where the old one stays in force
         if raised is not None:
             assert device.apply(second)["task"] == 2
             assert not list(store.rglob(".tmp-*"))
-        assert device_life.digest(device) == device_life.digest(Device.open(store, threads=1)) == device_life.logits[2]
+        assert (
+            device_life.digest(device)
+            == device_life.digest(Device.open(store, threads=1))
+            == device_life.logits[2]
+        )
     else:
         pytest.fail("an update has fewer operations than this")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_device_is_flashed_on_a_disk_that_fails(device_life: Fixture, tmp_path: Path, kind: str) -> None:
+def test_a_device_is_flashed_on_a_disk_that_fails(
+    device_life: Fixture, tmp_path: Path, kind: str
+) -> None:
     operations, code, for_good = KINDS[kind]
     for number in range(1, 200, 3):
         store = tmp_path / "new" / str(number)
@@ -109,7 +125,9 @@ def test_a_device_is_flashed_on_a_disk_that_fails(device_life: Fixture, tmp_path
             break
 
 
-def test_the_command_says_so_in_one_line(cli: Callable[..., Result], fleet: Fleet, store: Path) -> None:
+def test_the_command_says_so_in_one_line(
+    cli: Callable[..., Result], fleet: Fleet, store: Path
+) -> None:
     with Failing(CHANGING, 1, errno.EROFS, True).installed():
         result = cli("device", "apply", fleet.packets[0], "--store", store)
         assert (result.code, result.out) == (3, "")

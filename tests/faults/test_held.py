@@ -12,7 +12,9 @@ from sdlora_edge.device import Device
 from sdlora_edge.errors import NothingToDo, TrustError
 
 
-def test_what_a_device_holds_is_nothing_to_do_in_whatever_place(device_life: Fixture, fleet: Fleet, store: Path) -> None:
+def test_what_a_device_holds_is_nothing_to_do_in_whatever_place(
+    device_life: Fixture, fleet: Fleet, store: Path
+) -> None:
     """By its bytes, by the state it leads to (as a part of a squash, too), by the bundle; until it is rolled back."""
     orders, device = device_life.orders, Device.open(store, threads=1)
     for path in (fleet.packets[0], orders.squash, orders.rotation, orders.second_rotation):

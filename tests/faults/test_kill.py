@@ -27,7 +27,9 @@ while True:
 """
 
 
-def test_a_process_killed_over_and_over_leaves_a_store_that_serves(fleet: Fleet, device_life: Fixture, store: Path) -> None:
+def test_a_process_killed_over_and_over_leaves_a_store_that_serves(
+    fleet: Fleet, device_life: Fixture, store: Path
+) -> None:
     chance, counter, tasks = random.Random(5), 0, set()  # noqa: S311
     for _ in range(KILLS):
         arguments = [sys.executable, "-c", PROGRAM, str(store), *map(str, fleet.packets)]

@@ -11,7 +11,7 @@ from faults.scenarios import Fixture
 
 SEEDS = (1003, 1010, 1032, 5002)
 """of lives that tell a second record that is not written (the first), a rollback to a damaged packet (1010), a refresh that sees
-new counters only (1032), and a packet that was recalled while it was damaged, and served once it was mended (5002)"""
+new counters only (1032), and a packet that was revoked while it was damaged, and served once it was repaired (5002)"""
 
 
 def test_whatever_happens_a_device_serves_what_it_says_and_forgets_nothing(

@@ -15,8 +15,10 @@ def test_every_cut_leaves_the_old_generation_or_the_new(device_life: Fixture, na
     assert report.states > report.restarts
 
 
-@pytest.mark.parametrize("name", ["apply", "mend a damaged packet"])
-def test_a_cut_after_a_process_was_killed_does_no_more_harm(device_life: Fixture, name: str) -> None:
+@pytest.mark.parametrize("name", ["apply", "repair a damaged packet"])
+def test_a_cut_after_a_process_was_killed_does_no_more_harm(
+    device_life: Fixture, name: str
+) -> None:
     """Killed at every operation; a second process goes on, on what no one has synced; then the power is cut at every point."""
     scenario = device_life.scenarios()[name]
     operations = device_life.play(scenario).operations
@@ -26,7 +28,16 @@ def test_a_cut_after_a_process_was_killed_does_no_more_harm(device_life: Fixture
 
 def test_what_a_cut_may_leave_of_a_file() -> None:
     left = torn(b"", b"abcdefgh")
-    for expected in (b"", b"abcdefgh", b"ab", b"abcd", b"abcdefg", b"\0\0cdefgh", b"ab\xa5\xa5ef\xa5\xa5", b"\0" * 8):
+    for expected in (
+        b"",
+        b"abcdefgh",
+        b"ab",
+        b"abcd",
+        b"abcdefg",
+        b"\0\0cdefgh",
+        b"ab\xa5\xa5ef\xa5\xa5",
+        b"\0" * 8,
+    ):
         assert expected in left
     assert torn(b"same", b"same") == [b"same"]
     assert b"abLDef" in torn(b"OOLDOO", b"abcdef")

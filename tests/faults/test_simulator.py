@@ -1,4 +1,4 @@
-"""The simulator sees a broken store: each of these is a mistake one could make, and each is found."""
+"""The simulator sees a damaged store: each of these is a mistake one could make, and each is found."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ import pytest
 from faults.scenarios import Fixture
 from faults.simulator import Simulator
 
-from sdlora_edge import disk, files
-from sdlora_edge.canonical import sha256
 from sdlora_edge.device import store
 from sdlora_edge.device.store import PENDING, Generation, Store
+from sdlora_edge.formats.canonical import sha256
+from sdlora_edge.storage import atomic, disk
 
 
 def no_sync_of_records(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
-    def write(path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | None = None) -> None:
+    def write(
+        path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | None = None
+    ) -> None:
         simulator.write(path, chunks, mode, like, synced="generation" not in path.name)
 
     patch.setattr(disk, "write", write)
@@ -29,17 +31,19 @@ def no_sync_of_folders(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
 
 
 def no_sync_of_its_name(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(disk, "sync", lambda path: None if path.name == "device" else simulator.sync(path))
+    patch.setattr(
+        disk, "sync", lambda path: None if path.name == "device" else simulator.sync(path)
+    )
 
 
 def named_before_it_is_filled(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
     def new_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
-        files.make_folder(path)
+        atomic.make_folder(path)
         yield path
-        files._sync_all(path)
+        atomic._sync_all(path)
 
-    patch.setattr(files, "new_folder", new_folder)
+    patch.setattr(atomic, "new_folder", new_folder)
 
 
 def written_in_place(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
@@ -76,19 +80,21 @@ def unlinked_too_early(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(store, "_write_record", early)
 
 
-def recall_forgotten(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
-    """The device goes back, and would take the recalled task again."""
+def revocation_forgotten(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
+    """The device goes back, and would take the revoked task again."""
     replacing = Store.replacing
-    patch.setattr(Store, "replacing", lambda opened, record: replacing(opened, replace(record, recalled=())))
+    patch.setattr(
+        Store, "replacing", lambda opened, record: replacing(opened, replace(record, revoked=()))
+    )
 
 
-def recalled_in_two_steps(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
+def revoked_in_two_steps(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
     """It goes back first, and writes down why in the next generation."""
     replacing = Store.replacing
 
     @contextlib.contextmanager
     def twice(opened: Store, record: Generation) -> Iterator[Generation]:
-        with replacing(opened, replace(record, recalled=opened.current().recalled)):
+        with replacing(opened, replace(record, revoked=opened.current().revoked)):
             pass
         with replacing(opened, record) as generation:
             yield generation
@@ -99,7 +105,9 @@ def recalled_in_two_steps(simulator: Simulator, patch: pytest.MonkeyPatch) -> No
 def rotation_forgotten(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
     """The packet of keys is kept, and the next process obeys the old ones."""
     replacing = Store.replacing
-    patch.setattr(Store, "replacing", lambda opened, record: replacing(opened, replace(record, trust=())))
+    patch.setattr(
+        Store, "replacing", lambda opened, record: replacing(opened, replace(record, trust=()))
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,16 +121,20 @@ def rotation_forgotten(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
         (unlinked_too_early, "rollback"),
         (named_before_it_is_filled, "init"),
         (no_sync_of_its_name, "init"),
-        (recall_forgotten, "recall"),
-        (recalled_in_two_steps, "recall"),
+        (revocation_forgotten, "revocation"),
+        (revoked_in_two_steps, "revocation"),
         (rotation_forgotten, "rotation of keys"),
     ],
 )
-def test_the_simulator_sees(device_life: Fixture, sabotage: Callable[[Simulator, pytest.MonkeyPatch], None], scenario: str) -> None:
+def test_the_simulator_sees(
+    device_life: Fixture, sabotage: Callable[[Simulator, pytest.MonkeyPatch], None], scenario: str
+) -> None:
     assert device_life.play(device_life.scenarios()[scenario], sabotage=sabotage).problems
 
 
-def test_the_simulator_sees_a_second_process_that_builds_on_what_may_be_lost(device_life: Fixture) -> None:
+def test_the_simulator_sees_a_second_process_that_builds_on_what_may_be_lost(
+    device_life: Fixture,
+) -> None:
     """A process dies between the rename of its record and the sync; the next one says: applied already."""
     scenario = device_life.scenarios()["apply"]
     operations = device_life.play(scenario).operations
@@ -135,5 +147,8 @@ def test_the_simulator_sees_a_second_process_that_builds_on_what_may_be_lost(dev
 
         patch.setattr(Store, "lock", lock)
 
-    plays = (device_life.play(scenario, die_at, no_sync_by_the_lock) for die_at in range(operations, 0, -1))
+    plays = (
+        device_life.play(scenario, die_at, no_sync_by_the_lock)
+        for die_at in range(operations, 0, -1)
+    )
     assert any(play.problems for play in plays)

@@ -14,10 +14,10 @@ from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.expected import record
 from sdlora_edge.export.packets import build_packets
 
-from sdlora_edge import signing
+from sdlora_edge.formats import signing
 from sdlora_edge.train.config import resolve
+from sdlora_edge.train.loop import train
 from sdlora_edge.train.run import Run
-from sdlora_edge.train.trainer import train
 
 BACKBONE, SIZE, CLASSES, IMAGES = "test_vit", 32, 6, 8
 PRECISIONS, WEIGHTS_AS = ("fp32", "fp16", "int8", "int8-dynamic"), ("inputs", "constants")
@@ -27,7 +27,9 @@ BUNDLES = [f"{precision} {weights_as}" for precision in PRECISIONS for weights_a
 def make(folder: Path) -> None:
     """Write the folders `bundles`, `packets` and `expected` into `folder`."""
     torch.manual_seed(0)
-    weights = {name: value.clone() for name, value in timm.create_model(BACKBONE).state_dict().items()}
+    weights = {
+        name: value.clone() for name, value in timm.create_model(BACKBONE).state_dict().items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.torch.save_file(weights, folder / "weights.safetensors")
     random = np.random.default_rng(0)
@@ -51,7 +53,9 @@ def make(folder: Path) -> None:
     for name in BUNDLES:
         precision, weights_as = name.split()
         bundle = folder / "bundles" / name.replace(" ", "-")
-        export_bundle(Run.open(run.path), bundle, 1, [str(public)], precision=precision, weights_as=weights_as)
+        export_bundle(
+            Run.open(run.path), bundle, 1, [str(public)], precision=precision, weights_as=weights_as
+        )
     build_packets(run.path, folder / "bundles" / "fp32-inputs", key, out=folder / "packets")
     record(Run.open(run.path), made, folder / "expected")
 

@@ -60,7 +60,10 @@ class Cell:
     def requirements(self) -> list[str]:
         names = ["sdlora-edge", "pytest"]
         if self.kind == OLDEST:
-            return [*names, *(f"{name}=={version}" for name, version in oldest(self.python).items())]
+            return [
+                *names,
+                *(f"{name}=={version}" for name, version in oldest(self.python).items()),
+            ]
         return names if self.kind == NEWEST else [*names, f"onnxruntime=={self.kind}"]
 
 
@@ -68,10 +71,18 @@ def pythons() -> dict[str, Path]:
     """{minor version: interpreter}: on PATH, or the newest of pyenv's."""
     found = {}
     for minor in PYTHONS:
-        own = sorted(Path.home().glob(f".pyenv/versions/{minor}.*/bin/python{minor}"), key=lambda p: version_key(p.parts[-3]))
+        own = sorted(
+            Path.home().glob(f".pyenv/versions/{minor}.*/bin/python{minor}"),
+            key=lambda p: version_key(p.parts[-3]),
+        )
         if path := shutil.which(f"python{minor}"):
             own.append(Path(path))
-        working = [p for p in own if subprocess.run([p, "-c", "import venv, ensurepip"], capture_output=True).returncode == 0]
+        working = [
+            p
+            for p in own
+            if subprocess.run([p, "-c", "import venv, ensurepip"], capture_output=True).returncode
+            == 0
+        ]
         if working:
             found[minor] = working[-1]
     return found
@@ -94,7 +105,12 @@ def oldest(python: str) -> dict[str, str]:
 
 def minors(python: Path) -> list[str]:
     """The last release of each minor version of ONNX Runtime that this Python can have, without the oldest and the newest."""
-    done = subprocess.run([python, "-m", "pip", "index", "versions", "onnxruntime"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [python, "-m", "pip", "index", "versions", "onnxruntime"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     (listed,) = re.findall(r"Available versions: (.*)", done.stdout)
     last: dict[tuple[int, ...], str] = {}
     for version in listed.split(", "):  # newest first
@@ -120,16 +136,34 @@ def install(cell: Cell, python: Path, wheel: Path) -> str:
     """What pip says where it fails, on its last line; nothing where all is installed."""
     if not cell.executable.exists():
         subprocess.run([python, "-m", "venv", cell.folder], check=True)
-    pip = [cell.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary", ":all:"]
-    own = subprocess.run([*pip, "--no-deps", "--force-reinstall", wheel], capture_output=True, text=True)
+    pip = [
+        cell.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--only-binary",
+        ":all:",
+    ]
+    own = subprocess.run(
+        [*pip, "--no-deps", "--force-reinstall", wheel], capture_output=True, text=True
+    )
     all_of_it = (
-        subprocess.run([*pip, "--upgrade", *cell.requirements()], capture_output=True, text=True) if not own.returncode else own
+        subprocess.run([*pip, "--upgrade", *cell.requirements()], capture_output=True, text=True)
+        if not own.returncode
+        else own
     )
     return (all_of_it.stderr.strip().splitlines() or ["failed"])[-1] if all_of_it.returncode else ""
 
 
 def versions(cell: Cell) -> dict[str, str]:
-    listed = subprocess.run([cell.executable, "-m", "pip", "list", "--format", "json"], capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        [cell.executable, "-m", "pip", "list", "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     known = {entry["name"].lower(): entry["version"] for entry in json.loads(listed.stdout)}
     return {name: known[name] for name in oldest(cell.python)}
 
@@ -138,7 +172,17 @@ def suite(cell: Cell, bundle: str) -> str:
     """How many checks passed, and what did not."""
     report = MATRIX / "report.json"
     report.unlink(missing_ok=True)
-    command = [cell.executable, "-m", "pytest", "-q", CARRIED, "-p", "no:cacheprovider", "--report", report]
+    command = [
+        cell.executable,
+        "-m",
+        "pytest",
+        "-q",
+        CARRIED,
+        "-p",
+        "no:cacheprovider",
+        "--report",
+        report,
+    ]
     command += [
         "--bundle",
         FLEET / "bundles" / bundle.replace(" ", "-"),
@@ -149,21 +193,33 @@ def suite(cell: Cell, bundle: str) -> str:
     ]
     command += [] if cell.kind in (OLDEST, NEWEST) else ["-k", SHORT]
     try:
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=LIMIT, cwd=MATRIX)
+        done = subprocess.run(
+            list(map(str, command)), capture_output=True, text=True, timeout=LIMIT, cwd=MATRIX
+        )
     except subprocess.TimeoutExpired:
         return f"longer than {LIMIT} s"
-    (MATRIX / f"{cell.python}-{cell.kind}-{bundle}.log".replace(" ", "-")).write_text(done.stdout + done.stderr)
+    (MATRIX / f"{cell.python}-{cell.kind}-{bundle}.log".replace(" ", "-")).write_text(
+        done.stdout + done.stderr
+    )
     if done.returncode < 0:
         return signal.Signals(-done.returncode).name
     checks = json.loads(report.read_text())["checks"] if report.exists() else {}
     failed = [name for name, check in checks.items() if not check["passed"]]
-    return f"{len(checks) - len(failed)} of {len(checks)}" + (f", not {' '.join(failed)}" if failed else "")
+    return f"{len(checks) - len(failed)} of {len(checks)}" + (
+        f", not {' '.join(failed)}" if failed else ""
+    )
 
 
 def source() -> str:
     """A digest of what is tested."""
-    paths = [*(ROOT / "sdlora_edge").rglob("*.py"), *(ROOT / "device_tests").glob("*.py"), ROOT / "pyproject.toml"]
-    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sorted(paths))).hexdigest()
+    paths = [
+        *(ROOT / "sdlora_edge").rglob("*.py"),
+        *(ROOT / "device_tests").glob("*.py"),
+        ROOT / "pyproject.toml",
+    ]
+    return hashlib.sha256(
+        b"".join(hashlib.sha256(path.read_bytes()).digest() for path in sorted(paths))
+    ).hexdigest()
 
 
 def prepare() -> Path:
@@ -174,7 +230,17 @@ def prepare() -> Path:
     if not (FLEET / "expected").exists():
         shutil.rmtree(FLEET, ignore_errors=True)
         subprocess.run([sys.executable, ROOT / "tests" / "matrix" / "fleet.py", FLEET], check=True)
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", MATRIX / "wheel", ROOT]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        MATRIX / "wheel",
+        ROOT,
+    ]
     subprocess.run(build, check=True)
     (wheel,) = (MATRIX / "wheel").glob("*.whl")
     return wheel
@@ -184,11 +250,18 @@ def run(cell: Cell, python: Path, wheel: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"python": cell.python, "kind": cell.kind}
     if problem := install(cell, python, wheel):
         return {**facts, "problem": problem}
-    return {**facts, "versions": versions(cell), "found": {bundle: suite(cell, bundle) for bundle in BUNDLES}}
+    return {
+        **facts,
+        "versions": versions(cell),
+        "found": {bundle: suite(cell, bundle) for bundle in BUNDLES},
+    }
 
 
 def passed(row: dict[str, Any]) -> bool:
-    return all(re.fullmatch(r"([1-9]) of \1", found) for found in row.get("found", {"": "no environment"}).values())
+    return all(
+        re.fullmatch(r"([1-9]) of \1", found)
+        for found in row.get("found", {"": "no environment"}).values()
+    )
 
 
 def main() -> None:
@@ -203,9 +276,17 @@ def main() -> None:
             continue
         kept["cells"][key] = row = run(cell, interpreters[cell.python], wheel)
         FOUND.write_text(json.dumps(kept, indent=1))
-        print(f"{key}: {row.get('problem') or list(row['found'].values())} ({time.monotonic() - begin:.0f} s)", flush=True)
+        print(
+            f"{key}: {row.get('problem') or list(row['found'].values())} ({time.monotonic() - begin:.0f} s)",
+            flush=True,
+        )
         values = {"bundles": BUNDLES, "cells": [r for r in kept["cells"].values() if "found" in r]}
-        figures.write("matrix", "make matrix", values, packages=("torch", "timm", "onnx", "onnxruntime", "numpy"))
+        figures.write(
+            "matrix",
+            "make matrix",
+            values,
+            packages=("torch", "timm", "onnx", "onnxruntime", "numpy"),
+        )
     if bad := [key for key, row in kept["cells"].items() if not passed(row)]:
         raise SystemExit(f"failed: {', '.join(bad)}")
 

@@ -16,7 +16,10 @@ NAMES = ("q", "v")
 
 def random_direction(seed: int, rank: int = 3) -> dict[str, Factors]:
     random = np.random.default_rng(seed)
-    return {n: Factors(random.standard_normal((rank, 7)), random.standard_normal((5, rank))) for n in NAMES}
+    return {
+        n: Factors(random.standard_normal((rank, 7)), random.standard_normal((5, rank)))
+        for n in NAMES
+    }
 
 
 def dense(direction: dict[str, Factors]) -> np.ndarray:
@@ -67,8 +70,13 @@ def test_absorbing_moves_alpha_t_times_c_into_the_old_magnitudes_and_ships_no_fa
     shake(model, 4)
     with torch.no_grad():  # the new direction IS 0.5 D_1 - 2 D_2
         for i, p in enumerate(projections):
-            model.A[i].copy_(torch.cat([torch.from_numpy(s.factors[p.name].A).float() for s in states[1:]]))
-            parts = [c * torch.from_numpy(s.factors[p.name].B).float() for c, s in zip((0.5, -2.0), states[1:], strict=True)]
+            model.A[i].copy_(
+                torch.cat([torch.from_numpy(s.factors[p.name].A).float() for s in states[1:]])
+            )
+            parts = [
+                c * torch.from_numpy(s.factors[p.name].B).float()
+                for c, s in zip((0.5, -2.0), states[1:], strict=True)
+            ]
             model.B[i].copy_(torch.cat(parts, dim=1))
     model.finish_task()
     before = {name: w.detach().clone() for name, w in model.weights().items()}
@@ -79,7 +87,10 @@ def test_absorbing_moves_alpha_t_times_c_into_the_old_magnitudes_and_ships_no_fa
     deltas = model.deltas()
     assert deltas[-1] == 0.0
     merged = merge(
-        adapted_weights(backbone, projections), projections, [s.factors for s in states[1:]], states[-1].magnitudes + deltas[:-1]
+        adapted_weights(backbone, projections),
+        projections,
+        [s.factors for s in states[1:]],
+        states[-1].magnitudes + deltas[:-1],
     )
     for name, weight in before.items():
         np.testing.assert_allclose(merged[name], weight.numpy(), atol=2e-3)

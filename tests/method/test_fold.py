@@ -38,7 +38,9 @@ def test_fold_and_its_gradients_are_those_of_the_formula(old: int) -> None:
     assert torch.equal(ours[4:8], weight[4:8])
     trained = [t for p in parts for t in (p.A, p.B, p.scale)]
     G = torch.randn_like(weight)
-    for a, b in zip(*(torch.autograd.grad(out, trained, G) for out in (ours, expected)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(out, trained, G) for out in (ours, expected)), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
@@ -46,4 +48,7 @@ def test_gradients_are_those_of_finite_differences() -> None:
     torch.manual_seed(0)
     weight = torch.randn(6, 4, dtype=torch.float64)
     part = random_part(2, 5, 4, 2, 4)
-    torch.autograd.gradcheck(lambda A, B, scale: fold(weight, [Part(*part[:4], A, B, scale)]), (part.A, part.B, part.scale))
+    torch.autograd.gradcheck(
+        lambda A, B, scale: fold(weight, [Part(*part[:4], A, B, scale)]),
+        (part.A, part.B, part.scale),
+    )

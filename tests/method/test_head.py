@@ -11,17 +11,23 @@ from sdlora_edge.method import head
 from sdlora_edge.method.head import FeatureStatistics
 
 
-def gaussians(classes: int = 5, width: int = 6, each: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def gaussians(
+    classes: int = 5, width: int = 6, each: int = 40, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(seed)
     mix = random.standard_normal((width, width))
     targets = np.repeat(np.arange(classes), each)
-    return (random.standard_normal((classes, width)) * 2)[targets] + random.standard_normal((len(targets), width)) @ mix, targets
+    return (random.standard_normal((classes, width)) * 2)[targets] + random.standard_normal(
+        (len(targets), width)
+    ) @ mix, targets
 
 
 def test_the_discriminant_is_that_of_scikit_learn() -> None:
     features, targets = gaussians()
     shrinkage = ledoit_wolf_shrinkage(features)
-    weight, bias = FeatureStatistics.empty(6).with_pictures(features, targets, 5).discriminant(shrinkage)
+    weight, bias = (
+        FeatureStatistics.empty(6).with_images(features, targets, 5).discriminant(shrinkage)
+    )
     ours = features @ weight.T + bias
     # scikit-learn's covariance divides by n, ours by n - C; the shrunk matrix is the same up to that factor
     theirs = (
@@ -35,12 +41,12 @@ def test_the_discriminant_is_that_of_scikit_learn() -> None:
 
 def test_classes_added_in_two_sessions_are_those_added_in_one() -> None:
     features, targets = gaussians()
-    whole = FeatureStatistics.empty(6).with_pictures(features, targets, 5)
+    whole = FeatureStatistics.empty(6).with_images(features, targets, 5)
     first = targets < 2
     parts = (
         FeatureStatistics.empty(6)
-        .with_pictures(features[first], targets[first], 2)
-        .with_pictures(features[~first], targets[~first], 5)
+        .with_images(features[first], targets[first], 2)
+        .with_images(features[~first], targets[~first], 5)
     )
     np.testing.assert_allclose(parts.means, whole.means)
     np.testing.assert_allclose(parts.scatter, whole.scatter)
@@ -53,12 +59,18 @@ def test_old_statistics_follow_a_backbone_that_moves_linearly() -> None:
     old, old_targets = gaussians(seed=1)
     new = random.standard_normal((4000, 6)) * 2 + 1
     turn, shift = np.eye(6) + 0.2 * random.standard_normal((6, 6)), random.standard_normal(6)
-    before = FeatureStatistics.empty(6).with_pictures(old, old_targets, 5)
+    before = FeatureStatistics.empty(6).with_images(old, old_targets, 5)
     followed = before.drifted(new, new @ turn + shift)
-    truth = FeatureStatistics.empty(6).with_pictures(old @ turn + shift, old_targets, 5)
-    left, moved = np.abs(followed.means - truth.means).max(), np.abs(before.means - truth.means).max()
+    truth = FeatureStatistics.empty(6).with_images(old @ turn + shift, old_targets, 5)
+    left, moved = (
+        np.abs(followed.means - truth.means).max(),
+        np.abs(before.means - truth.means).max(),
+    )
     assert left < 0.15 * moved
-    assert np.abs(followed.scatter - truth.scatter).max() < 0.3 * np.abs(before.scatter - truth.scatter).max()
+    assert (
+        np.abs(followed.scatter - truth.scatter).max()
+        < 0.3 * np.abs(before.scatter - truth.scatter).max()
+    )
 
 
 def test_without_old_classes_there_is_nothing_to_follow() -> None:
@@ -66,20 +78,22 @@ def test_without_old_classes_there_is_nothing_to_follow() -> None:
     assert empty.drifted(np.ones((3, 6)), np.ones((3, 6))) is empty
 
 
-def test_more_pictures_of_known_classes_are_pooled_exactly() -> None:
-    """A new domain of old classes: as if all pictures had come at once."""
+def test_more_images_of_known_classes_are_pooled_exactly() -> None:
+    """A new domain of old classes: as if all images had come at once."""
     features, targets = gaussians()
     random = np.random.default_rng(5)
     first = random.random(len(targets)) < 0.3
-    parts = FeatureStatistics.empty(6).with_pictures(features[first], targets[first], 5)
-    parts = parts.with_pictures(features[~first], targets[~first], 5)
-    whole = FeatureStatistics.empty(6).with_pictures(features, targets, 5)
+    parts = FeatureStatistics.empty(6).with_images(features[first], targets[first], 5)
+    parts = parts.with_images(features[~first], targets[~first], 5)
+    whole = FeatureStatistics.empty(6).with_images(features, targets, 5)
     np.testing.assert_allclose(parts.means, whole.means, atol=1e-10)
     np.testing.assert_allclose(parts.scatter, whole.scatter, atol=1e-8)
     np.testing.assert_array_equal(parts.counts, whole.counts)
 
 
-def test_what_no_linear_map_moves_is_moved_by_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_no_linear_map_moves_is_moved_by_its_neighbours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     random = np.random.default_rng(1)
     old, new = random.standard_normal((40, 3)), random.standard_normal((1500, 3))
 

@@ -13,12 +13,14 @@ from sdlora_edge.method.sdlora import SDLoRA, adapted_weights, logits
 from sdlora_edge.state import TaskState, advance, merge
 
 
-def by_branches(model: SDLoRA, states: list[TaskState], pictures: Tensor) -> Tensor:
+def by_branches(model: SDLoRA, states: list[TaskState], images: Tensor) -> Tensor:
     """The equation written down naively, as the authors do: one low-rank branch per task beside each projection."""
     hooks = []
     for i, p in enumerate(model.projections):
 
-        def branch(module: nn.Module, inputs: tuple[Tensor], output: Tensor, i: int = i, p: object = p) -> Tensor:
+        def branch(
+            module: nn.Module, inputs: tuple[Tensor], output: Tensor, i: int = i, p: object = p
+        ) -> Tensor:
             (x,) = inputs
             added = model.magnitudes[-1].double() * (x @ model.A[i].T) @ model.B[i].T
             for k, state in enumerate(states[1:]):
@@ -27,8 +29,12 @@ def by_branches(model: SDLoRA, states: list[TaskState], pictures: Tensor) -> Ten
                 added = added + model.magnitudes[k].double() * (x @ A.T) @ B.T
             return output + nn.functional.pad(added, (p.start, output.shape[-1] - p.stop))  # type: ignore[attr-defined]
 
-        hooks.append(model.backbone.get_submodule(p.tensor.removesuffix(".weight")).register_forward_hook(branch))
-    found = model.head(model.backbone(pictures))
+        hooks.append(
+            model.backbone.get_submodule(p.tensor.removesuffix(".weight")).register_forward_hook(
+                branch
+            )
+        )
+    found = model.head(model.backbone(images))
     for hook in hooks:
         hook.remove()
     return found
@@ -40,17 +46,21 @@ def test_forward_and_gradients_are_those_of_the_equation_in_float64() -> None:
     model = SDLoRA(backbone, backbones.projections(backbone), states, 2, 3)
     shake(model, 9)
     model = model.double()
-    pictures = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    images = torch.randn(4, 3, 8, 8, dtype=torch.float64)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    ours, naive = model(pictures), by_branches(model, states, pictures)
+    ours, naive = model(images), by_branches(model, states, images)
     torch.testing.assert_close(ours, naive, rtol=0, atol=1e-11)
     targets = torch.tensor([0, 1, 0, 1])
     gradients = [
-        torch.autograd.grad(nn.functional.cross_entropy(out, targets), list(trained.values()), retain_graph=True)
+        torch.autograd.grad(
+            nn.functional.cross_entropy(out, targets), list(trained.values()), retain_graph=True
+        )
         for out in (ours, naive)
     ]
     for name, a, b in zip(trained, *gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            a, b, rtol=0, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}"
+        )
         assert a.abs().max() > 0, name
 
 
@@ -67,11 +77,11 @@ def test_finishing_a_task_changes_no_output_and_leaves_a_direction_of_norm_one()
     backbone = small_vit()
     model = SDLoRA(backbone, backbones.projections(backbone), chain(backbone, 2), 2, 3)
     shake(model, 5)
-    pictures = torch.randn(8, 3, 8, 8)
-    before = model(pictures)
+    images = torch.randn(8, 3, 8, 8)
+    before = model(images)
     assert (model.norm() - 1).abs().min() > 0.05
     model.finish_task()
-    torch.testing.assert_close(model(pictures), before, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(images), before, rtol=0, atol=1e-5)
     norms = [torch.linalg.matrix_norm(B @ A) ** 2 for A, B in zip(model.A, model.B, strict=True)]
     assert torch.stack(norms).mean().sqrt().item() == pytest.approx(1, abs=1e-5)
     assert model.norm().tolist() == pytest.approx([1] * 4, abs=1e-5)
@@ -82,8 +92,15 @@ def test_a_new_task_starts_where_the_old_one_ended_or_reset_as_the_authors_do() 
     states = chain(backbone, 2)
     projections = backbones.projections(backbone)
     carried = SDLoRA(backbone, projections, states, 2, 3)
-    np.testing.assert_allclose(carried.magnitudes[:-1].detach().numpy(), states[-1].magnitudes, atol=1e-7)
-    merged = merge(adapted_weights(backbone, projections), projections, [s.factors for s in states[1:]], states[-1].magnitudes)
+    np.testing.assert_allclose(
+        carried.magnitudes[:-1].detach().numpy(), states[-1].magnitudes, atol=1e-7
+    )
+    merged = merge(
+        adapted_weights(backbone, projections),
+        projections,
+        [s.factors for s in states[1:]],
+        states[-1].magnitudes,
+    )
     for name, weight in carried.weights().items():
         np.testing.assert_allclose(weight.detach().numpy(), merged[name], atol=1e-5)
     reset = SDLoRA(backbone, projections, states, 2, 3, magnitudes="reset", magnitude_init=0.8)
@@ -100,9 +117,9 @@ def test_what_is_shipped_computes_what_was_trained_up_to_float16() -> None:
     state = advance(states[-1], learned(model, states[-1], ("x", "y")))
     factors = [*(s.factors for s in states[1:]), state.factors]
     weights = merge(adapted_weights(backbone, projections), projections, factors, state.magnitudes)
-    pictures = torch.randn(4, 3, 8, 8)
-    found = logits(backbone, weights, state, pictures.numpy())
-    np.testing.assert_allclose(found[:, -2:], model(pictures).detach().numpy(), atol=5e-3)
+    images = torch.randn(4, 3, 8, 8)
+    found = logits(backbone, weights, state, images.numpy())
+    np.testing.assert_allclose(found[:, -2:], model(images).detach().numpy(), atol=5e-3)
 
 
 def test_projections_are_query_and_value_of_every_block() -> None:

@@ -14,7 +14,10 @@ from sdlora_edge.method.sdlora import SDLoRA, adapted_weights
 from sdlora_edge.state import TaskState, advance, merge
 from sdlora_edge.train.config import TrainConfig
 
-PICTURES, TARGETS = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 0, 1])
+IMAGES, TARGETS = (
+    torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
+    torch.tensor([0, 1, 0, 1]),
+)
 
 
 def grown(backbone: nn.Module, tasks: int, **variant: object) -> list[TaskState]:
@@ -42,9 +45,11 @@ def test_a_magnitude_of_each_projection_is_learned_shipped_and_merged_by_itself(
     states = grown(backbone, 2, magnitude_scope="projection")
     assert states[-1].magnitudes.shape == (2, 4)
     model = SDLoRA(backbone, projections, states, 2, 3, magnitude_scope="projection")
-    np.testing.assert_allclose(model.magnitudes[:-1].detach().numpy(), states[-1].magnitudes, atol=1e-6)
+    np.testing.assert_allclose(
+        model.magnitudes[:-1].detach().numpy(), states[-1].magnitudes, atol=1e-6
+    )
     shake(model, 9)
-    loss = nn.functional.cross_entropy(model(PICTURES), TARGETS)
+    loss = nn.functional.cross_entropy(model(IMAGES), TARGETS)
     (gradient,) = torch.autograd.grad(loss, [model.magnitudes])
     assert (gradient != 0).all()
     weights = {name: w.detach().numpy() for name, w in model.weights().items()}
@@ -52,13 +57,15 @@ def test_a_magnitude_of_each_projection_is_learned_shipped_and_merged_by_itself(
         expected = adapted_weights(backbone, projections)[p.tensor][p.start : p.stop].copy()
         for k, state in enumerate(states[1:]):
             f = state.factors[p.name]
-            expected += model.magnitudes[k, i].item() * (f.B.astype(np.float32) @ f.A.astype(np.float32))
+            expected += model.magnitudes[k, i].item() * (
+                f.B.astype(np.float32) @ f.A.astype(np.float32)
+            )
         expected += model.magnitudes[2, i].item() * (model.B[i] @ model.A[i]).detach().numpy()
         np.testing.assert_allclose(weights[p.tensor][p.start : p.stop], expected, atol=1e-5)
     model.finish_task()
-    assert [torch.linalg.matrix_norm(B @ A).item() for A, B in zip(model.A, model.B, strict=True)] == pytest.approx(
-        [1] * 4, abs=1e-5
-    )
+    assert [
+        torch.linalg.matrix_norm(B @ A).item() for A, B in zip(model.A, model.B, strict=True)
+    ] == pytest.approx([1] * 4, abs=1e-5)
     deltas, factors = model.deltas(), [*(s.factors for s in states[1:]), model.directions()]
     magnitudes = np.concatenate([states[-1].magnitudes, np.zeros((1, 4))]) + deltas
     merged = merge(adapted_weights(backbone, projections), projections, factors, magnitudes)
@@ -71,7 +78,9 @@ def test_fixed_magnitudes_stay_and_the_new_one_moves() -> None:
     states = chain(backbone, 2)
     model = SDLoRA(backbone, backbones.projections(backbone), states, 2, 3, magnitudes="fixed")
     shake(model, 3)
-    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(PICTURES), TARGETS), [model.magnitudes])
+    (gradient,) = torch.autograd.grad(
+        nn.functional.cross_entropy(model(IMAGES), TARGETS), [model.magnitudes]
+    )
     assert gradient[:-1].abs().max() == 0
     assert gradient[-1] != 0
 
@@ -88,7 +97,10 @@ def test_the_authors_norm_divides_an_old_direction_by_both_factors_and_leaves_th
     for i, p in enumerate(projections):
         expected = adapted_weights(backbone, projections)[p.tensor][p.start : p.stop].copy()
         for k, state in enumerate(states[1:]):
-            A, B = state.factors[p.name].A.astype(np.float32), state.factors[p.name].B.astype(np.float32)
+            A, B = (
+                state.factors[p.name].A.astype(np.float32),
+                state.factors[p.name].B.astype(np.float32),
+            )
             expected += alpha[k] * B @ A / (np.linalg.norm(A) * np.linalg.norm(B))
         expected += alpha[2] * (model.B[i] @ model.A[i]).detach().numpy()
         np.testing.assert_allclose(weights[p.tensor][p.start : p.stop], expected, atol=1e-5)
@@ -103,7 +115,9 @@ def test_a_shared_A_is_that_of_the_first_task_and_frozen() -> None:
     states = grown(backbone, 2, directions="shared")
     model = SDLoRA(backbone, backbones.projections(backbone), states, 2, 3, directions="shared")
     for i, p in enumerate(model.projections):
-        np.testing.assert_array_equal(model.A[i].detach().numpy(), states[1].factors[p.name].A.astype(np.float32))
+        np.testing.assert_array_equal(
+            model.A[i].detach().numpy(), states[1].factors[p.name].A.astype(np.float32)
+        )
         assert not model.A[i].requires_grad
         assert model.B[i].abs().max() == 0
     smaller = SDLoRA(backbone, model.projections, states, 2, 2, directions="shared")
@@ -131,7 +145,12 @@ def test_one_lora_goes_on_from_where_it_was_and_replaces_itself() -> None:
     states = grown(backbone, 2, **lora)
     assert (states[-1].magnitudes[0], len(states[-1].magnitudes)) == (0.0, 2)
     model = SDLoRA(backbone, projections, states, 2, 3, **lora)  # type: ignore[arg-type]
-    merged = merge(adapted_weights(backbone, projections), projections, [s.factors for s in states[1:]], states[-1].magnitudes)
+    merged = merge(
+        adapted_weights(backbone, projections),
+        projections,
+        [s.factors for s in states[1:]],
+        states[-1].magnitudes,
+    )
     for name, weight in model.weights().items():
         np.testing.assert_allclose(weight.detach().numpy(), merged[name], atol=1e-5)
     assert not model.magnitudes.requires_grad
@@ -140,7 +159,7 @@ def test_one_lora_goes_on_from_where_it_was_and_replaces_itself() -> None:
 def test_a_frozen_backbone_has_no_direction() -> None:
     backbone = small_vit()
     model = SDLoRA(backbone, backbones.projections(backbone), chain(backbone, 0), 2, 0)
-    torch.testing.assert_close(model(PICTURES), model.head(backbone(PICTURES)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(IMAGES), model.head(backbone(IMAGES)), rtol=0, atol=1e-6)
     model.finish_task()
     assert model.directions() == {}
     assert model.deltas().tolist() == [0.0]

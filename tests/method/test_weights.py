@@ -30,7 +30,9 @@ def weights() -> Weights:
 @pytest.fixture
 def create(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
     """A backbone from weights that are stored first; whatever would be fetched fails."""
-    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", lambda *_, **__: pytest.fail("downloaded"))
+    monkeypatch.setattr(
+        "timm.models._builder.load_state_dict_from_hf", lambda *_, **__: pytest.fail("downloaded")
+    )
 
     def make(tensors: Weights, name: str = NAME, size: int | None = 32) -> nn.Module:
         safetensors.torch.save_file(tensors, tmp_path / "w.safetensors")
@@ -43,7 +45,9 @@ def changed(weights: Weights, **tensors: Tensor) -> Weights:
     return {**weights, **{name.replace("__", "."): tensor for name, tensor in tensors.items()}}
 
 
-def test_every_tensor_comes_from_the_file_and_the_head_may_be_left_out(weights: Weights, create: Callable[..., nn.Module]) -> None:
+def test_every_tensor_comes_from_the_file_and_the_head_may_be_left_out(
+    weights: Weights, create: Callable[..., nn.Module]
+) -> None:
     headless = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
     for tensors in (weights, headless):
         found = create(tensors, size=None).state_dict()
@@ -57,7 +61,12 @@ def test_a_position_embedding_of_another_size_is_resampled_and_fp16_taken(
     found = create({name: tensor.half() for name, tensor in weights.items()}, size=32)
     assert found.pos_embed.shape != weights["pos_embed"].shape  # type: ignore[union-attr]
     assert found.pos_embed.dtype == torch.float32
-    model, _ = backbones.create("vit_tiny_patch16_224", 96, shared("vit_tiny_patch16_224.fp16.safetensors"), pretrained=False)
+    model, _ = backbones.create(
+        "vit_tiny_patch16_224",
+        96,
+        shared("vit_tiny_patch16_224.fp16.safetensors"),
+        pretrained=False,
+    )
     assert model.pos_embed.shape == (1, 37, 192)  # type: ignore[union-attr]
 
 
@@ -70,34 +79,58 @@ def test_names_with_a_prefix_are_refused_and_the_prefix_named(
         create({prefix + name: tensor for name, tensor in weights.items()})
 
 
-def test_what_is_lacking_is_counted_and_named(weights: Weights, create: Callable[..., nn.Module]) -> None:
+def test_what_is_lacking_is_counted_and_named(
+    weights: Weights, create: Callable[..., nn.Module]
+) -> None:
     lacking = {name: tensor for name, tensor in weights.items() if not name.startswith("blocks.5.")}
     with pytest.raises(
-        InputError, match=r"does not fit backbone test_vit: it lacks 12 of 78 tensors, such as blocks\.5\.norm1\.weight"
+        InputError,
+        match=r"does not fit backbone test_vit: it lacks 12 of 78 tensors, such as blocks\.5\.norm1\.weight",
     ):
         create(lacking)
     del (one := dict(weights))["norm.bias"]
-    with pytest.raises(InputError, match=r"lacks 1 of 78 tensors, such as norm\.bias: give a complete file"):
+    with pytest.raises(
+        InputError, match=r"lacks 1 of 78 tensors, such as norm\.bias: give a complete file"
+    ):
         create(one)
-    with pytest.raises(InputError, match=r"lacks \d+ of \d+ tensors, such as conv_stem\.weight: its 80 have names such as blocks"):
+    with pytest.raises(
+        InputError,
+        match=r"lacks \d+ of \d+ tensors, such as conv_stem\.weight: its 80 have names such as blocks",
+    ):
         create(weights, "mobilenetv3_small_050")
 
 
-def test_running_statistics_are_weights_too_and_their_counts_are_not(create: Callable[..., nn.Module]) -> None:
-    own = {name: tensor.clone() for name, tensor in timm.create_model("mobilenetv3_small_050").state_dict().items()}
-    create({name: tensor for name, tensor in own.items() if "num_batches" not in name}, "mobilenetv3_small_050")
+def test_running_statistics_are_weights_too_and_their_counts_are_not(
+    create: Callable[..., nn.Module],
+) -> None:
+    own = {
+        name: tensor.clone()
+        for name, tensor in timm.create_model("mobilenetv3_small_050").state_dict().items()
+    }
+    create(
+        {name: tensor for name, tensor in own.items() if "num_batches" not in name},
+        "mobilenetv3_small_050",
+    )
     with pytest.raises(InputError, match=r"lacks 34 of \d+ tensors, such as bn1\.running_mean"):
-        create({name: tensor for name, tensor in own.items() if "running_mean" not in name}, "mobilenetv3_small_050")
+        create(
+            {name: tensor for name, tensor in own.items() if "running_mean" not in name},
+            "mobilenetv3_small_050",
+        )
 
 
-def test_other_shapes_are_named_with_their_tensor(weights: Weights, create: Callable[..., nn.Module]) -> None:
+def test_other_shapes_are_named_with_their_tensor(
+    weights: Weights, create: Callable[..., nn.Module]
+) -> None:
     wrong = changed(weights, blocks__0__attn__qkv__weight=torch.zeros(96, 64))
     with pytest.raises(
         InputError,
         match=r"1 tensor\(s\) have another shape, such as blocks\.0\.attn\.qkv\.weight: 96 x 64 in the file, 192 x 64 in the backbone$",
     ):
         create(wrong)
-    with pytest.raises(InputError, match=r"another shape, such as cls_token: 1 x 1 x 64 in the file, 1 x 1 x 192 in the backbone"):
+    with pytest.raises(
+        InputError,
+        match=r"another shape, such as cls_token: 1 x 1 x 64 in the file, 1 x 1 x 192 in the backbone",
+    ):
         create(weights, "vit_tiny_patch16_224", 224)
 
 
@@ -114,7 +147,9 @@ def test_numbers_that_are_none_are_refused_with_the_tensors_name(
 
 def test_integers_are_no_weights(weights: Weights, create: Callable[..., nn.Module]) -> None:
     name = "blocks.0.attn.qkv.weight"
-    with pytest.raises(InputError, match=rf"tensor {name} is torch\.int8: give weights in floating point"):
+    with pytest.raises(
+        InputError, match=rf"tensor {name} is torch\.int8: give weights in floating point"
+    ):
         create({**weights, name: weights[name].to(torch.int8)})
 
 
@@ -122,7 +157,9 @@ def test_tensors_that_are_not_used_are_counted(
     weights: Weights, create: Callable[..., nn.Module], caplog: pytest.LogCaptureFixture
 ) -> None:
     create(changed(weights, blocks__6__norm1__weight=torch.zeros(3)))
-    assert [r.getMessage().partition(": ")[2] for r in caplog.records] == ["1 tensors are not used, such as blocks.6.norm1.weight"]
+    assert [r.getMessage().partition(": ")[2] for r in caplog.records] == [
+        "1 tensors are not used, such as blocks.6.norm1.weight"
+    ]
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"version https://git-lfs.github.com/spec/v1\n"])
@@ -152,12 +189,16 @@ def test_micro_vit_takes_no_file(tmp_path: Path) -> None:
         backbones.create(backbones.MICRO, 16, tmp_path / "w", pretrained=False)
 
 
-def test_each_retry_of_a_download_says_one_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_retry_of_a_download_says_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     hub = logging.getLogger("huggingface_hub.utils._http")
 
     def offline(*_: Any, **__: Any) -> None:
         for attempt in (1, 2):
-            hub.warning("'[Errno -2] Name or service not known' thrown while requesting HEAD https://example.org/w")
+            hub.warning(
+                "'[Errno -2] Name or service not known' thrown while requesting HEAD https://example.org/w"
+            )
             hub.warning(f"Retrying in {attempt}s [Retry {attempt}/2].")
         raise OSError("no such address")
 
@@ -165,7 +206,8 @@ def test_each_retry_of_a_download_says_one_line(monkeypatch: pytest.MonkeyPatch,
     root = logging.getLogger("huggingface_hub")
     before = root.handlers, root.propagate
     with pytest.raises(
-        InputError, match=r"weights of test_vit could not be downloaded \(no such address\): connect .* or pass --weights"
+        InputError,
+        match=r"weights of test_vit could not be downloaded \(no such address\): connect .* or pass --weights",
     ):
         backbones.create(NAME, 32, None, pretrained=True)
     assert [(r.name, r.getMessage()) for r in caplog.records] == [

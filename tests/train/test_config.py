@@ -52,14 +52,29 @@ def test_values_that_make_no_sense_are_refused_by_their_name(values: dict[str, o
 
 def test_every_number_has_bounds_and_every_default_lies_in_them() -> None:
     fields = TrainConfig.__dataclass_fields__.values()
-    assert {f.name for f in fields if type(f.default) in (int, float) or f.name in ("mean", "std")} == set(BOUNDS)
+    assert {
+        f.name for f in fields if type(f.default) in (int, float) or f.name in ("mean", "std")
+    } == set(BOUNDS)
 
 
 def test_the_ends_of_the_bounds_are_taken() -> None:
     found = from_values(
-        {"seed": 2**32 - 1, "mean": [0, 0, 0], "std": [1, 1, 1], "absorb": 1, "lr": 1e-9, "tasks": 1.0, "rank": 4096}
+        {
+            "seed": 2**32 - 1,
+            "mean": [0, 0, 0],
+            "std": [1, 1, 1],
+            "absorb": 1,
+            "lr": 1e-9,
+            "tasks": 1.0,
+            "rank": 4096,
+        }
     )
-    assert (found.seed, found.tasks, found.absorb, found.mean) == (2**32 - 1, 1, 1.0, (0.0, 0.0, 0.0))
+    assert (found.seed, found.tasks, found.absorb, found.mean) == (
+        2**32 - 1,
+        1,
+        1.0,
+        (0.0, 0.0, 0.0),
+    )
 
 
 def test_toml_reaches_no_number_that_a_flag_does_not(tmp_path: Path) -> None:
@@ -84,6 +99,8 @@ def test_an_unknown_key_or_preset_suggests_the_nearest() -> None:
 
 
 def test_the_file_of_a_run_serves_as_config(tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text(TrainConfig(epochs=3).to_toml() + '\n[recorded]\ntorch = "2"\n')
+    (tmp_path / "c.toml").write_text(
+        TrainConfig(epochs=3).to_toml() + '\n[recorded]\ntorch = "2"\n'
+    )
     assert resolve(tmp_path / "c.toml", {}).epochs == 3
     assert config.recorded_in(tmp_path / "c.toml") == {"torch": "2"}

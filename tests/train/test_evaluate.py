@@ -1,4 +1,4 @@
-"""Scoring any folder: equal to the run's own score on the same pictures, and honest about which pictures count."""
+"""Scoring any folder: equal to the run's own score on the same images, and honest about which images count."""
 
 from __future__ import annotations
 
@@ -9,30 +9,32 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Fleet, Result, make_pictures
+from conftest import Fleet, Result, make_images
 
-from sdlora_edge.train import data
+from sdlora_edge.train import splits
 from sdlora_edge.train.config import resolve
-from sdlora_edge.train.evaluate import evaluate
+from sdlora_edge.train.evaluator import evaluate
+from sdlora_edge.train.loop import train
 from sdlora_edge.train.metrics import binary
 from sdlora_edge.train.run import Run
-from sdlora_edge.train.score import test_pictures as readable_pictures
-from sdlora_edge.train.trainer import train
+from sdlora_edge.train.score import test_images as readable_images
 
 
 @pytest.fixture(scope="module")
 def tested(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run's own test pictures, as a folder of PNG files."""
+    """The run's own test images, as a folder of PNG files."""
     folder, run = tmp_path_factory.mktemp("tested"), Run.open(fleet.run)
-    for found in readable_pictures(run, len(run.updates)).values():
-        for label, pictures in (found or {}).items():
+    for found in readable_images(run, len(run.updates)).values():
+        for label, images in (found or {}).items():
             (folder / label).mkdir()
-            for i, picture in enumerate(pictures):
-                picture.open().save(folder / label / f"{i}.png")
+            for i, image in enumerate(images):
+                image.open().save(folder / label / f"{i}.png")
     return folder
 
 
-def test_equals_the_runs_own_score_on_the_same_pictures(fleet: Fleet, tested: Path, cli: Callable[..., Result]) -> None:
+def test_equals_the_runs_own_score_on_the_same_images(
+    fleet: Fleet, tested: Path, cli: Callable[..., Result]
+) -> None:
     done = cli("eval", fleet.run, "--data", tested, "--json")
     assert done.code == 0, done.err
     value, last = json.loads(done.out), Run.open(fleet.run).metrics[-1]
@@ -40,7 +42,7 @@ def test_equals_the_runs_own_score_on_the_same_pictures(fleet: Fleet, tested: Pa
     assert value["accuracy"] == pytest.approx(last["last"])
     assert sum(right for right, _ in value["per_class"].values()) == value["correct"]
     assert sum(count for *_, count in value["confusions"]) <= value["total"] - value["correct"]
-    assert value["pictures"] == "all"
+    assert value["images"] == "all"
     assert "hter" not in value
 
 
@@ -52,7 +54,9 @@ def test_the_text_is_worst_first(fleet: Fleet, tested: Path, cli: Callable[..., 
     assert out.startswith("accuracy ")
 
 
-def test_an_earlier_task_knows_only_its_own_classes(fleet: Fleet, tested: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
+def test_an_earlier_task_knows_only_its_own_classes(
+    fleet: Fleet, tested: Path, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
     run = Run.open(fleet.run)
     assert cli("eval", fleet.run, "--data", tested, "--task", 0).code == 2
     for label in run.states[0].classes:
@@ -63,29 +67,34 @@ def test_an_earlier_task_knows_only_its_own_classes(fleet: Fleet, tested: Path, 
 def test_of_the_runs_own_source_only_what_it_did_not_train_on(fleet: Fleet) -> None:
     run = Run.open(fleet.run)
     value = evaluate(run, "digits")
-    assert value["pictures"] == "the run's own test pictures"
+    assert value["images"] == "the run's own test images"
     assert value["accuracy"] == pytest.approx(run.metrics[-1]["last"])
 
 
 def test_of_a_split_only_the_test_side(fleet: Fleet, tmp_path: Path) -> None:
-    make_pictures(tmp_path / "train", ["1", "2"], 5)
-    make_pictures(tmp_path / "test", ["1", "2"], 3)
+    make_images(tmp_path / "train", ["1", "2"], 5)
+    make_images(tmp_path / "test", ["1", "2"], 3)
     value = evaluate(Run.open(fleet.run), str(tmp_path))
-    assert (value["pictures"], value["total"]) == ("test/", 6)
+    assert (value["images"], value["total"]) == ("test/", 6)
     assert evaluate(Run.open(fleet.run), str(tmp_path / "train"))["total"] == 10
 
 
 def test_a_zip_is_scored_as_its_folder_is(fleet: Fleet, tmp_path: Path) -> None:
-    make_pictures(tmp_path / "set" / "test", ["1", "2"], 3)
-    make_pictures(tmp_path / "set" / "train", ["1", "2"], 2)
-    run, zipped = Run.open(fleet.run), shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path / "set")
+    make_images(tmp_path / "set" / "test", ["1", "2"], 3)
+    make_images(tmp_path / "set" / "train", ["1", "2"], 2)
+    run, zipped = (
+        Run.open(fleet.run),
+        shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path / "set"),
+    )
     folder, archive = evaluate(run, str(tmp_path / "set")), evaluate(run, zipped)
     assert archive | {"data": ""} == folder | {"data": ""}
     assert archive["total"] == 6
 
 
-def test_what_the_run_cannot_score(fleet: Fleet, tmp_path: Path, cli: Callable[..., Result]) -> None:
-    make_pictures(tmp_path / "new", [f"new{i}" for i in range(7)] + ["1"], 2)
+def test_what_the_run_cannot_score(
+    fleet: Fleet, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    make_images(tmp_path / "new", [f"new{i}" for i in range(7)] + ["1"], 2)
     done = cli("eval", fleet.run, "--data", tmp_path / "new")
     assert done.code == 2
     assert "new0, new1, new2, new3, new4, ..." in done.err
@@ -93,17 +102,27 @@ def test_what_the_run_cannot_score(fleet: Fleet, tmp_path: Path, cli: Callable[.
     assert cli("eval", fleet.run, "--data", tmp_path / "nowhere").code == 3
     assert cli("eval", fleet.run, "--data", tmp_path / "new", "--task", 99).code == 2
     assert cli("eval", fleet.run).code == 2
-    (tmp_path / "broken" / "1").mkdir(parents=True)
-    (tmp_path / "broken" / "1" / "a.png").write_bytes(b"no picture")
-    assert cli("eval", fleet.run, "--data", tmp_path / "broken").code == 3
+    (tmp_path / "damaged" / "1").mkdir(parents=True)
+    (tmp_path / "damaged" / "1" / "a.png").write_bytes(b"no image")
+    assert cli("eval", fleet.run, "--data", tmp_path / "damaged").code == 3
 
 
 def test_two_classes_are_scored_by_hter(tmp_path: Path, cli: Callable[..., Result]) -> None:
     names = ["a", "b", "live", "spoof"]
-    seed = next(s for s in range(100) if set(data.task_classes(names, 2, 1, s)[0]) == {"live", "spoof"})
-    settings = {"data": str(make_pictures(tmp_path / "set", names, 8)), "backbone": "micro_vit", "image_size": 16, "seed": seed}
-    run = train(resolve(None, settings | {"base_classes": 2, "tasks": 1, "base_epochs": 1, "epochs": 1}), tmp_path / "run")
-    make_pictures(tmp_path / "two", ["live", "spoof"], 6, seed=5)
+    seed = next(
+        s for s in range(100) if set(splits.task_classes(names, 2, 1, s)[0]) == {"live", "spoof"}
+    )
+    settings = {
+        "data": str(make_images(tmp_path / "set", names, 8)),
+        "backbone": "micro_vit",
+        "image_size": 16,
+        "seed": seed,
+    }
+    run = train(
+        resolve(None, settings | {"base_classes": 2, "tasks": 1, "base_epochs": 1, "epochs": 1}),
+        tmp_path / "run",
+    )
+    make_images(tmp_path / "two", ["live", "spoof"], 6, seed=5)
     found = evaluate(run, str(tmp_path / "two"), 0)
     by_class, hter = found["per_class"], found["hter"]
     assert hter["genuine"] == "live"

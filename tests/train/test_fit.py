@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import make_pictures
+from conftest import make_images
 from networks import chain, small_vit
 from PIL import Image
 
-from sdlora_edge.device.preprocessing import Preprocessing
 from sdlora_edge.errors import DivergedError, UsageError
+from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.method import backbones
 from sdlora_edge.method.sdlora import SDLoRA
 from sdlora_edge.state import TaskUpdate, changed_rows
-from sdlora_edge.train import data, trainer
 from sdlora_edge.train import fit as fits
+from sdlora_edge.train import loop, splits
 from sdlora_edge.train.augment import augment, draw, views
 from sdlora_edge.train.config import TrainConfig, from_values
 from sdlora_edge.train.fit import Checkpoint, fit
@@ -28,22 +28,33 @@ from sdlora_edge.train.fit import Checkpoint, fit
 PREPARE = Preprocessing(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
-def pictures(count: int = 12) -> data.Decoded:
+def images(count: int = 12) -> splits.Decoded:
     random = np.random.default_rng(0)
-    return data.Decoded(random.integers(0, 255, (count, 8, 8, 3)).astype(np.uint8), np.arange(count) % 2)
+    return splits.Decoded(
+        random.integers(0, 255, (count, 8, 8, 3)).astype(np.uint8), np.arange(count) % 2
+    )
 
 
-def trained(folder: Path, shown: data.Pictures | None = None, anchor: torch.Tensor | None = None, **settings: object) -> SDLoRA:
+def trained(
+    folder: Path,
+    shown: splits.Images | None = None,
+    anchor: torch.Tensor | None = None,
+    **settings: object,
+) -> SDLoRA:
     backbone = small_vit()
     torch.manual_seed(5)
     model = SDLoRA(backbone, backbones.projections(backbone), chain(backbone, 1), 2, 3)
     config = from_values({"epochs": 3, "batch_size": 6, "lr": 0.1, **settings})
-    fit(model, shown or pictures(), config, PREPARE, 2, Checkpoint(folder, settings), anchor)
+    fit(model, shown or images(), config, PREPARE, 2, Checkpoint(folder, settings), anchor)
     return model
 
 
 def distance(a: SDLoRA, b: SDLoRA) -> float:
-    return max((x - y).abs().max().item() for x, y in zip(a.parameters(), b.parameters(), strict=True) if x.requires_grad)
+    return max(
+        (x - y).abs().max().item()
+        for x, y in zip(a.parameters(), b.parameters(), strict=True)
+        if x.requires_grad
+    )
 
 
 def test_parts_of_a_step_add_up_to_the_step(tmp_path: Path) -> None:
@@ -73,37 +84,46 @@ def test_rates_reach_their_parts(tmp_path: Path) -> None:
 
 def test_consistency_holds_the_features_where_they_were(tmp_path: Path) -> None:
     def moved(model: SDLoRA) -> float:
-        inputs = torch.from_numpy(PREPARE.normalise(pictures().pixels))
+        inputs = torch.from_numpy(PREPARE.normalise(images().pixels))
         with torch.no_grad():
             return (model(inputs, True)[1] - anchor).square().mean().item()
 
-    inputs = torch.from_numpy(PREPARE.normalise(pictures().pixels))
+    inputs = torch.from_numpy(PREPARE.normalise(images().pixels))
     anchor = trained(tmp_path / "a", lr=1e-9)(inputs, True)[1].detach()
     free, held = trained(tmp_path / "b"), trained(tmp_path / "c", anchor=anchor, consistency=10.0)
     assert moved(held) < 0.5 * moved(free)
 
 
-def test_pictures_that_do_not_fit_are_decoded_by_workers_and_train_alike(tmp_path: Path) -> None:
-    folder = make_pictures(tmp_path / "p", ["a", "b"], 6, size=8)
-    source = data.load(str(folder), 0.2, 0)
-    cached, streamed = (data.read(source.train, source.classes, PREPARE, gb) for gb in (4.0, 0.0))
-    assert isinstance(streamed, data.Streamed)
-    assert distance(trained(tmp_path / "a", cached), trained(tmp_path / "b", streamed, workers=2)) == 0
+def test_images_that_do_not_fit_are_decoded_by_workers_and_train_alike(tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "p", ["a", "b"], 6, size=8)
+    source = splits.load(str(folder), 0.2, 0)
+    cached, streamed = (splits.read(source.train, source.classes, PREPARE, gb) for gb in (4.0, 0.0))
+    assert isinstance(streamed, splits.Streamed)
+    assert (
+        distance(trained(tmp_path / "a", cached), trained(tmp_path / "b", streamed, workers=2)) == 0
+    )
 
 
 def test_a_compiled_step_is_the_same_step(tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
-    assert distance(trained(tmp_path / "a", epochs=1), trained(tmp_path / "b", epochs=1, compile=True)) < 1e-4
+    assert (
+        distance(trained(tmp_path / "a", epochs=1), trained(tmp_path / "b", epochs=1, compile=True))
+        < 1e-4
+    )
 
 
-def test_a_crop_of_everything_is_the_picture_and_a_flip_mirrors_it() -> None:
+def test_a_crop_of_everything_is_the_image_and_a_flip_mirrors_it() -> None:
     shown = torch.rand(2, 3, 8, 8)
-    whole = torch.tensor([[1.0, 0.5, 0.5, 0.5, 0.9]] * 2)  # all of the area, square, centred, not mirrored
+    whole = torch.tensor(
+        [[1.0, 0.5, 0.5, 0.5, 0.9]] * 2
+    )  # all of the area, square, centred, not mirrored
     torch.testing.assert_close(augment(shown, whole, "flip-crop"), shown, atol=1e-5, rtol=0)
     mirrored = whole.clone()
     mirrored[:, 4] = 0.1
-    torch.testing.assert_close(augment(shown, mirrored, "flip-crop"), shown.flip(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        augment(shown, mirrored, "flip-crop"), shown.flip(3), atol=1e-5, rtol=0
+    )
     part = torch.tensor([[0.0, 0.5, 0.0, 0.0, 0.9]] * 2)  # the smallest crop, top left
     corner = augment(shown, part, "crop")
     side = int(8 * 0.6**0.5)
@@ -111,8 +131,8 @@ def test_a_crop_of_everything_is_the_picture_and_a_flip_mirrors_it() -> None:
     assert draw(4, "none", torch.Generator()).shape == (4, 5)
 
 
-def test_views_are_made_of_the_pictures_and_of_nothing_else() -> None:
-    shown = pictures(5).pixels
+def test_views_are_made_of_the_images_and_of_nothing_else() -> None:
+    shown = images(5).pixels
     found = views(shown, np.random.RandomState(0))
     assert found.shape == shown.shape
     assert found.dtype == np.uint8
@@ -139,40 +159,51 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     torch.manual_seed(0)
-    safetensors.torch.save_file(timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), path)
+    safetensors.torch.save_file(
+        timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), path
+    )
     return str(path)
 
 
 @pytest.mark.parametrize("head", ["paper", "aligned"])
-def test_a_new_domain_trains_the_same_head_rows(tmp_path: Path, tiny_weights: str, head: str) -> None:
-    folder = make_pictures(tmp_path / "p", ["day/cat", "day/dog", "night/cat", "night/dog"], 8, size=32)
-    run = trainer.train(from_values({**DOMAIN, "data": str(folder), "weights": tiny_weights, "head": head}), tmp_path / "run")
+def test_a_new_domain_trains_the_same_head_rows(
+    tmp_path: Path, tiny_weights: str, head: str
+) -> None:
+    folder = make_images(
+        tmp_path / "p", ["day/cat", "day/dog", "night/cat", "night/dog"], 8, size=32
+    )
+    run = loop.train(
+        from_values({**DOMAIN, "data": str(folder), "weights": tiny_weights, "head": head}),
+        tmp_path / "run",
+    )
     assert run.states[-1].classes == ("cat", "dog")
-    assert [(e["name"], e["domains"], e["classes"]) for e in run.metrics] == [(d, [d], ["cat", "dog"]) for d in ("day", "night")]
+    assert [(e["name"], e["domains"], e["classes"]) for e in run.metrics] == [
+        (d, [d], ["cat", "dog"]) for d in ("day", "night")
+    ]
     assert (run.states[2].head_weight != run.states[1].head_weight).any()
     assert run.updates[1].classes == ()
     assert run.frozen.counts.tolist() == [12, 12]
     assert len(run.metrics[-1]["correct"][-1]) == 2
     # and a third one, later, from a folder of its own, with one class that is new
-    more = make_pictures(tmp_path / "fog", ["cat", "fox"], 8, size=32, seed=1)
-    added = trainer.add_task(run.path, str(more))
+    more = make_images(tmp_path / "fog", ["cat", "fox"], 8, size=32, seed=1)
+    added = loop.add_task(run.path, str(more))
     assert added.states[-1].classes == ("cat", "dog", "fox")
     assert added.frozen.counts.tolist() == [18, 12, 6]
     with pytest.raises(UsageError, match="learned already"):
-        trainer.add_task(run.path, str(more))
+        loop.add_task(run.path, str(more))
 
 
 def test_domains_need_a_pretrained_backbone_and_their_folders(tmp_path: Path) -> None:
-    folder = make_pictures(tmp_path / "p", ["cat", "dog"], 4)
+    folder = make_images(tmp_path / "p", ["cat", "dog"], 4)
     with pytest.raises(UsageError, match="domain"):
-        data.parts(data.load(str(folder), 0.2, 0), TrainConfig(protocol="domain", tasks=2))
+        splits.parts(splits.load(str(folder), 0.2, 0), TrainConfig(protocol="domain", tasks=2))
 
 
-def test_limits_and_validation_take_training_pictures_only(tmp_path: Path) -> None:
-    folder = make_pictures(tmp_path / "p", ["a", "b"], 20)
-    source = data.load(str(folder), 0.2, 0)
-    (plain,) = data.parts(source, TrainConfig(tasks=1))
-    (held,) = data.parts(source, TrainConfig(tasks=1, validate=0.25, train_limit=5))
+def test_limits_and_validation_take_training_images_only(tmp_path: Path) -> None:
+    folder = make_images(tmp_path / "p", ["a", "b"], 20)
+    source = splits.load(str(folder), 0.2, 0)
+    (plain,) = splits.parts(source, TrainConfig(tasks=1))
+    (held,) = splits.parts(source, TrainConfig(tasks=1, validate=0.25, train_limit=5))
     tested = {p.name for p in plain.test["a"]}
     assert (len(held.train["a"]), len(held.test["a"])) == (5, 4)
     assert not tested & {p.name for p in (*held.train["a"], *held.test["a"])}
@@ -180,28 +211,47 @@ def test_limits_and_validation_take_training_pictures_only(tmp_path: Path) -> No
 
 
 def test_a_limit_counts_each_domain_alone(tmp_path: Path) -> None:
-    folder = make_pictures(tmp_path / "p", ["day/a", "day/b", "night/a", "night/b"], 10)
-    source = data.load(str(folder), 0.2, 0, domains=True)
-    alone = data.parts(source, TrainConfig(protocol="domain", tasks=2, train_limit=3))
-    (both,) = data.parts(source, TrainConfig(protocol="domain", tasks=1, train_limit=3))
+    folder = make_images(tmp_path / "p", ["day/a", "day/b", "night/a", "night/b"], 10)
+    source = splits.load(str(folder), 0.2, 0, domains=True)
+    alone = splits.parts(source, TrainConfig(protocol="domain", tasks=2, train_limit=3))
+    (both,) = splits.parts(source, TrainConfig(protocol="domain", tasks=1, train_limit=3))
     assert [p.domain for p in both.train["a"]] == ["day"] * 3 + ["night"] * 3
-    assert [p.name for part in alone for p in part.train["a"]][:3] == [p.name for p in both.train["a"]][:3]
+    assert [p.name for part in alone for p in part.train["a"]][:3] == [
+        p.name for p in both.train["a"]
+    ][:3]
 
 
 def test_tensorboard_writes_events_of_losses_and_scores(tmp_path: Path, tiny_weights: str) -> None:
     pytest.importorskip("tensorboard")
-    folder = make_pictures(tmp_path / "p", ["a", "b"], 4, size=32)
-    settings = {"backbone": "vit_tiny_patch16_224", "image_size": 32, "weights": tiny_weights, "epochs": 1, "rank": "2"}
-    run = trainer.train(from_values({**settings, "data": str(folder), "tasks": 1, "tensorboard": True}), tmp_path / "run")
+    folder = make_images(tmp_path / "p", ["a", "b"], 4, size=32)
+    settings = {
+        "backbone": "vit_tiny_patch16_224",
+        "image_size": 32,
+        "weights": tiny_weights,
+        "epochs": 1,
+        "rank": "2",
+    }
+    run = loop.train(
+        from_values({**settings, "data": str(folder), "tasks": 1, "tensorboard": True}),
+        tmp_path / "run",
+    )
     (events,) = [p for p in (run.path / "events").iterdir() if b"loss/task 1" in p.read_bytes()]
     assert events.stat().st_size > 0
 
 
-def test_the_run_records_versions_and_the_backbones_digest(tmp_path: Path, tiny_weights: str) -> None:
-    folder = make_pictures(tmp_path / "p", ["a", "b"], 4, size=32)
+def test_the_run_records_versions_and_the_backbones_digest(
+    tmp_path: Path, tiny_weights: str
+) -> None:
+    folder = make_images(tmp_path / "p", ["a", "b"], 4, size=32)
     Image.new("RGB", (32, 32)).save(folder / "a" / "more.png")
-    settings = {"backbone": "vit_tiny_patch16_224", "image_size": 32, "weights": tiny_weights, "epochs": 1, "rank": "2"}
-    run = trainer.train(from_values({**settings, "data": str(folder), "tasks": 1}), tmp_path / "run")
+    settings = {
+        "backbone": "vit_tiny_patch16_224",
+        "image_size": 32,
+        "weights": tiny_weights,
+        "epochs": 1,
+        "rank": "2",
+    }
+    run = loop.train(from_values({**settings, "data": str(folder), "tasks": 1}), tmp_path / "run")
     text = (run.path / "config.toml").read_text()
     assert f'torch = "{importlib.metadata.version("torch")}"' in text
     assert "backbone_sha256" in text
@@ -210,7 +260,10 @@ def test_the_run_records_versions_and_the_backbones_digest(tmp_path: Path, tiny_
 def test_a_loss_or_a_number_that_is_no_longer_finite_is_named_and_nothing_is_recorded(
     tmp_path: Path, tiny_weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(DivergedError, match=r"task 2 diverged: the loss of epoch . is not finite. .*smaller --lr than 1e\+06"):
+    with pytest.raises(
+        DivergedError,
+        match=r"task 2 diverged: the loss of epoch . is not finite. .*smaller --lr than 1e\+06",
+    ):
         trained(tmp_path / "a", lr=1e6, head_lr_factor=1e6, epochs=5, batch_size=2)
     original = fits._optimizer
 
@@ -222,25 +275,50 @@ def test_a_loss_or_a_number_that_is_no_longer_finite_is_named_and_nothing_is_rec
     monkeypatch.setattr(fits, "_optimizer", spoiling)
     with pytest.raises(DivergedError, match="a number learned in epoch 1 is not finite"):
         trained(tmp_path / "b", batch_size=12, epochs=1)
-    folder = make_pictures(tmp_path / "p", ["a", "b"], 4, size=32)
-    settings = {"backbone": "vit_tiny_patch16_224", "image_size": 32, "weights": tiny_weights, "epochs": 1, "rank": "2", "tasks": 1}
-    with pytest.raises(DivergedError, match=r"task 1 diverged: .*this run keeps its earlier tasks") as caught:
-        trainer.train(from_values({**settings, "data": str(folder)}), tmp_path / "run")
+    folder = make_images(tmp_path / "p", ["a", "b"], 4, size=32)
+    settings = {
+        "backbone": "vit_tiny_patch16_224",
+        "image_size": 32,
+        "weights": tiny_weights,
+        "epochs": 1,
+        "rank": "2",
+        "tasks": 1,
+    }
+    with pytest.raises(
+        DivergedError, match=r"task 1 diverged: .*this run keeps its earlier tasks"
+    ) as caught:
+        loop.train(from_values({**settings, "data": str(folder)}), tmp_path / "run")
     assert caught.value.exit_code == 6
     assert not (tmp_path / "run" / "tasks" / "001").exists()
 
 
 def test_numbers_that_no_device_takes_are_not_recorded() -> None:
-    head = changed_rows(chain(small_vit(), 1)[-1], np.zeros((3, 16), np.float32), np.full(3, 1e5, np.float32))
+    head = changed_rows(
+        chain(small_vit(), 1)[-1], np.zeros((3, 16), np.float32), np.full(3, 1e5, np.float32)
+    )
     with pytest.raises(DivergedError, match="it learned 100000, and 10000 is the largest number"):
-        trainer._require_bounded(TaskUpdate(2, "t", ("x",), np.zeros(2), head, {}), TrainConfig())
+        loop._require_bounded(TaskUpdate(2, "t", ("x",), np.zeros(2), head, {}), TrainConfig())
 
 
-def test_a_direction_that_hardly_moves_is_said(tmp_path: Path, tiny_weights: str, caplog: pytest.LogCaptureFixture) -> None:
-    folder = make_pictures(tmp_path / "p", ["a", "b"], 8, size=32)
-    settings = {"backbone": "vit_tiny_patch16_224", "image_size": 32, "weights": tiny_weights, "rank": "2", "tasks": 1}
-    trainer.train(from_values({**settings, "data": str(folder), "epochs": 1}), tmp_path / "still")
-    assert "task 1: after 1 step(s) its direction changes the weights by 0 of their norm" in caplog.text
+def test_a_direction_that_hardly_moves_is_said(
+    tmp_path: Path, tiny_weights: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = make_images(tmp_path / "p", ["a", "b"], 8, size=32)
+    settings = {
+        "backbone": "vit_tiny_patch16_224",
+        "image_size": 32,
+        "weights": tiny_weights,
+        "rank": "2",
+        "tasks": 1,
+    }
+    loop.train(from_values({**settings, "data": str(folder), "epochs": 1}), tmp_path / "still")
+    assert (
+        "task 1: after 1 step(s) its direction changes the weights by 0 of their norm"
+        in caplog.text
+    )
     caplog.clear()
-    trainer.train(from_values({**settings, "data": str(folder), "epochs": 6, "batch_size": 4}), tmp_path / "moved")
+    loop.train(
+        from_values({**settings, "data": str(folder), "epochs": 6, "batch_size": 4}),
+        tmp_path / "moved",
+    )
     assert "its direction" not in caplog.text

@@ -15,27 +15,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_pictures
+from conftest import make_images
 from PIL import Image
 
-from sdlora_edge.device.preprocessing import MAX_FILE, SUFFIXES, Preprocessing
 from sdlora_edge.errors import InputError
-from sdlora_edge.train import data, images
+from sdlora_edge.inputs.image import MAX_FILE, SUFFIXES, Preprocessing
+from sdlora_edge.train import images, splits
 
 PREPARE = Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
-def load(path: Path) -> data.Source:
-    return data.load(str(path), 0.5, 0)
+def load(path: Path) -> splits.Source:
+    return splits.load(str(path), 0.5, 0)
 
 
-def skipped(source: data.Source) -> dict[str, str]:
+def skipped(source: splits.Source) -> dict[str, str]:
     """Reasons by the last part of each name."""
     return {p.name.rpartition("/")[2]: p.problem for p in source.skipped}
 
 
-def counts(source: data.Source) -> dict[str, tuple[int, int, int]]:
-    return {c: (len(source.train[c]), len(source.test[c]), len(source.val.get(c, []))) for c in source.classes}
+def counts(source: splits.Source) -> dict[str, tuple[int, int, int]]:
+    return {
+        c: (len(source.train[c]), len(source.test[c]), len(source.val.get(c, [])))
+        for c in source.classes
+    }
 
 
 def zipped(folder: Path, file: Path, name: Callable[[str], str] = str) -> Path:
@@ -48,8 +51,10 @@ def zipped(folder: Path, file: Path, name: Callable[[str], str] = str) -> Path:
 # ---- files
 
 
-def test_every_suffix_of_a_format_is_an_image_and_every_other_file_has_a_reason(tmp_path: Path) -> None:
-    folder = make_pictures(tmp_path / "p", ["a", "b"], 2)
+def test_every_suffix_of_a_format_is_an_image_and_every_other_file_has_a_reason(
+    tmp_path: Path,
+) -> None:
+    folder = make_images(tmp_path / "p", ["a", "b"], 2)
     for suffix in SUFFIXES:
         shutil.copy(folder / "a" / "00.png", folder / "a" / f"x{suffix.upper()}")
     for name in ("notes.txt", "none", "scan.jp2", ".hidden.png", "._a.png"):
@@ -76,7 +81,7 @@ def test_every_suffix_of_a_format_is_an_image_and_every_other_file_has_a_reason(
 
 
 def test_an_empty_folder_of_a_zip_is_named_too(tmp_path: Path) -> None:
-    path = zipped(make_pictures(tmp_path / "p", ["a", "b"], 2), tmp_path / "p.zip")
+    path = zipped(make_images(tmp_path / "p", ["a", "b"], 2), tmp_path / "p.zip")
     with zipfile.ZipFile(path, "a") as archive:
         archive.mkdir("c") if hasattr(archive, "mkdir") else archive.writestr("c/", b"")
         archive.writestr("a/", b"")
@@ -84,18 +89,24 @@ def test_an_empty_folder_of_a_zip_is_named_too(tmp_path: Path) -> None:
     assert load(path).skipped[0].label == "c"
 
 
-def test_a_name_that_is_not_utf8_is_skipped_and_a_class_of_such_a_name_refused(tmp_path: Path) -> None:
-    folder = make_pictures(tmp_path / "p", ["a", "b"], 2)
+def test_a_name_that_is_not_utf8_is_skipped_and_a_class_of_such_a_name_refused(
+    tmp_path: Path,
+) -> None:
+    folder = make_images(tmp_path / "p", ["a", "b"], 2)
     shutil.copy(folder / "a" / "00.png", os.fsencode(folder / "a") + b"/caf\xe9.png")
     assert skipped(load(folder)) == {"caf\\udce9.png": "its name is not UTF-8"}
     os.rename(folder / "a", os.fsencode(folder) + b"/caf\xe9")
-    with pytest.raises(InputError, match=r"class folder 'caf\\udce9': its name is not UTF-8: rename it") as caught:
+    with pytest.raises(
+        InputError, match=r"class folder 'caf\\udce9': its name is not UTF-8: rename it"
+    ) as caught:
         load(folder)
     str(caught.value).encode()
 
 
-def test_links_in_a_circle_and_folders_that_cannot_be_listed_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_pictures(tmp_path / "p", ["a", "b", "secret"], 2)
+def test_links_in_a_circle_and_folders_that_cannot_be_listed_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_images(tmp_path / "p", ["a", "b", "secret"], 2)
     (folder / "a" / "up").symlink_to(folder)
     (folder / "a" / "over").symlink_to(folder / "b")
     (folder / "b" / "back").symlink_to(folder / "a")
@@ -111,79 +122,113 @@ def test_links_in_a_circle_and_folders_that_cannot_be_listed_are_named(tmp_path:
     source = load(folder)
     assert source.classes == ("a", "b", "linked")
     problems = set(skipped(source).values())
-    assert problems == {"a link to a folder that it lies in", "cannot be listed (Permission denied)"}
-    assert len(source.train["a"]) + len(source.test["a"]) == 4  # its own, and those of the folder that is linked into it
+    assert problems == {
+        "a link to a folder that it lies in",
+        "cannot be listed (Permission denied)",
+    }
+    assert (
+        len(source.train["a"]) + len(source.test["a"]) == 4
+    )  # its own, and those of the folder that is linked into it
 
 
 # ---- splits and classes
 
 
-@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("TRAINING", "testing"), ("train", "TEST")])
+@pytest.mark.parametrize(
+    ("train", "test"), [("Train", "Test"), ("TRAINING", "testing"), ("train", "TEST")]
+)
 def test_splits_have_any_case_of_letters(train: str, test: str, tmp_path: Path) -> None:
-    make_pictures(tmp_path / "p" / train, ["a", "b"], 5)
-    make_pictures(tmp_path / "p" / test, ["a", "b"], 3)
+    make_images(tmp_path / "p" / train, ["a", "b"], 5)
+    make_images(tmp_path / "p" / test, ["a", "b"], 3)
     assert counts(load(tmp_path / "p")) == {"a": (5, 3, 0), "b": (5, 3, 0)}
-    assert counts(load(zipped(tmp_path / "p", tmp_path / "p.zip", "outer/{}".format))) == {"a": (5, 3, 0), "b": (5, 3, 0)}
+    assert counts(load(zipped(tmp_path / "p", tmp_path / "p.zip", "outer/{}".format))) == {
+        "a": (5, 3, 0),
+        "b": (5, 3, 0),
+    }
 
 
 def test_val_is_neither_trained_on_nor_tested_on_but_validates(tmp_path: Path) -> None:
     for split, count in (("train", 5), ("val", 4), ("test", 3)):
-        make_pictures(tmp_path / "p" / split, ["a", "b"], count)
+        make_images(tmp_path / "p" / split, ["a", "b"], count)
     source = load(tmp_path / "p")
     assert counts(source) == {"a": (5, 3, 4), "b": (5, 3, 4)}
-    settings = data.TrainConfig(data=str(tmp_path / "p"), tasks=1)
+    settings = splits.TrainConfig(data=str(tmp_path / "p"), tasks=1)
     for validate, test in ((0.0, 3), (0.5, 4)):
-        (part,) = data.parts(source, data.replace(settings, validate=validate))
-        assert {c: (len(part.train[c]), len(part.test[c])) for c in part.classes} == {"a": (5, test), "b": (5, test)}
-    make_pictures(tmp_path / "p" / "val", ["c"], 1)
+        (part,) = splits.parts(source, splits.replace(settings, validate=validate))
+        assert {c: (len(part.train[c]), len(part.test[c])) for c in part.classes} == {
+            "a": (5, test),
+            "b": (5, test),
+        }
+    make_images(tmp_path / "p" / "val", ["c"], 1)
     with pytest.raises(InputError, match="val/ has classes that train/ has not: c"):
         load(tmp_path / "p")
 
 
-def test_val_without_test_tests_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_val_without_test_tests_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "sdlora_edge")
     for split, count in (("train", 4), ("valid", 3)):
-        make_pictures(tmp_path / "p" / split, ["a", "b"], count)
-    settings = data.TrainConfig(data=str(tmp_path / "p"), tasks=1)
-    assert counts(data.load_for(settings)) == {"a": (4, 3, 0), "b": (4, 3, 0)}
+        make_images(tmp_path / "p" / split, ["a", "b"], count)
+    settings = splits.TrainConfig(data=str(tmp_path / "p"), tasks=1)
+    assert counts(splits.load_for(settings)) == {"a": (4, 3, 0), "b": (4, 3, 0)}
     assert "has val/ but no test/: the images of val/ are used for testing" in caplog.text
-    validated = data.replace(settings, validate=0.5)
-    (part,) = data.parts(data.load_for(validated), validated)
-    assert {c: (len(part.train[c]), len(part.test[c])) for c in part.classes} == {"a": (4, 3), "b": (4, 3)}
+    validated = splits.replace(settings, validate=0.5)
+    (part,) = splits.parts(splits.load_for(validated), validated)
+    assert {c: (len(part.train[c]), len(part.test[c])) for c in part.classes} == {
+        "a": (4, 3),
+        "b": (4, 3),
+    }
 
 
-def test_one_class_deep_inside_a_folder_is_not_guessed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_one_class_deep_inside_a_folder_is_not_guessed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "sdlora_edge")
-    make_pictures(tmp_path / "p", ["star/2026-11-28"], 3)
-    with pytest.raises(InputError, match="all images lie in star/2026-11-28, which may stand for one class or another: move them"):
+    make_images(tmp_path / "p", ["star/2026-11-28"], 3)
+    with pytest.raises(
+        InputError,
+        match="all images lie in star/2026-11-28, which may stand for one class or another: move them",
+    ):
         load(tmp_path / "p")
-    assert load(zipped(tmp_path / "p" / "star", tmp_path / "p.zip", "new/{}".format)).classes == ("2026-11-28",)
-    make_pictures(tmp_path / "p", ["star/2026-12-05"], 3)
+    assert load(zipped(tmp_path / "p" / "star", tmp_path / "p.zip", "new/{}".format)).classes == (
+        "2026-11-28",
+    )
+    make_images(tmp_path / "p", ["star/2026-12-05"], 3)
     assert load(tmp_path / "p").classes == ("2026-11-28", "2026-12-05")
     assert "all images lie in star/, which is not part of the class names" in caplog.text
 
 
-def test_test_images_without_classes_are_skipped_and_folders_beside_a_split_refused(tmp_path: Path) -> None:
-    make_pictures(tmp_path / "p" / "train", ["a", "b"], 3)
-    make_pictures(tmp_path / "p", ["test"], 4)
+def test_test_images_without_classes_are_skipped_and_folders_beside_a_split_refused(
+    tmp_path: Path,
+) -> None:
+    make_images(tmp_path / "p" / "train", ["a", "b"], 3)
+    make_images(tmp_path / "p", ["test"], 4)
     source = load(tmp_path / "p")
     assert counts(source) == {"a": (3, 0, 0), "b": (3, 0, 0)}
     assert [p.problem for p in source.skipped] == ["outside any class folder"] * 4
-    make_pictures(tmp_path / "p" / "more", ["c"], 1)
-    with pytest.raises(InputError, match="'more' lies beside 'train', which holds a split: move it"):
+    make_images(tmp_path / "p" / "more", ["c"], 1)
+    with pytest.raises(
+        InputError, match="'more' lies beside 'train', which holds a split: move it"
+    ):
         load(tmp_path / "p")
-    assert load(make_pictures(tmp_path / "q", ["train", "bus"], 2)).classes == ("bus", "train")  # classes of that name
+    assert load(make_images(tmp_path / "q", ["train", "bus"], 2)).classes == (
+        "bus",
+        "train",
+    )  # classes of that name
 
 
 def test_files_beside_class_folders_belong_to_no_class(tmp_path: Path) -> None:
-    folder = make_pictures(tmp_path / "p" / "train", ["x/a", "x/b", "y/c"], 2).parent
+    folder = make_images(tmp_path / "p" / "train", ["x/a", "x/b", "y/c"], 2).parent
     for place in (folder, folder / "train", folder / "train" / "x"):
         (place / "notes.txt").write_text("x")
     (folder / "train" / "x" / "a" / "notes.txt").write_text("x")
     (folder / "train" / "z").mkdir()
     shutil.copy(folder / "train" / "y" / "c" / "00.png", folder / "loose.png")
     for source in (load(folder), load(tmp_path), load(zipped(folder, tmp_path / "p.zip"))):
-        labels = {p.name.rpartition("p/")[2].rpartition(".zip/")[2]: p.label for p in source.skipped}
+        labels = {
+            p.name.rpartition("p/")[2].rpartition(".zip/")[2]: p.label for p in source.skipped
+        }
         assert labels.pop("train/z", "z") == "z"
         inside = {"loose.png": "", "notes.txt": "", "train/notes.txt": "", "train/x/notes.txt": ""}
         assert labels == inside | {"train/x/a/notes.txt": "x.a"}
@@ -191,7 +236,7 @@ def test_files_beside_class_folders_belong_to_no_class(tmp_path: Path) -> None:
 
 
 def test_a_folder_inside_a_class_folder_makes_no_class(tmp_path: Path) -> None:
-    folder = make_pictures(tmp_path / "p", ["a", "a/more/deeper", "x/b", "x/c"], 2)
+    folder = make_images(tmp_path / "p", ["a", "a/more/deeper", "x/b", "x/c"], 2)
     source = load(folder)
     assert counts(source) == {"a": (2, 2, 0), "x.b": (1, 1, 0), "x.c": (1, 1, 0)}
     nested = [p for own in (*source.train.values(), *source.test.values()) for p in own if p.nested]
@@ -203,7 +248,10 @@ def test_a_folder_without_any_image_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "p" / "a").mkdir(parents=True)
     (tmp_path / "p" / "a" / "x.txt").write_text("x")
     (tmp_path / "p" / "b").mkdir()
-    with pytest.raises(InputError, match=r"no class folders with images \(not an image: 1, an empty folder: 1\): put"):
+    with pytest.raises(
+        InputError,
+        match=r"no class folders with images \(not an image: 1, an empty folder: 1\): put",
+    ):
         load(tmp_path / "p")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(InputError, match="neither a folder nor a ZIP"):
@@ -215,7 +263,7 @@ def test_a_folder_without_any_image_says_what_it_holds(tmp_path: Path) -> None:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    return zipped(make_pictures(tmp_path / "p", ["a", "b"], 2), tmp_path / "p.zip")
+    return zipped(make_images(tmp_path / "p", ["a", "b"], 2), tmp_path / "p.zip")
 
 
 def patched(path: Path, flag: int = 0, method: int | None = None) -> Path:
@@ -235,8 +283,12 @@ def test_members_that_cannot_be_read_are_skipped_with_the_reason(archive: Path) 
 
 
 @pytest.mark.parametrize("method", [9, 12, 14, 93, 99])
-def test_members_in_another_compression_than_deflate_are_skipped_on_every_python(archive: Path, method: int) -> None:
-    assert skipped(load(patched(archive, method=method))) == {"00.png": f"compressed by method {method}, not by deflate"}
+def test_members_in_another_compression_than_deflate_are_skipped_on_every_python(
+    archive: Path, method: int
+) -> None:
+    assert skipped(load(patched(archive, method=method))) == {
+        "00.png": f"compressed by method {method}, not by deflate"
+    }
 
 
 def test_an_archive_of_nothing_else_is_refused_with_the_reason(tmp_path: Path) -> None:
@@ -267,11 +319,11 @@ def test_a_damaged_member_is_that_images_error(archive: Path) -> None:
     whole[60] ^= 0xFF
     archive.write_bytes(whole)
     source = load(archive)
-    pictures = [p for side in (source.train, source.test) for own in side.values() for p in own]
+    images = [p for side in (source.train, source.test) for own in side.values() for p in own]
     failed = []
-    for picture in pictures:
+    for image in images:
         try:
-            picture.pixels(PREPARE)
+            image.pixels(PREPARE)
         except InputError as error:
             failed.append(str(error))
     assert len(failed) == 1
@@ -279,26 +331,33 @@ def test_a_damaged_member_is_that_images_error(archive: Path) -> None:
 
 
 def test_backslashes_separate_folders(tmp_path: Path) -> None:
-    folder = make_pictures(tmp_path / "p", ["a", "b"], 2)
+    folder = make_images(tmp_path / "p", ["a", "b"], 2)
     path = zipped(folder, tmp_path / "p.zip", lambda name: f"outer\\{name}".replace("/", "\\"))
     assert counts(load(path)) == counts(load(folder))
-    assert len(data.decode(load(path).train, ["a", "b"], PREPARE, need=True)) == 2
+    assert len(splits.decode(load(path).train, ["a", "b"], PREPARE, need=True)) == 2
 
 
 def test_names_are_escaped_wherever_they_are_shown(tmp_path: Path) -> None:
-    path = zipped(make_pictures(tmp_path / "p", ["a", "b"], 2), tmp_path / "p.zip")
+    path = zipped(make_images(tmp_path / "p", ["a", "b"], 2), tmp_path / "p.zip")
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("a/\x1b]0;title\x07\nerror: forged.png", b"no image")
-    (picture,) = (p for side in (load(path).train, load(path).test) for p in side["a"] if "forged" in p.name)
+    (image,) = (
+        p for side in (load(path).train, load(path).test) for p in side["a"] if "forged" in p.name
+    )
     with pytest.raises(InputError) as caught:
-        picture.pixels(PREPARE)
-    for text in (picture.name, str(caught.value)):
+        image.pixels(PREPARE)
+    for text in (image.name, str(caught.value)):
         assert "\\u001b]0;title\\u0007\\nerror: forged.png" in text
         assert not any(unicodedata.category(character) == "Cc" for character in text)
 
 
-def test_a_huge_member_is_skipped_unread_and_one_that_lies_is_read_no_further(archive: Path) -> None:
-    with zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as file, file.open("a/z.png", "w", force_zip64=True) as member:
+def test_a_huge_member_is_skipped_unread_and_one_that_lies_is_read_no_further(
+    archive: Path,
+) -> None:
+    with (
+        zipfile.ZipFile(archive, "a", zipfile.ZIP_DEFLATED) as file,
+        file.open("a/z.png", "w", force_zip64=True) as member,
+    ):
         for _ in range(32):
             member.write(bytes(1 << 20))
     whole = bytearray(archive.read_bytes())
@@ -309,10 +368,15 @@ def test_a_huge_member_is_skipped_unread_and_one_that_lies_is_read_no_further(ar
     assert skipped(load(archive)) == {"z.png": f"larger than {MAX_FILE} bytes"}
     struct.pack_into("<I", whole, at, 1000)
     archive.write_bytes(whole)
-    (picture,) = (p for side in (load(archive).train, load(archive).test) for p in side["a"] if p.name.endswith("z.png"))
+    (image,) = (
+        p
+        for side in (load(archive).train, load(archive).test)
+        for p in side["a"]
+        if p.name.endswith("z.png")
+    )
     tracemalloc.start()
     with pytest.raises(InputError):
-        picture.pixels(PREPARE)
+        image.pixels(PREPARE)
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
 
@@ -320,7 +384,7 @@ def test_a_huge_member_is_skipped_unread_and_one_that_lies_is_read_no_further(ar
 def test_an_archive_that_changes_is_opened_anew(archive: Path, tmp_path: Path) -> None:
     first = load(archive).train["a"][0]
     before = first.pixels(PREPARE)
-    zipped(make_pictures(tmp_path / "q", ["a", "b"], 2, seed=1), archive)
+    zipped(make_images(tmp_path / "q", ["a", "b"], 2, seed=1), archive)
     os.utime(archive, (1, 1))
     assert not np.array_equal(before, first.pixels(PREPARE))
     with zipfile.ZipFile(archive, "w") as empty:
@@ -330,10 +394,12 @@ def test_an_archive_that_changes_is_opened_anew(archive: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_a_zip_larger_than_the_cache_is_read_by_workers_that_were_not_forked(archive: Path, method: str) -> None:
+def test_a_zip_larger_than_the_cache_is_read_by_workers_that_were_not_forked(
+    archive: Path, method: str
+) -> None:
     source = load(archive)
-    streamed = data.read(source.train, source.classes, PREPARE, cache_gb=0)
-    assert isinstance(streamed, data.Streamed)
+    streamed = splits.read(source.train, source.classes, PREPARE, cache_gb=0)
+    assert isinstance(streamed, splits.Streamed)
     expected = [streamed[i] for i in range(len(streamed))]
     with multiprocessing.get_context(method).Pool(1) as pool:
         found = pool.map(pickle.loads(pickle.dumps(streamed)).__getitem__, range(len(streamed)))  # noqa: S301
@@ -341,9 +407,13 @@ def test_a_zip_larger_than_the_cache_is_read_by_workers_that_were_not_forked(arc
 
 
 def test_pixels_are_limited_by_the_setting(tmp_path: Path) -> None:
-    folder = make_pictures(tmp_path / "p", ["a", "b"], 2)
+    folder = make_images(tmp_path / "p", ["a", "b"], 2)
     Image.new("L", (1100, 1000)).save(folder / "a" / "large.png")
     for megapixels, readable in ((1, 2), (2, 3)):
-        source = data.load_for(data.TrainConfig(data=str(folder), tasks=1, max_megapixels=megapixels))
-        found = [data.decode(side, ["a"], PREPARE, need=False) for side in (source.train, source.test)]
+        source = splits.load_for(
+            splits.TrainConfig(data=str(folder), tasks=1, max_megapixels=megapixels)
+        )
+        found = [
+            splits.decode(side, ["a"], PREPARE, need=False) for side in (source.train, source.test)
+        ]
         assert sum(map(len, found)) == readable

@@ -9,7 +9,7 @@ from sdlora_edge.train.metrics import confusions, hter, per_class, summary
 
 
 def test_three_tasks_by_hand() -> None:
-    # R = [[0.9], [0.5, 0.8], [0.7, 0.4, 1.0]] with 10, 20 and 30 test pictures
+    # R = [[0.9], [0.5, 0.8], [0.7, 0.4, 1.0]] with 10, 20 and 30 test images
     found = summary([[9], [5, 16], [7, 8, 30]], [10, 20, 30])
     assert found["accuracy"] == pytest.approx([0.9, 21 / 30, 45 / 60])
     assert found["last"] == pytest.approx(0.75)
@@ -26,18 +26,27 @@ def test_forgetting_is_measured_from_the_best_not_from_the_first() -> None:
 
 def test_one_task_has_nothing_to_forget() -> None:
     found = summary([[3]], [4])
-    assert (found["last"], found["average_anytime"], found["forgetting"], found["backward_transfer"]) == (0.75, 0.75, 0.0, 0.0)
+    assert (
+        found["last"],
+        found["average_anytime"],
+        found["forgetting"],
+        found["backward_transfer"],
+    ) == (0.75, 0.75, 0.0, 0.0)
 
 
-def test_a_task_without_test_pictures_is_an_error() -> None:
-    with pytest.raises(ValueError, match="without test pictures"):
+def test_a_task_without_test_images_is_an_error() -> None:
+    with pytest.raises(ValueError, match="without test images"):
         summary([[0]], [0])
 
 
-TRUTH, GUESS, NAMES = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0, 0]), ["a", "b", "c", "unseen"]
+TRUTH, GUESS, NAMES = (
+    np.array([0, 0, 0, 1, 1, 2]),
+    np.array([0, 1, 1, 1, 0, 0]),
+    ["a", "b", "c", "unseen"],
+)
 
 
-def test_the_classes_that_have_pictures_are_counted() -> None:
+def test_the_classes_that_have_images_are_counted() -> None:
     assert per_class(TRUTH, GUESS, NAMES) == {"a": [1, 3], "b": [1, 2], "c": [0, 1]}
 
 
@@ -53,9 +62,13 @@ GENUINE = np.array([True] * 4 + [False] * 5)
 
 def test_hter_by_hand() -> None:
     # of 5 impostors one (0.7) reaches 0.5; of 4 genuine ones one (0.3) does not
-    assert hter(SCORES, GENUINE, 0.5) == pytest.approx({"far": 0.2, "frr": 0.25, "hter": 0.225, "threshold": 0.5})
+    assert hter(SCORES, GENUINE, 0.5) == pytest.approx(
+        {"far": 0.2, "frr": 0.25, "hter": 0.225, "threshold": 0.5}
+    )
     # a score equal to the threshold is accepted
-    assert hter(SCORES, GENUINE, 0.7) == pytest.approx({"far": 0.2, "frr": 0.5, "hter": 0.35, "threshold": 0.7})
+    assert hter(SCORES, GENUINE, 0.7) == pytest.approx(
+        {"far": 0.2, "frr": 0.5, "hter": 0.35, "threshold": 0.7}
+    )
     assert hter(SCORES, GENUINE, -1.0)["hter"] == hter(SCORES, GENUINE, 2.0)["hter"] == 0.5
 
 

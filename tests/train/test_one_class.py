@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL, Fleet, Result, inputs, make_fleet, make_pictures
+from conftest import SMALL, Fleet, Result, inputs, make_fleet, make_images
 from networks import chain, small_vit
 from sdlora_edge.export.packets import build_packets
 from sdlora_edge.export.parity import host_logits
@@ -20,7 +20,7 @@ from sdlora_edge.method import backbones
 from sdlora_edge.method.head import FeatureStatistics
 from sdlora_edge.method.sdlora import SDLoRA
 from sdlora_edge.state import TaskUpdate, advance, changed_rows
-from sdlora_edge.train import check, trainer
+from sdlora_edge.train import loop, plan
 from sdlora_edge.train.config import resolve
 from sdlora_edge.train.run import Run
 
@@ -33,7 +33,7 @@ def fleet_of_one(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     folder = tmp_path_factory.mktemp("one")
     fleet = make_fleet(folder, SMALL | {"head": "aligned"})
     for seed, names in enumerate((["bolt"], ["nut"], ["gear", "hook"])):
-        trainer.add_task(fleet.run, str(make_pictures(folder / "-".join(names), names, 8, seed=seed)))
+        loop.add_task(fleet.run, str(make_images(folder / "-".join(names), names, 8, seed=seed)))
     return fleet
 
 
@@ -44,9 +44,12 @@ def test_a_class_alone_moves_nothing_but_its_own_row(fleet_of_one: Fleet) -> Non
         assert (update.classes, update.factors, update.head.index.tolist()) == ((name,), {}, [])
         np.testing.assert_array_equal(after.head_weight[:-1], before.head_weight)
         np.testing.assert_array_equal(after.magnitudes, [*before.magnitudes, 0])
-        assert all((run.weights(task)[name] == run.weights(task - 1)[name]).all() for name in run.base_weights)
+        assert all(
+            (run.weights(task)[name] == run.weights(task - 1)[name]).all()
+            for name in run.base_weights
+        )
         entry = run.metrics[task]
-        assert (entry["rank"], entry["training_pictures"]) == (0, 6)
+        assert (entry["rank"], entry["training_images"]) == (0, 6)
         assert entry["correct"][task][task] == entry["totals"][task]  # known at once
         assert entry["packet_bytes"] < 4000
     assert run.states[6].factors  # those who came together have a direction again
@@ -55,7 +58,9 @@ def test_a_class_alone_moves_nothing_but_its_own_row(fleet_of_one: Fleet) -> Non
 
 
 def test_a_device_takes_it_and_gives_it_back(fleet_of_one: Fleet, tmp_path: Path, cli: Cli) -> None:
-    built = build_packets(fleet_of_one.run, fleet_of_one.bundle, fleet_of_one.key, out=tmp_path / "packets")
+    built = build_packets(
+        fleet_of_one.run, fleet_of_one.bundle, fleet_of_one.key, out=tmp_path / "packets"
+    )
     assert [b["task"] for b in built if b["bytes"] < 4000] == [4, 5]
     run, packets = Run.open(fleet_of_one.run), [Path(b["file"]) for b in built]
     device = Device.init(fleet_of_one.bundle, tmp_path / "store")
@@ -63,7 +68,9 @@ def test_a_device_takes_it_and_gives_it_back(fleet_of_one: Fleet, tmp_path: Path
     for task, path in enumerate(packets, 1):
         assert device.apply(path)["task"] == task
         assert serving.refresh()
-        np.testing.assert_allclose(serving.logits(inputs(serving)), host_logits(run, task, inputs(device)), atol=1e-4)
+        np.testing.assert_allclose(
+            serving.logits(inputs(serving)), host_logits(run, task, inputs(device)), atol=1e-4
+        )
     assert device.rollback()["task"] == 5
     assert device.rollback()["task"] == 4
     cli("packet", "squash", *packets, "--key", fleet_of_one.key, "--out", tmp_path / "all.sdlora")
@@ -72,17 +79,29 @@ def test_a_device_takes_it_and_gives_it_back(fleet_of_one: Fleet, tmp_path: Path
     assert fresh.status()["state"] == run.states[6].digest
 
 
-def test_every_command_takes_a_run_that_ends_with_one(fleet_of_one: Fleet, tmp_path: Path, cli: Cli) -> None:
+def test_every_command_takes_a_run_that_ends_with_one(
+    fleet_of_one: Fleet, tmp_path: Path, cli: Cli
+) -> None:
     run = shutil.copytree(fleet_of_one.run, tmp_path / "run")
     shutil.rmtree(run / "tasks" / "006")
     public = fleet_of_one.key.with_suffix(".pub")
     for command in (
         ("report", run),
-        ("eval", run, "--data", make_pictures(tmp_path / "more", ["bolt", "nut"], 3, seed=0)),
+        ("eval", run, "--data", make_images(tmp_path / "more", ["bolt", "nut"], 3, seed=0)),
         ("export", "--run", run, "--trust", public, "--out", tmp_path / "bundle"),
         ("export", "--run", run, "--check", tmp_path / "bundle"),
         ("export", "--run", run, "--task", 4, "--trust", public, "--out", tmp_path / "four"),
-        ("packet", "build", run, "--bundle", tmp_path / "four", "--key", fleet_of_one.key, "--out", tmp_path / "p"),
+        (
+            "packet",
+            "build",
+            run,
+            "--bundle",
+            tmp_path / "four",
+            "--key",
+            fleet_of_one.key,
+            "--out",
+            tmp_path / "p",
+        ),
         ("packet", "to-peft", "--bundle", tmp_path / "bundle", "--out", tmp_path / "adapter"),
         ("device", "init", tmp_path / "four", "--store", tmp_path / "store"),
     ):
@@ -91,13 +110,24 @@ def test_every_command_takes_a_run_that_ends_with_one(fleet_of_one: Fleet, tmp_p
         json.loads(done.out)
     (packet,) = (tmp_path / "p").iterdir()
     assert cli("device", "apply", packet, "--store", tmp_path / "store").code == 0
-    alone = cli("packet", "to-peft", packet, "--bundle", tmp_path / "four", "--out", tmp_path / "x", "--alone")
+    alone = cli(
+        "packet",
+        "to-peft",
+        packet,
+        "--bundle",
+        tmp_path / "four",
+        "--out",
+        tmp_path / "x",
+        "--alone",
+    )
     assert (alone.code, "no direction of its own" in alone.err) == (7, True)
 
 
-def test_a_task_with_one_class_of_a_known_name_fits_its_row_again(fleet_of_one: Fleet, tmp_path: Path) -> None:
+def test_a_task_with_one_class_of_a_known_name_fits_its_row_again(
+    fleet_of_one: Fleet, tmp_path: Path
+) -> None:
     path = shutil.copytree(fleet_of_one.run, tmp_path / "run")
-    run = trainer.add_task(path, str(make_pictures(tmp_path / "fog", ["bolt"], 8, seed=9)))
+    run = loop.add_task(path, str(make_images(tmp_path / "fog", ["bolt"], 8, seed=9)))
     known = run.states[-2].classes.index("bolt")
     assert run.updates[-1].head.index.tolist() == [known]
     assert run.statistics is not None
@@ -105,14 +135,19 @@ def test_a_task_with_one_class_of_a_known_name_fits_its_row_again(fleet_of_one: 
 
 
 def test_a_plain_head_takes_no_class_alone(fleet: Fleet, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"one class only .*another class, or begin a run with --head aligned"):
-        check.one_more(fleet.run, str(make_pictures(tmp_path / "q", ["new"], 4)))
+    with pytest.raises(
+        UsageError, match=r"one class only .*another class, or begin a run with --head aligned"
+    ):
+        plan.one_more(fleet.run, str(make_images(tmp_path / "q", ["new"], 4)))
 
 
 def test_a_new_run_of_one_class_stays_a_usage_error(tmp_path: Path) -> None:
-    folder = make_pictures(tmp_path / "q", ["new"], 4)
+    folder = make_images(tmp_path / "q", ["new"], 4)
     with pytest.raises(UsageError, match="one class only"):
-        trainer.train(resolve(None, {"data": str(folder), "backbone": "test_vit", "tasks": 1}), tmp_path / "run")
+        loop.train(
+            resolve(None, {"data": str(folder), "backbone": "test_vit", "tasks": 1}),
+            tmp_path / "run",
+        )
 
 
 def test_the_row_beside_others_is_the_whole_fit_up_to_what_no_answer_depends_on() -> None:
@@ -121,7 +156,7 @@ def test_the_row_beside_others_is_the_whole_fit_up_to_what_no_answer_depends_on(
         random.normal(size=(60, 8)) + np.repeat(random.normal(size=(6, 8)) * 3, 10, axis=0),
         np.repeat(np.arange(6), 10),
     )
-    statistics = FeatureStatistics.empty(8).with_pictures(features, targets, 6)
+    statistics = FeatureStatistics.empty(8).with_images(features, targets, 6)
     weight, bias = statistics.discriminant()
     shift = random.normal(size=8).astype(np.float32)
     old = 2.5 * weight[:5] + shift, 2.5 * bias[:5] + 7
@@ -141,7 +176,11 @@ def test_one_lora_goes_on_after_a_task_without_a_direction() -> None:
     backbone = small_vit()
     states = chain(backbone, 1)
     head = states[-1].head_weight, states[-1].head_bias
-    states.append(advance(states[-1], TaskUpdate(2, "alone", (), np.zeros(2), changed_rows(states[-1], *head), {})))
+    states.append(
+        advance(
+            states[-1], TaskUpdate(2, "alone", (), np.zeros(2), changed_rows(states[-1], *head), {})
+        )
+    )
     projections = backbones.projections(backbone)
     model = SDLoRA(backbone, projections, states, 2, 3, magnitudes="none", directions="continue")
     last = states[1].factors[projections[0].name]

@@ -23,7 +23,15 @@ def test_every_preset_is_a_run_on_a_named_set(name: str) -> None:
 
 
 def test_the_papers_experiments_are_all_there_each_with_its_variants() -> None:
-    plain = ("imagenet-r-5", "imagenet-r-10", "imagenet-r-20", "imagenet-a-10", "domainnet-5", "cifar100-10", "cub200-10")
+    plain = (
+        "imagenet-r-5",
+        "imagenet-r-10",
+        "imagenet-r-20",
+        "imagenet-a-10",
+        "domainnet-5",
+        "cifar100-10",
+        "cub200-10",
+    )
     expected = {name + variant for name in plain for variant in ("", "-rr", "-kd")}
     expected |= {f"authors-imagenet-r-{n}" for n in (5, 10, 20)} | {"face-antispoofing"}
     assert set(PRESETS) == expected
@@ -32,8 +40,17 @@ def test_the_papers_experiments_are_all_there_each_with_its_variants() -> None:
     for name in plain:
         settings = resolve(None, preset(name))
         assert (settings.optimizer, settings.lr, settings.batch_size) == ("adam", 0.008, 128)
-        assert (settings.rank, settings.head, settings.head_lr_factor, settings.absorb) == ("10", "paper", 1.0, 0.0)
-        assert (settings.magnitudes, settings.magnitude_init, settings.magnitude_norm) == ("carry", 1.0, "direction")
+        assert (settings.rank, settings.head, settings.head_lr_factor, settings.absorb) == (
+            "10",
+            "paper",
+            1.0,
+            0.0,
+        )
+        assert (settings.magnitudes, settings.magnitude_init, settings.magnitude_norm) == (
+            "carry",
+            1.0,
+            "direction",
+        )
 
 
 def test_a_variant_differs_in_nothing_but_its_point() -> None:
@@ -45,19 +62,40 @@ def test_a_variant_differs_in_nothing_but_its_point() -> None:
 
 
 def test_the_authors_code_differs_from_the_paper_where_it_does() -> None:
-    paper, authors = (resolve(None, preset(prefix + "imagenet-r-10")) for prefix in ("", "authors-"))
+    paper, authors = (
+        resolve(None, preset(prefix + "imagenet-r-10")) for prefix in ("", "authors-")
+    )
     differs = {name for name in vars(paper) if getattr(paper, name) != getattr(authors, name)}
     assert differs == {
-        *("magnitudes", "magnitude_init", "magnitude_norm", "optimizer", "lr", "epochs", "mean", "std", "augment", "seed")
+        *(
+            "magnitudes",
+            "magnitude_init",
+            "magnitude_norm",
+            "optimizer",
+            "lr",
+            "epochs",
+            "mean",
+            "std",
+            "augment",
+            "seed",
+        )
     }
-    assert (authors.magnitudes, authors.magnitude_init, authors.magnitude_norm) == ("reset", 0.8, "factors")
+    assert (authors.magnitudes, authors.magnitude_init, authors.magnitude_norm) == (
+        "reset",
+        0.8,
+        "factors",
+    )
     assert (authors.optimizer, authors.lr, authors.epochs) == ("sgd", 0.01, 20)
     assert (authors.mean, authors.std) == ((0.0,) * 3, (1.0,) * 3)
 
 
 def test_faces_are_learned_domain_by_domain() -> None:
     settings = resolve(None, preset("face-antispoofing"))
-    assert (settings.protocol, settings.data, settings.tasks) == ("domain", "fas", len(datasets.SETS["fas"].domains))
+    assert (settings.protocol, settings.data, settings.tasks) == (
+        "domain",
+        "fas",
+        len(datasets.SETS["fas"].domains),
+    )
 
 
 def test_flags_win_over_a_preset_and_leave_it_alone() -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_pictures
+from conftest import make_images
 
 from sdlora_edge.errors import InputError
-from sdlora_edge.train import trainer
+from sdlora_edge.train import loop
 from sdlora_edge.train.config import TrainConfig, from_values
 from sdlora_edge.train.fit import PARTIAL, Checkpoint
 from sdlora_edge.train.run import Run
@@ -39,23 +39,34 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("data") / "p", [f"c{i}" for i in range(8)], 12, size=16)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_images(
+        tmp_path_factory.mktemp("data") / "p", [f"c{i}" for i in range(8)], 12, size=16
+    )
 
 
 @pytest.fixture(scope="module")
-def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trainer.train(config(pictures), tmp_path_factory.mktemp("runs") / "whole").path
+def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return loop.train(config(images), tmp_path_factory.mktemp("runs") / "whole").path
 
 
-def config(pictures: Path, **more: object) -> TrainConfig:
-    return from_values({**SETTINGS, "data": str(pictures), **more})
+def config(images: Path, **more: object) -> TrainConfig:
+    return from_values({**SETTINGS, "data": str(images), **more})
 
 
-def start(pictures: Path, run: Path, *command: str, **more: object) -> subprocess.Popen[str]:
+def start(images: Path, run: Path, *command: str, **more: object) -> subprocess.Popen[str]:
     file = run.parent / "config.toml"
-    file.write_text(config(pictures, **more).to_toml())
-    program = [*(command or (sys.executable, "-m")), "sdlora_edge", "train", "--config", str(file), "--out", str(run), "--json"]
+    file.write_text(config(images, **more).to_toml())
+    program = [
+        *(command or (sys.executable, "-m")),
+        "sdlora_edge",
+        "train",
+        "--config",
+        str(file),
+        "--out",
+        str(run),
+        "--json",
+    ]
     return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -78,9 +89,11 @@ def same(a: Path, b: Path) -> None:
     assert scores(a) == scores(b)
 
 
-def test_a_run_killed_again_and_again_ends_equal_to_the_digit(pictures: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_run_killed_again_and_again_ends_equal_to_the_digit(
+    images: Path, whole: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    process = start(pictures, run)
+    process = start(images, run)
     when(process, lambda: (run / PARTIAL).exists(), signal.SIGKILL)  # in the base session
     process.communicate()
     assert not (run / "backbone.safetensors").exists()
@@ -95,12 +108,14 @@ def test_a_run_killed_again_and_again_ends_equal_to_the_digit(pictures: Path, wh
         process.communicate()
     left = len(Run.open(run).updates)
     assert left < 2
-    trainer.resume(run)
+    loop.resume(run)
     same(run, whole)
     assert not (run / PARTIAL).exists()
 
 
-def test_a_resumed_task_goes_on_at_its_epoch(pictures: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_task_goes_on_at_its_epoch(
+    images: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Stopped(Exception):
         pass
 
@@ -115,41 +130,59 @@ def test_a_resumed_task_goes_on_at_its_epoch(pictures: Path, whole: Path, tmp_pa
 
     monkeypatch.setattr(Checkpoint, "save", save)
     with pytest.raises(Stopped):
-        trainer.train(config(pictures), tmp_path / "run")
-    trainer.resume(tmp_path / "run")
+        loop.train(config(images), tmp_path / "run")
+    loop.resume(tmp_path / "run")
     assert saved[8:] == [6, 7, 8, *range(1, 9)]  # not one epoch again
     same(tmp_path / "run", whole)
 
 
 @pytest.mark.usefixtures("interruptible")
-def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(pictures: Path, whole: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
+    images: Path, whole: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    process = start(pictures, run)
-    when(process, lambda: (run / "tasks" / "000" / "metrics.json").exists() and (run / PARTIAL).exists(), signal.SIGINT)
+    process = start(images, run)
+    when(
+        process,
+        lambda: (run / "tasks" / "000" / "metrics.json").exists() and (run / PARTIAL).exists(),
+        signal.SIGINT,
+    )
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"train --run {run}" in err
     assert "Traceback" not in err
-    trainer.resume(run)
+    loop.resume(run)
     same(run, whole)
 
 
-def test_a_damaged_or_foreign_checkpoint_only_costs_its_task(pictures: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_damaged_or_foreign_checkpoint_only_costs_its_task(
+    images: Path, whole: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    process = start(pictures, run)
-    when(process, lambda: (run / "tasks" / "001").is_dir() and (run / PARTIAL).exists(), signal.SIGKILL)
+    process = start(images, run)
+    when(
+        process,
+        lambda: (run / "tasks" / "001").is_dir() and (run / PARTIAL).exists(),
+        signal.SIGKILL,
+    )
     process.communicate()
     (run / PARTIAL).write_bytes(b"torn")
-    trainer.resume(run)
+    loop.resume(run)
     same(run, whole)
 
 
-def test_two_processes_are_one_at_the_same_batch(pictures: Path, tmp_path: Path) -> None:
+def test_two_processes_are_one_at_the_same_batch(images: Path, tmp_path: Path) -> None:
     """Gradients are summed in another order, so float16 factors may differ in their last bit, and nothing else."""
     settings: dict[str, object] = {"head": "paper", "optimizer": "sgd"}
-    one = trainer.train(config(pictures, **settings), tmp_path / "one")
-    torchrun = (str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--standalone", "-m")
-    process = start(pictures, tmp_path / "two", *torchrun, **settings)
+    one = loop.train(config(images, **settings), tmp_path / "one")
+    torchrun = (
+        str(Path(sys.executable).with_name("torchrun")),
+        "--nproc-per-node",
+        "2",
+        "--standalone",
+        "-m",
+    )
+    process = start(images, tmp_path / "two", *torchrun, **settings)
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert len(out.splitlines()) == 1  # the first process alone reports
@@ -167,15 +200,19 @@ def test_two_processes_are_one_at_the_same_batch(pictures: Path, tmp_path: Path)
     assert [e["correct"] for e in one.metrics][:1] == [e["correct"] for e in two.metrics][:1]
 
 
-def test_a_stream_that_has_changed_is_not_gone_on_with(pictures: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_stream_that_has_changed_is_not_gone_on_with(
+    images: Path, whole: Path, tmp_path: Path
+) -> None:
     """Another class would shift classes between tasks that were learned already and those to come."""
-    data, run = shutil.copytree(pictures, tmp_path / "p"), shutil.copytree(whole, tmp_path / "run")
+    data, run = shutil.copytree(images, tmp_path / "p"), shutil.copytree(whole, tmp_path / "run")
     config = (run / "config.toml").read_text()
-    assert str(pictures) in config
-    (run / "config.toml").write_text(config.replace(str(pictures), str(data)))
+    assert str(images) in config
+    (run / "config.toml").write_text(config.replace(str(images), str(data)))
     shutil.rmtree(run / "tasks" / "002")
-    make_pictures(data, ["another"], 4, size=16)
-    with pytest.raises(InputError, match="p has changed since task 1 was learned: put its classes back"):
-        trainer.resume(run)
+    make_images(data, ["another"], 4, size=16)
+    with pytest.raises(
+        InputError, match="p has changed since task 1 was learned: put its classes back"
+    ):
+        loop.resume(run)
     shutil.rmtree(data / "another")
-    assert len(trainer.resume(run).updates) == 2
+    assert len(loop.resume(run).updates) == 2

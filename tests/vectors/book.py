@@ -16,10 +16,11 @@ from curve import pae, seed
 from forge import Draft, joined, split
 from network import Chain, Export
 
-from sdlora_edge import files, orders, packet, signing
-from sdlora_edge.canonical import dump_json
-from sdlora_edge.orders import Recalled
-from sdlora_edge.signing import PAYLOAD_TYPE, Trust
+from sdlora_edge.formats import control, packet, signing
+from sdlora_edge.formats.canonical import dump_json
+from sdlora_edge.formats.control import Revoked
+from sdlora_edge.formats.signing import PAYLOAD_TYPE, Trust
+from sdlora_edge.storage import atomic
 
 
 def signer(name: str) -> Any:
@@ -27,7 +28,7 @@ def signer(name: str) -> Any:
     private = Ed25519PrivateKey.from_private_bytes(seed(name))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "private.key"
-        files.write(
+        atomic.write(
             path,
             private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
             mode=0o600,
@@ -64,8 +65,8 @@ def update(
     return packet.build(updates, before, chain.lineage, t, logits, sign, encoding, revisions)
 
 
-def recall(chain: Chain, task: int, revision: int, names: str = "a") -> bytes:
-    return orders.build_recall(chain.lineage, Recalled(task, revision), by(names))
+def revocation(chain: Chain, task: int, revision: int, names: str = "a") -> bytes:
+    return control.build_revocation(chain.lineage, Revoked(task, revision), by(names))
 
 
 @dataclass
@@ -100,8 +101,12 @@ class Vector:
             self.state, self.trust_version = outcome, trust_version or self.trust_version
         code = outcome if isinstance(outcome, int) else 0
         digest = self.state.state.digest
-        self.book.states.setdefault(digest, self.state.expected(self.book.exports[self.bundle].dtype))
-        self.steps.append({**step, "exit": code, "state": digest, "trust_version": self.trust_version})
+        self.book.states.setdefault(
+            digest, self.state.expected(self.book.exports[self.bundle].dtype)
+        )
+        self.steps.append(
+            {**step, "exit": code, "state": digest, "trust_version": self.trust_version}
+        )
 
 
 @dataclass
@@ -133,7 +138,9 @@ def signed(payload: bytes, name: str, kind: str = PAYLOAD_TYPE) -> dict[str, str
     return {"keyid": key.public_key.keyid, "sig": base64.b64encode(sig).decode()}
 
 
-def enveloped(payload: bytes, signatures: Sequence[dict[str, Any]], kind: str = PAYLOAD_TYPE) -> dict[str, Any]:
+def enveloped(
+    payload: bytes, signatures: Sequence[dict[str, Any]], kind: str = PAYLOAD_TYPE
+) -> dict[str, Any]:
     return {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": kind,
@@ -161,4 +168,6 @@ def resigned(data: bytes, change: Callable[[list[dict[str, str]]], list[dict[str
 def damaged(data: bytes, name: str) -> bytes:
     """The signature of one key is wrong."""
     keyid = KEYS[name].public_key.keyid
-    return resigned(data, lambda signatures: [flipped(s) if s["keyid"] == keyid else s for s in signatures])
+    return resigned(
+        data, lambda signatures: [flipped(s) if s["keyid"] == keyid else s for s in signatures]
+    )

@@ -7,7 +7,7 @@ import hashlib
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from sdlora_edge.signing import PAYLOAD_TYPE
+from sdlora_edge.formats.signing import PAYLOAD_TYPE
 
 PRIME = 2**255 - 19
 ORDER = 2**252 + 27742317777372353535851937790883648493
@@ -40,7 +40,10 @@ def pae(payload: bytes, kind: str = PAYLOAD_TYPE) -> bytes:
 
 def signature(payload: bytes, name: str, R: bytes, r: int, key: bytes | None = None) -> str:
     """By the key of this name, written as `key`, with the nonce r, written as R; base64."""
-    return base64.b64encode(R + ((r + _h(payload, R, key or public(name)) * scalar(name)) % ORDER).to_bytes(32, "little")).decode()
+    return base64.b64encode(
+        R
+        + ((r + _h(payload, R, key or public(name)) * scalar(name)) % ORDER).to_bytes(32, "little")
+    ).decode()
 
 
 def of_mixed_order(payload: bytes, name: str) -> str:

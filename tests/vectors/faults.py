@@ -13,20 +13,20 @@ from curve import ORDER, PRIME, mirrored, public, scalar, signature
 from forge import Draft, framed, joined, split
 from lives import AGAIN_THREE, BASE, ONE, SMALL, TWO
 
-from sdlora_edge.canonical import dump_json, sha256
-from sdlora_edge.container import FORMAT
+from sdlora_edge.formats.canonical import dump_json, sha256
+from sdlora_edge.formats.container import FORMAT
 
 OTHER_TYPE = "application/vnd.sdlora-edge.bundle+json"
-RECALL = {
+REVOCATION = {
     "format": FORMAT,
-    "kind": "recall",
+    "kind": "revocation",
     "content": sha256(b"{}"),
     "lineage": BASE.lineage,
     "sequence": 9,
     "revision": 0,
 }
 """the smallest packet: it changes nothing that a device of `fp16` holds"""
-PAYLOAD = dump_json(RECALL)
+PAYLOAD = dump_json(REVOCATION)
 
 
 def file(envelope: dict[str, Any] | str) -> bytes:
@@ -34,8 +34,10 @@ def file(envelope: dict[str, Any] | str) -> bytes:
 
 
 def manifest(text: str | dict[str, Any]) -> bytes:
-    """A recall's file around a manifest, signed by a."""
-    payload = json.dumps(text, sort_keys=True, separators=(",", ":")) if isinstance(text, dict) else text
+    """A revocation's file around a manifest, signed by a."""
+    payload = (
+        json.dumps(text, sort_keys=True, separators=(",", ":")) if isinstance(text, dict) else text
+    )
     return file(enveloped(payload.encode(), [signed(payload.encode(), "a")]))
 
 
@@ -86,7 +88,9 @@ def signatures(book: Book) -> None:
         BASE,
         file(enveloped(PAYLOAD, [{**a, "sig": signature(PAYLOAD, "a", R, scalar("nonce"))}])),
     )
-    v = book.vector("signature-and-others", "fp16", "Signatures of other keys, and wrong ones, do no harm")
+    v = book.vector(
+        "signature-and-others", "fp16", "Signatures of other keys, and wrong ones, do no harm"
+    )
     v("signature-and-others", BASE, file(enveloped(PAYLOAD, [b, a, flipped(signed(PAYLOAD, "c"))])))
 
 
@@ -114,7 +118,11 @@ def form(book: Book) -> None:
     v(
         "header-order",
         3,
-        framed(json.dumps({"__metadata__": {"format": FORMAT, "envelope": text}}, separators=(",", ":")).encode()),
+        framed(
+            json.dumps(
+                {"__metadata__": {"format": FORMAT, "envelope": text}}, separators=(",", ":")
+            ).encode()
+        ),
     )
     v("header-twice", 3, framed(header.replace(b"{", b'{"__metadata__":{},', 1)))
     v("header-field", 3, joined(text, {}, b"", {"also": "1"}))
@@ -129,17 +137,17 @@ def form(book: Book) -> None:
     v = book.vector("manifest", "fp16", "The manifest's form, once it is verified")
     as_text = PAYLOAD.decode()
     for name, change in (
-        ("twice", as_text.replace("{", '{"kind":"recall",', 1)),
-        ("float", {**RECALL, "sequence": 9.0}),
-        ("nan", {**RECALL, "revision": float("nan")}),
-        ("negative", {**RECALL, "revision": -1}),
-        ("text", {**RECALL, "sequence": "9"}),
-        ("true", {**RECALL, "sequence": True}),
-        ("large", {**RECALL, "revision": 1_000_001}),
+        ("twice", as_text.replace("{", '{"kind":"revocation",', 1)),
+        ("float", {**REVOCATION, "sequence": 9.0}),
+        ("nan", {**REVOCATION, "revision": float("nan")}),
+        ("negative", {**REVOCATION, "revision": -1}),
+        ("text", {**REVOCATION, "sequence": "9"}),
+        ("true", {**REVOCATION, "sequence": True}),
+        ("large", {**REVOCATION, "revision": 1_000_001}),
         ("deep", as_text.replace("{", '{"also":' + "[" * 16 + "]" * 16 + ",", 1)),
-        ("format", {**RECALL, "format": "sdlora-edge/packet/1"}),
-        ("content", {**RECALL, "content": sha256(b"")}),
-        ("kind", {**RECALL, "kind": "reset"}),
+        ("format", {**REVOCATION, "format": "sdlora-edge/packet/1"}),
+        ("content", {**REVOCATION, "content": sha256(b"")}),
+        ("kind", {**REVOCATION, "kind": "reset"}),
         ("list", f"[{as_text}]"),
     ):
         v(f"manifest-{name}", 3, manifest(change))
@@ -153,7 +161,9 @@ def changed_after(data: bytes) -> bytes:
     return joined(dump_json(envelope).decode(), table, changed)
 
 
-def tabled(data: bytes, change: Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]) -> bytes:
+def tabled(
+    data: bytes, change: Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]
+) -> bytes:
     """The same manifest around another table and other data, signed again."""
     _, payload, table, found = split(data)
     table, found = change(table, found)
@@ -178,7 +188,9 @@ def shifted(by_bytes: int) -> Callable[[dict[str, Any], bytes], tuple[dict[str, 
         last = max(table, key=lambda name: table[name]["data_offsets"][1])
         begin, end = table[last]["data_offsets"]
         entry = {**table[last], "data_offsets": [begin + by_bytes, end + by_bytes]}
-        return {**table, last: entry}, found[:begin] + b"\0" * by_bytes + found[begin + max(0, -by_bytes) :]
+        return {**table, last: entry}, found[:begin] + b"\0" * by_bytes + found[
+            begin + max(0, -by_bytes) :
+        ]
 
     return change
 
@@ -207,7 +219,9 @@ def content(book: Book) -> None:
     v(
         "tensors-overlap",
         3,
-        tabled(draft(good, lambda d: d.arrays[old + "step"].flat.__setitem__(0, last)), shifted(-1)),
+        tabled(
+            draft(good, lambda d: d.arrays[old + "step"].flat.__setitem__(0, last)), shifted(-1)
+        ),
     )
     v("tensors-end", 3, tabled(good, lambda table, found: (table, found + b"\0")))
     v(
@@ -263,11 +277,17 @@ def content(book: Book) -> None:
         "delta-text": of_task(deltas=["1"]),
         "revision-too-large": of_task(revision=1_000_001),
         "tensor-unknown": lambda d: d.arrays.update({"1.head.new.scale": np.ones(1, np.float32)}),
-        "tensor-of-another-task": lambda d: d.arrays.update({"2.qkv.q.A": d.arrays[A], "2.qkv.q.B": d.arrays[B]}),
+        "tensor-of-another-task": lambda d: d.arrays.update(
+            {"2.qkv.q.A": d.arrays[A], "2.qkv.q.B": d.arrays[B]}
+        ),
         "tensor-missing": lambda d: d.arrays.pop(B),
         "head-missing": lambda d: d.arrays.pop(old + "bias"),
-        "projection-unknown": lambda d: d.arrays.update({"1.qkv.k.A": d.arrays[A], "1.qkv.k.B": d.arrays[B]}),
-        "rank-0": lambda d: d.arrays.update({A: np.zeros((0, 36), half), B: np.zeros((8, 0), half)}),
+        "projection-unknown": lambda d: d.arrays.update(
+            {"1.qkv.k.A": d.arrays[A], "1.qkv.k.B": d.arrays[B]}
+        ),
+        "rank-0": lambda d: d.arrays.update(
+            {A: np.zeros((0, 36), half), B: np.zeros((8, 0), half)}
+        ),
         "ranks-differ": be(B, lambda x: np.tile(x, 2)),
         "dtype-float32": be(A, lambda x: x.astype(np.float32)),
         "dtype-float64": be(A, lambda x: x.astype(np.float64)),

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from book import KEYS, Book, by, damaged, draft, recall, resigned, signed, trust, update
+from book import KEYS, Book, by, damaged, draft, resigned, revocation, signed, trust, update
 from curve import PRIME, mirrored, of_mixed_order, public
 from forge import Draft, split
 from network import PROJECTIONS, Chain, Export
 
-from sdlora_edge import orders
-from sdlora_edge.canonical import dump_json, sha256
+from sdlora_edge.formats import control
+from sdlora_edge.formats.canonical import dump_json, sha256
 
 STEP = 2.0**-24
 """of magnitudes"""
@@ -21,7 +21,9 @@ ALL = {p.name: 1 for p in PROJECTIONS}
 
 BASE = Chain.base("vectors", "fp16")
 ONE = BASE.then("birds", ["dove", "emu"], [1.0], {"mix": 2, "qkv.q": 1, "qkv.v": 2})
-TWO = ONE.then("insects", ["K\u00e4fer"], [-0.625, 1 + STEP], {"mix": 1, "qkv.v": 1}, changed=[0, 2, 3])
+TWO = ONE.then(
+    "insects", ["K\u00e4fer"], [-0.625, 1 + STEP], {"mix": 1, "qkv.v": 1}, changed=[0, 2, 3]
+)
 THREE = TWO.then("more of the same", [], [0.0, 1023 * STEP, 0.5], ALL, changed=[5])
 FOUR = THREE.then("head alone", ["fox"], [STEP, -STEP, 0.0, 1.0])
 AGAIN = ONE.then("insects", ["Grille"], [0.25, 0.75], ALL, changed=[1])
@@ -33,7 +35,9 @@ SMALL = BASE.then("small", ["dove"], [1.0], {"qkv.q": 1}, changed=[0, 2])
 
 OWN_BASE = Chain.base("own magnitudes", "fp16")
 OWN_ONE = OWN_BASE.then("birds", ["dove"], [[1.0, -0.5, 0.25]], ALL)
-OWN_TWO = OWN_ONE.then("insects", ["midge"], [[0.125, 0.5, -1.0], [1.0, 0.0, 0.75]], ALL, changed=[1, 3])
+OWN_TWO = OWN_ONE.then(
+    "insects", ["midge"], [[0.125, 0.5, -1.0], [1.0, 0.0, 0.75]], ALL, changed=[1, 3]
+)
 
 LATE_BASE = Chain.base("late", "int8")
 LATE_ONE = LATE_BASE.then("birds", ["dove"], [1.0], ALL)
@@ -65,14 +69,18 @@ def deltas(value: list[Any]) -> Callable[[Draft], object]:
 
 
 def tasks(book: Book) -> None:
-    v = book.vector("tasks", "fp16", "Deltas of 0, 1, 2^-24, about 6.1e-05 and below 0; known rows with gaps")
+    v = book.vector(
+        "tasks", "fp16", "Deltas of 0, 1, 2^-24, about 6.1e-05 and below 0; known rows with gaps"
+    )
     v("1", ONE, update(ONE))
     v("1", 7)
     v("2", TWO, update(TWO))
     v("3", THREE, update(THREE, count=1))
     v("4", FOUR, update(FOUR))
     v("4", 7)
-    v = book.vector("held", "fp16", "A packet that the device holds is applied already, wherever it stands")
+    v = book.vector(
+        "held", "fp16", "A packet that the device holds is applied already, wherever it stands"
+    )
     v("1", ONE)
     v("2", TWO)
     v("1", 7)
@@ -83,15 +91,21 @@ def tasks(book: Book) -> None:
         v(f"{encoding}-1", one, update(one))
         two = one.then("insects", ["midge"], [-0.5, 0.75], {"mix": 1}, changed=[2])
         v(f"{encoding}-2", two, update(two))
-    v = book.vector("own-first", "fp16", "The first task gives every projection a magnitude of its own")
+    v = book.vector(
+        "own-first", "fp16", "The first task gives every projection a magnitude of its own"
+    )
     own = BASE.then("birds", ["dove"], [[1.0, -0.5, 0.25]], ALL)
     v("own-first", own, update(own))
-    v = book.vector("own", "own", "Every projection has magnitudes of its own; the bundle is at task 1")
+    v = book.vector(
+        "own", "own", "Every projection has magnitudes of its own; the bundle is at task 1"
+    )
     shared = OWN_ONE.then("insects", ["midge"], [[0.125] * 3, [1.0] * 3], {"qkv.q": 1})
     v("own-shared", 3, draft(update(shared), deltas([0.125, 1.0])))
     v("own-two", 3, draft(update(shared), deltas([[0.125] * 2, [1.0] * 2])))
     v("own-2", OWN_TWO, update(OWN_TWO))
-    v = book.vector("whole-deltas", "fp16", "A delta that the manifest writes as 1 is digested as 1.0")
+    v = book.vector(
+        "whole-deltas", "fp16", "A delta that the manifest writes as 1 is digested as 1.0"
+    )
     v("whole-delta", SMALL, draft(update(SMALL), deltas([1])))
 
 
@@ -111,20 +125,24 @@ def bundles(book: Book) -> None:
     v("late-moved-1", 4, update(LATE_MOVED, "ab"))
     v("late-twin-2", 4, update(LATE_TWIN, "ab", revision=1))
     v("late-2-revised", 5, update(LATE_OTHER, "ab", revision=2))
-    v("late-recall-flashed", 5, recall(LATE_BASE, 2, 1, "ab"))
+    v("late-revocation-flashed", 5, revocation(LATE_BASE, 2, 1, "ab"))
     v("late-canary-fails", 6, update(LATE_THREE, "ab", revision=1, off=0.03))
     v("late-canary-near", LATE_THREE, update(LATE_THREE, "ab", revision=1, off=0.01))
     v = book.vector("late-keys", "late", "The same bundle: both keys have signed")
-    v("late-recall-older", LATE_TWO, recall(LATE_BASE, 2, 0, "ab"))
+    v("late-revocation-older", LATE_TWO, revocation(LATE_BASE, 2, 0, "ab"))
     v("late-3", LATE_THREE, update(LATE_THREE, "ab", revision=1))
-    v = book.vector("room", "room", "Room for five classes; weights are float16, and constants of the model")
+    v = book.vector(
+        "room", "room", "Room for five classes; weights are float16, and constants of the model"
+    )
     v("room-1", ROOM_ONE, update(ROOM_ONE))
     v("room-2-too-large", 5, update(ROOM_LARGE))
     v("room-2", ROOM_TWO, update(ROOM_TWO))
 
 
 def order(book: Book) -> None:
-    v = book.vector("order", "fp16", "Out of order, replay, fork, another lineage, a squash from elsewhere")
+    v = book.vector(
+        "order", "fp16", "Out of order, replay, fork, another lineage, a squash from elsewhere"
+    )
     v("2", 5)
     v("int8-1", 5)
     v("1", ONE)
@@ -140,7 +158,9 @@ def order(book: Book) -> None:
     v("squash-1-2", 7)
     v("1", 7)
     v("3", THREE)
-    v = book.vector("rollback", "fp16", "What was rolled back by hand comes back in a newer revision alone")
+    v = book.vector(
+        "rollback", "fp16", "What was rolled back by hand comes back in a newer revision alone"
+    )
     v("1", ONE)
     v("2", TWO)
     v("3", THREE)
@@ -155,23 +175,23 @@ def order(book: Book) -> None:
         "fp16",
         "A revocation takes a task back for good; a newer revision of it may come",
     )
-    v("recall-0", 3, draft(recall(BASE, 2, 0), lambda d: d.manifest.update(sequence=0)))
-    v("recall-other", 5, recall(LATE_BASE, 2, 0))
-    v("recall-field", 3, draft(recall(BASE, 2, 0), lambda d: d.manifest.update(also=1)))
+    v("revocation-0", 3, draft(revocation(BASE, 2, 0), lambda d: d.manifest.update(sequence=0)))
+    v("revocation-other", 5, revocation(LATE_BASE, 2, 0))
+    v("revocation-field", 3, draft(revocation(BASE, 2, 0), lambda d: d.manifest.update(also=1)))
     v(
-        "recall-lineage",
+        "revocation-lineage",
         3,
-        draft(recall(BASE, 2, 0), lambda d: d.manifest.update(lineage=BASE.lineage.upper())),
+        draft(revocation(BASE, 2, 0), lambda d: d.manifest.update(lineage=BASE.lineage.upper())),
     )
     v("1", ONE)
     v("2", TWO)
     v("3", THREE)
-    v("recall", ONE, recall(BASE, 2, 0))
-    v("recall", 7)
-    v("recall-3-0", 7, recall(BASE, 3, 0))
+    v("revocation", ONE, revocation(BASE, 2, 0))
+    v("revocation", 7)
+    v("revocation-3-0", 7, revocation(BASE, 3, 0))
     v("2", 4)
     v("squash", AGAIN_THREE, update(AGAIN_THREE, tasks=2, revision=1))
-    v("recall-3-1", ONE, recall(BASE, 3, 1))
+    v("revocation-3-1", ONE, revocation(BASE, 3, 1))
     v("squash", 4)
     v("2-revised", 4)
     v = book.vector(
@@ -179,7 +199,7 @@ def order(book: Book) -> None:
         "fp16",
         "A revocation holds for packets that the device has not seen yet",
     )
-    v("recall", BASE)
+    v("revocation", BASE)
     v("squash-1-2", 4)
     v("1", ONE)
     v("2", 4)
@@ -190,37 +210,39 @@ def order(book: Book) -> None:
     v("2-other-5", 4, update(TWO, revision=5))
     v.rollback(ONE)
     v("2", 4)
-    v("recall-2-4", 7, recall(BASE, 2, 4))
+    v("revocation-2-4", 7, revocation(BASE, 2, 4))
 
 
 def keys(book: Book) -> None:
     new = trust("bc", 2, 2)
-    v = book.vector("keys", "fp16", "From a to two of b and c, on to a: old and new keys sign, versions rise")
+    v = book.vector(
+        "keys", "fp16", "From a to two of b and c, on to a: old and new keys sign, versions rise"
+    )
     v("1", ONE)
-    v("keys-by-old", 4, orders.build_trust(new, by("a")))
-    v("keys-by-new", 4, orders.build_trust(new, by("bc")))
-    v("keys-by-old-and-one-new", 4, orders.build_trust(new, by("ab")))
-    v("keys-version-1", 4, orders.build_trust(trust("b"), by("ab")))
+    v("keys-by-old", 4, control.build_trust(new, by("a")))
+    v("keys-by-new", 4, control.build_trust(new, by("bc")))
+    v("keys-by-old-and-one-new", 4, control.build_trust(new, by("ab")))
+    v("keys-version-1", 4, control.build_trust(trust("b"), by("ab")))
     v("2-by-b-and-c", 4, update(TWO, "bc"))
-    v("keys", ONE, orders.build_trust(new, by("abc")), trust_version=2)
+    v("keys", ONE, control.build_trust(new, by("abc")), trust_version=2)
     v("keys", 7)
     v("keys-by-new", 7)
     v("1", 7)
     v("2", 4)
     v("2-by-b", 4, update(TWO, "b"))
     v("2-by-b-and-c", TWO)
-    v("recall", 4)
+    v("revocation", 4)
     v.rollback(ONE)
-    v("keys-3", ONE, orders.build_trust(trust("a", 1, 3), by("abc")), trust_version=3)
+    v("keys-3", ONE, control.build_trust(trust("a", 1, 3), by("abc")), trust_version=3)
     v("keys", 7)
-    v("keys-2-other", 4, orders.build_trust(trust("d", 1, 2), by("ad")))
+    v("keys-2-other", 4, control.build_trust(trust("d", 1, 2), by("ad")))
     v("2-revised", AGAIN)
     v = book.vector(
         "one-of-two",
         "fp16",
         "One of two keys suffices; a wrong signature of the other one does no harm",
     )
-    v("keys-one-of-two", BASE, orders.build_trust(trust("ab", 1, 2), by("a")), trust_version=2)
+    v("keys-one-of-two", BASE, control.build_trust(trust("ab", 1, 2), by("a")), trust_version=2)
     v("1-by-bad-a-and-b", ONE, damaged(update(ONE, "ab"), "a"))
     v = book.vector("keys-malformed", "fp16", "Keys that are not written as they must be")
     changes: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -232,15 +254,19 @@ def keys(book: Book) -> None:
         "keyid": lambda t: t.update(keys={"0" * 64: t["keys"].popitem()[1], **t["keys"]}),
         "scheme": lambda t: [key.update(scheme="ed448") for key in t["keys"].values()],
     }
-    good = orders.build_trust(new, by("abc"))
+    good = control.build_trust(new, by("abc"))
     for name, change in changes.items():
         v(f"keys-{name}", 3, draft(good, lambda d, c=change: c(d.manifest["trust"]), "abc"))
     shouted = KEYS["b"].public_key.keyval["public"].upper()
     v("keys-upper-case", 3, rotation(shouted, lambda payload: signed(payload, "b")["sig"]))
     v("keys-manifest-field", 3, draft(good, lambda d: d.manifest.update(also=1), "abc"))
     v("keys-tensor", 3, draft(good, lambda d: d.arrays.update(x=np.zeros(2, np.float32)), "abc"))
-    v = book.vector("keys-unsafe", "fp16", "Keys for which everybody can sign, and one with a field more")
-    more = draft(good, lambda d: [key.update(also=1) for key in d.manifest["trust"]["keys"].values()], "abc")
+    v = book.vector(
+        "keys-unsafe", "fp16", "Keys for which everybody can sign, and one with a field more"
+    )
+    more = draft(
+        good, lambda d: [key.update(also=1) for key in d.manifest["trust"]["keys"].values()], "abc"
+    )
     v("keys-key-field", 3, more)
     v("keys-neutral", 3, rotation(point(1), lambda payload: FOR_EVERYBODY))
     v("keys-not-canonical", 3, rotation(point(PRIME + 1), lambda payload: FOR_EVERYBODY))
@@ -266,6 +292,8 @@ def rotation(key: str, sign: Callable[[bytes], str]) -> bytes:
     keyid = sha256(dump_json({"keytype": "ed25519", "public": key, "scheme": "ed25519"}))
     keys = {keyid: {"keytype": "ed25519", "keyval": {"public": key}, "scheme": "ed25519"}}
     named = {"version": 2, "threshold": 1, "keys": keys}
-    data = draft(orders.build_trust(trust("b", 1, 2), by("a")), lambda d: d.manifest.update(trust=named))
+    data = draft(
+        control.build_trust(trust("b", 1, 2), by("a")), lambda d: d.manifest.update(trust=named)
+    )
     own = {"keyid": keyid, "sig": sign(split(data)[1])}
     return resigned(data, lambda signatures: [*signatures, own])

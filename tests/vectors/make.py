@@ -18,8 +18,8 @@ from book import Book
 from faults import content, form, signatures
 from lives import bundles, exports, keys, order, tasks
 
-from sdlora_edge.container import FORMAT
-from sdlora_edge.packet import SUFFIX
+from sdlora_edge.formats.container import FORMAT
+from sdlora_edge.formats.packet import SUFFIX
 
 
 def main(folder: Path) -> None:

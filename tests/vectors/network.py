@@ -17,8 +17,10 @@ import safetensors.numpy
 from onnx import TensorProto, helper, numpy_helper
 from sdlora_edge.export.onnx import OPSET, WEIGHTS, _store_externally
 
-from sdlora_edge import bundle, encoding, files, signing
-from sdlora_edge.bundle import (
+from sdlora_edge.device.engines import with_room
+from sdlora_edge.device.engines.onnx_runtime import MODEL
+from sdlora_edge.formats import bundle, encoding, signing
+from sdlora_edge.formats.bundle import (
     CONSTANTS,
     FACTORS,
     HEAD_BIAS,
@@ -28,13 +30,12 @@ from sdlora_edge.bundle import (
     TRUST,
     Manifest,
 )
-from sdlora_edge.canonical import dump_json, sha256, tensors_digest
-from sdlora_edge.device import canary
-from sdlora_edge.device.engines import with_room
-from sdlora_edge.device.engines.onnx import MODEL
-from sdlora_edge.device.preprocessing import Preprocessing
-from sdlora_edge.encoding import Factors, HeadRows
+from sdlora_edge.formats.canonical import dump_json, sha256, tensors_digest
+from sdlora_edge.formats.encoding import Factors, HeadRows
+from sdlora_edge.inputs import canary
+from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.state import Projection, TaskState, TaskUpdate, advance, factor_tensors, lineage_id
+from sdlora_edge.storage import atomic
 
 PREPROCESSING = Preprocessing(4, 4, "bilinear", (0.5, 0.375, 0.25), (0.5, 0.25, 0.125))
 PROJECTIONS = (
@@ -51,7 +52,9 @@ SEED = 7
 def drawn(label: str, *shape: int) -> np.ndarray:
     """float32, multiples of 1/32 between -1 and 1."""
     stream = hashlib.shake_256(f"sdlora-edge vectors {label}".encode()).digest(int(np.prod(shape)))
-    return ((np.frombuffer(stream, np.uint8) % 63).astype(np.float32).reshape(shape) - 31) / np.float32(32)
+    return (
+        (np.frombuffer(stream, np.uint8) % 63).astype(np.float32).reshape(shape) - 31
+    ) / np.float32(32)
 
 
 UNUSUAL = {
@@ -77,7 +80,9 @@ class Chain:
         """Another `name` is another lineage."""
         weight, bias = drawn("head", len(CLASSES), FEATURES) / 2, drawn("bias", len(CLASSES))
         lineage = lineage_id(sha256(name.encode()), PROJECTIONS, encoding, weight, bias)
-        return cls(encoding, (TaskState(0, "base", lineage, CLASSES, np.zeros(0), weight, bias, {}),))
+        return cls(
+            encoding, (TaskState(0, "base", lineage, CLASSES, np.zeros(0), weight, bias, {}),)
+        )
 
     @property
     def state(self) -> TaskState:
@@ -112,10 +117,14 @@ class Chain:
                     drawn(f"{name} {p.name} A", rank, p.columns),
                     drawn(f"{name} {p.name} B", p.stop - p.start, rank),
                 )
-                factors[p.name] = encoding.encode(Factors(A / np.float32(3), B / np.float32(5)), self.encoding)
+                factors[p.name] = encoding.encode(
+                    Factors(A / np.float32(3), B / np.float32(5)), self.encoding
+                )
                 factors[p.name].stored["A"].flat[:2] = UNUSUAL[self.encoding]
         number = len(self.states)
-        update = TaskUpdate(number, name, tuple(classes), np.array(deltas, np.float64), head, factors)
+        update = TaskUpdate(
+            number, name, tuple(classes), np.array(deltas, np.float64), head, factors
+        )
         return replace(
             self,
             states=(*self.states, advance(self.state, update)),
@@ -129,7 +138,9 @@ class Chain:
             for row, update in zip(self.state.magnitudes, self.updates, strict=True):
                 if f := update.factors.get(p.name):
                     alpha = np.float32(row[i] if np.ndim(row) else row).astype(np.float64)
-                    merged[p.tensor][p.start : p.stop] += alpha * (f.B.astype(np.float64) @ f.A.astype(np.float64))
+                    merged[p.tensor][p.start : p.stop] += alpha * (
+                        f.B.astype(np.float64) @ f.A.astype(np.float64)
+                    )
         return merged
 
     def logits(self, seed: int, count: int = 2) -> np.ndarray:
@@ -137,7 +148,9 @@ class Chain:
         hidden = canary.inputs(seed, PREPROCESSING, count).astype(np.float64).reshape(count, -1)
         for w in self.weights().values():
             hidden = np.maximum(hidden @ w.T, 0)
-        return (hidden @ self.state.head_weight.astype(np.float64).T + self.state.head_bias).astype(np.float32)
+        return (hidden @ self.state.head_weight.astype(np.float64).T + self.state.head_bias).astype(
+            np.float32
+        )
 
     def expected(self, dtype: str = "float32") -> dict[str, Any]:
         """What docs/packet.md says that vectors.json says of a state; dtype: of the bundle's weights."""
@@ -149,7 +162,9 @@ class Chain:
         }
         return {
             "classes": list(self.state.classes),
-            "head": tensors_digest({HEAD_WEIGHT: self.state.head_weight, HEAD_BIAS: self.state.head_bias}),
+            "head": tensors_digest(
+                {HEAD_WEIGHT: self.state.head_weight, HEAD_BIAS: self.state.head_bias}
+            ),
             "factors": tensors_digest(factors),
             "weights": {name: fingerprint(w.astype(dtype)) for name, w in self.weights().items()},
         }
@@ -185,12 +200,16 @@ class Export:
             self.dtype,
             bool(self.capacity),
         )
-        stored = {f"{u.task}.{n}": t for u in self.chain.updates for n, t in factor_tensors(u.factors).items()}
-        files.write(
+        stored = {
+            f"{u.task}.{n}": t
+            for u in self.chain.updates
+            for n, t in factor_tensors(u.factors).items()
+        }
+        atomic.write(
             folder / FACTORS,
             safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in stored.items()}),
         )
-        files.write(folder / TRUST, dump_json(self.trust.to_dict()))
+        atomic.write(folder / TRUST, dump_json(self.trust.to_dict()))
         expected: dict[str, Any] = {"seed": SEED, "logits": self.chain.logits(SEED).tolist()}
         if self.canary_tolerance is not None:
             expected["tolerance"] = self.canary_tolerance
@@ -208,7 +227,9 @@ class Export:
             encoding=self.chain.encoding,
             classes=state.classes,
             magnitudes=tuple(state.magnitudes.tolist()),
-            preprocessing={name: getattr(PREPROCESSING, name) for name in PREPROCESSING.__dataclass_fields__},
+            preprocessing={
+                name: getattr(PREPROCESSING, name) for name in PREPROCESSING.__dataclass_fields__
+            },
             projections=PROJECTIONS,
             weights=places,
             canary=expected,
@@ -216,20 +237,34 @@ class Export:
             files={path.name: bundle.describe(path) for path in sorted(folder.iterdir())},
             revisions=self.revisions,
         )
-        files.write(folder / MANIFEST, manifest.to_json())
+        atomic.write(folder / MANIFEST, manifest.to_json())
 
 
-def write_model(weights: Mapping[str, np.ndarray], folder: Path, dtype: str, constants: bool) -> dict[str, dict[str, Any]]:
+def write_model(
+    weights: Mapping[str, np.ndarray], folder: Path, dtype: str, constants: bool
+) -> dict[str, dict[str, Any]]:
     """The network for ONNX Runtime. Returns the manifest's `weights`."""
-    stored = {name: w.astype(np.float32 if name == HEAD_BIAS else dtype) for name, w in weights.items()}
+    stored = {
+        name: w.astype(np.float32 if name == HEAD_BIAS else dtype) for name, w in weights.items()
+    }
     inputs = [helper.make_tensor_value_info("pictures", TensorProto.FLOAT, ["batch", 3, 4, 4])]
     nodes = [helper.make_node("Flatten", ["pictures"], ["hidden.0"], axis=1)]
     for name, array in stored.items():
         nodes.append(helper.make_node("Cast", [name], [f"{name}.float"], to=TensorProto.FLOAT))
         shape = ["classes", *array.shape[1:]] if name in (HEAD_WEIGHT, HEAD_BIAS) else array.shape
-        inputs += [] if constants else [helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), shape)]
+        inputs += (
+            []
+            if constants
+            else [
+                helper.make_tensor_value_info(
+                    name, helper.np_dtype_to_tensor_dtype(array.dtype), shape
+                )
+            ]
+        )
     for i, name in enumerate(SHAPES):
-        nodes.append(helper.make_node("Gemm", [f"hidden.{i}", f"{name}.float"], [f"sum.{i}"], transB=1))
+        nodes.append(
+            helper.make_node("Gemm", [f"hidden.{i}", f"{name}.float"], [f"sum.{i}"], transB=1)
+        )
         nodes.append(helper.make_node("Relu", [f"sum.{i}"], [f"hidden.{i + 1}"]))
     head = [f"hidden.{len(SHAPES)}", f"{HEAD_WEIGHT}.float", f"{HEAD_BIAS}.float"]
     nodes.append(helper.make_node("Gemm", head, ["logits"], transB=1))
@@ -240,10 +275,12 @@ def write_model(weights: Mapping[str, np.ndarray], folder: Path, dtype: str, con
             ["batch", len(stored[HEAD_BIAS]) if constants else "classes"],
         )
     ]
-    initial = [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in stored.items()]
+    initial = [
+        numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in stored.items()
+    ]
     graph = helper.make_graph(nodes, "vectors", inputs, outputs, initial)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     places = _store_externally(model.graph, list(stored), folder / WEIGHTS)
-    files.write(folder / MODEL, model.SerializeToString(deterministic=True))
+    atomic.write(folder / MODEL, model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(folder / MODEL))
     return places

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle
 from ...errors import InputError, UsageError
+from ...formats.bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle
 from ...shortage import verdict
 
 GROUP = "sdlora_edge.engines"
-BUILT_IN = {"onnx": "OnnxEngine", "executorch": "ExecutorchEngine"}
-"""{target, and the module here: class}"""
+BUILT_IN = {"onnx": "onnx_runtime:OnnxEngine", "executorch": "executorch_runtime:ExecutorchEngine"}
+"""{target: module here, and class}"""
 RUNTIMES = {"onnx": "onnxruntime", "executorch": "executorch"}
 """{target: the distribution that runs it}"""
 UNUSED = -1e30
@@ -59,7 +59,9 @@ class Engine(ABC):
     @classmethod
     def without_running(cls, bundle: Bundle, workspace: Path) -> Engine:
         """The same engine where its runtime is not installed. Raises UsageError where nothing could be done without it."""
-        raise UsageError(f"target {bundle.manifest.target} has no use for --unproved: its updates are proved on this device")
+        raise UsageError(
+            f"target {bundle.manifest.target} has no use for --unproved: its updates are proved on this device"
+        )
 
     def published(self, loaded: Any) -> bool:
         """Whether programs beside this one know of it already: then `publish` has nothing to do, and needs no lock."""
@@ -77,15 +79,22 @@ def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = 
     target = bundle.manifest.target
     others = {entry.name: entry for entry in entry_points(group=GROUP)}
     if target in BUILT_IN:
-        found: type[Engine] = getattr(import_module(f".{target}", __name__), BUILT_IN[target])
+        module, name = BUILT_IN[target].split(":")
+        found: type[Engine] = getattr(import_module(f".{module}", __name__), name)
     elif target in others:
         try:
             found = others[target].load()
         except Exception as error:  # whatever another package does when it is imported
-            raise verdict(error, InputError(f"the engine for target {target!r} cannot be loaded: {error}")) from error
+            raise verdict(
+                error, InputError(f"the engine for target {target!r} cannot be loaded: {error}")
+            ) from error
     else:
-        raise InputError(f"no engine for target {target!r}: this device has {', '.join(sorted({*BUILT_IN, *others}))}")
-    return found.without_running(bundle, workspace) if unproved else found(bundle, threads, workspace)
+        raise InputError(
+            f"no engine for target {target!r}: this device has {', '.join(sorted({*BUILT_IN, *others}))}"
+        )
+    return (
+        found.without_running(bundle, workspace) if unproved else found(bundle, threads, workspace)
+    )
 
 
 def with_room(name: str, weight: np.ndarray, capacity: int) -> np.ndarray:

@@ -1,0 +1,95 @@
+"""The whole loop after training, with host and device compared after every packet, and the demo that runs it on digits."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .errors import UsageError
+from .train.config import resolve
+
+if TYPE_CHECKING:
+    from .device.device import Device
+    from .train.loop import Report
+    from .train.run import Run
+
+
+def run_demo(out: Path, report: Report) -> dict[str, Any]:
+    """Train the embedded default, export its base session, ship its three tasks, and score host and device.
+
+    `out` is made anew. Raises UsageError if it holds something that no demo left there.
+    """
+    marker = out / ".sdlora-edge-demo"
+    if out.exists() and not marker.exists():
+        raise UsageError(f"{out} exists and was not made by a demo: choose another --out")
+    from .train.loop import train  # torch, which takes seconds, comes after the check
+
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    marker.touch()
+    run = train(resolve(None, {}), out / "runs" / "demo", report)
+    shipped = ship(run, out, 0)
+    last = shipped["tasks"][-1]
+    return {
+        "host_accuracy": last["host_accuracy"],
+        "device_accuracy": last["device_accuracy"],
+        "packets": len(shipped["tasks"]) - 1,
+        "packet_bytes": sum(row["packet_bytes"] for row in shipped["tasks"]),
+        "model_bytes": shipped["model_bytes"],
+    }
+
+
+def ship(run: Run, out: Path, task: int) -> dict[str, Any]:
+    """Export the state after `task`, apply every later task to a device as a packet, and compare over ALL test images.
+
+    The device gets the images as a camera would hand them over and prepares them itself. Returns {"tasks": [{"task",
+    "host_accuracy", "device_accuracy", "packet_bytes", "apply_ms", "max_logit_difference", "same_top", "images"}],
+    "model_bytes"}; the first entry is the bundle itself, with packet_bytes and apply_ms 0.
+    """
+    from .device.device import Device
+    from .export.bundles import export_bundle
+    from .export.packets import build_packets
+    from .formats import signing
+
+    private, public = signing.new_key("loop", out / "keys")
+    exported = export_bundle(run, out / "bundle", task, [str(public)])
+    packets = build_packets(run.path, out / "bundle", private, out=out / "packets")
+    device = Device.init(out / "bundle", out / "store")
+    rows = [_compare(run, device, task) | {"packet_bytes": 0, "apply_ms": 0.0}]
+    for built in packets:
+        applied = device.apply(built["file"])
+        shown = {"packet_bytes": built["bytes"], "apply_ms": applied["apply_ms"]}
+        rows.append(_compare(run, device, built["task"]) | shown)
+    return {"tasks": rows, "model_bytes": exported["model_bytes"]}
+
+
+def _compare(run: Run, device: Device, task: int) -> dict[str, Any]:
+    from .export.parity import BATCH, compare, host_logits
+    from .train import splits
+    from .train.score import test_images_by_class
+
+    by_class = test_images_by_class(run, task)
+    classes = run.states[task].classes
+    known = [c for c in classes if c in by_class]
+    decoded = splits.decode(by_class, known, run.preprocessing, need=False)
+    inputs = run.preprocessing.normalise(decoded.pixels)
+    reference = host_logits(run, task, inputs)
+    images = [p.open() for c in known for p in by_class[c]]
+    predictions = device.predict(images)
+    truth = np.array([i for i, c in enumerate(classes) if c in by_class for _ in by_class[c]])
+    answers = np.array([classes.index(p.top[0][0]) for p in predictions])
+    batches = range(0, len(inputs), BATCH)
+    parity = compare(
+        np.concatenate([device.logits(inputs[i : i + BATCH]) for i in batches]), reference
+    )
+    return {
+        "task": task,
+        "host_accuracy": float((reference.argmax(axis=1) == truth).mean()),
+        "device_accuracy": float((answers == truth).mean()),
+        "max_logit_difference": parity.difference,
+        "same_top": int((answers == reference.argmax(axis=1)).sum()),
+        "images": len(truth),
+    }

@@ -1,0 +1,124 @@
+"""ONNX Runtime. Where weights are inputs, one session serves for ever and an update feeds other values; where they are constants,
+an update makes a session beside the old one, with the new values in place of those in the file."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ...errors import InputError, UsageError
+from ...formats.bundle import CONSTANTS, DTYPES, HEAD_BIAS, Bundle
+from ...platforms import cannot_import
+from ...shortage import verdict
+from . import Engine, with_room
+
+try:
+    import onnxruntime as ort
+except ImportError as error:
+    raise verdict(error, InputError(cannot_import(error))) from error
+
+MODEL = "model.onnx"
+CONFIG = "SDLORA_EDGE_ONNX_CONFIG"
+"""environment variable: more entries of the session's configuration, as NAME=VALUE with spaces between"""
+CRASHES = (1, 23), (1, 30)
+"""ONNX Runtime from the first version to below the second: a session with float16 inputs that have defaults dies (SIGSEGV) when
+it opens with ORT_ENABLE_ALL. ORT_ENABLE_EXTENDED gives the same logits (docs/platforms.md)."""
+ERROR_LEVEL = 3  # below it ONNX Runtime warns once per overridable initializer
+
+
+class _Loaded(NamedTuple):
+    session: ort.InferenceSession
+    feed: dict[str, ort.OrtValue]
+    """what the session is fed beside the images"""
+    classes: int
+
+
+class OnnxEngine(Engine):
+    def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
+        self._path = bundle.path / MODEL
+        self._threads = threads
+        self._capacity = bundle.manifest.capacity
+        self._dtypes = {
+            name: DTYPES[entry["dtype"]] for name, entry in bundle.manifest.weights.items()
+        }
+        if bundle.manifest.precision == "int8-dynamic" and platform.machine() == "aarch64":
+            self.advice = f"if this processor has SME, set {CONFIG}=mlas.disable_kleidiai=1 in the environment"
+        self._session = None if bundle.manifest.weights_as == CONSTANTS else self._open({})
+
+    def load(self, weights: Mapping[str, np.ndarray]) -> _Loaded:
+        values = {  # neither step copies an array that is of the right kind already: an OrtValue refers to numpy's memory
+            name: ort.OrtValue.ortvalue_from_numpy(
+                np.ascontiguousarray(with_room(name, array, self._capacity), self._dtypes[name])
+            )
+            for name, array in weights.items()
+        }
+        session, feed = (self._session, values) if self._session else (self._open(values), {})
+        return _Loaded(session, feed, len(weights[HEAD_BIAS]))
+
+    def run(self, loaded: _Loaded, inputs: np.ndarray) -> np.ndarray:
+        feed = {
+            "pictures": ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(inputs)),
+            **loaded.feed,
+        }
+        logits = np.asarray(loaded.session.run_with_ort_values(["logits"], feed)[0].numpy())
+        return logits[:, : loaded.classes]
+
+    def _open(self, constants: dict[str, ort.OrtValue]) -> ort.InferenceSession:
+        """A session with these values in place of the file's own; shapes are checked by ONNX Runtime."""
+        options = self._options(fixed=bool(constants))
+        if constants:
+            options.add_external_initializers(list(constants), list(constants.values()))
+        try:
+            session = ort.InferenceSession(
+                str(self._path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common base but Exception
+            raise verdict(
+                error, InputError(f"{self._path}: ONNX Runtime cannot load it: {error}")
+            ) from error
+        overridable = {value.name for value in session.get_overridable_initializers()}
+        if not constants and (unknown := set(self._dtypes) - overridable):
+            raise InputError(
+                f"{MODEL} has no overridable initializer {', '.join(sorted(unknown))}: export it again"
+            )
+        return session
+
+    def _options(self, fixed: bool) -> ort.SessionOptions:
+        """fixed: the weights are constants."""
+        options = ort.SessionOptions()
+        options.log_severity_level = ERROR_LEVEL
+        options.intra_op_num_threads = self._threads
+        # int8 weights are unpacked once, when the session opens: else activations would be rounded to int8 as well
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        for name, value in more_configuration().items():
+            try:
+                options.add_session_config_entry(name, value)
+            except Exception as error:  # as below
+                raise UsageError(
+                    f"{CONFIG}: ONNX Runtime does not take {name[:80]!r}: {error}"
+                ) from error
+        if not fixed and np.float16 in self._dtypes.values() and crashes(ort.__version__):
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        return options
+
+
+def crashes(version: str) -> bool:
+    """Whether this version of ONNX Runtime is one of `CRASHES`."""
+    first, below = CRASHES
+    return first <= tuple(map(int, re.findall(r"\d+", version)[:2])) < below
+
+
+def more_configuration() -> dict[str, str]:
+    """The entries in `CONFIG`. Raises UsageError for one that is malformed."""
+    entries = os.environ.get(CONFIG, "").split()
+    if wrong := [entry for entry in entries if not re.fullmatch("[^=]+=.+", entry)]:
+        raise UsageError(
+            f"{CONFIG} holds {wrong[0]!r}: write NAME=VALUE, with spaces between entries"
+        )
+    return dict(entry.split("=", 1) for entry in entries)

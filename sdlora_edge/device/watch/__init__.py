@@ -1,0 +1,1 @@
+"""The watcher: a folder of packets is applied as they arrive."""

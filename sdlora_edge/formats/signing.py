@@ -1,0 +1,366 @@
+"""Keys, thresholds and envelopes: who may update a device. securesystemslib does the cryptography (Ed25519, DSSE)."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from securesystemslib.dsse import Envelope
+from securesystemslib.exceptions import UnverifiedSignatureError
+from securesystemslib.signer import Key, Signature, SSlibKey
+
+from ..errors import InputError, NothingToDo, StorageError, TrustError, UsageError, naming
+from ..shortage import verdict
+from ..storage import atomic
+from . import ed25519
+from .canonical import dump_json, is_sha256, parse_json, sha256
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from securesystemslib.signer import CryptoSigner
+
+    Signers = Sequence[Path | CryptoSigner]
+
+log = logging.getLogger("sdlora_edge")
+MAX_SIGNATURES = 16
+"""and keys: else a packet that all keys have signed would be one that no device reads"""
+PAYLOAD_TYPE = "application/vnd.sdlora-edge.packet+json"
+KEY_FILE_LIMIT = 64 * 1024
+PASSPHRASE = "SDLORA_EDGE_PASSPHRASE"  # noqa: S105 - a variable's name
+SHORTEST, LONGEST = 12, 1023
+"""bytes of a passphrase: PKCS#8 as OpenSSL writes it slows guessing little, and takes no more"""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """The keys a device obeys, how many of them must have signed, and the version: each change of keys has a higher one."""
+
+    keys: tuple[Key, ...]
+    threshold: int
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        _bounded(len(self.keys))
+        if not 1 <= self.threshold <= max(1, len(self.keys)):
+            raise InputError(
+                f"trust: a threshold of {self.threshold} cannot be met by {len(self.keys)} keys"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "threshold": self.threshold,
+            "keys": {key.keyid: key.to_dict() for key in self.keys},
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> Trust:
+        """Raises InputError unless every key is Ed25519 and named by its own digest (so no key counts twice)."""
+        try:
+            _bounded(len(value["keys"]))  # first: to check a key takes milliseconds
+            keys = tuple(_public(keyid, entry) for keyid, entry in value["keys"].items())
+            threshold, version = value["threshold"], value.get("version", 1)
+            if (
+                type(threshold) is not int
+                or type(version) is not int
+                or version < 1
+                or set(value) - {"keys", "threshold", "version"}
+            ):
+                raise ValueError(
+                    f"threshold {threshold!r}, version {version!r}, or more than these"
+                )
+            return cls(keys, threshold, version)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"trust.json does not hold keys and a threshold: {error!r}") from error
+
+
+def _bounded(count: int) -> None:
+    if count > MAX_SIGNATURES:
+        raise InputError(f"{count} keys are trusted, of at most {MAX_SIGNATURES}: name fewer")
+
+
+def _public(keyid: str, entry: dict[str, Any]) -> Key:
+    """The one place where a public key is read. Raises InputError for all but the one form of a sound Ed25519 key."""
+    short, public = keyid[:12], entry["keyval"]["public"]
+    if (entry["keytype"], entry["scheme"]) != ("ed25519", "ed25519"):
+        raise InputError(
+            f"key {short}: {entry['keytype']}/{entry['scheme']} is not Ed25519: make one with sdlora-edge keys new"
+        )
+    if not is_sha256(public):
+        raise InputError(f"key {short}: an Ed25519 public key is 64 hexadecimal digits, lower case")
+    key = SSlibKey(keyid, "ed25519", "ed25519", {"public": public})
+    if entry != key.to_dict():
+        raise InputError(
+            f"key {short}: it has more fields than keytype, scheme and keyval.public: remove them"
+        )
+    if keyid != _keyid(key):
+        raise InputError(f"key {short}: its name is not the digest of the key")
+    if not ed25519.is_key(bytes.fromhex(public)):
+        raise InputError(
+            f"key {short}: {public} is not a sound Ed25519 key, signatures can be made for it without a private key: "
+            "make another with sdlora-edge keys new"
+        )
+    return key
+
+
+def _keyid(key: Key) -> str:
+    return sha256(
+        dump_json({"keytype": key.keytype, "scheme": key.scheme, "public": key.keyval["public"]})
+    )
+
+
+def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[Path, Path]:
+    """Write `<name>.key` (PKCS#8 PEM, mode 0600, encrypted if there is a passphrase) and `<name>.pub` (JSON).
+
+    Raises UsageError if one exists, or the passphrase is too short; StorageError; TrustError for a folder that is open to all.
+    """
+    _signer_class()
+    from cryptography.hazmat.primitives import serialization as pem
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    if not name or name != Path(name).name or name.startswith("."):
+        raise UsageError(f"key name {name!r}: use a plain word, such as factory")
+    private, public = folder / f"{name}.key", folder / f"{name}.pub"
+    for path in (private, public):
+        if path.exists():
+            raise UsageError(
+                f"{path} exists already: choose another name (a key is never overwritten)"
+            )
+    if passphrase is not None and not SHORTEST <= len(passphrase) <= LONGEST:
+        raise UsageError(
+            f"a passphrase of {len(passphrase)} bytes: use between {SHORTEST} and {LONGEST}"
+        )
+    secret = Ed25519PrivateKey.generate()
+    cipher = pem.NoEncryption() if passphrase is None else pem.BestAvailableEncryption(passphrase)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise verdict(error, StorageError(f"{folder} cannot be made: {error.strerror}")) from error
+    _refuse_shared(folder)
+    atomic.write(
+        private, secret.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, cipher), mode=0o600
+    )
+    key = _own(secret)
+    atomic.write(public, dump_json({"keyid": key.keyid, **key.to_dict()}) + b"\n")
+    return private, public
+
+
+def load_public(path: Path) -> Key:
+    """A `.pub` file. Raises InputError."""
+    value = parse_json(atomic.read(path, KEY_FILE_LIMIT), str(path))
+    try:
+        with naming(path):
+            return _public(value.pop("keyid"), value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a public key of ours: {error!r}") from error
+
+
+def passphrase_from_environment(path: Path) -> bytes:
+    """Raises UsageError if the variable SDLORA_EDGE_PASSPHRASE is not set."""
+    if not (found := os.environ.get(PASSPHRASE)):
+        raise UsageError(
+            f"{path} is encrypted: set {PASSPHRASE} to its passphrase, or use a terminal"
+        )
+    return os.fsencode(found)
+
+
+def load_signer(
+    path: Path, passphrase: Callable[[Path], bytes] = passphrase_from_environment
+) -> CryptoSigner:
+    """A `.key` file. passphrase: asked for it, with the file's name, if the file is encrypted.
+
+    Raises InputError (no such key, wrong passphrase), TrustError if other users may change it, UsageError if `cryptography`
+    (extra `host`) is not installed.
+    """
+    signer_class = _signer_class()
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    data = atomic.read(path, KEY_FILE_LIMIT)
+    _refuse_shared(path.resolve().parent, path.parent, path)
+    secret = passphrase(path) if b"BEGIN ENCRYPTED PRIVATE KEY" in data else None
+    try:
+        private = load_pem_private_key(data, secret)
+    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+        if secret is not None:
+            raise InputError(
+                f"{path} cannot be decrypted: give the right passphrase, or an undamaged copy ({error})"
+            ) from error
+        raise InputError(f"{path} is not a private key in PEM form: {error}") from error
+    if not isinstance(private, Ed25519PrivateKey):
+        raise InputError(f"{path} is not an Ed25519 key: packets are signed with Ed25519 only")
+    return signer_class(private, _own(private))
+
+
+def signers_of(keys: Signers) -> list[CryptoSigner]:
+    """Loads those that are `.key` files, with `passphrase_from_environment`."""
+    return [load_signer(key) if isinstance(key, Path) else key for key in keys]
+
+
+def _refuse_shared(*places: Path) -> None:
+    """Raises TrustError for a file that every user may change, or a folder in which every user may replace one."""
+    for place in places if os.name == "posix" else ():
+        with atomic.reading(place):
+            mode = place.stat().st_mode
+        if mode & stat.S_IWOTH and not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
+            raise TrustError(
+                f"every user may write to {place}: run chmod o-w {place}, and make sure that the key is still yours"
+            )
+        if stat.S_ISREG(mode) and mode & 0o077:
+            log.warning(
+                "other users may read %s (mode %o): run chmod 600 %s",
+                place,
+                stat.S_IMODE(mode),
+                place,
+            )
+
+
+def _own(private: Ed25519PrivateKey) -> SSlibKey:
+    key = SSlibKey.from_crypto(private.public_key())
+    return SSlibKey(_keyid(key), key.keytype, key.scheme, key.keyval)
+
+
+def _signer_class() -> type[CryptoSigner]:
+    try:
+        import cryptography  # noqa: F401
+        from securesystemslib.signer import CryptoSigner
+    except ImportError as error:
+        raise UsageError(
+            "keys and signing need the host install: pip install 'sdlora-edge[host]'"
+        ) from error
+    return CryptoSigner
+
+
+def find_key(name: str | None, suffix: str, folder: Path = Path("keys")) -> Path | None:
+    """The key file meant by `name`: a path, or NAME for keys/NAME`suffix`; with no name, the only key in keys/, or None."""
+    if name is not None:
+        for path in (Path(name), folder / f"{name}{suffix}"):
+            if path.is_file():
+                return path
+        raise InputError(
+            f"no key {name!r}: neither a file of that name nor {folder / (name + suffix)} exists"
+        )
+    found = sorted(folder.glob(f"*{suffix}")) if folder.is_dir() else []
+    if len(found) > 1:
+        option = "--key" if suffix == ".key" else "--trust"
+        raise UsageError(
+            f"{folder} holds several keys ({', '.join(p.stem for p in found)}): name the one you mean with {option}"
+        )
+    return found[0] if found else None
+
+
+def sign(payload: bytes, signers: list[CryptoSigner]) -> bytes:
+    """A DSSE envelope around `payload`, as canonical JSON."""
+    envelope = Envelope(payload, PAYLOAD_TYPE, {})
+    for signer in signers:
+        envelope.sign(signer)
+    return dump_json(envelope.to_dict())
+
+
+def countersign(envelope_json: bytes, signers: list[CryptoSigner]) -> bytes:
+    """The same envelope with more signatures. Raises NothingToDo if a key has signed it, and what `verify` raises for its form."""
+    envelope = _envelope(envelope_json)
+    for signer in signers:
+        if signer.public_key.keyid in envelope.signatures:
+            raise NothingToDo(f"key {signer.public_key.keyid[:12]} has signed it already")
+        envelope.sign(signer)
+    signed = dump_json(envelope.to_dict())
+    _envelope(signed)  # a 17th signature would make it one that no device reads
+    return signed
+
+
+def good_signatures(envelope_json: bytes, trust: Trust) -> int:
+    """How many of the trusted keys have signed. Raises what `verify` raises for the envelope's form."""
+    return len(list(_signed_by(_envelope(envelope_json), trust)))
+
+
+def _signed_by(envelope: Envelope, trust: Trust) -> Iterator[Key]:
+    """The trusted keys that have signed. A wrong signature does not count, and does no harm."""
+    signed = envelope.pae()
+    for key in trust.keys:
+        signature = envelope.signatures.get(key.keyid)
+        # without `cryptography` an R that is written in another way would be taken
+        if signature and ed25519.is_canonical(bytes.fromhex(signature.signature)[:32]):
+            with suppress(UnverifiedSignatureError):
+                key.verify_signature(signature, signed)
+                yield key
+
+
+def unsigned(payload: bytes) -> bytes:
+    """An envelope as large as one with a signature, for measuring: its signature is of zeros, and no device takes it."""
+    empty = Signature("0" * 64, "0" * 128)
+    return dump_json(Envelope(payload, PAYLOAD_TYPE, {empty.keyid: empty}).to_dict())
+
+
+def verify(envelope_json: bytes, trust: Trust) -> bytes:
+    """The payload of an envelope that enough trusted keys have signed; nothing in it is looked at before that.
+
+    Raises InputError where it is no canonical envelope, TrustError where the signatures do not suffice.
+    """
+    envelope = _envelope(envelope_json)
+    if not trust.keys:
+        raise TrustError(
+            "this bundle trusts no key: flash the device with a bundle exported with --trust"
+        )
+    if len(list(islice(_signed_by(envelope, trust), trust.threshold))) < trust.threshold:
+        signed_by = ", ".join(sorted(k[:12] for k in envelope.signatures)) or "nobody"
+        trusted = ", ".join(sorted(k.keyid[:12] for k in trust.keys))
+        raise TrustError(
+            f"signature refused: signed by {signed_by}, but {trust.threshold} good signature(s) of {trusted} are needed; "
+            "sign it with more of these keys, or get an undamaged copy"
+        )
+    payload: bytes = envelope.payload
+    return payload
+
+
+def _envelope(envelope_json: bytes) -> Envelope:
+    """The envelope in its one canonical form, its signatures unverified. Raises InputError, TrustError (another purpose)."""
+    value = parse_json(envelope_json, "the envelope")
+    try:
+        for signature in value["signatures"]:
+            sig = base64.b64decode(signature["sig"])
+            whole = len(sig) == 64 and int.from_bytes(sig[32:], "little") < ed25519.ORDER
+            if set(signature) != {"keyid", "sig"} or not is_sha256(signature["keyid"]) or not whole:
+                raise ValueError("a signature is not one of Ed25519, or carries more than itself")
+        if not 1 <= len(value["signatures"]) <= MAX_SIGNATURES:
+            raise ValueError(f"{len(value['signatures'])} signatures")
+        envelope = Envelope.from_dict(value)
+        canonical = dump_json(envelope.to_dict())
+    except Exception as error:  # securesystemslib raises many kinds on malformed input
+        raise verdict(error, InputError(f"the envelope is malformed: {error!r}")) from error
+    if canonical != envelope_json:
+        raise InputError("the envelope is not in canonical form")
+    if envelope.payload_type != PAYLOAD_TYPE:
+        raise TrustError(
+            f"signed for another purpose: {envelope.payload_type!r} is not {PAYLOAD_TYPE!r}"
+        )
+    return envelope
+
+
+def unverified_payload(envelope_json: bytes) -> bytes:
+    """The payload of an envelope WITHOUT any check, for showing to a person. Raises InputError where there is none."""
+    payload: bytes = _unverified(envelope_json).payload
+    return payload
+
+
+def unverified_keyids(envelope_json: bytes) -> list[str]:
+    """Whose signatures an envelope claims to carry; none of them is checked. Raises InputError."""
+    return sorted(keyid for keyid in _unverified(envelope_json).signatures if is_sha256(keyid))
+
+
+def _unverified(envelope_json: bytes) -> Envelope:
+    try:
+        return Envelope.from_dict(parse_json(envelope_json, "the envelope"))
+    except InputError:
+        raise
+    except Exception as error:  # securesystemslib raises many kinds on malformed input
+        raise verdict(error, InputError(f"the envelope is malformed: {error!r}")) from error

@@ -1,0 +1,1 @@
+"""What the model reads: how raw inputs become arrays, and canary inputs. One module for each modality."""

@@ -1,0 +1,47 @@
+"""The canary: inputs made from a seed, by whose outputs a device proves that it computes what the host computed."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from ..errors import HealthError
+from .image import Preprocessing
+
+COUNT = 2
+CELLS = 8
+
+
+def inputs(seed: int, preprocessing: Preprocessing, count: int = COUNT) -> np.ndarray:
+    """float32 (count, 3, size, size): coloured cells of CELLS x CELLS drawn by SHAKE-256, equal on every machine."""
+    size = preprocessing.size
+    stream = hashlib.shake_256(b"sdlora-edge canary %d" % seed).digest(count * CELLS * CELLS * 3)
+    cells = np.frombuffer(stream, np.uint8).reshape(count, CELLS, CELLS, 3)
+    index = np.arange(size) * CELLS // size
+    return preprocessing.normalise(cells[:, index][:, :, index])
+
+
+def largest_difference(logits: np.ndarray, expected: np.ndarray) -> float:
+    """The largest absolute difference, as a share of the largest expected logit (of 1, where that is smaller).
+
+    Rounding grows with the logits, so a share holds for every model and processor. Infinite where shapes differ or a value
+    is not finite.
+    """
+    if logits.shape != expected.shape or not np.isfinite(logits).all():
+        return float("inf")
+    scale = max(1.0, float(np.abs(expected).max(initial=0.0)))
+    return float(np.abs(logits - expected).max(initial=0.0)) / scale
+
+
+def check(
+    logits: np.ndarray, expected: np.ndarray, tolerance: float, task: int, advice: str = ""
+) -> float:
+    """The largest difference. Raises HealthError, with the advice, where it is beyond the tolerance, or no number."""
+    difference = largest_difference(logits, expected)
+    if not difference <= tolerance:
+        raise HealthError(
+            f"canary of task {task} failed: logits differ by {difference:.2g}, more than {tolerance:g}; "
+            "the generation before it stays in force" + (f"; {advice}" if advice else "")
+        )
+    return difference

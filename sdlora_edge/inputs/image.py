@@ -1,0 +1,292 @@
+"""From a picture to the model's input, with Pillow and numpy: the host trains and evaluates through these same functions.
+
+First the picture becomes upright 8-bit RGB (`upright`); from there on every number is that of timm's evaluation transform.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Union
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import InputError, SdloraError
+from ..shortage import shortage
+from ..storage import disk
+
+try:
+    from PIL.AvifImagePlugin import SUPPORTED as _AVIF
+except ImportError:  # Pillow before 11.3
+    _AVIF = False
+
+ImageLike = Union[str, Path, io.BytesIO, Image.Image, np.ndarray]
+"""A file or its bytes, a Pillow image, or a uint8 array (H, W) or (H, W, 3)."""
+
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+    "HEIF": (".heic", ".heif"),
+}
+"""The formats that are read, by Pillow's names, each with its suffixes. Pillow knows more; some start other programs."""
+_NEEDED = {
+    "AVIF": "needs Pillow 11.3 or newer, with AVIF",
+    "HEIF": "needs pip install 'sdlora-edge[heif]'",
+}
+SUFFIXES = frozenset(suffix for own in FORMATS.values() for suffix in own)
+MAX_PIXELS = 64 * 10**6
+"""of an image; more is refused before it is decoded"""
+PILLOW_MAX_PIXELS = 178_956_970
+"""above this Pillow itself opens nothing"""
+MAX_FILE = 1 << 28
+"""bytes of an image file: four for each of MAX_PIXELS"""
+
+MAX_ASPECT = 50
+"""a thread of pixels would be blown up to gigabytes"""
+MAX_SIDE = 1 << 14
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_ORIENTATION = 0x0112
+"""the EXIF tag"""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+CROP_MODES = ("center", "squash", "border")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resized, cropped at the centre to size x size, /255, minus mean, by std. RGB order.
+
+    crop_mode, in timm's words: "center", the shorter side becomes `resize` pixels; "squash", both sides do; "border", the
+    longer side does, and what is missing is filled with the mean colour. Elsewhere what is missing (`resize` below `size`)
+    is black.
+    """
+
+    size: int
+    resize: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        if not all(type(side) is int and 0 < side <= MAX_SIDE for side in (self.size, self.resize)):
+            raise ValueError(f"preprocessing: size {self.size}, resize {self.resize}")
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f"crop_mode {self.crop_mode!r} is none of {', '.join(CROP_MODES)}")
+        if self.interpolation not in _FILTERS:
+            raise ValueError(
+                f"interpolation {self.interpolation!r} is none of {', '.join(_FILTERS)}"
+            )
+        numbers = [*self.mean, *self.std]
+        if (
+            len(self.mean) != 3
+            or len(self.std) != 3
+            or not np.isfinite(numbers).all()
+            or not all(s > 0 for s in self.std)
+        ):
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} must be three numbers each, std above 0"
+            )
+
+    @classmethod
+    def from_manifest(cls, value: Mapping[str, Any]) -> Preprocessing:
+        """Raises InputError where the fields do not make sense."""
+        try:
+            return cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the manifest's preprocessing is malformed: {error!r}") from error
+
+    def pixels(self, picture: ImageLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """uint8 (size, size, 3), upright. Raises InputError naming an image that cannot be read or has more than `max_pixels`."""
+        with reading(str(picture) if isinstance(picture, (str, Path)) else "the image"):
+            if isinstance(picture, (str, Path, io.BytesIO)):
+                with open_image(picture) as opened:
+                    return self.prepared(opened, max_pixels)
+            return self.prepared(
+                Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture, max_pixels
+            )
+
+    def prepared(self, image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """The same of an open image. Raises whatever Pillow does: call it inside `reading`."""
+        refuse_unusable(image, max_pixels)
+        image = upright(image)
+        shape = self._resized(*image.size)
+        if image.size != shape:
+            image = image.resize(shape, _FILTERS[self.interpolation])
+        fill = tuple(round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0, 0, 0)
+        cropped = Image.new("RGB", (self.size, self.size), fill)
+        # torchvision rounds half a pixel to even where it crops, and down where it pads
+        left, top = (
+            (self.size - side) // 2 if side < self.size else -round((side - self.size) / 2)
+            for side in shape
+        )
+        cropped.paste(image, (left, top))
+        return np.asarray(cropped)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) before the crop."""
+        if self.crop_mode == "squash":
+            return self.resize, self.resize
+        if (
+            self.crop_mode == "border"
+        ):  # in float64, as timm has it: the rounding is part of the rule
+            ratio = max(width / self.resize, height / self.resize)
+            return max(1, round(width / ratio)), max(1, round(height / ratio))
+        short = min(width, height)
+        return width * self.resize // short, height * self.resize // short
+
+    def normalise(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (N, H, W, 3) to float32 (N, 3, H, W)."""
+        scaled = pixels.astype(np.float32) / np.float32(255)
+        scaled -= np.array(self.mean, np.float32)
+        scaled /= np.array(self.std, np.float32)
+        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+@contextmanager
+def reading(name: str, kind: str = "an image") -> Iterator[None]:
+    """What Pillow raises in this block as an InputError that begins with `name`: the one rule for every image.
+
+    Raises ResourceError instead if the machine ran short: that says nothing about the image.
+    """
+    try:
+        yield
+    except SdloraError:
+        raise
+    except Exception as error:  # Pillow raises whatever a damaged file leads it to
+        damaged = InputError(f"{name} cannot be read as {kind}: {str(error) or repr(error)}")
+        raise shortage(error, f"while {name} was read") or damaged from error
+
+
+def open_image(file: str | Path | io.BytesIO) -> Image.Image:
+    """Read the header of an image in one of FORMATS. Raises whatever Pillow does: call it inside `reading`."""
+    if isinstance(file, io.BytesIO):
+        return _identified(file)
+    stream = disk.opened(
+        Path(file)
+    )  # not by its name, which may be another file's, or a pipe's, a moment later
+    try:
+        refuse_large_file(os.fstat(stream.fileno()).st_size)
+        image = _identified(stream)
+    except BaseException:
+        stream.close()
+        raise
+    image._exclusive_fp = True  # type: ignore[attr-defined]  # as Pillow does with what it opens: it is closed with the image
+    return image
+
+
+def _identified(stream: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(stream, formats=readable())
+    except UnidentifiedImageError:  # it names an address in memory
+        raise ValueError(f"it is damaged, or none of {', '.join(readable())}") from None
+
+
+@functools.cache
+def readable() -> tuple[str, ...]:
+    """Those of FORMATS that can be read here."""
+    try:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+        optional = {"AVIF": _AVIF, "HEIF": True}
+    except ImportError:
+        optional = {"AVIF": _AVIF, "HEIF": False}
+    return tuple(name for name in FORMATS if optional.get(name, True))
+
+
+def suffix_problem(suffix: str) -> str:
+    """Why an image file of this suffix (lower case, one of SUFFIXES) cannot be read here, in a few words: "" if it can."""
+    name = next(name for name, own in FORMATS.items() if suffix in own)
+    return "" if name in readable() else _NEEDED[name]
+
+
+def refuse_unusable(image: Image.Image, max_pixels: int) -> None:
+    """Raises ValueError for an image, which need not be decoded yet, of which no model input can be made.
+
+    It has more than `max_pixels`, or a tile of it would; it is a thread of pixels; or its pixels have no known range.
+    """
+    tags = getattr(
+        image, "tag_v2", {}
+    )  # of a TIFF, of which one small image may be cut from a tile of gigabytes
+    for width, height in (image.size, (tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0))):
+        if width * height > max_pixels:
+            raise ValueError(
+                f"its {width} x {height} pixels are more than the {max_pixels / 1e6:g} megapixels allowed: "
+                "make it smaller (train and device predict have --max-megapixels)"
+            )
+    width, height = image.size
+    if not 0 < max(width, height) <= MAX_ASPECT * min(width, height):
+        raise ValueError(
+            f"its shape is {width} x {height}; one side may be up to {MAX_ASPECT} times the other"
+        )
+    if image.mode == "F":
+        raise ValueError(
+            "its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits"
+        )
+
+
+def refuse_large_file(size: int) -> None:
+    """Raises ValueError for a file of more than MAX_FILE bytes."""
+    if size > MAX_FILE:
+        raise ValueError(f"its {size} bytes are more than the {MAX_FILE} allowed: make it smaller")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as one sees it, 8-bit RGB: turned as its EXIF or XMP says, colours by Pillow's `convert("RGB")`.
+
+    So transparency is left out: a transparent pixel shows the colour stored under it. Two things differ from `convert`, which
+    makes them all white: of 16-bit grey (and 32-bit, taken as 0 to 65535) the high byte is used, and floating-point pixels,
+    whose range nothing tells, are refused before (`refuse_unusable`). A damaged EXIF block counts as none.
+    """
+    _load(image)
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except (
+        Exception
+    ):  # Pillow raises whatever a damaged table leads it to: the pixels are sound all the same
+        turn = None
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    elif isinstance(
+        image.info.get("transparency"), bytes
+    ):  # else Pillow warns about each such picture
+        image = image.copy()
+        del image.info["transparency"]
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _load(image: Image.Image) -> None:
+    """Read the pixels now: a TIFF turns itself while it is read, a PNG may have its EXIF behind its pixels."""
+    filename = getattr(image, "filename", "")
+    if filename:  # Pillow (13 at least) scrambles the rows of a turned TIFF that it maps into memory, as it does where it has a name
+        image.filename = ""  # type: ignore[attr-defined]
+    image.load()
+    if filename:
+        image.filename = filename  # type: ignore[attr-defined]

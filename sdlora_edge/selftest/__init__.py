@@ -1,0 +1,1 @@
+"""Proof on the device itself: checks, and the processes that they start."""

@@ -1,0 +1,1 @@
+"""Durable files and folders, and what is asked of a disk."""

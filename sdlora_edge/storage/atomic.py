@@ -1,0 +1,207 @@
+"""Whole files and folders, written so that a power cut leaves the old one or the new one: runs, bundles and stores.
+
+The rule, for a file and for a folder: fill it under a temporary name, sync all of it, rename it, sync the folder it lies in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ..errors import InputError, LimitError, SdloraError, StorageError, UsageError
+from ..shortage import shortage
+from . import disk
+
+TEMPORARY = ".tmp-"
+"""how the name of a file or folder begins that is not whole yet"""
+
+
+def read(path: Path, limit: int | None = None) -> bytes:
+    """The file's bytes. Raises InputError where it cannot be read, LimitError where it holds more than `limit` bytes."""
+    found, size = [], 0
+    for chunk in _chunks(path):
+        found.append(chunk)
+        size += len(chunk)
+        if limit is not None and size > limit:
+            raise LimitError(f"{path} is larger than the {limit} bytes allowed here")
+    return b"".join(found)
+
+
+def receive(path: Path, limit: int) -> bytes:
+    """A file that came from outside: one that is too large is not begun. Raises InputError, LimitError."""
+    with reading(path):
+        found = path.stat()
+    if stat.S_ISREG(found.st_mode) and found.st_size > limit:
+        raise LimitError(f"{path} has {found.st_size} bytes, more than the {limit} allowed here")
+    return read(path, limit)
+
+
+def refuse_links(*folders: Path) -> None:
+    """Raises InputError where something in a folder is neither a file nor a folder: what lies elsewhere is not ours to read or write."""
+    for folder in folders:
+        try:
+            with os.scandir(folder) as entries:
+                odd = [
+                    e
+                    for e in entries
+                    if not (e.is_file(follow_symlinks=False) or e.is_dir(follow_symlinks=False))
+                ]
+        except OSError as error:
+            raise InputError(f"{folder}: {error.strerror or error}") from error
+        if found := [e.path for e in odd if os.path.lexists(e.path)]:
+            raise InputError(
+                f"{found[0]} is a link or a device, which a store never holds: remove it, put the file itself there, or flash anew"
+            )
+
+
+def sha256_of(path: Path) -> tuple[str, int]:
+    """(hexadecimal SHA-256, size in bytes) of a file, read in chunks. Raises InputError."""
+    digest, size = hashlib.sha256(), 0
+    for chunk in _chunks(path):
+        digest.update(chunk)
+        size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with reading(path):
+        yield from disk.read(path)
+
+
+def temporary() -> Path:
+    """Where temporary files go. Raises StorageError."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise StorageError(
+            "there is no folder for temporary files: set TMPDIR to one that can be written"
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What the operating system says about a file or folder that cannot be read, as an InputError."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        unread = InputError(f"{path}: {getattr(error, 'strerror', None) or error}")
+        raise (shortage(error, f"while {path} was read") or unread) from error
+
+
+def require_replaceable(path: Path) -> None:
+    """Raises UsageError for a link, a pipe or a device: to rename a file over /dev/null would take it from the whole machine."""
+    if (
+        os.path.lexists(path)
+        and not stat.S_ISREG(mode := path.lstat().st_mode)
+        and not stat.S_ISDIR(mode)
+    ):
+        raise UsageError(
+            f"{path} is a link, a pipe or a device, which is not replaced: name a file"
+        )
+
+
+def unwritten(path: Path, error: OSError | MemoryError) -> SdloraError:
+    """What is said about a file or folder that cannot be written, as an error to raise."""
+    said = getattr(error, "strerror", None) or error
+    return shortage(error, f"while {path} was written") or StorageError(
+        f"{path} cannot be written: {said}"
+    )
+
+
+def write(
+    path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, like: Path | None = None
+) -> None:
+    """Write a whole file, in place of one that may be there.
+
+    Raises StorageError, or ResourceError on a full disk: then the old one is there, or the new one;
+    and UsageError in place of what is no file.
+
+    data: its bytes, or pieces of them, of which one at a time is held; what making them raises leaves the old file.
+    like: a folder; those who may read it may read the file, whatever `mode` and the umask say.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    try:
+        require_replaceable(path)
+        if disk.size(path.parent) is None:
+            make_folder(path.parent, like)
+        if disk.size(temporary) is not None:  # a killed process left it
+            disk.unlink(temporary)
+        disk.write(temporary, [data] if isinstance(data, bytes) else data, mode, like)
+        disk.rename(temporary, path)
+        disk.sync(path.parent)
+    except (OSError, MemoryError, SdloraError) as error:
+        with contextlib.suppress(OSError):
+            disk.unlink(temporary)
+        if isinstance(error, SdloraError):
+            raise
+        raise unwritten(path, error) from error
+
+
+def make_folder(path: Path, like: Path | None = None) -> None:
+    """A folder and those above it that are missing, each to stay. Raises OSError."""
+    if disk.size(path) is None:
+        make_folder(path.parent, like)
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            disk.mkdir(path, like=like)
+    keep_name(path)
+
+
+def keep_name(path: Path) -> None:
+    """Make the name of a folder survive that a killed process may have made, and not synced. Raises OSError."""
+    with contextlib.suppress(
+        PermissionError
+    ):  # a folder we may not read is not one we make folders in
+        disk.sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
+    """Fill a folder under a temporary name and rename it once it is whole.
+
+    Raises UsageError if `path` exists, StorageError if it cannot be written, ResourceError on a full disk.
+
+    What a killed process left under the temporary name is removed by the next call.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    try:
+        if disk.size(path) is not None:
+            raise UsageError(f"{path} exists already: choose another name, or remove it first")
+        make_folder(path.parent)
+        remove(temporary)
+        disk.mkdir(temporary, mode)
+        yield temporary
+        _sync_all(temporary)
+        disk.rename(temporary, path)
+        disk.sync(path.parent)
+    except OSError as error:
+        raise unwritten(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            remove(temporary)
+
+
+def copy(source: Path, target: Path) -> None:
+    """A new file with the bytes of another, synced; its name is not. Raises InputError (source), OSError (target)."""
+    disk.write(target, _chunks(source), like=target.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove what has this name, if anything has: a file, a link (not what it leads to), a folder and all in it. Raises OSError."""
+    is_folder = disk.names(path.parent).get(path.name)
+    if is_folder:
+        for name in disk.names(path):
+            remove(path / name)
+        disk.rmdir(path)
+    elif is_folder is not None:
+        disk.unlink(path)
+
+
+def _sync_all(folder: Path) -> None:
+    for name, is_folder in disk.names(folder).items():
+        _sync_all(folder / name) if is_folder else disk.sync(folder / name)
+    disk.sync(folder)

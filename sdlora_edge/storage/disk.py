@@ -1,0 +1,172 @@
+"""What is asked of the operating system: eleven operations, and a store's files are touched by no others.
+
+Whether a device survives a power cut is decided by their order, for a disk promises no more than this:
+
+    write                          when it returns, the file's bytes survive, but not yet its name
+    sync                           every name made, changed or removed in a folder survives, or the bytes of a file
+    mkdir, rename, unlink, rmdir   every process sees them at once; they survive when the folder is synced
+    share                          likewise; a cut may leave a folder that fewer people can read
+    read, size, names, lock        ask, and change nothing that matters
+
+Until then a disk may hold any part of the bytes, and any of the names, in any mixture. Call them through the module
+(`disk.rename`): tests/faults puts others in their place that count, fail, or work out every state a cut can leave. They
+raise OSError; `files` makes typed errors of it. (ONNX Runtime and safetensors open a bundle's files by their path, after each
+has been read here and compared with its digest.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import UsageError
+from ..platforms import cannot_import
+
+try:
+    import fcntl
+except ImportError as error:
+    raise UsageError(cannot_import(error)) from error
+
+CHUNK = 1 << 20
+"""bytes that `read` holds at a time"""
+
+
+def opened(path: Path) -> BinaryIO:
+    """A regular file to read from, also through a link. Anything else is an error at once: it is not opened, for that alone may
+    wait or have effects, and what takes the file's place meanwhile is not waited for."""
+    _require_file(os.stat(path))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    try:
+        _require_file(os.fstat(descriptor))
+        return open(descriptor, "rb")
+    except OSError:
+        os.close(descriptor)
+        raise
+
+
+def _require_file(found: os.stat_result) -> None:
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "not a file, but a pipe, a socket or a device: name a file")
+
+
+def read(path: Path) -> Iterator[bytes]:
+    """A file's bytes, in chunks, as many as it had when it was opened: what the kernel or another process goes on writing has no end."""
+    with opened(path) as file:
+        left = os.fstat(file.fileno()).st_size
+        while left and (chunk := file.read(min(CHUNK, left))):
+            left -= len(chunk)
+            yield chunk
+
+
+def size(path: Path) -> int | None:
+    """Bytes of what has this name, a link not followed; None where nothing has it."""
+    try:
+        return os.lstat(path).st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def names(folder: Path) -> dict[str, bool]:
+    """The names in a folder, sorted, and whether each is a folder itself."""
+    with os.scandir(folder) as found:
+        return {
+            entry.name: entry.is_dir(follow_symlinks=False)
+            for entry in sorted(found, key=lambda e: e.name)
+        }
+
+
+def write(path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | None = None) -> None:
+    """A new file, its bytes synced; never through a link, or with the permissions of, something that lies there.
+
+    Synced through the descriptor it was written by: a write that failed later is reported to that one for certain.
+    like: a folder; those who may read it may read the file, whatever `mode` and the umask say.
+    """
+    with open(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if like else mode), "wb"
+    ) as file:
+        if like:
+            _liken(file.fileno(), like, 0o644)
+        for chunk in chunks:
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(path: Path) -> None:
+    """Make the names in a folder, or the bytes of a file that others wrote, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Give a file or folder another name, in one step, in place of the file that had it."""
+    os.replace(source, target)
+
+
+def unlink(path: Path) -> None:
+    """Remove the name of a file, or a link."""
+    os.unlink(path)
+
+
+def mkdir(path: Path, mode: int = 0o777, like: Path | None = None) -> None:
+    """like: a folder; those who may read it may read the new one, whatever `mode` and the umask say."""
+    os.mkdir(path, 0o700 if like else mode)
+    if like:
+        _liken(path, like, 0o2755)
+
+
+def share(path: Path, group: int) -> None:
+    """Let a group read a folder, and what will be made in it."""
+    os.chown(path, -1, group)
+    os.chmod(path, 0o2750)  # noqa: S103
+
+
+def _liken(made: int | Path, like: Path, most: int) -> None:
+    """Readers, and what root makes also the owner: a service must be able to read what an administrator wrote into its store."""
+    found = os.stat(like)
+    if os.geteuid() == 0:
+        os.chown(made, found.st_uid, found.st_gid)
+    os.chmod(made, 0o600 | most & (0o100 | found.st_mode))
+
+
+def rmdir(path: Path) -> None:
+    os.rmdir(path)
+
+
+@contextlib.contextmanager
+def lock(path: Path, wait: float = 0.0) -> Iterator[None]:
+    """Hold a lock, on a file that is made if it is missing; the operating system frees that of a process that dies.
+
+    wait: seconds. Raises BlockingIOError if another process holds it after that.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        found = os.fstat(descriptor)
+        if (
+            found.st_mode & 0o077 or found.st_uid != os.stat(path.parent).st_uid
+        ):  # whoever can open it can hold it
+            with contextlib.suppress(OSError):  # another user's
+                _liken(descriptor, path.parent, 0o600)
+        end = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(descriptor)

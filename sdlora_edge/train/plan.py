@@ -1,0 +1,147 @@
+"""What a command is asked to do, checked before torch is imported and any model is loaded."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import InputError, UsageError
+from ..formats.packet import name_problem
+from . import folder, splits
+from .config import TrainConfig
+from .images import counted
+from .splits import Source
+
+MICRO = "micro_vit"
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """One more task of a run, as it was asked for: `images` is the folder or ZIP that `source` was read from.
+
+    strict: whether warnings about the images are errors; None leaves it to the run's own setting.
+    """
+
+    run: Path
+    images: str
+    name: str
+    source: Source
+    strict: bool | None = None
+
+
+def new_run(settings: TrainConfig, out: Path | None) -> Source:
+    """The images of a new run. Raises UsageError, InputError where settings, images and folder do not go together."""
+    if out is not None and out.exists():
+        raise UsageError(
+            f"{out} exists already: choose another --out, or go on with --run {out} if it is a run"
+        )
+    if settings.backbone == MICRO and not settings.base_classes:
+        raise UsageError(
+            "micro_vit has no pre-trained weights: give it a base session with base_classes, or choose another backbone"
+        )
+    if settings.weights and not Path(settings.weights).is_file():
+        raise InputError(f"weights {settings.weights!r}: there is no such file")
+    source = splits.load_for(settings)
+    if len(source.classes) == 1:
+        raise UsageError(
+            f"{settings.data} has one class only ({source.classes[0]}): add a folder for another class, or let a run that knows others "
+            f"learn it: --run RUN --data {settings.data}{_unused(source)}"
+        )
+    splits.parts(source, settings)
+    return source
+
+
+def _unused(source: Source) -> str:
+    problems = counted(image.problem for image in source.skipped)
+    return f" (files that are not used: {problems})" if problems else ""
+
+
+def resumed(path: Path) -> Source | NewTask:
+    """What a run goes on with: a task that was being added, or its own tasks, with their images.
+
+    Raises InputError for a folder that is no run, or without its images, UsageError for one that another process trains.
+    """
+    settings = folder.settings(path)
+    folder.require_free(path)
+    if found := folder.pending(path):
+        images, name, strict = found
+        return replace(one_more(path, images, name), strict=strict)
+    return splits.load_for(settings)
+
+
+def one_more(path: Path, images: str, name: str | None = None) -> NewTask:
+    """Raises UsageError, InputError where the run does not take it."""
+    settings = folder.require_begun(path)
+    folder.require_free(path)
+    if (done := folder.last_task(path)) < settings.tasks:
+        raise UsageError(
+            f"{path} has finished {done} of its {settings.tasks} tasks: resume it first with sdlora-edge train --run {path}"
+        )
+    source = splits.load_for(settings, images)
+    if len(source.classes) < 2 and settings.head != "aligned":
+        raise UsageError(
+            f"{images} has one class only ({source.classes[0]}), and --head paper learns a class by how it differs from others of its "
+            "task: add a folder for another class, or begin a run with --head aligned, which learns a class alone"
+        )
+    name = unicodedata.normalize("NFC", name or Path(images).stem or "task")
+    if problem := name_problem(name):
+        raise UsageError(f"the task's name {name!r} {problem}: give another --name")
+    if set(source.classes) <= _learned_from(source, path, settings):
+        raise UsageError(
+            f"{images} holds the images that were learned already, by their names: give new images"
+        )
+    return NewTask(path, images, name, source)
+
+
+def _learned_from(source: Source, path: Path, settings: TrainConfig) -> set[str]:
+    """The classes that the run has learned from these very images, by their names."""
+    known = [entry for entry in folder.metrics(path) if entry["source"] == source.name]
+    again = [
+        (e, splits.part(source, e["name"], e["classes"], e.get("domains", ()), settings))
+        for e in known
+    ]
+    return {
+        c
+        for entry, part in again
+        if part and splits.trained_on(part) == entry["trained_on"]
+        for c in entry["classes"]
+    }
+
+
+def adapter(path: Path, run: Path) -> None:
+    """Raises InputError for a folder that holds no adapter, UsageError for a run that takes none."""
+    settings = folder.require_begun(run)
+    if settings.method != "sdlora" or settings.directions == "shared":
+        setting = (
+            f"directions {settings.directions}"
+            if settings.method == "sdlora"
+            else f"method {settings.method}"
+        )
+        raise UsageError(
+            f"{run} was begun with {setting}, which has no place for another direction: begin a run without it"
+        )
+    if not (path / "adapter_config.json").is_file():
+        raise InputError(
+            f"{path} holds no adapter_config.json: name the folder that peft's save_pretrained has made"
+        )
+
+
+def evaluation(path: Path, images: str, task: int | None) -> Source:
+    """The images that a run's state is scored on. Raises UsageError for a task or class that the run does not know."""
+    settings = folder.require_begun(path)
+    task = folder.require_task(path, task)
+    source = splits.load_for(settings, images)
+    folder.require_known([label for label, own in source.test.items() if own], path, task, images)
+    return source
+
+
+def report(path: Path, out: Path) -> None:
+    """Raises UsageError, InputError where a report cannot be made, or not be written there."""
+    folder.require_begun(path)
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder: name a file, such as {out / 'report.html'}")
+    if not folder.metrics(path):
+        raise InputError(
+            f"{path} has no scored task yet: go on with sdlora-edge train --run {path}"
+        )

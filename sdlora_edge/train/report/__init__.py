@@ -1,0 +1,1 @@
+"""A run's report: its numbers as one HTML page."""
