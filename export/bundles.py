@@ -228,6 +228,7 @@ def _facts(run: Run, state: TaskState) -> dict[str, Any]:
     return {
         "lineage": run.lineage,
         "state": state.digest,
+        "states": state.states,
         "task": state.task,
         "task_name": state.name,
         "model": run.config.backbone,
@@ -262,7 +263,7 @@ def _factors(run: Run, task: int) -> bytes:
 
 
 def engine_logits(opened: Bundle, inputs: np.ndarray) -> np.ndarray:
-    """What a bundle's engine computes in the bundle's own state: float32 (N, 3, size, size) to (N, classes)."""
+    """What a bundle's engine computes in the bundle's own state: float32 (N, 3, size, size) to (N, live classes)."""
     with tempfile.TemporaryDirectory() as workspace:
         engine = open_engine(opened, 0, Path(workspace))
         loaded = engine.load(
@@ -272,9 +273,9 @@ def engine_logits(opened: Bundle, inputs: np.ndarray) -> np.ndarray:
                 HEAD_BIAS: opened.state.head_bias,
             }
         )
-        return np.concatenate(
-            [engine.run(loaded, inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)]
-        )
+        parts = [inputs[i : i + BATCH] for i in range(0, len(inputs), BATCH)]
+        found = np.concatenate([engine.run(loaded, part) for part in parts])
+        return found[:, opened.state.live]
 
 
 def _some_pixels(run: Run, task: int, count: int) -> np.ndarray:

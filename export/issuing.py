@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..device.chain import follow_trust
 from ..errors import InputError, NothingToDo, TrustError, UsageError, naming
 from ..formats import control, packet, signing
 from ..formats.bundle import open_bundle
@@ -87,16 +88,16 @@ def rotate(
     Raises UsageError where nothing would change, or the threshold cannot be met; TrustError for a signer of neither side.
     """
     _require_new(out)
-    old = control.follow_trust(open_bundle(bundle).trust, after)
+    old = follow_trust(open_bundle(bundle).trust, after)
     added, removed = _public(add), _public(remove)
     known = {key.keyid: key for key in old.keys}
     if unknown := set(removed) - set(known):
         raise UsageError(f"--remove: key {sorted(unknown)[0][:12]} is not in force")
     named = {keyid: key for keyid, key in {**known, **added}.items() if keyid not in removed}
     wanted = old.threshold if threshold is None else threshold
-    if not 1 <= wanted <= len(named) <= control.MAX_KEYS:
+    if not 1 <= wanted <= len(named) <= LIMITS.keys:
         raise UsageError(
-            f"a threshold of {wanted} with {len(named)} key(s): between 1 and all of at most {control.MAX_KEYS} is possible"
+            f"a threshold of {wanted} with {len(named)} key(s): between 1 and all of at most {LIMITS.keys} is possible"
         )
     if set(named) == set(known) and wanted == old.threshold:
         raise NothingToDo(
@@ -139,7 +140,7 @@ def revoke(
     bundle itself knows.
     """
     flashed = open_bundle(bundle)
-    manifest, obeyed = flashed.manifest, control.follow_trust(flashed.trust, after)
+    manifest, obeyed = flashed.manifest, follow_trust(flashed.trust, after)
     if task <= manifest.task:
         raise UsageError(
             f"--task {task}: {bundle} knows the tasks up to {manifest.task} itself; no packet can take them back"

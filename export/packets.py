@@ -80,16 +80,16 @@ def build(request: PacketRequest, by: Signing) -> list[dict[str, Any]]:
         )
         for number in range(first, (task or last) + 1):
             inputs = canary.inputs(number, run.preprocessing)
-            sealed = packet.build(
-                run.updates[number - 1],
-                run.states[number - 1],
-                run.lineage,
-                number,
-                host_logits(run, number, inputs),
-                lambda payload: signing.sign(payload, signers),
-                takes,
-                [run.revision(number)],
+            contents = packet.Contents(
+                lineage=run.lineage,
+                begin=run.states[number - 1].digest,
+                updates=(run.updates[number - 1],),
+                canary_seed=number,
+                canary_logits=host_logits(run, number, inputs),
+                encoding=takes,
+                revisions=(run.revision(number),),
             )
+            sealed = packet.build(contents, lambda payload: signing.sign(payload, signers))
             name = f"{number:03d}-{run.states[number].digest[:8]}{packet.SUFFIX}"
             proof = Path(scratch) / name
             proof.write_bytes(sealed)

@@ -61,9 +61,17 @@ def compare(ours: np.ndarray, reference: np.ndarray) -> Parity:
 
 
 def host_logits(run: Run, task: int, inputs: np.ndarray) -> np.ndarray:
-    """What torch gets after a task, in float64: float32 (N, 3, size, size), preprocessed, to logits float32 (N, classes)."""
+    """Compute in float64 what the model answers after a task.
+
+    Args:
+        run: The run.
+        task: Number of the task.
+        inputs: float32 (N, 3, size, size), preprocessed.
+
+    Returns:
+        float32 (N, live classes): rows of retired classes have no logit.
+    """
     weights, state = run.weights(task), run.states[task]
     parts = [inputs[i : i + BATCH] for i in range(0, len(inputs), BATCH)]
-    return np.concatenate(
-        [sdlora.logits(run.backbone, weights, state, part, exact=True) for part in parts]
-    )
+    found = [sdlora.logits(run.backbone, weights, state, part, exact=True) for part in parts]
+    return np.concatenate(found)[:, state.live]

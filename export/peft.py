@@ -38,10 +38,11 @@ import timm
 import torch
 from torch import nn
 
-from ..device.chain import open_packet
+from ..acceptance import Standing, accept_update
+from ..device.chain import follow_trust, open_packet
 from ..errors import InputError, NothingToDo, TrustError
 from ..formats.bundle import Bundle, open_bundle
-from ..formats.control import Revocation, Rotation, follow_trust
+from ..formats.control import Revocation, Rotation
 from ..formats.encoding import encode
 from ..formats.packet import LIMITS, Packet
 from ..formats.signing import Trust
@@ -162,7 +163,8 @@ def _follow(
         packet, keys = _opened(path, bundle, keys)
         if not isinstance(packet, Packet):
             raise InputError(f"{path} brings no task: name packets of tasks only")
-        state = packet.check(state, bundle.manifest.lineage, bundle.manifest.projections)
+        standing = Standing(bundle.manifest.lineage, bundle.manifest.projections, state)
+        state = accept_update(packet, standing)
         factors += [update.factors for update in packet.updates]
     return state, factors
 

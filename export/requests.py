@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ..device.chain import follow_trust
 from ..errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
-from ..formats import control, signing
+from ..formats import signing
 from ..formats.bundle import CONSTANTS, INPUTS, Bundle, open_bundle
 from ..formats.container import LIMITS
 from ..formats.encoding import ENCODINGS
@@ -162,7 +163,7 @@ class PacketRequest:
                 f"{self.bundle} knows all {last} tasks of {self.run}: nothing to ship"
             )
         bundle.require_room(len(folder.classes(self.run, self.task or last)))
-        keys = control.follow_trust(bundle.trust, self.after)
+        keys = follow_trust(bundle.trust, self.after)
         _require_obeyed(signers, keys, self.bundle)
         if self.revision is not None:
             if self.task is None:

@@ -1,8 +1,11 @@
-"""What a task leaves behind, and the one rule of arithmetic by which every machine turns it into weights. numpy only.
+"""What a task leaves behind, and the one rule of arithmetic that turns it into weights. numpy only.
 
     W_t = W_e + sum_k ( alpha_k(t) - alpha_k(e) ) * B_k A_k          (alpha_k(e) = 0 for k > e)
 
 `Merging` is that line. Host and device both use it, on the factors as the packet carries them.
+
+Rows of the head never move. A class that is retired keeps its row, without a name: its weight
+becomes 0 and its bias UNUSED, so no program that runs the model needs to know about it.
 """
 
 from __future__ import annotations
@@ -13,16 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from .formats.canonical import dump_json, sha256, tensors_digest
-from .formats.encoding import DEFAULT, Factors, HeadRows, parts
+from .formats.canonical import UNIT, dump_json, sha256, tensors_digest, to_units
+from .formats.encoding import DEFAULT, Factors, HeadUpdate, parts
 
-MAGNITUDE_STEP = 2.0**-24
-"""Magnitudes are multiples of this, so their differences and sums are exact in float64: no drift over any number of packets."""
+UNUSED = -1e30
+"""The bias of a head row that is never answered: of a retired class, or of spare capacity."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """An adapted slice of a weight: rows [start, stop) of the (rows, columns) tensor `tensor`."""
+    """An adapted slice of a weight: rows [start, stop) of the tensor `tensor`, (rows, columns)."""
 
     name: str
     tensor: str
@@ -43,65 +46,117 @@ class Projection:
         start, stop = value["rows"]
         rows, columns = value["shape"]
         if not all(type(n) is int for n in (start, stop, rows, columns)):
-            raise TypeError(f"projection {value['name']}: rows and shape must be whole numbers")
+            raise TypeError(f"projection {value['name']}: rows and shape must be integers")
         if not (0 <= start < stop and stop - start == rows and columns > 0):
             raise ValueError(
-                f"projection {value['name']}: rows {value['rows']} do not fit shape {value['shape']}"
+                f"projection {value['name']}: rows {value['rows']} do not fit shape "
+                f"{value['shape']}"
             )
         return cls(str(value["name"]), str(value["tensor"]), start, stop, columns)
 
 
 @dataclass(frozen=True, eq=False)
 class TaskState:
-    """What task t left behind. Task 0 is the state before the first task: the backbone, and the base head if it has one.
+    """What task t left behind.
 
-    factors: of this task alone, by projection name. magnitudes: float64 (t,), all of them, multiples of MAGNITUDE_STEP; or
-    (t, projections) where each projection has its own. before: digests of the states that led to it, as far back as is known.
-    classes: every class known by now, in the order of the head's rows. head_weight: float32 (C, features); head_bias:
-    float32 (C,): what a device computes from the rows and steps it got. digest: the state digest S_t.
+    Task 0 is the state before the first task: the backbone, and the base head if it has one.
+
+    Attributes:
+        digest: The state digest S_t.
+        classes: The class of each row of the head. None for a row whose class was retired: such a
+            row is never answered. Live names are unique.
+        magnitudes: float64 (t,), of all tasks, multiples of `canonical.UNIT`; or (t, projections)
+            if each projection has its own.
+        head_weight: float32 (rows, features), as a device computes it from rows and steps.
+        head_bias: float32 (rows,).
+        factors: Of this task alone, by projection name.
+        before: Digests of the states that led to this one, S_0 first, if they are known.
     """
 
     task: int
     name: str
     digest: str
-    classes: tuple[str, ...]
+    classes: tuple[str | None, ...]
     magnitudes: np.ndarray
     head_weight: np.ndarray
     head_bias: np.ndarray
     factors: Mapping[str, Factors]
     before: tuple[str, ...] = ()
 
+    @property
+    def live(self) -> list[int]:
+        """The rows that have a class, ascending."""
+        return [row for row, name in enumerate(self.classes) if name is not None]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes that can be answered, in the order of their rows."""
+        return tuple(name for name in self.classes if name is not None)
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The digests of all states up to this one."""
+        return (*self.before, self.digest)
+
 
 @dataclass(frozen=True, eq=False)
 class TaskUpdate:
     """What takes a device from the state of task t-1 to that of task t: the payload of a packet.
 
-    deltas: float64 (t,) or (t, projections), alpha_k(t) - alpha_k(t-1), the last one being alpha_t itself.
+    Effects come in this order: retire, rename, new classes. So a name that a task retires may come
+    back as a new class of the same task.
+
+    Attributes:
+        classes: Names of the new classes, whose rows are appended to the head.
+        deltas: float64 (t,) or (t, projections), alpha_k(t) - alpha_k(t-1). The last one is
+            alpha_t itself.
+        retired: Rows of known classes that are never answered again, ascending.
+        renamed: (row, new name) of known classes, ascending.
     """
 
     task: int
     name: str
     classes: tuple[str, ...]
     deltas: np.ndarray
-    head: HeadRows
+    head: HeadUpdate
     factors: Mapping[str, Factors]
+    retired: tuple[int, ...] = ()
+    renamed: tuple[tuple[int, str], ...] = ()
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Everything but the names and the deltas, as a packet and a run store it."""
+        """Return the tensors, named as a packet and a run store them."""
         return self.head.tensors() | factor_tensors(self.factors)
 
     def digest(self) -> str:
-        """The payload digest: over what the arithmetic depends on, and nothing else."""
-        return sha256(dump_json(self.deltas.tolist()), tensors_digest(self.tensors()).encode())
+        """Return the payload digest: over what a device computes with, and the class names."""
+        payload = {
+            "classes": list(self.classes),
+            "deltas": to_units(self.deltas),
+            "renamed": [list(pair) for pair in self.renamed],
+            "retired": list(self.retired),
+            "tensors": tensors_digest(self.tensors()),
+        }
+        return sha256(dump_json(payload))
 
 
-def changed_rows(state: TaskState, weight: np.ndarray, bias: np.ndarray) -> HeadRows:
-    """What takes the state's head to a whole new one as nearly as it can be shipped: weight float32 (C, features), bias float32 (C,)."""
-    return HeadRows.between(state.head_weight, state.head_bias, weight, bias)
+def changed_rows(
+    state: TaskState, weight: np.ndarray, bias: np.ndarray, retired: Sequence[int] = ()
+) -> HeadUpdate:
+    """Find the update from the state's head to a whole new one, as nearly as it can be shipped.
+
+    Args:
+        state: The state before the task.
+        weight: float32 (rows, features), the head after the task. Retired rows are ignored.
+        bias: float32 (rows,).
+        retired: Rows that the task retires.
+    """
+    fixed = {row for row, name in enumerate(state.classes) if name is None} | set(retired)
+    old = state.head_weight, state.head_bias
+    return HeadUpdate.between(old, (weight, bias), sorted(fixed))
 
 
 def factor_tensors(factors: Mapping[str, Factors]) -> dict[str, np.ndarray]:
-    """{`<projection>.A`: A, `<projection>.B`: B}, and their scales, as stored."""
+    """Return {`<projection>.A`: A, `<projection>.B`: B}, and their scales, as stored."""
     return {
         f"{name}.{part}": array for name, f in factors.items() for part, array in f.stored.items()
     }
@@ -113,7 +168,11 @@ def factors_from(
     prefix: str = "",
     encoding: str = DEFAULT,
 ) -> dict[str, Factors]:
-    """The inverse of `factor_tensors`: the factors of those projections in `names` that have any. Raises KeyError."""
+    """Read what `factor_tensors` has named, for those projections in `names` that have factors.
+
+    Raises:
+        KeyError: A tensor of a projection is missing.
+    """
     return {
         name: Factors(*(tensors[f"{prefix}{name}.{part}"] for part in parts(encoding)))
         for name in names
@@ -122,14 +181,13 @@ def factors_from(
 
 
 def round_magnitudes(magnitudes: np.ndarray) -> np.ndarray:
-    """The nearest multiples of MAGNITUDE_STEP, float64."""
-    return (
-        np.round(np.asarray(magnitudes, np.float64) / MAGNITUDE_STEP) * MAGNITUDE_STEP + 0.0
-    )  # no negative zero
+    """Return the nearest multiples of UNIT, float64."""
+    units = np.round(np.asarray(magnitudes, np.float64) / UNIT)
+    return units * UNIT + 0.0  # + 0.0 turns a negative zero into zero
 
 
 def extended(magnitudes: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Magnitudes of fewer tasks, (s,) or (s, projections), with zeros for the tasks after them: in the shape of `like`."""
+    """Pad the magnitudes of fewer tasks with zeros for later tasks, to the shape of `like`."""
     found = np.zeros(like.shape)
     if len(magnitudes):
         found[: len(magnitudes)] = magnitudes
@@ -140,45 +198,79 @@ def lineage_id(
     backbone_digest: str,
     projections: Sequence[Projection],
     encoding: str,
-    head_weight: np.ndarray,
-    head_bias: np.ndarray,
+    classes: Sequence[str | None],
+    head: tuple[np.ndarray, np.ndarray],
 ) -> str:
-    """S_0: what every packet of one run descends from."""
-    head = tensors_digest({"head.weight": head_weight, "head.bias": head_bias})
+    """Return S_0, from which every packet of one run descends.
+
+    Args:
+        backbone_digest: `tensors_digest` of all parameters and buffers.
+        projections: The adapted slices, in order.
+        encoding: Of the factors.
+        classes: Of the base head's rows.
+        head: The base head's weight (rows, features) and bias (rows,), float32.
+    """
     base = {
         "backbone": backbone_digest,
+        "classes": list(classes),
         "projections": [p.to_dict() for p in projections],
         "encoding": encoding,
-        "head": head,
+        "head": tensors_digest({"head.weight": head[0], "head.bias": head[1]}),
     }
     return sha256(dump_json(base))
 
 
 def next_digest(digest: str, payload_digest: str) -> str:
-    """S_t = sha256(S_{t-1}, payload digest of task t)."""
+    """Return S_t = sha256(S_{t-1}, payload digest of task t)."""
     return sha256(bytes.fromhex(digest), bytes.fromhex(payload_digest))
 
 
+def classes_after(classes: Sequence[str | None], update: TaskUpdate) -> tuple[str | None, ...]:
+    """Return the class of each row after `update`. The order of effects is part of the format."""
+    after = list(classes)
+    for row in update.retired:
+        after[row] = None
+    for row, name in update.renamed:
+        after[row] = name
+    return (*after, *update.classes)
+
+
 def advance(state: TaskState, update: TaskUpdate) -> TaskState:
-    """The state after `update`. The update's shapes must fit (`packet.check` proves it for one from outside)."""
-    classes = state.classes + update.classes
+    """Return the state after `update`, whose shapes must fit.
+
+    `formats.fit` proves that for an update that comes from outside.
+    """
     weight, bias = update.head.applied(state.head_weight, state.head_bias)
-    magnitudes = extended(state.magnitudes, update.deltas) + update.deltas
-    digest = next_digest(state.digest, update.digest())
-    before = (*state.before, state.digest)
+    weight[list(update.retired)], bias[list(update.retired)] = 0.0, UNUSED
     return TaskState(
-        update.task, update.name, digest, classes, magnitudes, weight, bias, update.factors, before
+        update.task,
+        update.name,
+        next_digest(state.digest, update.digest()),
+        classes_after(state.classes, update),
+        extended(state.magnitudes, update.deltas) + update.deltas,
+        weight,
+        bias,
+        update.factors,
+        state.states,
     )
 
 
 class Merging(Mapping[str, np.ndarray]):
-    """W + sum_k c_k B_k A_k by the name of the weight, each computed when it is asked for: whoever takes one after the other
-    holds one at a time. The one place where updates become weights.
+    """W + sum_k c_k B_k A_k by the name of the weight. The one place where updates become weights.
 
-    weights: {tensor: float32 (rows, columns)}, left as they are; those that no projection adapts come out as they went in.
-    factors: one mapping per task, in task order. coefficients: float64 (tasks,) or (tasks, projections), alpha_k(t) -
-    alpha_k(e). Computes new float32 arrays. A task without factors for a projection (an absorbed task) adds nothing to it.
-    Fixed order: tasks first to last, one product per projection. Raises ValueError unless there is a coefficient for each task.
+    Each weight is computed when it is asked for, as a new float32 array. So a caller that takes
+    one after the other holds one at a time. A task without factors for a projection (an absorbed
+    task) adds nothing to it.
+
+    Args:
+        weights: {tensor: float32 (rows, columns)}, which are not changed. A weight that no
+            projection adapts comes out as it is.
+        projections: The adapted slices, in order.
+        factors: One mapping for each task, in task order.
+        coefficients: float64 (tasks,) or (tasks, projections), alpha_k(t) - alpha_k(e).
+
+    Raises:
+        ValueError: There is not one coefficient for each task.
     """
 
     def __init__(
@@ -210,13 +302,12 @@ class Merging(Mapping[str, np.ndarray]):
                 for f, c in zip(self._factors, own, strict=True)
                 if p.name in f and c != 0.0
             ]
+            # One product for each projection, tasks first to last: a fixed order, so that a weight
+            # does not depend on the packets that it came in.
             if used:
-                A = np.concatenate(
-                    [f.A.astype(np.float32) for f, _ in used]
-                )  # (sum of ranks, columns)
-                B = np.concatenate(
-                    [f.B.astype(np.float32) * c for f, c in used], axis=1
-                )  # (rows, sum of ranks)
+                # (sum of ranks, columns) and (rows, sum of ranks)
+                A = np.concatenate([f.A.astype(np.float32) for f, _ in used])
+                B = np.concatenate([f.B.astype(np.float32) * c for f, c in used], axis=1)
                 merged[p.start : p.stop] += B @ A
         return merged
 
@@ -233,5 +324,5 @@ def merge(
     factors: Sequence[Mapping[str, Factors]],
     coefficients: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """All of `Merging` at once."""
+    """Compute all of `Merging` at once."""
     return dict(Merging(weights, projections, factors, coefficients))

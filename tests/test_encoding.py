@@ -10,7 +10,7 @@ from sdlora_edge.formats.encoding import (
     BLOCK,
     ENCODINGS,
     Factors,
-    HeadRows,
+    HeadUpdate,
     decode,
     encode,
     parts,
@@ -77,7 +77,7 @@ def test_zeros_odd_widths_and_what_does_not_fit() -> None:
     for encoding in ENCODINGS:
         assert not encode(Factors(np.zeros((2, 4)), np.zeros((6, 2))), encoding).A.any()
     odd = Factors(np.ones((2, 5)), np.ones((6, 2)))
-    with pytest.raises(UsageError, match="take int8"):
+    with pytest.raises(UsageError, match="use int8"):
         encode(odd, "int4")
     assert encode(odd, "int8").A.shape == (2, 5)
     for encoding, value in (("fp16", 1e6), ("int8", np.inf), ("int4", 1e9), ("fp32", np.nan)):
@@ -99,7 +99,7 @@ def test_head_steps_do_not_add_up_their_errors_over_fifty_tasks() -> None:
     weight, bias = target.astype(np.float16).astype(np.float32), np.zeros(5, np.float32)
     for _ in range(50):
         target = target + 0.05 * random.standard_normal(target.shape).astype(np.float32)
-        rows = HeadRows.between(weight, bias, target, bias)
+        rows = HeadUpdate.between((weight, bias), (target, bias))
         assert rows.step.nbytes + rows.scale.nbytes + rows.bias.nbytes + rows.index.nbytes == 5 * (
             96 + 12
         )
@@ -110,8 +110,9 @@ def test_head_steps_do_not_add_up_their_errors_over_fifty_tasks() -> None:
 
 def test_rows_that_stay_are_not_shipped() -> None:
     weight, bias = np.ones((3, 8), np.float32), np.zeros(3, np.float32)
-    rows = HeadRows.between(
-        weight, bias, np.vstack([weight, weight]), np.array([0, 1, 0, 5, 5, 5], np.float32)
+    rows = HeadUpdate.between(
+        (weight, bias),
+        (np.vstack([weight, weight]), np.array([0, 1, 0, 5, 5, 5], np.float32)),
     )
     assert rows.index.tolist() == [1]
     new_weight, new_bias = rows.applied(weight, bias)

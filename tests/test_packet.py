@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from sdlora_edge.errors import InputError, LimitError, SdloraError
 from sdlora_edge.formats import container, packet, signing
 from sdlora_edge.formats.canonical import dump_json
-from sdlora_edge.formats.encoding import Factors, HeadRows, encode
-from sdlora_edge.state import TaskState
+from sdlora_edge.formats.encoding import Factors, HeadUpdate, encode
+from sdlora_edge.formats.fit import lead
+from sdlora_edge.state import TaskState, TaskUpdate
 from sdlora_edge.train.run import Run
 
 
@@ -26,7 +27,7 @@ def test_a_packet_brings_back_its_update(fleet: Fleet) -> None:
     run = Run.open(fleet.run)
     for path, update, state in zip(fleet.packets, run.updates, run.states[1:], strict=True):
         opened = packet.read(path.read_bytes(), fleet.trust)
-        assert opened.manifest["to"] == state.digest
+        assert opened.end == state.digest
         assert (opened.update.task, opened.update.name, opened.update.classes) == (
             update.task,
             update.name,
@@ -107,7 +108,33 @@ def resign(fleet: Fleet, path: Path, **changes: object) -> bytes:
     return struct.pack("<Q", len(text)) + text + data[8 + length :]
 
 
-TASK = {"name": "x", "classes": ["x"], "revision": 0, "deltas": [1.0]}
+def built(
+    update: TaskUpdate, before: TaskState, lineage: str, fleet: Fleet, **fields: object
+) -> bytes:
+    """A packet of the first task, signed, with a canary of zeros."""
+    logits = np.zeros((1, len(before.live) + len(update.classes)), np.float32)
+    contents = packet.Contents(
+        **{
+            "lineage": lineage,
+            "begin": before.digest,
+            "updates": (update,),
+            "canary_seed": 1,
+            "canary_logits": logits,
+            **fields,
+        }  # type: ignore[arg-type]
+    )
+    return packet.build(contents, lambda p: signing.sign(p, [signing.load_signer(fleet.key)]))
+
+
+UNIT = 2**24
+TASK = {
+    "name": "x",
+    "classes": ["x"],
+    "retired": [],
+    "renamed": [],
+    "revision": 0,
+    "deltas": [UNIT],
+}
 
 
 @pytest.mark.parametrize(
@@ -124,11 +151,22 @@ TASK = {"name": "x", "classes": ["x"], "revision": 0, "deltas": [1.0]}
         {"tasks": []},
         {"tasks": [5]},
         {"tasks": [{**TASK, "deltas": []}]},
-        {"tasks": [{**TASK, "deltas": ["1.0"]}]},
-        {"tasks": [{**TASK, "deltas": [1e300]}]},
+        {"tasks": [{**TASK, "deltas": ["1"]}]},
+        {"tasks": [{**TASK, "deltas": [10**15]}]},
+        {"tasks": [{**TASK, "deltas": [1.0]}]},
+        {"tasks": [{**TASK, "deltas": [10_001 * UNIT]}]},
+        {"tasks": [{**TASK, "retired": 0}]},
+        {"tasks": [{**TASK, "retired": [-1]}]},
+        {"tasks": [{**TASK, "retired": [1, 1]}]},
+        {"tasks": [{**TASK, "retired": [1_000_000]}]},
+        {"tasks": [{**TASK, "renamed": [[1, "a"], [0, "b"]]}]},
+        {"tasks": [{**TASK, "renamed": [[0, "a/b"]]}]},
+        {"tasks": [{**TASK, "renamed": [[0]]}]},
+        {"tasks": [{name: TASK[name] for name in TASK if name != "retired"}]},
+        {"tasks": [{name: TASK[name] for name in TASK if name != "renamed"}]},
         {"tasks": [{**TASK, "revision": -1}]},
         {"tasks": [{**TASK, "revision": 10**9}]},
-        {"tasks": [TASK, {**TASK, "deltas": [0.0, 1.0]}]},
+        {"tasks": [TASK, {**TASK, "deltas": [0, UNIT]}]},
         {"lineage": "zz"},
         {"tasks": [{**TASK, "classes": ["a/b"]}]},
         {"tasks": [{**TASK, "classes": [""]}]},
@@ -155,7 +193,6 @@ def test_shapes_dtypes_and_finiteness_are_checked_against_the_state(fleet: Fleet
     run = Run.open(fleet.run)
     before, update = run.states[0], run.updates[0]
     logits = np.zeros((1, len(before.classes) + len(update.classes)), np.float32)
-    signers = [signing.load_signer(fleet.key)]
     name = next(iter(update.factors))
     factors, head = update.factors[name], update.head
 
@@ -164,10 +201,8 @@ def test_shapes_dtypes_and_finiteness_are_checked_against_the_state(fleet: Fleet
             **{f: changes.get(f, getattr(update, f)) for f in update.__dataclass_fields__}
         )
         canary = changes.get("canary", logits)
-        data = packet.build(
-            changed, before, run.lineage, 1, canary, lambda p: signing.sign(p, signers)
-        )  # type: ignore[arg-type]
-        packet.read(data, fleet.trust).check(before, run.lineage, run.projections)
+        data = built(changed, before, run.lineage, fleet, canary_logits=canary)
+        lead(packet.read(data, fleet.trust), before, run.projections)
 
     check()
     infinite = factors.A.copy()
@@ -207,14 +242,14 @@ def test_head_rows_that_do_not_exist_are_refused(fleet: Fleet, index: object) ->
     zeros = np.zeros(count, np.float32)
     changed = replace(
         run.updates[0],
-        head=HeadRows(
+        head=HeadUpdate(
             old.new_weight, old.new_bias, rows, np.zeros((count, 64), np.int8), zeros, zeros
         ),
     )
     assert len(before.classes) == 4
     manifest = {
         "kind": "update", "lineage": run.lineage, "sequence": 1, "from": before.digest, "to": before.digest[::-1],
-        "encoding": "fp16", "tasks": [{"name": "t", "classes": list(changed.classes), "deltas": [1.0], "revision": 0}],
+        "encoding": "fp16", "tasks": [{"name": "t", "classes": list(changed.classes), "retired": [], "renamed": [], "deltas": [UNIT], "revision": 0}],
         "canary": {"seed": 1, "count": 1},
     }  # fmt: skip
     arrays = {f"1.{name}": array for name, array in changed.tensors().items()} | {
@@ -224,7 +259,7 @@ def test_head_rows_that_do_not_exist_are_refused(fleet: Fleet, index: object) ->
         manifest, arrays, lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)])
     )
     with pytest.raises(InputError, match=r"head\.old\.index is not"):
-        packet.read(data, fleet.trust).check(before, run.lineage, run.projections)
+        lead(packet.read(data, fleet.trust), before, run.projections)
 
 
 @pytest.mark.parametrize("encoding", ["int8", "int4"])
@@ -235,26 +270,22 @@ def test_scales_are_bounded_and_quantised_factors_have_their_shapes(
     before, update = run.states[0], run.updates[0]
     name = next(iter(update.factors))
     good = dict(update.factors[name].stored)
-    logits = np.zeros((1, 6), np.float32)
 
     def check(**stored: np.ndarray) -> None:
         parts = {**good, **{part.replace("_", "."): array for part, array in stored.items()}}
         changed = replace(update, factors={**update.factors, name: Factors(*parts.values())})
-        data = packet.build(changed, before, run.lineage, 1, logits, sign, encoding)
-        packet.read(data, fleet.trust).check(before, run.lineage, run.projections)
-
-    def sign(payload: bytes) -> bytes:
-        return signing.sign(payload, [signing.load_signer(fleet.key)])
+        data = built(changed, before, run.lineage, fleet, encoding=encoding)
+        lead(packet.read(data, fleet.trust), before, run.projections)
 
     check()
     if encoding == "int4":  # half a byte has no place in a row
-        data = packet.build(update, before, run.lineage, 1, logits, sign, encoding)
+        data = built(update, before, run.lineage, fleet, encoding=encoding)
         for odd in (
             [replace(p, columns=p.columns + 1) for p in run.projections],
             [replace(p, stop=p.stop + 1) for p in run.projections],
         ):
             with pytest.raises(InputError, match="odd width"):
-                packet.read(data, fleet.trust).check(before, run.lineage, odd)
+                lead(packet.read(data, fleet.trust), before, odd)
     scale = good["A.scale"]
     for value in (np.nan, np.inf, -scale.max(), 79.0):
         with pytest.raises(InputError, match="out of bounds"):
@@ -288,11 +319,8 @@ def test_a_step_of_a_known_row_is_bounded(fleet: Fleet) -> None:
             scale=one * scale,
             bias=one * bias,
         )
-        sign = lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)])  # noqa: E731
-        data = packet.build(
-            replace(update, head=head), before, run.lineage, 1, np.zeros((1, 6), np.float32), sign
-        )
-        packet.read(data, fleet.trust).check(before, run.lineage, run.projections)
+        data = built(replace(update, head=head), before, run.lineage, fleet)
+        lead(packet.read(data, fleet.trust), before, run.projections)
 
     check(70.0)
     for scale, bias in ((np.nan, 0), (-1, 0), (79, 0), (1, np.inf), (1, 20_000)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdlora_edge.state import (
+    UNUSED,
     Factors,
     Projection,
     TaskState,
@@ -157,8 +159,64 @@ def test_the_state_digest_covers_all_the_arithmetic_depends_on() -> None:
             factors,
         ),
     ]
-    assert len({digest, *(advance(state, u).digest for u in changes)}) == 5
+    changes.append(replace(update, classes=("y",)))  # a name is part of a state
+    assert len({digest, *(advance(state, u).digest for u in changes)}) == 6
     assert (
         advance(state, TaskUpdate(1, "another name", ("x",), np.array([1.0]), rows, factors)).digest
         == digest
     )
+
+
+def task(state: TaskState, *new: str, **fields: Any) -> TaskUpdate:
+    """An update that brings these classes, and else leaves the head as it is."""
+    weight = np.vstack([state.head_weight, np.ones((len(new), 4), np.float32)])
+    bias = np.append(state.head_bias, np.ones(len(new), np.float32)).astype(np.float32)
+    rows = changed_rows(state, weight, bias, fields.get("retired", ()))
+    return TaskUpdate(state.task + 1, "t", new, np.zeros(state.task + 1), rows, {}, **fields)
+
+
+def test_a_retired_row_stays_in_its_place_and_is_never_the_largest() -> None:
+    state = start(3)
+    after = advance(state, task(state, "new", retired=(1,)))
+    assert after.classes == ("c0", None, "c2", "new")
+    assert (after.live, after.names) == ([0, 2, 3], ("c0", "c2", "new"))
+    assert not after.head_weight[1].any()
+    assert after.head_bias.tolist() == [0, np.float32(UNUSED), 0, 1]
+    later = advance(after, task(after, "other"))
+    assert later.classes == ("c0", None, "c2", "new", "other")
+    assert later.head_bias[1] == np.float32(UNUSED)
+
+
+def test_a_name_comes_back_in_the_same_task_and_names_may_be_exchanged() -> None:
+    state = start(3)
+    after = advance(state, task(state, "c1", retired=(1,)))
+    assert after.classes == ("c0", None, "c2", "c1")
+    swapped = advance(after, task(after, renamed=((0, "c2"), (2, "c0"))))
+    assert swapped.classes == ("c2", None, "c0", "c1")
+    taken = advance(after, task(after, "c0", renamed=((0, "c1x"),)))
+    assert taken.classes == ("c1x", None, "c2", "c1", "c0")
+
+
+def test_a_task_of_such_changes_alone_is_a_task_with_a_digest_of_its_own() -> None:
+    state = start(3)
+    updates = [
+        task(state),
+        task(state, retired=(1,)),
+        task(state, retired=(2,)),
+        task(state, renamed=((1, "x"),)),
+        task(state, renamed=((1, "y"),)),
+        task(state, renamed=((2, "x"),)),
+    ]
+    assert all(not update.factors and not len(update.head.index) for update in updates)
+    states = [advance(state, update) for update in updates]
+    assert len({after.digest for after in states}) == len(updates)
+    assert {after.task for after in states} == {1}
+    assert states[1].states == (state.digest, states[1].digest)
+
+
+def test_a_retired_row_never_changes_whatever_the_new_head_holds() -> None:
+    state = start(3)
+    after = advance(state, task(state, retired=(1,)))
+    weight, bias = np.full((3, 4), 7, np.float32), np.full(3, 5, np.float32)
+    assert changed_rows(after, weight, bias).index.tolist() == [0, 2]
+    assert changed_rows(state, weight, bias, (1,)).index.tolist() == [0, 2]

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from ..device.chain import follow_trust
 from ..errors import UsageError, naming
 from ..formats import packet
 from ..formats.bundle import open_bundle
-from ..formats.control import Revocation, Rotation, follow_trust
+from ..formats.control import Revocation, Rotation
 from ..formats.signing import PASSPHRASE, find_key, load_signer
 from ..storage import atomic
 from .output import Json, emit, facts, output, table

@@ -49,11 +49,13 @@ def prepared(
 
 
 def best(
-    logits: np.ndarray, classes: Sequence[str], generation: int, top: int
+    logits: np.ndarray, classes: Sequence[str | None], generation: int, top: int
 ) -> Iterator[Prediction]:
-    """logits: float32 (N, classes)."""
+    """logits: float32 (N, rows). A row without a class (retired) is never answered."""
+    live = [(row, name) for row, name in enumerate(classes) if name is not None]
+    logits = logits[:, [row for row, _ in live]]
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
     for row in scores:
         order = np.argsort(-row, kind="stable")[:top]
-        yield Prediction(tuple((classes[i], float(row[i])) for i in order), generation)
+        yield Prediction(tuple((live[i][1], float(row[i])) for i in order), generation)

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import InputError, NotForThisDevice, NothingToDo
+from ..acceptance import (
+    NOBODY,
+    KeysCase,
+    RevocationCase,
+    accept_keys,
+    accept_revocation,
+    require_not_revoked,
+)
+from ..errors import InputError, NotForThisDevice, naming
 from ..formats.bundle import Bundle
 from ..formats.container import LIMITS
-from ..formats.control import Revocation, Rotation, follow_trust, read_any, with_revocation
+from ..formats.control import Revocation, Rotation, read_any, with_revocation
 from ..formats.packet import Packet
 from ..formats.packet import read as read_packet
 from ..formats.signing import Trust
 from ..storage import atomic
 from .store import Generation, Store
-
-NOBODY = Trust((), 1, version=0)
-"""in force where a packet of keys is damaged: nothing is taken until the same packet has come again"""
 
 
 class Chain:
@@ -36,7 +42,7 @@ class Chain:
             read_packet(self._store.packet(digest), trust) for digest, trust in self._signed(record)
         ]
         for packet in found:
-            record.refuse_revoked(packet)
+            require_not_revoked(packet, record.revoked)
         return found
 
     def lost_keys(self, record: Generation) -> str:
@@ -55,23 +61,9 @@ class Chain:
         Raises NotForThisDevice (another lineage, or the bundle itself), NothingToDo (revoked already).
         """
         manifest, named = self._bundle.manifest, revocation.revoked
-        if revocation.lineage != manifest.lineage:
-            raise NotForThisDevice(
-                f"the revocation of task {named.sequence} is for another lineage ({revocation.lineage[:12]})"
-            )
-        if any(known.covers(named.sequence, named.revision) for known in record.revoked):
-            raise NothingToDo(
-                f"task {named.sequence} in revision {named.revision} is revoked already"
-            )
-        if inside := [
-            task
-            for task, revision in enumerate(manifest.revisions, 1)
-            if named.covers(task, revision)
-        ]:
-            raise NotForThisDevice(
-                f"the revoked task {inside[0]} is part of the bundle itself, which knows task {manifest.task}: "
-                "flash this device with another bundle"
-            )
+        accept_revocation(
+            RevocationCase(revocation, manifest.lineage, manifest.revisions, record.revoked)
+        )
         after = replace(record, revoked=with_revocation(record.revoked, named))
         for place, (digest, trust) in enumerate(self._signed(record)):
             with contextlib.suppress(InputError):
@@ -102,11 +94,26 @@ class Chain:
 def open_packet(path: Path, bundle: Bundle, trust: Trust) -> Packet | Rotation | Revocation:
     """Read a packet file, verify it against keys, and that it belongs to the bundle's lineage."""
     packet = read_any(atomic.receive(path, LIMITS.packet), trust)
-    lineage = (
-        packet.manifest["lineage"]
-        if isinstance(packet, Packet)
-        else getattr(packet, "lineage", bundle.manifest.lineage)
-    )
+    lineage = getattr(packet, "lineage", bundle.manifest.lineage)
     if lineage != bundle.manifest.lineage:
         raise NotForThisDevice(f"{path} belongs to another lineage than {bundle.path}")
     return packet
+
+
+def follow_trust(trust: Trust, packets: Sequence[Path | bytes]) -> Trust:
+    """Return the keys in force after these trust packets, in order.
+
+    Raises:
+        InputError: A packet changes no keys, or is damaged.
+        TrustError: Signatures are missing, or a version is too old.
+        NothingToDo: A packet's keys are in force already.
+    """
+    for one in packets:
+        with naming(one) if isinstance(one, Path) else contextlib.nullcontext():
+            data = atomic.receive(one, LIMITS.packet) if isinstance(one, Path) else one
+            rotation = read_any(data, trust)
+            if not isinstance(rotation, Rotation):
+                raise InputError("this packet changes no keys: name trust packets only")
+            accept_keys(KeysCase(rotation, trust))
+        trust = rotation.trust
+    return trust

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..acceptance import NOBODY, KeysCase, Standing, accept_keys, accept_update
 from ..errors import (
     UNWRITTEN,
     HealthError,
@@ -36,7 +37,7 @@ from ..state import TaskState
 from ..storage import atomic
 from . import answers, trial
 from .answers import Prediction, Source
-from .chain import NOBODY, Chain
+from .chain import Chain
 from .engines import open_engine
 from .gate import Gate, let_go, one_blas_thread
 from .generation import Live
@@ -162,9 +163,9 @@ class Device:
         return answers.best(logits, live.state.classes, live.counter, top)
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
-        """float32 (N, 3, size, size), preprocessed, to logits float32 (N, classes)."""
+        """float32 (N, 3, size, size), preprocessed, to logits float32 (N, live classes)."""
         with self._serving() as live:
-            return self._engine.run(live.loaded, inputs)
+            return self._engine.run(live.loaded, inputs)[:, live.state.live]
 
     def apply(self, packet: Path | str, allow_older: bool = False) -> dict[str, Any]:
         """Verify a packet, build the new weights beside the old, run the canary, commit, swap. Keys and revocations go the same way.
@@ -196,15 +197,17 @@ class Device:
             verified = read_any(data, live.trust)
             if isinstance(verified, Packet):
                 kind, manifest = "update", self.bundle.manifest
-                verified.check(
-                    live.state,
+                standing = Standing(
                     manifest.lineage,
                     manifest.projections,
+                    live.state,
                     live.revision,
-                    manifest.revisions,
+                    (record.revision, record.highest),
+                    record.revoked,
+                    manifest.capacity,
+                    allow_older,
                 )
-                record.admits(verified, allow_older)
-                self.bundle.require_room(verified.canary_logits.shape[1])
+                accept_update(verified, standing)
                 self._store.sweep()
                 record = record.with_packet(self._store.add_packet(data), verified)
                 difference = self._commit(
@@ -212,7 +215,7 @@ class Device:
                 )
             elif isinstance(verified, Rotation):
                 kind, keys = "trust", verified.trust
-                verified.check(live.trust)
+                accept_keys(KeysCase(verified, live.trust))
                 self._store.sweep()
                 record = (
                     self._store.current()
@@ -358,7 +361,7 @@ class Device:
             "model": manifest.model,
             "target": manifest.target,
             "precision": manifest.precision,
-            "classes": list(live.state.classes),
+            "classes": list(live.state.names),
             "packets": len(live.packets),
             "store_bytes": size,
             "damage": damage,
@@ -468,7 +471,8 @@ class Device:
         manifest, state, factors = self.bundle.manifest, live.state, list(live.factors)
         seed, logits, revision = live.canary_seed, live.canary_logits, live.revision
         for packet in packets:
-            state = packet.check(state, manifest.lineage, manifest.projections, revision)
+            standing = Standing(manifest.lineage, manifest.projections, state, revision)
+            state = accept_update(packet, standing)
             factors += [dict(update.factors) for update in packet.updates]
             seed, logits, revision = packet.canary_seed, packet.canary_logits, packet.revision
         if self._gate:
@@ -496,9 +500,8 @@ class Device:
         """The largest difference; None where the engine runs nothing. Raises HealthError."""
         if not self._engine.runs:
             return None
-        logits = self._engine.run(
-            live.loaded, canary.inputs(live.canary_seed, self._prepare, len(live.canary_logits))
-        )
+        inputs = canary.inputs(live.canary_seed, self._prepare, len(live.canary_logits))
+        logits = self._engine.run(live.loaded, inputs)[:, live.state.live]
         return canary.check(
             logits,
             live.canary_logits,

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UNWRITTEN, InputError, LimitError, TrustError, UsageError
+from ..errors import UNWRITTEN, InputError, LimitError, UsageError
 from ..formats.bundle import MANIFEST, Bundle
 from ..formats.canonical import dump_json, is_sha256, parse_json, sha256
 from ..formats.container import LIMITS, natural
@@ -98,23 +98,6 @@ class Generation:
             highest=newest[1],
             revoked=revoked,
         )
-
-    def refuse_revoked(self, packet: Packet) -> None:
-        """Raises TrustError for a packet with a task that was revoked."""
-        for sequence, revision in packet.versions:
-            if any(r.covers(sequence, revision) for r in self.revoked):
-                raise TrustError(
-                    f"packet {sequence} in revision {revision} was revoked: get a newer revision of it"
-                )
-
-    def admits(self, packet: Packet, allow_older: bool) -> None:
-        """Raises TrustError for a packet that was revoked, or is not newer than the newest ever confirmed."""
-        self.refuse_revoked(packet)
-        if (packet.revision, packet.sequence) <= (self.revision, self.highest) and not allow_older:
-            raise TrustError(
-                f"packet {packet.sequence} is not newer than packet {self.highest}, which this device has confirmed and then "
-                "rolled back; to take it again on purpose, use --allow-older"
-            )
 
     def to_json(self) -> bytes:
         body = asdict(self)

@@ -24,7 +24,7 @@ from ..errors import InputError, NotForThisDevice
 from ..shortage import verdict
 from ..state import Merging, Projection, TaskState, extended, factors_from
 from ..storage import atomic
-from .canonical import dump_json, is_sha256, parse_json, sha256
+from .canonical import dump_json, is_sha256, parse_json, sha256, to_units
 from .container import natural
 from .encoding import ENCODINGS, Factors
 from .packet import magnitudes_from, name_problem
@@ -57,6 +57,7 @@ class Manifest:
 
     lineage: str
     state: str
+    states: tuple[str, ...]
     task: int
     task_name: str
     model: str
@@ -66,7 +67,7 @@ class Manifest:
     weights_as: str
     capacity: int
     encoding: str
-    classes: tuple[str, ...]
+    classes: tuple[str | None, ...]
     magnitudes: tuple[Any, ...]
     preprocessing: Mapping[str, Any]
     projections: tuple[Projection, ...]
@@ -85,6 +86,7 @@ class Manifest:
     def to_json(self) -> bytes:
         value = {name: getattr(self, name) for name in self.__dataclass_fields__}
         value["projections"] = [p.to_dict() for p in self.projections]
+        value["magnitudes"] = to_units(np.array(self.magnitudes, np.float64))
         return dump_json({"format": FORMAT, **value})
 
     @classmethod
@@ -98,9 +100,8 @@ class Manifest:
         try:
             manifest = cls(**value)
             _check_types(manifest)
-            if any(name_problem(name) for name in manifest.classes) or len(
-                set(manifest.classes)
-            ) != len(manifest.classes):
+            names = [name for name in manifest.classes if name is not None]
+            if any(map(name_problem, names)) or len(set(names)) != len(names):
                 raise ValueError("a class name is empty, malformed or stands twice")
             magnitudes = magnitudes_from(
                 manifest.magnitudes, manifest.task, len(manifest.projections)
@@ -110,6 +111,7 @@ class Manifest:
             return replace(
                 manifest,
                 classes=tuple(manifest.classes),
+                states=tuple(manifest.states),
                 revisions=tuple(manifest.revisions),
                 magnitudes=tuple(magnitudes.tolist()),
                 projections=tuple(Projection.from_dict(p) for p in value["projections"]),
@@ -215,6 +217,7 @@ def open_bundle(path: Path) -> Bundle:
         head_weight,
         head_bias,
         {},
+        manifest.states[:-1],
     )
     return Bundle(path, sha256(data), manifest, trust, weights, state, factors)
 
@@ -226,6 +229,11 @@ def _check_types(manifest: Manifest) -> None:
             raise ValueError(f"{name} is not a text")
     if not (is_sha256(manifest.lineage) and is_sha256(manifest.state)):
         raise ValueError("lineage or state is no SHA-256")
+    states = list(manifest.states)
+    if len(states) != manifest.task + 1 or not all(map(is_sha256, states)):
+        raise ValueError("states are not one SHA-256 for each task, and one before them")
+    if (states[0], states[-1]) != (manifest.lineage, manifest.state):
+        raise ValueError("states do not lead from the lineage to the state")
     for number in (manifest.task, manifest.capacity):
         if type(number) is not int or number < 0:
             raise ValueError(f"task or capacity {number!r}")
@@ -271,7 +279,7 @@ def _check_types(manifest: Manifest) -> None:
     if (
         type(manifest.canary["seed"]) is not int
         or logits.ndim != 2
-        or logits.shape[1] != len(manifest.classes)
+        or logits.shape[1] != len([name for name in manifest.classes if name is not None])
     ):
         raise ValueError("the canary has no seed, or no logits for each class")
 

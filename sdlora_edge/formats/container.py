@@ -1,13 +1,15 @@
-"""The file that every packet is: a signed manifest, and tensors. This module knows nothing of what they mean.
+"""The file that every packet is: a signed manifest and tensors. Their meaning is not known here.
 
-    bytes 0..7     length of the header, unsigned, little endian                            } a safetensors file, so
-    header         canonical JSON, padded with spaces to a multiple of 8:                   } any tool opens it
-                   {"__metadata__": {"envelope": DSSE envelope of the manifest, "format": FORMAT}, tensor table}
+    bytes 0..7     length of the header, unsigned, little endian                  } a safetensors
+    header         canonical JSON, padded with spaces to a multiple of 8:         } file, so any
+                   {"__metadata__": {"envelope", "format"}, tensor table}         } tool opens it
     data           the tensors, widest dtype first, then by name, without gaps
 
-    manifest       {"format": FORMAT, "kind", ..., "content": sha256(canonical JSON of the tensor table, data)}
+    envelope       the DSSE envelope of the manifest
+    manifest       {"format": FORMAT, "kind", ..., "content": sha256(tensor table, data)}
 
-Reading goes from the outside in: sizes, header, signatures, content digest, format, and only then tensors. numpy only.
+A reader goes from the outside in: sizes, header, signatures, content digest, format, and only then
+tensors. numpy only.
 """
 
 from __future__ import annotations
@@ -21,12 +23,17 @@ import numpy as np
 
 from ..errors import InputError, LimitError
 from . import signing
-from .canonical import dump_json, parse_json, sha256
+from .canonical import dump_json, parse_exact_json, sha256
+from .limits import LIMITS as LIMITS
+from .limits import Limits as Limits
+from .limits import natural as natural
 
-FORMAT = "sdlora-edge/packet/2"
+FORMAT = "sdlora-edge/packet/3"
 SUFFIX = ".sdlora"
 Sign = Callable[[bytes], bytes]
-"""puts a payload into a DSSE envelope (`signing.sign`)"""
+"""Puts a payload into a DSSE envelope (`signing.sign`)."""
+DIMENSIONS = 2
+"""Dimensions of a tensor, at most."""
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "I32": np.dtype("<i4"),
@@ -37,36 +44,13 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a reader is willing to look at, in bytes unless said otherwise."""
-
-    packet: int = 64 * 1024 * 1024
-    header: int = 1024 * 1024
-    name: int = 200
-    """characters in a task or class name"""
-    canary_inputs: int = 16
-    """images"""
-    magnitude: float = 1e4
-    """absolute value of a magnitude, and of a factor's or head's entry"""
-    tasks: int = 1000
-    """that one packet brings"""
-    sequence: int = 1_000_000
-    """the highest number of a task"""
-    revision: int = 1_000_000
-    """the highest revision, and version of the keys"""
-    revocations: int = 1_000
-    """that a device remembers; one that another covers is not counted"""
-    seed: int = 2**53
-    """of a canary"""
-
-
-LIMITS = Limits()
-
-
 @dataclass(frozen=True, eq=False)
 class Sealed:
-    """A file whose signatures and content have been verified, and nothing else. digest: SHA-256 of the whole file."""
+    """A file whose signatures and content have been verified, and nothing else.
+
+    Attributes:
+        digest: SHA-256 of the whole file.
+    """
 
     manifest: Mapping[str, Any]
     table: Mapping[str, Any]
@@ -75,12 +59,21 @@ class Sealed:
     digest: str
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """Read-only arrays. Raises KeyError, ValueError or TypeError unless the table tiles the data exactly."""
+        """Read the tensors, as `tensors` does."""
         return tensors(self.table, self.content)
 
 
 def seal(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray], sign: Sign) -> bytes:
-    """The bytes of a packet; `manifest` lacks format and content, which are added here. Raises LimitError."""
+    """Write a packet.
+
+    Args:
+        manifest: Without `format` and `content`, which are added here. No float is in it.
+        arrays: The tensors by name.
+        sign: Signs the manifest.
+
+    Raises:
+        LimitError: The packet is larger than any device would read.
+    """
     table, data = tiled(arrays)
     payload = dump_json({"format": FORMAT, **manifest, "content": sha256(dump_json(table), data)})
     sealed = header(sign(payload).decode("ascii"), table) + data
@@ -89,41 +82,51 @@ def seal(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray], sign: Si
 
 
 def unseal(data: bytes, trust: signing.Trust, limits: Limits = LIMITS) -> Sealed:
-    """Verify a packet. Raises InputError (not whole, or not one of ours), LimitError (too large), TrustError (signatures)."""
+    """Verify a packet.
+
+    Raises:
+        InputError: The file is damaged, or is not a packet of this format.
+        LimitError: The file is too large.
+        TrustError: Signatures are missing.
+    """
     envelope, table, content = opened(data, limits)
-    manifest = parse_json(signing.verify(envelope.encode("ascii"), trust), "the manifest")
+    # Nothing inside the manifest is parsed before enough trusted keys have signed its bytes.
+    payload = signing.verify(envelope.encode("ascii"), trust)
+    manifest = parse_exact_json(payload, "the manifest")
     if manifest.get("format") != FORMAT:
         raise InputError(
             f"packet format {manifest.get('format')!r} is not {FORMAT!r}: update this program"
         )
     if manifest.get("content") != sha256(dump_json(table), content):
         raise InputError(
-            "the packet's content is damaged: its digest is not the one that was signed; get it again"
+            "the packet's content is damaged: its digest is not the signed one; get it again"
         )
     return Sealed(manifest, table, content, envelope.encode("ascii"), sha256(data))
 
 
 def countersigned(data: bytes, signers: list[Any]) -> bytes:
-    """The same packet with more signatures; those that are there are kept as they are, unverified.
+    """Return the same packet with more signatures. Those it has are kept, unverified.
 
-    Raises InputError where the file is damaged (a damaged file is never signed), NothingToDo where a key has signed it already.
+    Raises:
+        InputError: The file is damaged. A damaged file is never signed.
+        NothingToDo: One of the keys has signed it already.
     """
     envelope, table, content = opened(data)
-    manifest = parse_json(signing.unverified_payload(envelope.encode("ascii")), "the manifest")
-    if manifest.get("format") != FORMAT or manifest.get("content") != sha256(
-        dump_json(table), content
-    ):
-        raise InputError("the packet is damaged, or of another version: it is not signed")
-    sealed = (
-        header(signing.countersign(envelope.encode("ascii"), signers).decode("ascii"), table)
-        + content
-    )
+    payload = signing.unverified_payload(envelope.encode("ascii"))
+    manifest = parse_exact_json(payload, "the manifest")
+    content_digest = sha256(dump_json(table), content)
+    if (manifest.get("format"), manifest.get("content")) != (FORMAT, content_digest):
+        raise InputError(
+            "the packet is damaged or has another format, so it was not signed: get it again"
+        )
+    signed = signing.countersign(envelope.encode("ascii"), signers).decode("ascii")
+    sealed = header(signed, table) + content
     opened(sealed)
     return sealed
 
 
 def tiled(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], bytes]:
-    """(tensor table, data)."""
+    """Lay tensors out one after the other. Returns (tensor table, data)."""
     table: dict[str, Any] = {}
     chunks, end = [], 0
     for name in sorted(arrays, key=lambda n: (-arrays[n].dtype.itemsize, n)):
@@ -141,33 +144,29 @@ def tiled(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], bytes]:
 
 
 def header(envelope: str, table: Mapping[str, Any]) -> bytes:
-    """Everything before the data."""
+    """Write everything before the data."""
     text = dump_json({"__metadata__": {"envelope": envelope, "format": FORMAT}, **table})
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text
 
 
 def opened(data: bytes, limits: Limits = LIMITS) -> tuple[str, dict[str, Any], bytes]:
-    """(envelope, tensor table, data) of a file in the one canonical form; nothing is believed yet."""
-    if len(data) > limits.packet:
-        raise LimitError(f"the packet has {len(data)} bytes, more than the {limits.packet} allowed")
-    if len(data) < 8:
-        raise InputError("not a packet: shorter than its first field; the download was cut short")
-    (length,) = struct.unpack("<Q", data[:8])
-    if length > limits.header:
-        raise LimitError(
-            f"the packet's header claims {length} bytes, more than the {limits.header} allowed"
-        )
-    if len(data) < 8 + length:
-        raise InputError("the packet ends within its header; the download was cut short")
-    table = parse_json(data[8 : 8 + length], "the packet's header")
+    """Split a file into (envelope, tensor table, data). Nothing in them is verified yet.
+
+    Raises:
+        InputError: The file is not in the one canonical form.
+        LimitError: The file or its header is too large.
+    """
+    length = _header_length(data, limits)
+    table = parse_exact_json(data[8 : 8 + length], "the packet's header")
     metadata = table.pop("__metadata__", None)
     envelope = metadata.get("envelope") if isinstance(metadata, dict) else None
     if not isinstance(envelope, str) or not envelope.isascii():
-        raise InputError("not a packet: its header carries no envelope")
+        raise InputError("not a packet: its header has no envelope")
     if (found := metadata.get("format")) != FORMAT:
         raise InputError(
-            f"packet format {found!r} is not {FORMAT!r}: build the packet, or update the program, anew"
+            f"packet format {found!r} is not {FORMAT!r}: build the packet again, or update "
+            "this program"
         )
     try:
         canonical = header(envelope, table)
@@ -175,22 +174,42 @@ def opened(data: bytes, limits: Limits = LIMITS) -> tuple[str, dict[str, Any], b
         raise InputError(f"the packet's header is malformed: {error}") from error
     if canonical != data[: 8 + length]:
         raise InputError(
-            "the packet's header is not in canonical form: it was changed after it was built"
+            "the packet's header is not canonical: it was changed after the packet was built"
         )
     return envelope, table, data[8 + length :]
 
 
+def _header_length(data: bytes, limits: Limits) -> int:
+    if len(data) > limits.packet:
+        raise LimitError(f"the packet has {len(data)} bytes, more than the {limits.packet} allowed")
+    if len(data) < 8:
+        raise InputError("not a packet: it has fewer than 8 bytes; download it again")
+    length = int(struct.unpack("<Q", data[:8])[0])
+    if length > limits.header:
+        raise LimitError(
+            f"the packet's header claims {length} bytes, more than the {limits.header} allowed"
+        )
+    if len(data) < 8 + length:
+        raise InputError("the packet ends within its header: download it again")
+    return length
+
+
 def tensors(table: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
-    """Read-only arrays of the data. Raises KeyError, ValueError or TypeError unless the table tiles it exactly."""
+    """Read the tensors, as read-only arrays.
+
+    Raises:
+        KeyError, ValueError, TypeError: The table does not tile the data exactly.
+    """
     found: dict[str, np.ndarray] = {}
     end = 0
-    for name, entry in sorted(
-        table.items(), key=lambda item: (-_DTYPES[item[1]["dtype"]].itemsize, item[0])
-    ):
+    for name in sorted(table, key=lambda n: (-_DTYPES[table[n]["dtype"]].itemsize, n)):
+        entry = table[name]
         start, stop = (natural(n) for n in entry["data_offsets"])
-        dtype, shape = _DTYPES[entry["dtype"]], tuple(natural(n) for n in entry["shape"])
-        if len(shape) > 2:
-            raise ValueError(f"{name} has {len(shape)} dimensions")
+        # An empty tensor could claim any size, so its dimensions are bounded too.
+        shape = tuple(natural(n, LIMITS.packet) for n in entry["shape"])
+        dtype = _DTYPES[entry["dtype"]]
+        if len(shape) > DIMENSIONS:
+            raise ValueError(f"{name} has {len(shape)} dimensions, more than {DIMENSIONS}")
         if start != end or stop - start != dtype.itemsize * int(np.prod(shape, dtype=object)):
             raise ValueError(f"{name}: offsets {start}..{stop} do not fit shape {shape}")
         found[name] = np.frombuffer(data[start:stop], dtype).reshape(shape)
@@ -198,12 +217,3 @@ def tensors(table: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
     if end != len(data):
         raise ValueError(f"{len(data) - end} bytes belong to no tensor")
     return found
-
-
-def natural(value: Any, limit: int | None = None) -> int:
-    """Raises ValueError unless `value` is a whole number from 0 (up to `limit`)."""
-    if type(value) is not int or value < 0 or (limit is not None and value > limit):
-        raise ValueError(
-            f"{value!r} is not a natural number" + (f" up to {limit}" if limit is not None else "")
-        )
-    return value

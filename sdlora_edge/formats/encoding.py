@@ -1,21 +1,25 @@
-"""How numbers travel: the encodings of factors, and what a head's rows become. numpy only; host and device call the same lines.
+"""How numbers travel: the encodings of factors, and the update of the head. numpy only.
 
-A factor is encoded in rank rows: a row of A, or a column of B. Every operation below is IEEE float32, rounded to nearest after
-each step, so a value decodes to the same bits on every machine.
+Host and device run the same lines. Every operation below is IEEE float32, rounded to nearest after
+each step, so a value decodes to the same bits on every machine. A factor is encoded in rank rows:
+a row of A, or a column of B.
 
-    fp32, fp16   A (rank, columns), B (rows, rank) as they are
-    int8         A int8 (rank, columns), B int8 (rank, rows), turned; one float32 scale for each rank row:  x = q scale
-    int4         two values a byte, low half first, each in -8..7: A uint8 (rank, columns / 2), B uint8 (rank, rows / 2), turned;
-                 one float16 scale for each BLOCK values of a rank row:  x = q scale
+    fp32, fp16   A (rank, columns) and B (rows, rank) as they are
+    int8         A int8 (rank, columns) and B int8 (rank, rows), transposed; one float32 scale for
+                 each rank row:  x = q scale
+    int4         two values a byte, low half first, each in -8..7: A uint8 (rank, columns / 2) and
+                 B uint8 (rank, rows / 2), transposed; one float16 scale for each BLOCK values of a
+                 rank row:  x = q scale
 
-    head         a new class: its row in float16. A known class: its row changes by  scale q,  q int8, scale float32:
-                 row(t) = row(t-1) + scale q.  Both with a float32 bias. The host takes the row so changed as its own, so what is
-                 rounded away comes back with the next change, and nothing adds up.
+    head         a new class: its row in float16. A known class: its row changes by  scale q,
+                 q int8, scale float32:  row(t) = row(t-1) + scale q.  Both have a float32 bias.
+                 The host continues with the row that a device gets. So what rounding loses comes
+                 back with the next change, and nothing adds up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,23 +29,27 @@ from ..errors import UsageError
 ENCODINGS = ("fp32", "fp16", "int8", "int4")
 DEFAULT = "fp16"
 BLOCK = 32
-"""values that share a scale in int4. Measured on a run's B A: 16 takes a tenth of the error away for a tenth more bytes, 64 adds
-8 % to it for 5 % fewer; int4 has a relative error of 0.11, int8 of 0.009"""
+"""Values that share a scale in int4. Measured on a run's B A: 16 removes a tenth of the error for a
+tenth more bytes, 64 adds 8 % to it for 5 % fewer bytes. int4 has a relative error of 0.11, int8 of
+0.009."""
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8, "int4": np.uint8}
-"""of a factor as it is stored"""
+"""Of a factor as it is stored."""
 SCALE_DTYPES = {"int8": np.float32, "int4": np.float16}
 LARGEST = {"int8": 127, "int4": 7}
-"""the largest whole number an encoder writes"""
+"""The largest integer that an encoder writes."""
 _SHRINK = np.linspace(1.0, 0.7, 7, dtype=np.float32)
-"""int4: shares of a block's largest value that are tried as the end of its scale; the one with the least squared error is taken
-(6 % less error than 1 alone)"""
+"""Shares of a block's largest value that int4 tries as the end of its scale. The one with the least
+squared error is used: 6 % less error than 1 alone."""
 
 
 class Factors:
     """One direction B A of one projection, its norm folded into B, as shipped.
 
-    stored: {"A", "B"} and for int8 and int4 {"A.scale", "B.scale"}, in the shapes of this module's docstring. `A` (rank, columns)
-    and `B` (rows, rank) are what they stand for: float32 where they were quantised, else as stored.
+    Attributes:
+        stored: {"A", "B"}, and {"A.scale", "B.scale"} for int8 and int4, in the shapes that this
+            module's docstring gives.
+        A: The decoded A, (rank, columns): float32 if it was quantised, else as stored.
+        B: The decoded B, (rows, rank).
     """
 
     def __init__(
@@ -74,12 +82,12 @@ class Factors:
 
 
 def parts(encoding: str) -> tuple[str, ...]:
-    """The names under which `Factors.stored` holds its arrays."""
+    """Return the names under which `Factors.stored` holds its arrays."""
     return ("A", "B", "A.scale", "B.scale") if encoding in LARGEST else ("A", "B")
 
 
 def shapes(encoding: str, rank: int, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    """The shape of each stored array."""
+    """Return the shape of each stored array."""
     if encoding == "int8":
         return {"A": (rank, columns), "B": (rank, rows), "A.scale": (rank,), "B.scale": (rank,)}
     if encoding == "int4":
@@ -92,7 +100,12 @@ def shapes(encoding: str, rank: int, rows: int, columns: int) -> dict[str, tuple
 
 
 def encode(factors: Factors, encoding: str) -> Factors:
-    """Float factors as they are shipped. Raises ValueError where a value does not fit, UsageError where int4 meets an odd width."""
+    """Encode float factors as they are shipped.
+
+    Raises:
+        ValueError: A value does not fit the encoding.
+        UsageError: int4 is given a factor of odd width.
+    """
     A, B = (np.asarray(x, np.float32) for x in (factors.A, factors.B))
     if encoding in LARGEST:
         (A, A_scale), (B, B_scale) = (
@@ -108,26 +121,30 @@ def encode(factors: Factors, encoding: str) -> Factors:
 
 
 def _quantise(rows: np.ndarray, encoding: str) -> tuple[np.ndarray, np.ndarray]:
-    """float32 (rank, n) to (stored, scale)."""
+    """Quantise float32 (rank, n). Returns (stored, scale)."""
     if not np.isfinite(rows).all():
         raise ValueError(f"a factor does not fit {encoding}")
-    largest = LARGEST[encoding]
-    if encoding == "int8":
-        scale = (np.abs(rows).max(axis=1, initial=0.0) / np.float32(largest)).astype(np.float32)
-        return _whole(rows, scale[:, None], largest), scale
-    rank, n = rows.shape
+    if encoding == "int4":
+        return _packed(rows)
+    largest = LARGEST["int8"]
+    scale = (np.abs(rows).max(axis=1, initial=0.0) / np.float32(largest)).astype(np.float32)
+    return _whole(rows, scale[:, None], largest), scale
+
+
+def _packed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Quantise float32 (rank, n) to int4. Returns (stored, scale)."""
+    (rank, n), largest = rows.shape, LARGEST["int4"]
     if n % 2:
         raise UsageError(
-            f"int4 puts two values into a byte, and a factor here is {n} long: take int8"
+            f"int4 packs two values into a byte, but a factor here has {n} columns: use int8"
         )
     blocks = np.zeros((rank, -(-n // BLOCK) * BLOCK), np.float32)
     blocks[:, :n] = rows
     blocks = blocks.reshape(rank, -1, BLOCK)
     ends = np.abs(blocks).max(axis=2) / np.float32(largest)
     with np.errstate(over="ignore"):
-        scales = (
-            (ends[..., None] * _SHRINK).astype(np.float16).astype(np.float32)
-        )  # (rank, blocks, tried)
+        tried_ends = (ends[..., None] * _SHRINK).astype(np.float16)
+        scales = tried_ends.astype(np.float32)  # (rank, blocks, tried)
     if not np.isfinite(scales).all():
         raise ValueError("a factor does not fit int4")
     tried = [_whole(blocks, scales[..., i, None], largest) for i in range(len(_SHRINK))]
@@ -143,30 +160,42 @@ def _quantise(rows: np.ndarray, encoding: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _whole(values: np.ndarray, scale: np.ndarray, largest: int) -> np.ndarray:
-    """The nearest whole numbers of scales, int8; 0 where the scale is 0."""
+    """Return the nearest integers of scales, int8. They are 0 if the scale is 0."""
     safe = np.where(scale > 0, scale, np.float32(1))
-    return np.where(scale > 0, np.clip(np.rint(values / safe), -largest, largest), 0).astype(
-        np.int8
-    )
+    whole = np.clip(np.rint(values / safe), -largest, largest)
+    return np.where(scale > 0, whole, 0).astype(np.int8)
 
 
 def decode(stored: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Rank rows, float32 (rank, n): int8 (rank, n) with scale (rank,), or packed uint8 (rank, n / 2) with scale (rank, blocks)."""
+    """Decode rank rows to float32 (rank, n).
+
+    Args:
+        stored: int8 (rank, n), or packed uint8 (rank, n / 2).
+        scale: (rank,) for int8, (rank, blocks) for packed values.
+    """
     if stored.dtype == np.int8:
         return stored.astype(np.float32) * scale.astype(np.float32)[:, None]
     halves = np.stack([stored & 15, stored >> 4], axis=2).reshape(len(stored), -1)
-    whole = (halves ^ 8).astype(np.float32) - np.float32(
-        8
-    )  # 0..15 to -8..7, the two's complement of four bits
+    # 0..15 to -8..7, the two's complement of four bits
+    whole = (halves ^ 8).astype(np.float32) - np.float32(8)
     return whole * np.repeat(scale.astype(np.float32), BLOCK, axis=1)[:, : whole.shape[1]]
 
 
 @dataclass(frozen=True, eq=False)
-class HeadRows:
-    """What a task does to the head: rows of its new classes, and steps of known classes' rows.
+class HeadUpdate:
+    """What a task does to the head: one named group of tensors, all of which begin with `head.`.
 
-    new_weight: float16 (n, features); new_bias: float32 (n,). index: int32 (m,), ascending, of the rows that change; step: int8
-    (m, features); scale: float32 (m,); bias: float32 (m,), the new biases themselves.
+    Today the group holds the rows of new classes and steps of known rows. It becomes final with
+    the next step of `packet/3`, which adds a low-rank step for known rows, a temperature and an
+    unknown score to this group and changes nothing else.
+
+    Attributes:
+        new_weight: float16 (n, features), rows of the new classes.
+        new_bias: float32 (n,).
+        index: int32 (m,), ascending: the known rows that change.
+        step: int8 (m, features).
+        scale: float32 (m,). A row changes by `scale * step`.
+        bias: float32 (m,), the new biases of those rows.
     """
 
     new_weight: np.ndarray
@@ -178,20 +207,31 @@ class HeadRows:
 
     @classmethod
     def between(
-        cls, old_weight: np.ndarray, old_bias: np.ndarray, weight: np.ndarray, bias: np.ndarray
-    ) -> HeadRows:
-        """From a state's head, (C, features) and (C,), to the whole head after the task, (C + n, features) and (C + n,).
+        cls,
+        old: tuple[np.ndarray, np.ndarray],
+        new: tuple[np.ndarray, np.ndarray],
+        retired: Sequence[int] = (),
+    ) -> HeadUpdate:
+        """Find the update from one head to another, as nearly as it can be shipped.
 
-        A row that differs by no more than float16 rounds away is not a change: it was shipped so when it was new.
+        A row that differs by no more than float16 rounds away is not a change: it was shipped in
+        float16 when it was new.
+
+        Args:
+            old: Weight (C, features) and bias (C,) of the state before the task.
+            new: Weight (C + n, features) and bias (C + n,) after it.
+            retired: Rows that are retired by now. They never change.
         """
-        known = len(old_weight)
+        (old_weight, old_bias), (weight, bias) = old, new
+        known, bias = len(old_weight), bias.astype(np.float32)
         change = weight[:known].astype(np.float32) - old_weight
+        moved = (weight[:known].astype(np.float16) != old_weight.astype(np.float16)).any(axis=1)
+        shifted = bias[:known] != old_bias
+        moved[list(retired)] = shifted[list(retired)] = False
         scale = (np.abs(change).max(axis=1, initial=0.0) / np.float32(127)).astype(np.float32)
         step = _whole(change, scale[:, None], 127)
-        bias = bias.astype(np.float32)
-        moved = (weight[:known].astype(np.float16) != old_weight.astype(np.float16)).any(axis=1)
         step[~moved] = 0
-        index = np.flatnonzero(moved | (bias[:known] != old_bias)).astype(np.int32)
+        index = np.flatnonzero(moved | shifted).astype(np.int32)
         return cls(
             weight[known:].astype(np.float16),
             bias[known:],
@@ -202,23 +242,27 @@ class HeadRows:
         )
 
     def applied(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The head after the task, float32 (C + n, features) and (C + n,)."""
+        """Return the head after the task: float32 (C + n, features) and (C + n,)."""
         weight = np.concatenate([weight.astype(np.float32), self.new_weight.astype(np.float32)])
         bias = np.concatenate([bias.astype(np.float32), self.new_bias])
+        # Two float32 roundings, in this order on every machine: the state digest does not cover
+        # the result, so only equal arithmetic keeps host and device equal.
         weight[self.index] += self.step.astype(np.float32) * self.scale[:, None]
         bias[self.index] = self.bias
         return weight, bias
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """As a packet and a run store them."""
+        """Name the tensors as a packet and a run store them."""
         return dict(zip(HEAD, self.__dict__.values(), strict=True))
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> HeadRows:
-        """The inverse of `tensors`. Raises KeyError."""
+    def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> HeadUpdate:
+        """Read what `tensors` has named. Raises KeyError if one is missing."""
         return cls(*(tensors[name] for name in HEAD))
 
 
+HEAD_PREFIX = "head."
+"""Begins the name of every tensor of a `HeadUpdate`, and of no projection."""
 HEAD = (
     "head.new.weight",
     "head.new.bias",

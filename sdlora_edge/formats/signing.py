@@ -21,7 +21,8 @@ from ..errors import InputError, NothingToDo, StorageError, TrustError, UsageErr
 from ..shortage import verdict
 from ..storage import atomic
 from . import ed25519
-from .canonical import dump_json, is_sha256, parse_json, sha256
+from .canonical import dump_json, is_sha256, parse_exact_json, sha256
+from .limits import LIMITS
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     Signers = Sequence[Path | CryptoSigner]
 
 log = logging.getLogger("sdlora_edge")
-MAX_SIGNATURES = 16
-"""and keys: else a packet that all keys have signed would be one that no device reads"""
 PAYLOAD_TYPE = "application/vnd.sdlora-edge.packet+json"
 KEY_FILE_LIMIT = 64 * 1024
 PASSPHRASE = "SDLORA_EDGE_PASSPHRASE"  # noqa: S105 - a variable's name
@@ -83,8 +82,8 @@ class Trust:
 
 
 def _bounded(count: int) -> None:
-    if count > MAX_SIGNATURES:
-        raise InputError(f"{count} keys are trusted, of at most {MAX_SIGNATURES}: name fewer")
+    if count > LIMITS.keys:
+        raise InputError(f"{count} keys are trusted, of at most {LIMITS.keys}: name fewer")
 
 
 def _public(keyid: str, entry: dict[str, Any]) -> Key:
@@ -155,7 +154,7 @@ def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[P
 
 def load_public(path: Path) -> Key:
     """A `.pub` file. Raises InputError."""
-    value = parse_json(atomic.read(path, KEY_FILE_LIMIT), str(path))
+    value = parse_exact_json(atomic.read(path, KEY_FILE_LIMIT), str(path))
     try:
         with naming(path):
             return _public(value.pop("keyid"), value)
@@ -324,14 +323,14 @@ def verify(envelope_json: bytes, trust: Trust) -> bytes:
 
 def _envelope(envelope_json: bytes) -> Envelope:
     """The envelope in its one canonical form, its signatures unverified. Raises InputError, TrustError (another purpose)."""
-    value = parse_json(envelope_json, "the envelope")
+    value = parse_exact_json(envelope_json, "the envelope")
     try:
         for signature in value["signatures"]:
             sig = base64.b64decode(signature["sig"])
             whole = len(sig) == 64 and int.from_bytes(sig[32:], "little") < ed25519.ORDER
             if set(signature) != {"keyid", "sig"} or not is_sha256(signature["keyid"]) or not whole:
                 raise ValueError("a signature is not one of Ed25519, or carries more than itself")
-        if not 1 <= len(value["signatures"]) <= MAX_SIGNATURES:
+        if not 1 <= len(value["signatures"]) <= LIMITS.keys:
             raise ValueError(f"{len(value['signatures'])} signatures")
         envelope = Envelope.from_dict(value)
         canonical = dump_json(envelope.to_dict())
@@ -359,7 +358,7 @@ def unverified_keyids(envelope_json: bytes) -> list[str]:
 
 def _unverified(envelope_json: bytes) -> Envelope:
     try:
-        return Envelope.from_dict(parse_json(envelope_json, "the envelope"))
+        return Envelope.from_dict(parse_exact_json(envelope_json, "the envelope"))
     except InputError:
         raise
     except Exception as error:  # securesystemslib raises many kinds on malformed input

@@ -99,9 +99,9 @@ def _chain(bundle: Bundle, folder: Path) -> tuple[Path, ...]:
     found: dict[str, tuple[str, Path]] = {}
     for path in sorted(folder.glob(f"*{packet.SUFFIX}")):
         with contextlib.suppress(SdloraError):
-            manifest = packet.read(atomic.read(path, packet.LIMITS.packet), bundle.trust).manifest
-            if manifest["lineage"] == bundle.manifest.lineage:
-                found.setdefault(manifest["from"], (manifest["to"], path))
+            one = packet.read(atomic.read(path, packet.LIMITS.packet), bundle.trust)
+            if one.lineage == bundle.manifest.lineage:
+                found.setdefault(one.begin, (one.end, path))
     state, chain = bundle.manifest.state, []
     while state in found:
         state, path = found.pop(state)

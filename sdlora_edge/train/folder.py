@@ -97,9 +97,10 @@ def lineage(path: Path, projections: Sequence[Projection], encoding: str) -> str
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
             weight, bias = (opened.get_tensor(f"head.new.{part}") for part in ("weight", "bias"))
-    except (OSError, safetensors.SafetensorError) as error:
+            classes = json.loads(opened.metadata()["task"])["classes"]
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise verdict(error, InputError(f"{file} cannot be read: {error}")) from error
-    return lineage_id(digest, projections, encoding, weight.astype(np.float32), bias)
+    return lineage_id(digest, projections, encoding, classes, (weight.astype(np.float32), bias))
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:

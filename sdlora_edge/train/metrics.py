@@ -47,18 +47,18 @@ def summary(
 
 
 def per_class(
-    truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
+    truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str | None]
 ) -> dict[str, list[int]]:
     """{class: [right, total]} of the classes that have images. truth, predicted: int (N,), indices into `classes`."""
     return {
         name: [int((predicted[truth == c] == c).sum()), n]
         for c, name in enumerate(classes)
-        if (n := int((truth == c).sum()))
+        if name is not None and (n := int((truth == c).sum()))
     }
 
 
 def confusions(
-    truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str], most: int = 50
+    truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str | None], most: int = 50
 ) -> list[list[Any]]:
     """[truth, predicted, count] of the wrong answers, the most frequent first."""
     wrong = Counter((int(t), int(p)) for t, p in zip(truth, predicted, strict=True) if t != p)
@@ -87,12 +87,14 @@ def hter(scores: np.ndarray, genuine: np.ndarray, threshold: float) -> dict[str,
     return {"hter": (far + frr) / 2, "far": far, "frr": frr, "threshold": float(threshold)}
 
 
-def binary(scores: np.ndarray, truth: np.ndarray, classes: Sequence[str]) -> dict[str, Any] | None:
+def binary(
+    scores: np.ndarray, truth: np.ndarray, classes: Sequence[str | None]
+) -> dict[str, Any] | None:
     """HTER at the threshold that equals argmax: 0, on the genuine class's logit minus the other's. None with one side only.
 
     The genuine class is the one named live, real, genuine or bonafide, if any, else the first. scores: (N, 2).
     """
-    positive = next((i for i, name in enumerate(classes) if name.lower() in GENUINE), 0)
+    positive = next((i for i, name in enumerate(classes) if name and name.lower() in GENUINE), 0)
     genuine = truth == positive
     if genuine.all() or not genuine.any():
         return None

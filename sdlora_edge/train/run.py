@@ -33,7 +33,7 @@ from torch import nn
 from ..errors import InputError, UsageError
 from ..formats import packet, signing
 from ..formats.canonical import dump_json, parse_json, tensors_digest
-from ..formats.encoding import ENCODINGS, Factors, HeadRows, encode
+from ..formats.encoding import ENCODINGS, Factors, HeadUpdate, encode
 from ..inputs import canary
 from ..inputs.image import Preprocessing
 from ..method import backbones
@@ -176,7 +176,7 @@ class Run:
             (base.head.new_weight.astype(np.float32), base.head.new_bias),
             tensors_digest(tensors),
         )
-        lineage = lineage_id(digest, projections, settings.encoding, *head)
+        lineage = lineage_id(digest, projections, settings.encoding, base.classes, head)
         first = TaskState(0, base.name, lineage, base.classes, np.zeros(0), *head, {})
         run = cls(path, settings, backbone, preprocessing, projections, lineage, [first])
         run.base_weights, run.base_seconds = adapted_weights(backbone, projections), base_seconds
@@ -233,7 +233,11 @@ class Run:
             return self
         first = self.states[0]
         lineage = lineage_id(
-            self.backbone_digest, self.projections, encoding, first.head_weight, first.head_bias
+            self.backbone_digest,
+            self.projections,
+            encoding,
+            first.classes,
+            (first.head_weight, first.head_bias),
         )
         view = replace(
             self, config=replace(self.config, encoding=encoding), lineage=lineage, updates=[]
@@ -316,12 +320,16 @@ class Run:
     def packet_bytes(self, task: int) -> int:
         """Size of the packet of a task, signed with one key: what `packet build` writes, but for the canary's few numbers."""
         update, before = self.updates[task - 1], self.states[task - 1]
-        logits = np.zeros((canary.COUNT, len(self.states[task].classes)), np.float32)
-        return len(
-            packet.build(
-                update, before, self.lineage, task, logits, signing.unsigned, self.config.encoding
-            )
+        logits = np.zeros((canary.COUNT, len(self.states[task].live)), np.float32)
+        contents = packet.Contents(
+            lineage=self.lineage,
+            begin=before.digest,
+            updates=(update,),
+            canary_seed=task,
+            canary_logits=logits,
+            encoding=self.config.encoding,
         )
+        return len(packet.build(contents, signing.unsigned))
 
     def _read_rest(self, task: int) -> None:
         own = self.path / "tasks" / f"{task:03d}"
@@ -354,6 +362,8 @@ def _write_task(
         "task": update.task,
         "name": update.name,
         "classes": update.classes,
+        "retired": update.retired,
+        "renamed": update.renamed,
         "deltas": update.deltas.tolist(),
         "digest": digest,
     }
@@ -402,8 +412,10 @@ def _read_task(
             names["name"],
             tuple(names["classes"]),
             np.array(names["deltas"], np.float64),
-            HeadRows.from_tensors(tensors),
+            HeadUpdate.from_tensors(tensors),
             factors_from(tensors, projections, encoding=encoding),
+            tuple(names["retired"]),
+            tuple((row, name) for row, name in names["renamed"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not the state of a task: {error!r}") from error

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sdlora_edge.formats import container, signing
-from sdlora_edge.formats.canonical import dump_json, tensors_digest
+from sdlora_edge.formats.canonical import tensors_digest
 from sdlora_edge.state import next_digest
 
 DTYPES = {
@@ -117,10 +117,11 @@ class Draft:
                     for name, array in self.arrays.items()
                     if name.startswith(prefix)
                 }
-                deltas = dump_json(np.array(task["deltas"], np.float64).tolist())
-                digest = next_digest(
-                    digest, hashlib.sha256(deltas + tensors_digest(own).encode()).hexdigest()
+                fields = {f: task[f] for f in ("classes", "deltas", "renamed", "retired")}
+                payload = json.dumps(
+                    fields | {"tensors": tensors_digest(own)}, sort_keys=True, separators=(",", ":")
                 )
+                digest = next_digest(digest, hashlib.sha256(payload.encode()).hexdigest())
             return str(digest)
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError):
             return None

@@ -61,14 +61,14 @@ def follow(run: Run, folder: Path, inputs: np.ndarray, **options: Any) -> list[f
     found = []
     for update, before in zip(run.updates, run.states, strict=False):
         logits = host_logits(run, update.task, canary.inputs(update.task, run.preprocessing))
-        data = packet.build(
-            update,
-            before,
-            run.lineage,
-            update.task,
-            logits,
-            lambda payload: signing.sign(payload, [signer]),
+        contents = packet.Contents(
+            lineage=run.lineage,
+            begin=before.digest,
+            updates=(update,),
+            canary_seed=update.task,
+            canary_logits=logits,
         )
+        data = packet.build(contents, lambda payload: signing.sign(payload, [signer]))
         (folder / "next").write_bytes(data)
         device.apply(folder / "next")
         same = compare(device.logits(inputs), host_logits(run, update.task, inputs))

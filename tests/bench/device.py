@@ -77,14 +77,14 @@ def make(folder: Path, model: str, target: str, weights_as: str) -> None:
         logits = sdlora.logits(
             run.backbone, run.weights(update.task), run.states[update.task], inputs
         )
-        data = packet.build(
-            update,
-            before,
-            run.lineage,
-            update.task,
-            logits,
-            lambda payload: signing.sign(payload, [signer]),
+        contents = packet.Contents(
+            lineage=run.lineage,
+            begin=before.digest,
+            updates=(update,),
+            canary_seed=update.task,
+            canary_logits=logits,
         )
+        data = packet.build(contents, lambda payload: signing.sign(payload, [signer]))
         (folder / "packets" / f"{update.task:03d}.sdlora").write_bytes(data)
         print(f"packet {update.task} of {TASKS}", file=sys.stderr, flush=True)
     (folder / "done").touch()

@@ -138,14 +138,14 @@ def make_models(model: str, folder: Path) -> None:
         logits = sdlora.logits(
             run.backbone, run.weights(update.task), run.states[update.task], inputs
         )
-        data = packet.build(
-            update,
-            before,
-            run.lineage,
-            update.task,
-            logits,
-            lambda payload: signing.sign(payload, [signer]),
+        contents = packet.Contents(
+            lineage=run.lineage,
+            begin=before.digest,
+            updates=(update,),
+            canary_seed=update.task,
+            canary_logits=logits,
         )
+        data = packet.build(contents, lambda payload: signing.sign(payload, [signer]))
         (folder / "next").write_bytes(data)
         device.apply(folder / "next")
         if update.task in TASKS:

@@ -129,9 +129,15 @@ def base(folder: Path) -> dict[str, Any]:
     for encoding in ENCODINGS:
         factors = {name: encode(f, encoding) for name, f in exact.items()}
         update = TaskUpdate(1, "task", names, np.array([1.0]), head, factors)
-        sealed = packet.build(
-            update, before, "00" * 32, 1, np.zeros((2, 20), np.float32), signing.unsigned, encoding
+        contents = packet.Contents(
+            lineage="00" * 32,
+            begin=before.digest,
+            updates=(update,),
+            canary_seed=1,
+            canary_logits=np.zeros((2, 20), np.float32),
+            encoding=encoding,
         )
+        sealed = packet.build(contents, signing.unsigned)
         found[encoding] = {"bytes": len(sealed)}
     weights = {p.tensor: backbone.get_parameter(p.tensor).detach().numpy() for p in projections}
     changed = merge(weights, projections, [exact], np.array([1.0]))

@@ -64,14 +64,14 @@ def built(fleet: Fleet, task: int, shift: float = 0.0, key: Path | None = None) 
     """The run's packet of a task, made again; `shift` is added to the canary."""
     run, signers = Run.open(fleet.run), [signing.load_signer(key or fleet.key)]
     logits = host_logits(run, task, canary.inputs(9, run.preprocessing)) + shift
-    return packet.build(
-        run.updates[task - 1],
-        run.states[task - 1],
-        run.lineage,
-        9,
-        logits,
-        lambda payload: signing.sign(payload, signers),
+    contents = packet.Contents(
+        lineage=run.lineage,
+        begin=run.states[task - 1].digest,
+        updates=(run.updates[task - 1],),
+        canary_seed=9,
+        canary_logits=logits,
     )
+    return packet.build(contents, lambda payload: signing.sign(payload, signers))
 
 
 def test_packets_are_applied_in_their_order_whatever_they_are_called(

@@ -371,14 +371,16 @@ class Orders:
             self._run.states[one.first - 1],
             f"{one.sequence}.{revision}.{signer.public_key.keyid[:6]}",
         )
-        canary = (one.canary_seed, one.canary_logits)
         sign = lambda payload: signing.sign(payload, [signer])  # noqa: E731
-        return self._keep(
-            name,
-            packet.build(
-                one.updates, before, self._run.lineage, *canary, sign, revisions=[revision]
-            ),
+        contents = packet.Contents(
+            lineage=self._run.lineage,
+            begin=before.digest,
+            updates=one.updates,
+            canary_seed=one.canary_seed,
+            canary_logits=one.canary_logits,
+            revisions=(revision,),
         )
+        return self._keep(name, packet.build(contents, sign))
 
     def _revocation(self, task: int, signer: signing.CryptoSigner) -> Path:
         """Of a task and those after it, in revision 0."""
@@ -402,8 +404,13 @@ def wrong_canary(fleet: Fleet, folder: Path) -> Path:
     run = Run.open(fleet.run)
     logits = np.full((2, len(run.states[1].classes)), 3.0, np.float32)
     signers = [signing.load_signer(fleet.key)]
-    data = packet.build(
-        run.updates[0], run.states[0], run.lineage, 1, logits, lambda p: signing.sign(p, signers)
+    contents = packet.Contents(
+        lineage=run.lineage,
+        begin=run.states[0].digest,
+        updates=(run.updates[0],),
+        canary_seed=1,
+        canary_logits=logits,
     )
+    data = packet.build(contents, lambda p: signing.sign(p, signers))
     (folder / "wrong.sdlora").write_bytes(data)
     return folder / "wrong.sdlora"

@@ -62,7 +62,16 @@ def update(
     revisions = [revision] * tasks if isinstance(revision, int) else list(revision)
     updates, before = chain.updates[t - tasks :], chain.states[t - tasks]
     sign, encoding = by(names), chain.encoding
-    return packet.build(updates, before, chain.lineage, t, logits, sign, encoding, revisions)
+    contents = packet.Contents(
+        lineage=chain.lineage,
+        begin=before.digest,
+        updates=tuple(updates),
+        canary_seed=t,
+        canary_logits=logits,
+        encoding=encoding,
+        revisions=tuple(revisions),
+    )
+    return packet.build(contents, sign)
 
 
 def revocation(chain: Chain, task: int, revision: int, names: str = "a") -> bytes:

@@ -31,7 +31,7 @@ from sdlora_edge.formats.bundle import (
     Manifest,
 )
 from sdlora_edge.formats.canonical import dump_json, sha256, tensors_digest
-from sdlora_edge.formats.encoding import Factors, HeadRows
+from sdlora_edge.formats.encoding import Factors, HeadUpdate
 from sdlora_edge.inputs import canary
 from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.state import Projection, TaskState, TaskUpdate, advance, factor_tensors, lineage_id
@@ -79,7 +79,7 @@ class Chain:
     def base(cls, name: str, encoding: str) -> Chain:
         """Another `name` is another lineage."""
         weight, bias = drawn("head", len(CLASSES), FEATURES) / 2, drawn("bias", len(CLASSES))
-        lineage = lineage_id(sha256(name.encode()), PROJECTIONS, encoding, weight, bias)
+        lineage = lineage_id(sha256(name.encode()), PROJECTIONS, encoding, CLASSES, (weight, bias))
         return cls(
             encoding, (TaskState(0, "base", lineage, CLASSES, np.zeros(0), weight, bias, {}),)
         )
@@ -102,7 +102,7 @@ class Chain:
     ) -> Chain:
         """One task more. ranks: of the projections that it adapts. changed: known classes whose rows of the head change."""
         n, m = len(classes), len(changed)
-        head = HeadRows(
+        head = HeadUpdate(
             (drawn(f"{name} rows", n, FEATURES) / 2).astype(np.float16),
             drawn(f"{name} biases", n) / np.float32(3),
             np.array(changed, np.int32),

@@ -19,14 +19,13 @@ import numpy as np
 from ...errors import InputError, UsageError
 from ...formats.bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle
 from ...shortage import verdict
+from ...state import UNUSED
 
 GROUP = "sdlora_edge.engines"
 BUILT_IN = {"onnx": "onnx_runtime:OnnxEngine", "executorch": "executorch_runtime:ExecutorchEngine"}
 """{target: module here, and class}"""
 RUNTIMES = {"onnx": "onnxruntime", "executorch": "executorch"}
 """{target: the distribution that runs it}"""
-UNUSED = -1e30
-"""bias of a head row that no class has yet: finite, and never the largest"""
 
 
 class Engine(ABC):

@@ -1,0 +1,165 @@
+"""Does an update fit the state that it follows? Names, rows, shapes, dtypes and values. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..state import Projection, TaskState, TaskUpdate, advance, classes_after
+from . import encoding as encodings
+from .limits import LIMITS
+from .packet import Packet
+
+SCALE_BOUND = LIMITS.magnitude / 128
+"""A scale is multiplied with integers down to -128."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A tensor of an update, and what it must be."""
+
+    name: str
+    array: np.ndarray
+    dtype: Any
+    shape: tuple[int, ...]
+
+
+def lead(packet: Packet, state: TaskState, projections: Sequence[Projection]) -> TaskState:
+    """Return the state after all tasks of a packet.
+
+    Args:
+        packet: Verified. It begins at the task after `state`.
+        state: The state before the packet.
+        projections: Of the bundle, in its order.
+
+    Raises:
+        InputError: A name, shape or value is wrong, or the tasks do not lead to `packet.end`.
+    """
+    known = {p.name: p for p in projections}
+    for update in packet.updates:
+        _require_names(update, state)
+        _require_magnitudes(update, state, len(projections))
+        for part in _parts(update, state, known, packet.encoding):
+            _require_part(update.task, part)
+        _require_rows(update, state)
+        state = advance(state, update)
+        _require_bounds(state)
+    if packet.canary_logits.shape[1] != len(state.live):
+        raise InputError(
+            f"packet {packet.sequence}: its canary has {packet.canary_logits.shape[1]} logits, "
+            f"but {len(state.live)} classes are live: build it again"
+        )
+    if state.digest != packet.end:
+        raise InputError(
+            f"packet {packet.sequence} does not lead to the state it names: build it again"
+        )
+    return state
+
+
+def _require_names(update: TaskUpdate, state: TaskState) -> None:
+    touched = [*update.retired, *(row for row, _ in update.renamed)]
+    for row in touched:
+        if row >= len(state.classes) or state.classes[row] is None:
+            raise InputError(
+                f"packet {update.task} retires or renames row {row}, which has no class"
+            )
+    if len(set(touched)) != len(touched):
+        raise InputError(f"packet {update.task} renames a class that it retires")
+    names = [name for name in classes_after(state.classes, update) if name is not None]
+    if len(set(names)) != len(names):
+        twice = sorted(name for name in set(names) if names.count(name) > 1)
+        raise InputError(f"packet {update.task} gives two rows the class {twice[0]!r}")
+    if state.live and not names:
+        raise InputError(f"packet {update.task} retires every class")
+
+
+def _require_magnitudes(update: TaskUpdate, state: TaskState, projections: int) -> None:
+    own = (projections,) if update.deltas.ndim == 2 else ()
+    mixed = state.task and state.magnitudes.ndim != update.deltas.ndim
+    if update.deltas.shape[1:] != own or mixed:
+        raise InputError(
+            f"packet {update.task}: magnitude deltas of shape {update.deltas.shape} do not follow "
+            f"magnitudes of shape {state.magnitudes.shape}"
+        )
+
+
+def _parts(
+    update: TaskUpdate, state: TaskState, projections: Mapping[str, Projection], encoding: str
+) -> Iterator[_Part]:
+    """Every tensor of the update. Raises InputError for factors that no tensor could be."""
+    head, features = update.head, state.head_weight.shape[1]
+    n, m = len(update.classes), len(head.index)
+    yield _Part("head.new.weight", head.new_weight, np.float16, (n, features))
+    yield _Part("head.new.bias", head.new_bias, np.float32, (n,))
+    yield _Part("head.old.index", head.index, np.int32, (m,))
+    yield _Part("head.old.step", head.step, np.int8, (m, features))
+    yield _Part("head.old.scale", head.scale, np.float32, (m,))
+    yield _Part("head.old.bias", head.bias, np.float32, (m,))
+    for name, factors in update.factors.items():
+        if (p := projections.get(name)) is None:
+            raise InputError(
+                f"packet {update.task} adapts {name!r}, which this bundle does not have"
+            )
+        rows = p.stop - p.start
+        if encoding == "int4" and (p.columns % 2 or rows % 2):
+            raise InputError(
+                f"packet {update.task}: {name} has an odd width, which int4 cannot carry"
+            )
+        stored = factors.stored
+        rank = len(stored["A"]) if stored["A"].ndim == 2 else 0
+        if rank < 1:
+            raise InputError(f"packet {update.task}: {name}.A has no rows")
+        for part, shape in encodings.shapes(encoding, rank, rows, p.columns).items():
+            scale = part.endswith(".scale")
+            dtype = (encodings.SCALE_DTYPES if scale else encodings.DTYPES)[encoding]
+            yield _Part(f"{name}.{part}", stored[part], dtype, shape)
+
+
+def _require_part(task: int, part: _Part) -> None:
+    array = part.array
+    if array.dtype != part.dtype or array.shape != part.shape:
+        raise InputError(
+            f"packet {task}: {part.name} is {array.dtype}{array.shape}, "
+            f"not {np.dtype(part.dtype)}{part.shape}"
+        )
+    if part.dtype == np.int32:
+        return
+    scale = part.name.endswith(".scale")
+    bounded = _bounded(array, SCALE_BOUND if scale else LIMITS.magnitude)
+    if not bounded or (scale and (array < 0).any()):
+        raise InputError(f"packet {task}: {part.name} holds NaN, infinity or a value out of bounds")
+
+
+def _require_rows(update: TaskUpdate, state: TaskState) -> None:
+    """Steps of known rows: ascending, and of rows that still have a class."""
+    index, known = update.head.index.astype(np.int64), len(state.classes)
+    if (np.diff(index) <= 0).any() or (index < 0).any() or (index >= known).any():
+        raise InputError(
+            f"packet {update.task}: head.old.index is not ascending within {known} rows"
+        )
+    gone = {row for row, name in enumerate(state.classes) if name is None} | set(update.retired)
+    if stepped := gone & set(index.tolist()):
+        raise InputError(f"packet {update.task} changes row {min(stepped)}, which is retired")
+
+
+def _require_bounds(state: TaskState) -> None:
+    """Bounded steps could add up: in the head's rows, and in the magnitudes."""
+    if not _bounded(state.head_weight, LIMITS.magnitude):
+        raise InputError(f"packet {state.task}: a head row is too large after it")
+    if not _bounded(state.magnitudes, LIMITS.magnitude):
+        raise InputError(f"packet {state.task}: a magnitude is above {LIMITS.magnitude} after it")
+    if len(state.classes) > LIMITS.rows:
+        raise InputError(
+            f"packet {state.task}: the head has {len(state.classes)} rows after it, more than "
+            f"{LIMITS.rows}"
+        )
+
+
+def _bounded(array: np.ndarray, bound: float) -> bool:
+    """Tell whether no value is NaN, infinite or beyond the bound."""
+    wide = array if array.dtype == np.float64 else array.astype(np.float32)
+    return bool((np.abs(wide) <= bound).all())
