@@ -389,7 +389,7 @@ def _sliced(
 
 def _normalised(factors: Mapping[str, Factors], run: Run, path: Path) -> Direction:
     """The direction as the run's own are: of norm 1 (root mean square over projections), float32, the norm being alpha_t."""
-    wide = run.config.magnitude_scope == "projection" or run.config.magnitude_norm == "factors"
+    wide = run.config.magnitude_norm == "factors"
     squares = np.array(
         [
             np.square(_product(factors[p.name])).sum() if p.name in factors else 0.0

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,8 +37,8 @@ class SDLoRA(nn.Module):
     head: (weight, bias) to start from, float32 (classes, features), (classes,); zeros by default: no random logits, which at
     14 images a class never quite go away.
 
-    directions     where A_t comes from. "free": random. "shared": A_t = A_1, frozen, so all tasks' sum has rank r. "span":
-                   random combinations of all old rows. (B_t starts at zero, so each starts as the model before.)
+    directions     where A_t comes from. "free": random. "shared": A_t = A_1, frozen, so all tasks' sum has rank r.
+                   (B_t starts at zero, so each starts as the model before.)
                    "continue": D_t goes on from alpha_{t-1} D_{t-1}, which it replaces: one LoRA trained on and on.
     magnitudes     of old tasks, when a new one begins. "carry": go on from the last ones; "reset": every one starts at
                    magnitude_init (the authors' code); "fixed": as they are, not trained; "none": no magnitude is trained.
@@ -165,14 +164,12 @@ class SDLoRA(nn.Module):
             }
         return shaped(self.backbone, folded)
 
-    def forward(self, images: Tensor, with_features: bool = False) -> Any:
-        """Logits of the new task's classes only, (N, classes): the loss never sees another task's row.
-
-        with_features: (logits, features (N, features)) instead. Neither is ever in half precision.
-        """
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of the new task's classes only, (N, classes), never in half precision: the loss never sees another task's row."""
         seen = functional_call(self.backbone, self.weights(), (images,)).to(self.head.weight.dtype)
         with torch.autocast(seen.device.type, enabled=False):
-            return (self.head(seen), seen) if with_features else self.head(seen)
+            found: Tensor = self.head(seen)
+        return found
 
     @torch.no_grad()
     def norm(self) -> Tensor:
@@ -236,19 +233,13 @@ def _new_factors(
     A, B = torch.zeros(rank, columns), torch.zeros(rows, rank)
     if rank and (last is None or directions == "free"):
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-    elif rank and last is not None and directions in ("shared", "continue"):
+    elif rank and last is not None:  # "shared", "continue"
         if len(last.A) < rank:
             raise UsageError(
                 f"rank {rank} is more than the {len(last.A)} of the direction that it goes on from"
             )
         A = torch.from_numpy(last.A[:rank].astype(np.float32))
         B = torch.from_numpy(last.B[:, :rank].astype(np.float32)) if directions == "continue" else B
-    elif rank:
-        span = torch.from_numpy(
-            np.concatenate([f.A.astype(np.float32) for f in old])
-        )  # (sum of ranks, columns)
-        A = torch.randn(rank, len(span)) @ span
-        A *= math.sqrt(rank / 3) / A.norm()  # the norm that a random start has
     return A, B
 
 

@@ -32,14 +32,12 @@ CHOICES = {
     "protocol": ("class", "domain"),
     "augment": ("none", "flip", "crop", "flip-crop"),
     "method": ("sdlora", "lora", "frozen"),
-    "directions": ("free", "shared", "span"),
+    "directions": ("free", "shared"),
     "magnitudes": ("carry", "reset", "fixed"),
-    "magnitude_scope": ("shared", "projection"),
     "magnitude_norm": ("direction", "factors"),
     "head": ("paper", "aligned"),
     "encoding": ENCODINGS,
     "optimizer": ("sgd", "adam", "adamw"),
-    "schedule": ("constant", "cosine"),
     "precision": ("fp32", "bf16", "fp16"),
     "device": ("auto", "cpu", "cuda"),
 }
@@ -83,12 +81,10 @@ BOUNDS = {
     "std": Range(1e-4, 1e4),
     "absorb": Range(0, 1),
     "magnitude_init": Range(0, LIMITS.magnitude, above=True),
-    "consistency": _WEIGHT,
     "epochs": _COUNT,
     "lr": _RATE,
     "head_lr_factor": _RATE,
     "magnitude_lr_factor": _RATE,
-    "later_lr_factor": _RATE,
     "weight_decay": _WEIGHT,
     "batch_size": _COUNT,
     "accumulate": _COUNT,
@@ -163,20 +159,16 @@ class TrainConfig:
     directions: str = "free"
     absorb: float = 0.0
     magnitudes: str = "carry"
-    magnitude_scope: str = "shared"
     magnitude_norm: str = "direction"
     magnitude_init: float = 1.0
     head: str = "aligned"
     encoding: str = DEFAULT
-    consistency: float = 0.0
     epochs: int = 10
     lr: float = 0.02
     head_lr_factor: float = 0.1
     magnitude_lr_factor: float = 0.1
-    later_lr_factor: float = 1.0
     optimizer: str = "sgd"
     weight_decay: float = 0.0
-    schedule: str = "constant"
     batch_size: int = 64
     accumulate: int = 1
     precision: str = "fp32"
@@ -207,12 +199,11 @@ class TrainConfig:
         authors = self.magnitude_norm == "factors"
         ranks = [int(step.split("@")[0]) for step in self.rank.split(",")]
         together = [
-            (authors and (self.magnitudes, self.magnitude_scope) != ("reset", "shared"), "magnitude_norm factors is the authors' code: it goes with magnitudes reset and magnitude_scope shared"),
+            (authors and self.magnitudes != "reset", "magnitude_norm factors is the authors' code: it goes with magnitudes reset"),
             (bool(self.absorb) and (authors or self.method != "sdlora"), "absorb goes with method sdlora and magnitude_norm direction"),
-            (self.method == "lora" and (authors or self.magnitude_scope != "shared"), "method lora has one magnitude: leave magnitude_scope and magnitude_norm at their defaults"),
+            (self.method == "lora" and authors, "method lora has one magnitude: leave magnitude_norm at its default"),
             (self.method == "lora" and len(ranks) > 1, "method lora has one direction, so one rank"),
             (self.directions == "shared" and ranks != sorted(ranks, reverse=True), "with directions shared the rank may only fall"),
-            (bool(self.consistency) and self.augment != "none", "consistency compares with images as they are: it goes with augment none"),
         ]  # fmt: skip
         if why := next((why for wrong, why in together if wrong), None):
             raise UsageError(why)

@@ -74,28 +74,17 @@ def fit(
     prepare: Preprocessing,
     task: int,
     checkpoint: Checkpoint,
-    anchor: Tensor | None = None,
     note: Callable[[str, float, int], None] = lambda name, value, step: None,
 ) -> None:
     """Train a model in place for `settings.epochs`. The backbone stays in eval mode: it is frozen.
 
-    anchor: float32 (images, features), what the features were before the task; settings.consistency holds them there.
     note: called with (name, value, step) of what a log may want. Raises DivergedError if the loss or a trained number is no longer finite.
     """
     device = next(model.parameters()).device
-    optimizer = _optimizer(model, settings, task)
-    steps = settings.epochs * math.ceil(len(images) / settings.batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
-            if settings.schedule == "cosine"
-            else 1.0
-        ),
-    )
+    optimizer = _optimizer(model, settings)
     scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     order = torch.Generator().manual_seed(settings.seed)
-    parts: dict[str, Any] = {"optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    parts: dict[str, Any] = {"optimizer": optimizer, "scaler": scaler}
     begin = _restore(checkpoint, model, parts, order)
     call = _wrapped(model, settings, device)
     title = f"task {task}"
@@ -123,16 +112,12 @@ def fit(
                     settings.augment,
                 )
                 targets = torch.from_numpy(images.targets)[own[step]]
-                held = None if anchor is None else anchor[own[step]]
                 optimizer.zero_grad()
                 loss = _backward(
-                    model, call, scaler, inputs, targets, held, len(batches[step]), settings, device
+                    model, call, scaler, inputs, targets, len(batches[step]), settings, device
                 )
-                scale = scaler.get_scale()
                 scaler.step(optimizer)
                 scaler.update()
-                if scaler.get_scale() >= scale:  # else fp16 overflowed, and the step was left out
-                    schedule.step()
                 total += loss
                 bar.update(len(batches[step]))
             mean = distributed.summed(total).item() / len(batches)
@@ -173,7 +158,6 @@ def _backward(
     scaler: torch.amp.GradScaler,
     inputs: Tensor,
     targets: Tensor,
-    held: Tensor | None,
     batch: int,
     settings: TrainConfig,
     device: torch.device,
@@ -194,14 +178,11 @@ def _backward(
         )
         with synchronised:
             with precision(model.backbone, settings.precision, device):
-                logits, seen = call(_to(inputs[chunk], device), True)
+                logits = call(_to(inputs[chunk], device))
             loss = (
                 nn.functional.cross_entropy(logits, _to(targets[chunk], device), reduction="sum")
                 / batch
             )
-            if held is not None:
-                moved = (seen - _to(held[chunk], device)).square().mean(dim=1).sum() / batch
-                loss = loss + settings.consistency * moved
             scaler.scale(loss * distributed.size()).backward()
             total += loss.detach()
     return total
@@ -211,8 +192,8 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _optimizer(model: SDLoRA, settings: TrainConfig, task: int) -> torch.optim.Optimizer:
-    lr = settings.lr * (settings.later_lr_factor if task > 1 else 1.0)
+def _optimizer(model: SDLoRA, settings: TrainConfig) -> torch.optim.Optimizer:
+    lr = settings.lr
     groups = [
         {
             "params": [p for p in (*model.A, *model.B) if p.requires_grad],

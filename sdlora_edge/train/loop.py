@@ -300,14 +300,7 @@ def _train_task(run: Run, part: Part, scorer: Scorer, direction: Direction | Non
         *key,
     )
     if not alone:  # which has no other class of its task to be told from
-        anchor = (
-            torch.from_numpy(seen_features(run, old_weights, images))
-            if settings.consistency
-            else None
-        )
-        fit(
-            model, images, settings, prepare, number, checkpoint, anchor, writer(run.path, settings)
-        )
+        fit(model, images, settings, prepare, number, checkpoint, writer(run.path, settings))
         _warn_if_still(run, model, number, len(images))
         model.finish_task()
     if distributed.first():
@@ -359,16 +352,15 @@ def _learning(run: Run, head: tuple[np.ndarray, np.ndarray]) -> SDLoRA:
         settings.rank_of(number) if settings.method != "frozen" else 0,
         "none" if settings.method == "lora" else settings.magnitudes,
         settings.magnitude_init,
-        settings.magnitude_scope,
-        settings.magnitude_norm,
-        "continue" if settings.method == "lora" else settings.directions,
-        head,
+        magnitude_norm=settings.magnitude_norm,
+        directions="continue" if settings.method == "lora" else settings.directions,
+        head=head,
     )
 
 
 def _nothing(run: Run) -> Direction:
     """The direction of rank 0, of a class that is learned alone."""
-    wide = run.config.magnitude_scope == "projection" or run.config.magnitude_norm == "factors"
+    wide = run.config.magnitude_norm == "factors"
     return {}, np.zeros((len(run.states), len(run.projections)) if wide else len(run.states))
 
 

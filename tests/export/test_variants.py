@@ -15,7 +15,6 @@ from sdlora_edge.train.run import Run
 
 QUICK = {"base_epochs": 3, "epochs": 2, "lr": 0.05}
 VARIANTS: dict[str, dict[str, object]] = {
-    "a magnitude for each projection": {"magnitude_scope": "projection"},
     "the authors' settings": {
         "magnitudes": "reset",
         "magnitude_init": 0.8,
@@ -57,11 +56,7 @@ def test_host_and_device_agree_on_every_variant(name: str, tmp_path: Path) -> No
         assert np.abs(shipped - exact).max() <= 1  # rows of known classes travel as int8 steps
     else:
         assert ranks == {4}
-    width = (
-        ()
-        if name not in ("a magnitude for each projection", "the authors' settings")
-        else (len(run.projections),)
-    )
+    width = (len(run.projections),) if name == "the authors' settings" else ()
     assert run.states[-1].magnitudes.shape == (3, *width)
     same = Run.open(run.path)
     np.testing.assert_array_equal(same.states[-1].magnitudes, run.states[-1].magnitudes)

@@ -31,7 +31,6 @@ SETTINGS = {
     "epochs": 8,
     "batch_size": 5,
     "augment": "flip-crop",
-    "schedule": "cosine",
     "optimizer": "adamw",
     "lr": 0.01,
     "head": "aligned",
