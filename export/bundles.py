@@ -105,7 +105,7 @@ def export_bundle(
     )
     if also and weights_as != INPUTS:
         raise UsageError(
-            f"--also {also} goes with --weights-as {INPUTS}, which is not the default of {run.config.backbone}: name it"
+            f"--also {also} goes with --weights-as {INPUTS}, which is not the default of {run.config.backbone.backbone}: name it"
         )
     extra = request.adapter
     weights = run.weights(state.task) | {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
@@ -231,8 +231,8 @@ def _facts(run: Run, state: TaskState) -> dict[str, Any]:
         "states": state.states,
         "task": state.task,
         "task_name": state.name,
-        "model": run.config.backbone,
-        "encoding": run.config.encoding,
+        "model": run.config.backbone.backbone,
+        "encoding": run.config.method.encoding,
         "revisions": tuple(run.revision(task) for task in range(1, state.task + 1)),
         "classes": state.classes,
         "magnitudes": tuple(state.magnitudes.tolist()),

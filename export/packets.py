@@ -141,7 +141,7 @@ def _facts(run: Run, task: int, folder: str | None) -> dict[str, Any]:
         "task": task,
         "name": update.name,
         "classes": list(update.classes),
-        "encoding": run.config.encoding,
+        "encoding": run.config.method.encoding,
         "revision": run.revision(task),
         "weight_error": run.weight_error(task),
         "old_rows": len(update.head.index),

@@ -301,7 +301,7 @@ def read_adapter(path: Path, run: Run) -> dict[str, Factors]:
     """
     config = AdapterConfig.read(path)
     tensors = _tensors(path)
-    classifier = None if config.modules_to_save == () else _classifier(run.config.backbone)
+    classifier = None if config.modules_to_save == () else _classifier(run.config.backbone.backbone)
     if unknown := set(config.modules_to_save) - {classifier}:
         raise InputError(
             f"{path} also replaces whole modules (modules_to_save: {', '.join(sorted(unknown))}): train it without them"
@@ -389,7 +389,7 @@ def _sliced(
 
 def _normalised(factors: Mapping[str, Factors], run: Run, path: Path) -> Direction:
     """The direction as the run's own are: of norm 1 (root mean square over projections), float32, the norm being alpha_t."""
-    wide = run.config.magnitude_norm == "factors"
+    wide = run.config.method.magnitude_norm == "factors"
     squares = np.array(
         [
             np.square(_product(factors[p.name])).sum() if p.name in factors else 0.0
@@ -405,7 +405,7 @@ def _normalised(factors: Mapping[str, Factors], run: Run, path: Path) -> Directi
         raise InputError(
             f"{path} is of norm {norm.max():.3g}, beyond the {LIMITS.magnitude:g} that a magnitude may be"
         )
-    found, error, encoding = {}, 0.0, run.config.encoding
+    found, error, encoding = {}, 0.0, run.config.method.encoding
     for p, N in zip(run.projections, norm, strict=True):
         if f := factors.get(p.name):
             try:

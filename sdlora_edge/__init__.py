@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from .errors import SdloraError
     from .export.bundles import export_bundle
     from .formats.bundle import open_bundle
-    from .train.config import TrainConfig
     from .train.loop import add_task, train
+    from .train.settings import Settings
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ _WHERE = {
     "Device": "device.device",
     "Prediction": "device.device",
     "SdloraError": "errors",
-    "TrainConfig": "train.config",
+    "Settings": "train.settings",
     "add_task": "train.loop",
     "export_bundle": "export.bundles",
     "open_bundle": "formats.bundle",
@@ -45,7 +45,7 @@ __all__ = [
     "Device",
     "Prediction",
     "SdloraError",
-    "TrainConfig",
+    "Settings",
     "add_task",
     "export_bundle",
     "open_bundle",

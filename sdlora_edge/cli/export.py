@@ -59,7 +59,7 @@ def export(
     from ..train.run import Run
 
     opened = Run.open(path)
-    opened = opened.encoded(encoding or opened.config.encoding)
+    opened = opened.encoded(encoding or opened.config.method.encoding)
     proof = ("images", "agreement", "largest_difference", "largest_logit")
     if check is not None:
         value = {

@@ -16,8 +16,8 @@ from tqdm import tqdm
 from ..errors import DivergedError
 from ..inputs.image import Preprocessing
 from ..method import backbones
-from .config import TrainConfig
 from .fit import Checkpoint
+from .settings import Settings
 from .splits import Decoded
 
 TURNS = 4
@@ -31,7 +31,7 @@ def train_base(
     images: Decoded,
     prepare: Preprocessing,
     classes: int,
-    settings: TrainConfig,
+    settings: Settings,
     checkpoint: Checkpoint,
 ) -> nn.Linear:
     """Train the backbone in place, and freeze it. Returns the head of the upright classes."""
@@ -41,10 +41,10 @@ def train_base(
     upright = torch.from_numpy(prepare.normalise(images.pixels))
     turned = torch.cat([torch.rot90(upright, k, (2, 3)) for k in range(TURNS)])
     targets = torch.cat([torch.from_numpy(images.targets) + k * classes for k in range(TURNS)])
-    steps = -(-len(turned) // settings.batch_size)
+    steps = -(-len(turned) // settings.training.batch_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LR)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, PEAK_LR, total_steps=settings.base_epochs * steps
+        optimizer, PEAK_LR, total_steps=settings.data.base_epochs * steps
     )
     reach = round(SHIFT * upright.shape[-1])
     backbone.train()
@@ -56,9 +56,9 @@ def train_base(
         part.load_state_dict(found[name])
     torch.set_rng_state(found["random"])
     for epoch in tqdm(
-        range(found["epoch"], settings.base_epochs), desc="base", unit="epoch", disable=None
+        range(found["epoch"], settings.data.base_epochs), desc="base", unit="epoch", disable=None
     ):
-        for batch in torch.randperm(len(turned)).split(settings.batch_size):
+        for batch in torch.randperm(len(turned)).split(settings.training.batch_size):
             shift = torch.randint(-reach, reach + 1, (2,)).tolist()
             moved = torch.roll(turned[batch], shift, (2, 3)).to(device)
             loss = nn.functional.cross_entropy(head(backbone(moved)), targets[batch].to(device))

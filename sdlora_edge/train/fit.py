@@ -22,7 +22,7 @@ from ..method.sdlora import SDLoRA
 from ..storage import atomic
 from . import distributed
 from .augment import augment, draw
-from .config import TrainConfig
+from .settings import Settings
 from .splits import Images
 
 log = logging.getLogger("sdlora_edge")
@@ -70,46 +70,46 @@ class Checkpoint:
 def fit(
     model: SDLoRA,
     images: Images,
-    settings: TrainConfig,
+    settings: Settings,
     prepare: Preprocessing,
     task: int,
     checkpoint: Checkpoint,
     note: Callable[[str, float, int], None] = lambda name, value, step: None,
 ) -> None:
-    """Train a model in place for `settings.epochs`. The backbone stays in eval mode: it is frozen.
+    """Train a model in place for `settings.training.epochs`. The backbone stays in eval mode: it is frozen.
 
     note: called with (name, value, step) of what a log may want. Raises DivergedError if the loss or a trained number is no longer finite.
     """
     device = next(model.parameters()).device
     optimizer = _optimizer(model, settings)
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
-    order = torch.Generator().manual_seed(settings.seed)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.training.precision == "fp16")
+    order = torch.Generator().manual_seed(settings.training.seed)
     parts: dict[str, Any] = {"optimizer": optimizer, "scaler": scaler}
     begin = _restore(checkpoint, model, parts, order)
     call = _wrapped(model, settings, device)
     title = f"task {task}"
     with tqdm(
-        total=settings.epochs * len(images),
+        total=settings.training.epochs * len(images),
         initial=begin * len(images),
         desc=title,
         unit="image",
         disable=None,
     ) as bar:
-        for epoch in range(begin, settings.epochs):
+        for epoch in range(begin, settings.training.epochs):
             batches = torch.randperm(len(images), generator=order).tensor_split(
-                math.ceil(len(images) / settings.batch_size)
+                math.ceil(len(images) / settings.training.batch_size)
             )
-            chances = [draw(len(batch), settings.augment, order) for batch in batches]
+            chances = [draw(len(batch), settings.data.augment, order) for batch in batches]
             shares = [distributed.share(len(batch)) for batch in batches]
             own = [batch[share] for batch, share in zip(batches, shares, strict=True)]
             total = torch.zeros((), device=device)
             for step, pixels in enumerate(
-                images.batches([part.numpy() for part in own], settings.workers)
+                images.batches([part.numpy() for part in own], settings.training.workers)
             ):
                 inputs = augment(
                     torch.from_numpy(prepare.normalise(pixels)),
                     chances[step][shares[step]],
-                    settings.augment,
+                    settings.data.augment,
                 )
                 targets = torch.from_numpy(images.targets)[own[step]]
                 optimizer.zero_grad()
@@ -146,9 +146,9 @@ def fit(
             )
 
 
-def diverged(title: str, what: str, settings: TrainConfig) -> DivergedError:
+def diverged(title: str, what: str, settings: Settings) -> DivergedError:
     return DivergedError(
-        f"{title} diverged: {what}. Begin a run with a smaller --lr than {settings.lr:g}; this run keeps its earlier tasks"
+        f"{title} diverged: {what}. Begin a run with a smaller --lr than {settings.training.lr:g}; this run keeps its earlier tasks"
     )
 
 
@@ -159,7 +159,7 @@ def _backward(
     inputs: Tensor,
     targets: Tensor,
     batch: int,
-    settings: TrainConfig,
+    settings: Settings,
     device: torch.device,
 ) -> Tensor:
     """Gradients of this process's share of one step, in `accumulate` parts; returns its share of the loss, detached.
@@ -168,7 +168,7 @@ def _backward(
     factor.
     """
     total = torch.zeros((), device=device)
-    chunks = [c for c in torch.arange(len(targets)).chunk(settings.accumulate) if len(c)]
+    chunks = [c for c in torch.arange(len(targets)).chunk(settings.training.accumulate) if len(c)]
     for number, chunk in enumerate(chunks):
         last = number == len(chunks) - 1
         synchronised = (
@@ -177,7 +177,7 @@ def _backward(
             else call.no_sync()
         )
         with synchronised:
-            with precision(model.backbone, settings.precision, device):
+            with precision(model.backbone, settings.training.precision, device):
                 logits = call(_to(inputs[chunk], device))
             loss = (
                 nn.functional.cross_entropy(logits, _to(targets[chunk], device), reduction="sum")
@@ -192,20 +192,20 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _optimizer(model: SDLoRA, settings: TrainConfig) -> torch.optim.Optimizer:
-    lr = settings.lr
+def _optimizer(model: SDLoRA, settings: Settings) -> torch.optim.Optimizer:
+    lr = settings.training.lr
     groups = [
         {
             "params": [p for p in (*model.A, *model.B) if p.requires_grad],
-            "weight_decay": settings.weight_decay,
+            "weight_decay": settings.training.weight_decay,
         },
         {
             "params": [p for p in [model.magnitudes] if p.requires_grad],
-            "lr": lr * settings.magnitude_lr_factor,
+            "lr": lr * settings.training.magnitude_lr_factor,
         },
-        {"params": list(model.head.parameters()), "lr": lr * settings.head_lr_factor},
+        {"params": list(model.head.parameters()), "lr": lr * settings.training.head_lr_factor},
     ]
-    return _OPTIMIZERS[settings.optimizer](
+    return _OPTIMIZERS[settings.training.optimizer](
         [{"weight_decay": 0.0, **g} for g in groups if g["params"]], lr=lr
     )
 
@@ -229,10 +229,10 @@ def _restore(
     return int(found["epoch"])
 
 
-def _wrapped(model: SDLoRA, settings: TrainConfig, device: torch.device) -> nn.Module:
+def _wrapped(model: SDLoRA, settings: Settings, device: torch.device) -> nn.Module:
     """The model as it is called: compiled, and spread over processes, where that is asked for."""
     call: nn.Module = model
-    if settings.compile:
+    if settings.training.compile:
         call = torch.compile(call)  # type: ignore[assignment]
     if distributed.size() > 1:
         call = DistributedDataParallel(call, device_ids=[device] if device.type == "cuda" else None)
@@ -258,9 +258,9 @@ def precision(backbone: nn.Module, name: str, device: torch.device) -> Iterator[
             module.fused_attn = True  # type: ignore[assignment]
 
 
-def writer(run: Path, settings: TrainConfig) -> Callable[[str, float, int], None]:
+def writer(run: Path, settings: Settings) -> Callable[[str, float, int], None]:
     """Where losses and scores go: TensorBoard event files in the run, if asked for. Raises UsageError without tensorboard."""
-    if not (settings.tensorboard and distributed.first()):
+    if not (settings.training.tensorboard and distributed.first()):
         return lambda name, value, step: None
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -18,7 +18,7 @@ from ..shortage import verdict
 from ..state import Projection, lineage_id
 from ..storage import atomic, disk
 from . import config
-from .config import TrainConfig
+from .settings import Settings
 
 CONFIG, BACKBONE, STATE, STATISTICS, METRICS = (
     "config.toml",
@@ -51,7 +51,7 @@ def point_latest(path: Path) -> None:
     os.replace(temporary, path.parent / "latest")
 
 
-def settings(path: Path) -> TrainConfig:
+def settings(path: Path) -> Settings:
     """Raises InputError where the folder is not a run."""
     if not (path / CONFIG).is_file():
         raise InputError(f"{path} is not a run: no {CONFIG} in it; make one with sdlora-edge train")
@@ -63,7 +63,7 @@ def is_begun(path: Path) -> bool:
     return (path / BACKBONE).is_file()
 
 
-def require_begun(path: Path) -> TrainConfig:
+def require_begun(path: Path) -> Settings:
     """The settings of a run that has its first state. Raises InputError where it has none."""
     found = settings(path)
     if not is_begun(path):

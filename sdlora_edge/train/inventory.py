@@ -13,8 +13,8 @@ from pathlib import Path
 from ..errors import InputError
 from ..storage import atomic
 from . import distributed
-from .config import TrainConfig
 from .images import EMPTY, HIDDEN, NO_IMAGE, ImageFile, counted
+from .settings import Settings
 from .splits import Part, Source
 
 log = logging.getLogger("sdlora_edge")
@@ -33,7 +33,7 @@ _COLUMNS = ("class", "training", "validation", "test", "skipped")
 
 
 def checked(
-    source: Source, cut: Callable[[Source], list[Part]], settings: TrainConfig
+    source: Source, cut: Callable[[Source], list[Part]], settings: Settings
 ) -> tuple[Source, list[Part]]:
     """Read every image of a source, and log a table of what is there. An image that cannot be read gets a `problem`.
 
@@ -43,7 +43,7 @@ def checked(
     source = source.changed(_Examiner())
     parts = cut(source)
     rows, skipped = _rows(source, parts, settings), _skipped(source)
-    odd = _odd_classes(source, rows, "validation" if settings.validate else "test")
+    odd = _odd_classes(source, rows, "validation" if settings.data.validate else "test")
     warnings = [f"{what}: {_some(labels)}" for what, labels in odd.items() if labels] + list(
         _file_warnings(source)
     )
@@ -57,7 +57,7 @@ def checked(
             raise InputError(
                 f"{source.name}: class {empty[0]!r} has no readable training image: repair its files or remove its folder"
             )
-    if warnings and settings.strict:
+    if warnings and settings.data.strict:
         raise InputError(
             f"{source.name}: {warnings[0]} ({len(warnings)} warning(s), errors with --strict): repair the dataset"
         )
@@ -124,11 +124,11 @@ def _skipped(source: Source) -> dict[str, list[str]]:
     return found
 
 
-def _rows(source: Source, parts: Sequence[Part], settings: TrainConfig) -> dict[str, Counter[str]]:
+def _rows(source: Source, parts: Sequence[Part], settings: Settings) -> dict[str, Counter[str]]:
     """The counts of each class, and of each folder that holds no image, by column."""
     sides = [("training", part.train) for part in parts]
-    sides += [("validation" if settings.validate else "test", part.test) for part in parts]
-    sides += [("test", source.test) if settings.validate else ("validation", source.val)]
+    sides += [("validation" if settings.data.validate else "test", part.test) for part in parts]
+    sides += [("test", source.test) if settings.data.validate else ("validation", source.val)]
     rows: dict[str, Counter[str]] = {p.label: Counter() for p in source.skipped if p.label}
     for column, side in sides:
         for label, own in side.items():

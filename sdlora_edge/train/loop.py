@@ -29,11 +29,11 @@ from ..state import TaskUpdate, advance, changed_rows, factor_tensors
 from . import distributed, folder, inventory, plan, splits
 from .augment import views
 from .base import train_base
-from .config import TrainConfig
 from .fit import PARTIAL, Checkpoint, diverged, fit, writer
 from .folder import locked
 from .run import Run, point_latest
 from .score import Scorer, seen_features, slices
+from .settings import Settings
 from .splits import Decoded, Images, Part, Source
 
 log = logging.getLogger("sdlora_edge")
@@ -48,7 +48,7 @@ VIEWS, VIEWS_UP_TO = 3, 2000
 
 
 def train(
-    settings: TrainConfig,
+    settings: Settings,
     out: Path | None = None,
     report: Report = lambda run: None,
     source: Source | None = None,
@@ -58,17 +58,18 @@ def train(
     source: what `check.new_run` has returned, if it was called. Raises UsageError, InputError before anything is written where
     settings or images do not make sense.
     """
-    distributed.begin(backbones.resolve_device(settings.device))
+    distributed.begin(backbones.resolve_device(settings.training.device))
     source = source or plan.new_run(settings, out)
     source = _looked_at(source, settings)
     distributed.wait()  # until no process looks for `out` any more
     backbone, prepared = _backbone(settings)
-    backbones.projections(backbone, settings.targets)
-    prepared |= {name: value for name in ("mean", "std") if (value := getattr(settings, name))}
+    backbones.projections(backbone, settings.backbone.targets)
+    prepared |= {
+        name: value for name in ("mean", "std") if (value := getattr(settings.backbone, name))
+    }
     prepare = Preprocessing(**prepared)
-    root = str(Path(settings.data_root).resolve()) if settings.data_root else ""
-    settings = replace(
-        settings,
+    root = str(Path(settings.data.data_root).resolve()) if settings.data.data_root else ""
+    settings = settings.changed(
         data=source.name,
         data_root=root,
         image_size=prepare.size,
@@ -100,7 +101,7 @@ def resume(
     another process is training it.
     """
     settings = Run.settings(path)
-    distributed.begin(backbones.resolve_device(settings.device))
+    distributed.begin(backbones.resolve_device(settings.training.device))
     asked = asked or plan.resumed(path)
     if isinstance(asked, plan.NewTask):
         return learn(asked, report)
@@ -118,7 +119,7 @@ def _resume(path: Path, report: Report, source: Source) -> Run:
             _prepare(path, settings, parts[0])
         run = Run.open(path)
         scorer = Scorer(run, {source.name: source})
-        if settings.base_classes and not run.metrics and distributed.first():
+        if settings.data.base_classes and not run.metrics and distributed.first():
             run.record(
                 scorer.entry(
                     replace(parts[0], name="base"),
@@ -128,7 +129,7 @@ def _resume(path: Path, report: Report, source: Source) -> Run:
                 )
             )
             report(run)
-        parts = parts[bool(settings.base_classes) :]
+        parts = parts[bool(settings.data.base_classes) :]
         for entry, part in zip((e for e in run.metrics if e["task"]), parts, strict=False):
             if entry["classes"] != list(part.classes):
                 raise InputError(
@@ -165,8 +166,8 @@ def learn(
 ) -> Run:
     """`add_task`, of a task that was checked."""
     settings = Run.settings(task.run)
-    settings = settings if task.strict is None else replace(settings, strict=task.strict)
-    distributed.begin(backbones.resolve_device(settings.device))
+    settings = settings if task.strict is None else settings.changed(strict=task.strict)
+    distributed.begin(backbones.resolve_device(settings.training.device))
 
     def cut(source: Source) -> list[Part]:
         return [
@@ -210,26 +211,30 @@ def _interruptible(arguments: str) -> Iterator[None]:
         raise
 
 
-def _looked_at(source: Source, settings: TrainConfig) -> Source:
+def _looked_at(source: Source, settings: Settings) -> Source:
     """What a run learns from, once every image was looked at."""
     return inventory.checked(source, lambda s: splits.parts(s, settings), settings)[0]
 
 
-def _backbone(settings: TrainConfig) -> tuple[torch.nn.Module, dict[str, Any]]:
-    _seed(settings.seed, 0)
-    weights = Path(settings.weights) if settings.weights else None
-    pretrained = not settings.base_classes and settings.backbone != backbones.MICRO
-    return backbones.create(settings.backbone, settings.image_size or None, weights, pretrained)
+def _backbone(settings: Settings) -> tuple[torch.nn.Module, dict[str, Any]]:
+    _seed(settings.training.seed, 0)
+    weights = Path(settings.backbone.weights) if settings.backbone.weights else None
+    pretrained = not settings.data.base_classes and settings.backbone.backbone != backbones.MICRO
+    return backbones.create(
+        settings.backbone.backbone, settings.backbone.image_size or None, weights, pretrained
+    )
 
 
-def _prepare(path: Path, settings: TrainConfig, base_part: Part) -> None:
+def _prepare(path: Path, settings: Settings, base_part: Part) -> None:
     """The state before the first task: the backbone, after its base session if it has one."""
     begin = time.perf_counter()
-    device = distributed.begin(backbones.resolve_device(settings.device))
+    device = distributed.begin(backbones.resolve_device(settings.training.device))
     backbone, prepared = _backbone(settings)
-    prepare = Preprocessing(**prepared | {"mean": settings.mean, "std": settings.std})
+    prepare = Preprocessing(
+        **prepared | {"mean": settings.backbone.mean, "std": settings.backbone.std}
+    )
     statistics = FeatureStatistics.empty(backbones.features(backbone))
-    if not settings.base_classes:
+    if not settings.data.base_classes:
         width = backbones.features(backbone)
         nothing = ("backbone", (), np.zeros((0, width), np.float32), np.zeros(0, np.float32))
         if distributed.first():
@@ -246,7 +251,7 @@ def _prepare(path: Path, settings: TrainConfig, base_part: Part) -> None:
         seen = np.concatenate([features(backbone, {}, batch) for batch in shown])
         statistics = statistics.with_images(seen, images.targets, len(classes))
         plain = _numpy(linear.weight), _numpy(linear.bias)
-        head = statistics.discriminant() if settings.head == "aligned" else plain
+        head = statistics.discriminant() if settings.method.head == "aligned" else plain
         base = ("base", classes, head[0].astype(np.float16).astype(np.float32), head[1])
         Run.create(
             path,
@@ -265,15 +270,15 @@ def _prepare(path: Path, settings: TrainConfig, base_part: Part) -> None:
 def _train_task(run: Run, part: Part, scorer: Scorer, direction: Direction | None = None) -> None:
     """Learn one task and record it. The head's rows of known classes are trained on, where the task has such classes."""
     settings, begin = run.config, time.perf_counter()
-    device = distributed.begin(backbones.resolve_device(settings.device))
-    images = splits.read(part.train, part.classes, run.preprocessing, settings.cache_gb)
+    device = distributed.begin(backbones.resolve_device(settings.training.device))
+    images = splits.read(part.train, part.classes, run.preprocessing, settings.training.cache_gb)
     number, state = len(run.states), run.states[-1]
     new = tuple(c for c in part.classes if c not in state.classes)
     classes = state.classes + new
     rows = np.array([classes.index(c) for c in part.classes])
     weight = np.concatenate([run.plain[0], np.zeros((len(new), run.plain[0].shape[1]), np.float32)])
     bias = np.concatenate([run.plain[1], np.zeros(len(new), np.float32)])
-    _seed(settings.seed, number)
+    _seed(settings.training.seed, number)
     run.backbone.to(device)
     head = weight[rows], bias[rows]
     alone = len(part.classes) == 1 and run.statistics is not None and direction is None
@@ -281,7 +286,10 @@ def _train_task(run: Run, part: Part, scorer: Scorer, direction: Direction | Non
         direction = _nothing(run)
     exact = direction[0] if direction else None
     direction = (
-        ({name: encode(f, settings.encoding) for name, f in direction[0].items()}, direction[1])
+        (
+            {name: encode(f, settings.method.encoding) for name, f in direction[0].items()},
+            direction[1],
+        )
         if direction
         else None
     )
@@ -349,18 +357,18 @@ def _learning(run: Run, head: tuple[np.ndarray, np.ndarray]) -> SDLoRA:
         run.projections,
         run.states,
         len(head[0]),
-        settings.rank_of(number) if settings.method != "frozen" else 0,
-        "none" if settings.method == "lora" else settings.magnitudes,
-        settings.magnitude_init,
-        magnitude_norm=settings.magnitude_norm,
-        directions="continue" if settings.method == "lora" else settings.directions,
+        settings.method.rank_of(number) if settings.method.method != "frozen" else 0,
+        "none" if settings.method.method == "lora" else settings.method.magnitudes,
+        settings.method.magnitude_init,
+        magnitude_norm=settings.method.magnitude_norm,
+        directions="continue" if settings.method.method == "lora" else settings.method.directions,
         head=head,
     )
 
 
 def _nothing(run: Run) -> Direction:
     """The direction of rank 0, of a class that is learned alone."""
-    wide = run.config.magnitude_norm == "factors"
+    wide = run.config.method.magnitude_norm == "factors"
     return {}, np.zeros((len(run.states), len(run.projections)) if wide else len(run.states))
 
 
@@ -405,7 +413,7 @@ def _aligned(
 ) -> FeatureStatistics:
     """The statistics of all classes under the weights after a task: old ones follow the drift, the new images' are added."""
     if len(statistics.means):
-        shown = _views(images, run.config.seed)
+        shown = _views(images, run.config.training.seed)
         statistics = statistics.drifted(
             *(seen_features(run, weights, shown) for weights in (before, after))
         )
@@ -431,7 +439,7 @@ def _warn_if_still(run: Run, model: SDLoRA, task: int, images: int) -> None:
         sum(float(np.square(weight, dtype=np.float64).sum()) for weight in rows) / len(rows)
     )
     if moved <= NEGLIGIBLE * size:
-        steps = run.config.epochs * math.ceil(images / run.config.batch_size)
+        steps = run.config.training.epochs * math.ceil(images / run.config.training.batch_size)
         log.warning(
             "task %d: after %d step(s) its direction changes the weights by %.1g of their norm, which is next to nothing: begin a run "
             "with more --epochs, a smaller --batch-size or another --lr",
@@ -441,14 +449,14 @@ def _warn_if_still(run: Run, model: SDLoRA, task: int, images: int) -> None:
         )
 
 
-def _direction(model: SDLoRA, task: int, settings: TrainConfig) -> Direction:
+def _direction(model: SDLoRA, task: int, settings: Settings) -> Direction:
     try:
-        return model.directions(settings.encoding), model.deltas()
+        return model.directions(settings.method.encoding), model.deltas()
     except ValueError as error:
         raise diverged(f"task {task}", str(error), settings) from error
 
 
-def _require_bounded(update: TaskUpdate, settings: TrainConfig) -> None:
+def _require_bounded(update: TaskUpdate, settings: Settings) -> None:
     """Raises DivergedError for numbers that no device would take."""
     head = update.head
     numbers = [update.deltas, head.new_weight, head.new_bias, head.scale, head.bias]
@@ -465,10 +473,10 @@ def _require_bounded(update: TaskUpdate, settings: TrainConfig) -> None:
 def _absorb(run: Run, model: SDLoRA) -> dict[str, Any]:
     """KD: give the finished direction to the old ones' magnitudes where they can express it."""
     old = run.factors(len(run.updates))
-    if not (run.config.absorb and model.rank and any(old)):
+    if not (run.config.method.absorb and model.rank and any(old)):
         return {}
-    shares, residual = absorb.fit(model.directions(run.config.encoding), old)
-    if absorbed := residual <= run.config.absorb:
+    shares, residual = absorb.fit(model.directions(run.config.method.encoding), old)
+    if absorbed := residual <= run.config.method.absorb:
         model.absorb(shares)
     return {"residual": residual, "absorbed": absorbed}
 

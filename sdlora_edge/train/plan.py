@@ -9,8 +9,8 @@ from pathlib import Path
 from ..errors import InputError, UsageError
 from ..formats.packet import name_problem
 from . import folder, splits
-from .config import TrainConfig
 from .images import counted
+from .settings import Settings
 from .splits import Source
 
 MICRO = "micro_vit"
@@ -30,23 +30,23 @@ class NewTask:
     strict: bool | None = None
 
 
-def new_run(settings: TrainConfig, out: Path | None) -> Source:
+def new_run(settings: Settings, out: Path | None) -> Source:
     """The images of a new run. Raises UsageError, InputError where settings, images and folder do not go together."""
     if out is not None and out.exists():
         raise UsageError(
             f"{out} exists already: choose another --out, or go on with --run {out} if it is a run"
         )
-    if settings.backbone == MICRO and not settings.base_classes:
+    if settings.backbone.backbone == MICRO and not settings.data.base_classes:
         raise UsageError(
             "micro_vit has no pre-trained weights: give it a base session with base_classes, or choose another backbone"
         )
-    if settings.weights and not Path(settings.weights).is_file():
-        raise InputError(f"weights {settings.weights!r}: there is no such file")
+    if settings.backbone.weights and not Path(settings.backbone.weights).is_file():
+        raise InputError(f"weights {settings.backbone.weights!r}: there is no such file")
     source = splits.load_for(settings)
     if len(source.classes) == 1:
         raise UsageError(
-            f"{settings.data} has one class only ({source.classes[0]}): add a folder for another class, or let a run that knows others "
-            f"learn it: --run RUN --data {settings.data}{_unused(source)}"
+            f"{settings.data.data} has one class only ({source.classes[0]}): add a folder for another class, or let a run that knows others "
+            f"learn it: --run RUN --data {settings.data.data}{_unused(source)}"
         )
     splits.parts(source, settings)
     return source
@@ -74,12 +74,12 @@ def one_more(path: Path, images: str, name: str | None = None) -> NewTask:
     """Raises UsageError, InputError where the run does not take it."""
     settings = folder.require_begun(path)
     folder.require_free(path)
-    if (done := folder.last_task(path)) < settings.tasks:
+    if (done := folder.last_task(path)) < settings.data.tasks:
         raise UsageError(
-            f"{path} has finished {done} of its {settings.tasks} tasks: resume it first with sdlora-edge train --run {path}"
+            f"{path} has finished {done} of its {settings.data.tasks} tasks: resume it first with sdlora-edge train --run {path}"
         )
     source = splits.load_for(settings, images)
-    if len(source.classes) < 2 and settings.head != "aligned":
+    if len(source.classes) < 2 and settings.method.head != "aligned":
         raise UsageError(
             f"{images} has one class only ({source.classes[0]}), and --head paper learns a class by how it differs from others of its "
             "task: add a folder for another class, or begin a run with --head aligned, which learns a class alone"
@@ -94,7 +94,7 @@ def one_more(path: Path, images: str, name: str | None = None) -> NewTask:
     return NewTask(path, images, name, source)
 
 
-def _learned_from(source: Source, path: Path, settings: TrainConfig) -> set[str]:
+def _learned_from(source: Source, path: Path, settings: Settings) -> set[str]:
     """The classes that the run has learned from these very images, by their names."""
     known = [entry for entry in folder.metrics(path) if entry["source"] == source.name]
     again = [
@@ -112,11 +112,11 @@ def _learned_from(source: Source, path: Path, settings: TrainConfig) -> set[str]
 def adapter(path: Path, run: Path) -> None:
     """Raises InputError for a folder that holds no adapter, UsageError for a run that takes none."""
     settings = folder.require_begun(run)
-    if settings.method != "sdlora" or settings.directions == "shared":
+    if settings.method.method != "sdlora" or settings.method.directions == "shared":
         setting = (
-            f"directions {settings.directions}"
-            if settings.method == "sdlora"
-            else f"method {settings.method}"
+            f"directions {settings.method.directions}"
+            if settings.method.method == "sdlora"
+            else f"method {settings.method.method}"
         )
         raise UsageError(
             f"{run} was begun with {setting}, which has no place for another direction: begin a run without it"

@@ -1,6 +1,6 @@
 """Settings under a name: the paper's experiments, its two variants of each, and what the authors' code does instead.
 
-A preset is values of `TrainConfig`; what is not named keeps its default, and flags win over a preset. Sources: Wu et al.,
+A preset is values of `Settings`; what is not named keeps its default, and flags win over a preset. Sources: Wu et al.,
 "SD-LoRA", ICLR 2025 (arXiv 2501.13198), section 4.1; the configuration and logs of the authors' code for ImageNet-R.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import UsageError
-from .config import nearest
+from .declaration import nearest
 
 Values = dict[str, Any]
 

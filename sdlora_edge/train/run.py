@@ -54,8 +54,8 @@ from ..state import (
 )
 from ..storage import atomic
 from . import config, folder
-from .config import TrainConfig
 from .folder import BACKBONE, CONFIG, METRICS, REVISIONS, STATE, STATISTICS, newest, point_latest
+from .settings import Settings
 
 __all__ = ["Run", "newest", "point_latest"]
 EXACT = "exact."
@@ -66,7 +66,7 @@ class Run:
     """An opened run. states[t] is the state after task t (states[0] before the first); updates[t - 1] is task t as shipped."""
 
     path: Path
-    config: TrainConfig
+    config: Settings
     backbone: nn.Module
     preprocessing: Preprocessing
     projections: tuple[Projection, ...]
@@ -90,13 +90,13 @@ class Run:
     _learned: dict[int, Mapping[str, Factors]] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, path: Path, settings: TrainConfig) -> None:
+    def begin(cls, path: Path, settings: Settings) -> None:
         """Make the folder of a run that has nothing yet but its settings. Raises UsageError where it exists."""
         with atomic.new_folder(path) as new:
-            atomic.write(new / CONFIG, settings.to_toml().encode())
+            atomic.write(new / CONFIG, config.to_toml(settings).encode())
 
     @classmethod
-    def settings(cls, path: Path) -> TrainConfig:
+    def settings(cls, path: Path) -> Settings:
         """Raises InputError where the folder is not a run."""
         return folder.settings(path)
 
@@ -109,7 +109,7 @@ class Run:
     def create(
         cls,
         path: Path,
-        settings: TrainConfig,
+        settings: Settings,
         backbone: nn.Module,
         preprocessing: Preprocessing,
         base: tuple[str, tuple[str, ...], np.ndarray, np.ndarray],
@@ -141,10 +141,18 @@ class Run:
         )
         shutil.rmtree(path / "tasks", ignore_errors=True)  # of a run killed before it was whole
         _write_task(
-            path, update, frozen if settings.head == "aligned" else None, frozen, plain, {}, None
+            path,
+            update,
+            frozen if settings.method.head == "aligned" else None,
+            frozen,
+            plain,
+            {},
+            None,
         )
         recorded = {"recorded": config.recorded() | {"backbone_sha256": tensors_digest(weights)}}
-        atomic.write(path / CONFIG, (settings.to_toml() + "\n" + tomli_w.dumps(recorded)).encode())
+        atomic.write(
+            path / CONFIG, (config.to_toml(settings) + "\n" + tomli_w.dumps(recorded)).encode()
+        )
         facts = {
             "preprocessing": dump_json(preprocessing.__dict__).decode(),
             "base_seconds": f"{seconds:.2f}",
@@ -157,7 +165,7 @@ class Run:
         """Read a run. Raises InputError where a file is missing or does not fit the others."""
         settings = folder.require_begun(path)
         backbone, _ = backbones.create(
-            settings.backbone, settings.image_size or None, None, pretrained=False
+            settings.backbone.backbone, settings.backbone.image_size or None, None, pretrained=False
         )
         tensors, facts = _load(path / BACKBONE)
         try:
@@ -166,17 +174,17 @@ class Run:
             backbone.load_state_dict(
                 {name: torch.from_numpy(array) for name, array in tensors.items()}
             )
-            projections = backbones.projections(backbone, settings.targets)
-            base, _ = _read_task(path, 0, [], settings.encoding)
+            projections = backbones.projections(backbone, settings.backbone.targets)
+            base, _ = _read_task(path, 0, [], settings.method.encoding)
         except (KeyError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"{path / BACKBONE} does not fit {settings.backbone}: {error}"
+                f"{path / BACKBONE} does not fit {settings.backbone.backbone}: {error}"
             ) from error
         head, digest = (
             (base.head.new_weight.astype(np.float32), base.head.new_bias),
             tensors_digest(tensors),
         )
-        lineage = lineage_id(digest, projections, settings.encoding, base.classes, head)
+        lineage = lineage_id(digest, projections, settings.method.encoding, base.classes, head)
         first = TaskState(0, base.name, lineage, base.classes, np.zeros(0), *head, {})
         run = cls(path, settings, backbone, preprocessing, projections, lineage, [first])
         run.base_weights, run.base_seconds = adapted_weights(backbone, projections), base_seconds
@@ -184,7 +192,7 @@ class Run:
         run._read_rest(0)
         while (path / "tasks" / f"{len(run.states):03d}").is_dir():
             update, digest = _read_task(
-                path, len(run.states), [p.name for p in projections], settings.encoding
+                path, len(run.states), [p.name for p in projections], settings.method.encoding
             )
             run.follow(update)
             if run.states[-1].digest != digest:
@@ -229,7 +237,7 @@ class Run:
         """
         if encoding not in ENCODINGS:
             raise UsageError(f"encoding {encoding!r} is none of {', '.join(ENCODINGS)}")
-        if encoding == self.config.encoding:
+        if encoding == self.config.method.encoding:
             return self
         first = self.states[0]
         lineage = lineage_id(
@@ -240,7 +248,7 @@ class Run:
             (first.head_weight, first.head_bias),
         )
         view = replace(
-            self, config=replace(self.config, encoding=encoding), lineage=lineage, updates=[]
+            self, config=self.config.changed(encoding=encoding), lineage=lineage, updates=[]
         )
         view.states = [replace(first, digest=lineage)]
         for update in self.updates:
@@ -327,7 +335,7 @@ class Run:
             updates=(update,),
             canary_seed=task,
             canary_logits=logits,
-            encoding=self.config.encoding,
+            encoding=self.config.method.encoding,
         )
         return len(packet.build(contents, signing.unsigned))
 

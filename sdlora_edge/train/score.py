@@ -24,8 +24,10 @@ BATCH = 128
 def seen_features(run: Run, weights: Mapping[str, np.ndarray], images: Images) -> np.ndarray:
     """What the head sees of all images under merged weights, in the run's precision: float32 (N, features)."""
     found = [np.zeros((0, run.plain[0].shape[1]), np.float32)]
-    with precision(run.backbone, run.config.precision, next(run.backbone.parameters()).device):
-        for pixels in images.batches(slices(len(images)), run.config.workers):
+    with precision(
+        run.backbone, run.config.training.precision, next(run.backbone.parameters()).device
+    ):
+        for pixels in images.batches(slices(len(images)), run.config.training.workers):
             found.append(features(run.backbone, weights, run.preprocessing.normalise(pixels)))
     return np.concatenate(found)
 
@@ -124,7 +126,7 @@ class Scorer:
         """The test images of a task, kept decoded while there is room; targets index the classes of the run."""
         if task not in self._tests:
             used = sum(t.pixels.nbytes for t in self._tests.values() if isinstance(t, Decoded))
-            room = self.run.config.cache_gb - used / 2**30
+            room = self.run.config.training.cache_gb - used / 2**30
             test = splits.read(images, classes, self.run.preprocessing, room, need=False)
             index = np.array([self.run.states[-1].classes.index(c) for c in classes])
             self._tests[task] = replace(test, targets=index[test.targets])

@@ -17,9 +17,9 @@ from ..errors import InputError, UsageError
 from ..formats.canonical import sha256
 from ..formats.packet import name_problem
 from ..inputs.image import Preprocessing
-from .config import DIGITS, TrainConfig
 from .folders import labelled
 from .images import ImageFile, files_in
+from .settings import DIGITS, Settings
 
 log = logging.getLogger("sdlora_edge")
 
@@ -197,43 +197,47 @@ def task_classes(classes: Sequence[str], base: int, tasks: int, seed: int) -> li
     return ([order[:base]] if base else []) + [[rest[i] for i in cut] for cut in cuts]
 
 
-def load_for(settings: TrainConfig, data: str | None = None) -> Source:
+def load_for(settings: Settings, data: str | None = None) -> Source:
     """The source of a run, or another one (`data`) read by the run's settings."""
-    own = data is None or settings.data in (data, str(Path(data).resolve()))
+    own = data is None or settings.data.data in (data, str(Path(data).resolve()))
     source = load(
-        settings.data if data is None else data,
-        settings.test_fraction,
-        settings.seed,
-        settings.data_root,
-        domains=own and settings.protocol == "domain",
+        settings.data.data if data is None else data,
+        settings.data.test_fraction,
+        settings.training.seed,
+        settings.data.data_root,
+        domains=own and settings.data.protocol == "domain",
     )
-    if source.val and not any(source.test.values()) and not settings.validate:
+    if source.val and not any(source.test.values()) and not settings.data.validate:
         log.info("%s has val/ but no test/: the images of val/ are used for testing", source.name)
         source = replace(source, test={c: source.val.get(c, []) for c in source.classes}, val={})
-    return source.changed(lambda image: replace(image, max_pixels=settings.max_megapixels * 10**6))
+    return source.changed(
+        lambda image: replace(image, max_pixels=settings.data.max_megapixels * 10**6)
+    )
 
 
-def parts(source: Source, settings: TrainConfig) -> list[Part]:
+def parts(source: Source, settings: Settings) -> list[Part]:
     """The base session (if any) and the tasks of a stream, by the protocol. Raises UsageError where they cannot be cut."""
-    if settings.protocol == "class":
-        cut = task_classes(source.classes, settings.base_classes, settings.tasks, settings.seed)
-        first = 0 if settings.base_classes else 1
+    if settings.data.protocol == "class":
+        cut = task_classes(
+            source.classes, settings.data.base_classes, settings.data.tasks, settings.training.seed
+        )
+        first = 0 if settings.data.base_classes else 1
         return [
             _part(source, f"task {i}", classes, (), settings)
             for i, classes in enumerate(cut, first)
         ]
-    if settings.base_classes:
+    if settings.data.base_classes:
         raise UsageError(
             "protocol domain has no base session: give a backbone with pre-trained weights"
         )
-    if len(source.domains) < settings.tasks:
+    if len(source.domains) < settings.data.tasks:
         raise UsageError(
-            f"{source.name} has {len(source.domains)} domain(s), too few for {settings.tasks} tasks: images lie in "
+            f"{source.name} has {len(source.domains)} domain(s), too few for {settings.data.tasks} tasks: images lie in "
             "<domain>/<class>/ for --protocol domain"
         )
     groups = [
         tuple(source.domains[i] for i in cut)
-        for cut in np.array_split(np.arange(len(source.domains)), settings.tasks)
+        for cut in np.array_split(np.arange(len(source.domains)), settings.data.tasks)
     ]
     names = ["+".join(group) for group in groups]
     if problem := next((found for name in names if (found := name_problem(name))), None):
@@ -249,7 +253,7 @@ def _part(
     name: str,
     classes: Sequence[str],
     domains: tuple[str, ...],
-    settings: TrainConfig,
+    settings: Settings,
 ) -> Part:
     def chosen(images: Mapping[str, Sequence[ImageFile]]) -> dict[str, list[ImageFile]]:
         return {
@@ -257,14 +261,16 @@ def _part(
         }
 
     train, test = chosen(source.train), chosen(source.test)
-    if settings.validate and source.val:
+    if settings.data.validate and source.val:
         test = chosen(source.val)
-    elif settings.validate:
+    elif settings.data.validate:
         train, test = _split(
-            (p for own in train.values() for p in own), settings.validate, settings.seed
+            (p for own in train.values() for p in own),
+            settings.data.validate,
+            settings.training.seed,
         )
-    if settings.train_limit:
-        random = np.random.RandomState(settings.seed)
+    if settings.data.train_limit:
+        random = np.random.RandomState(settings.training.seed)
         for label, images in train.items():
             by_domain = [
                 [p for p in images if not domains or p.domain == domain]
@@ -273,7 +279,7 @@ def _part(
             train[label] = [
                 own[i]
                 for own in by_domain
-                for i in sorted(random.permutation(len(own))[: settings.train_limit])
+                for i in sorted(random.permutation(len(own))[: settings.data.train_limit])
             ]
     learned = tuple(c for c in classes if train.get(c))  # a domain need not have every class
     return Part(name, learned, train, {c: test.get(c, []) for c in learned}, source.name, domains)
@@ -288,7 +294,7 @@ def trained_on(part: Part) -> str:
 
 
 def part(
-    source: Source, name: str, classes: Sequence[str], domains: Sequence[str], settings: TrainConfig
+    source: Source, name: str, classes: Sequence[str], domains: Sequence[str], settings: Settings
 ) -> Part | None:
     """What a task of these classes learned from, once more; None where the source no longer has them."""
     if not set(classes) <= set(source.classes) or not set(domains) <= set(source.domains):

@@ -19,6 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from sdlora_edge.train.config import to_toml
+from sdlora_edge.train.settings import Settings
+
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("SDLORA_EDGE_DATA", "../shared/data"))
 RESULTS = ROOT / "build" / "method"
@@ -81,9 +84,7 @@ def train(name: str, row: str, seed: int) -> None:
     if target.exists():
         return
     with tempfile.TemporaryDirectory() as folder:
-        import tomli_w
-
-        (Path(folder) / "config.toml").write_text(tomli_w.dumps(settings(name, row, seed)))
+        (Path(folder) / "config.toml").write_text(to_toml(Settings.of(**settings(name, row, seed))))
         command = [
             sys.executable,
             "-m",

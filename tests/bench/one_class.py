@@ -17,7 +17,6 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,10 +28,10 @@ from torch.nn.functional import cross_entropy
 
 from sdlora_edge.state import TaskUpdate, changed_rows
 from sdlora_edge.train import loop, splits
-from sdlora_edge.train.config import from_values
 from sdlora_edge.train.fit import _optimizer, precision
 from sdlora_edge.train.run import Run
 from sdlora_edge.train.score import seen_features
+from sdlora_edge.train.settings import Settings
 from sdlora_edge.train.splits import Part
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +77,7 @@ def base_run(name: str) -> Path:
         return path
     weights = str(SHARED / "vit_tiny_patch16_224.fp16.safetensors")
     values = COMMON | SETS[name] | {"data": str(folders(name)[0]), "weights": weights}
-    return loop.train(from_values(values), path).path
+    return loop.train(Settings().changed(**values), path).path
 
 
 class Unscored:
@@ -143,8 +142,8 @@ def trained(run: Run, part: Part, steps: int, rate: float) -> loop.Direction:
     """The direction of one class: its images against samples of the other classes' Gaussians, which the frozen old rows see."""
     assert run.statistics is not None
     settings, state, known = run.config, run.states[-1], run.statistics
-    torch.manual_seed(settings.seed + state.task)
-    random = np.random.RandomState(settings.seed + state.task)
+    torch.manual_seed(settings.training.seed + state.task)
+    random = np.random.RandomState(settings.training.seed + state.task)
     images = splits.decode(part.train, part.classes, run.preprocessing, need=True)
     seen = seen_features(run, run.weights(state.task), images)
     classes = len(state.classes) + 1
@@ -155,12 +154,12 @@ def trained(run: Run, part: Part, steps: int, rate: float) -> loop.Direction:
     root = np.linalg.cholesky(
         known.scatter / (known.counts.sum() - classes + 1) + 1e-6 * np.eye(len(known.scatter))
     )
-    optimizer = _optimizer(model, replace(settings, lr=settings.lr * rate), state.task + 1)
+    optimizer = _optimizer(model, settings.changed(lr=settings.training.lr * rate))
     inputs = torch.from_numpy(run.preprocessing.normalise(images.pixels))
     for _ in range(steps):
         label = random.randint(classes - 1, size=4 * len(inputs))
         sample = known.means[label] + random.randn(len(label), len(root)) @ root.T
-        with precision(model.backbone, settings.precision, inputs.device):
+        with precision(model.backbone, settings.training.precision, inputs.device):
             _, own = model(inputs, True)
         shown = torch.cat([own.float(), torch.from_numpy(sample.astype(np.float32))])
         logits = torch.cat([shown @ old[0].T + old[1], model.head(shown)], dim=1)
@@ -169,7 +168,7 @@ def trained(run: Run, part: Part, steps: int, rate: float) -> loop.Direction:
         cross_entropy(logits, target).backward()
         optimizer.step()
     model.finish_task()
-    return model.directions(settings.encoding), model.deltas()
+    return model.directions(settings.method.encoding), model.deltas()
 
 
 WAYS: dict[str, Callable[[Run, Part], None]] = {
@@ -207,7 +206,8 @@ def measure(name: str, way: str) -> dict[str, Any]:
     shutil.copytree(base_run(name), path)
     run = Run.open(path)
     first = splits.parts(
-        splits.load(str(with_base), run.config.test_fraction, run.config.seed), run.config
+        splits.load(str(with_base), run.config.data.test_fraction, run.config.training.seed),
+        run.config,
     )
     parts, begun = [part_of(run, folder) for folder in new], len(run.updates)
     rows = [score(run, first, [])]

@@ -77,7 +77,7 @@ def tiny(run: Run, folder: Path) -> dict[str, Any]:
     last, found = len(run.updates), {}
     for encoding in ENCODINGS:
         view = run.encoded(encoding)
-        scores = accuracies(view, last, run.config.data)
+        scores = accuracies(view, last, run.config.data.data)
         found[encoding] = {
             "bytes": view.packet_bytes(last),
             "weight_error": view.weight_error(last),

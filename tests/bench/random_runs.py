@@ -74,7 +74,7 @@ def _random_update(run: Run, random: np.random.Generator, new_classes: int) -> T
             random.standard_normal((RANK, p.columns)),
             random.standard_normal((p.stop - p.start, RANK)),
         )
-        return encode(Factors(A, B / np.linalg.norm(B @ A)), run.config.encoding)
+        return encode(Factors(A, B / np.linalg.norm(B @ A)), run.config.method.encoding)
 
     deltas = np.append(
         random.integers(-4, 5, task - 1) / 1024, 0.25

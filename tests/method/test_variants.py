@@ -12,7 +12,7 @@ from sdlora_edge.errors import UsageError
 from sdlora_edge.method import backbones
 from sdlora_edge.method.sdlora import SDLoRA, adapted_weights
 from sdlora_edge.state import TaskState, advance, merge
-from sdlora_edge.train.config import TrainConfig
+from sdlora_edge.train.settings import Settings
 
 IMAGES, TARGETS = (
     torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)),
@@ -31,8 +31,8 @@ def grown(backbone: nn.Module, tasks: int, **variant: object) -> list[TaskState]
 
 
 def test_rank_schedule_counts_tasks_from_one() -> None:
-    settings = TrainConfig(rank="10,8@4,6@8")
-    assert [settings.rank_of(t) for t in range(1, 10)] == [10, 10, 10, 8, 8, 8, 8, 6, 6]
+    settings = Settings().changed(rank="10,8@4,6@8")
+    assert [settings.method.rank_of(t) for t in range(1, 10)] == [10, 10, 10, 8, 8, 8, 8, 6, 6]
     backbone = small_vit()
     model = SDLoRA(backbone, backbones.projections(backbone), chain(backbone, 2, rank=5), 2, 2)
     assert {tuple(A.shape) for A in model.A} == {(2, 16)}

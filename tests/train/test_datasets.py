@@ -13,7 +13,7 @@ from conftest import make_images, shared
 from sdlora_edge.errors import InputError, UsageError
 from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.train import datasets, splits
-from sdlora_edge.train.config import TrainConfig
+from sdlora_edge.train.settings import Settings
 
 PREPARE = Preprocessing(32, 32, "bilinear", (0.5,) * 3, (0.5,) * 3)
 FACES = ("msu-mfsd", "casia-mfsd", "replay-attack", "oulu-npu")
@@ -25,7 +25,7 @@ def counts(source: splits.Source) -> dict[str, tuple[int, int]]:
 
 def by_domain(source: splits.Source) -> dict[str, dict[str, tuple[int, int]]]:
     """The counts of each domain's task, one task a domain."""
-    parts = splits.parts(source, TrainConfig(protocol="domain", tasks=len(source.domains)))
+    parts = splits.parts(source, Settings().changed(protocol="domain", tasks=len(source.domains)))
     return {p.name: {c: (len(p.train[c]), len(p.test[c])) for c in p.classes} for p in parts}
 
 
@@ -388,10 +388,10 @@ def test_a_domains_task_has_the_classes_that_the_domain_has(tmp_path: Path) -> N
     make_images(tmp_path / "p" / "test", ["day/dog", "night/dog", "night/cat"], 2)
     source = splits.load(str(tmp_path / "p"), 0.2, 0, domains=True)
     assert by_domain(source) == {"day": {"cat": (3, 0), "dog": (3, 2)}, "night": {"dog": (3, 2)}}
-    (both,) = splits.parts(source, TrainConfig(protocol="domain", tasks=1))
+    (both,) = splits.parts(source, Settings().changed(protocol="domain", tasks=1))
     assert (both.name, both.domains, len(both.train["dog"])) == ("day+night", ("day", "night"), 6)
     with pytest.raises(UsageError, match="digits has 0 domain"):
-        splits.parts(splits.load("digits", 0.3, 0), TrainConfig(protocol="domain", tasks=2))
+        splits.parts(splits.load("digits", 0.3, 0), Settings().changed(protocol="domain", tasks=2))
 
 
 # ---- the real files

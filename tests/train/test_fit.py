@@ -22,8 +22,8 @@ from sdlora_edge.state import TaskUpdate, changed_rows
 from sdlora_edge.train import fit as fits
 from sdlora_edge.train import loop, splits
 from sdlora_edge.train.augment import augment, draw, views
-from sdlora_edge.train.config import TrainConfig, from_values
 from sdlora_edge.train.fit import Checkpoint, fit
+from sdlora_edge.train.settings import Settings
 
 PREPARE = Preprocessing(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
@@ -43,7 +43,7 @@ def trained(
     backbone = small_vit()
     torch.manual_seed(5)
     model = SDLoRA(backbone, backbones.projections(backbone), chain(backbone, 1), 2, 3)
-    config = from_values({"epochs": 3, "batch_size": 6, "lr": 0.1, **settings})
+    config = Settings().changed(**{"epochs": 3, "batch_size": 6, "lr": 0.1, **settings})
     fit(model, shown or images(), config, PREPARE, 2, Checkpoint(folder, settings))
     return model
 
@@ -158,7 +158,9 @@ def test_a_new_domain_trains_the_same_head_rows(
         tmp_path / "p", ["day/cat", "day/dog", "night/cat", "night/dog"], 8, size=32
     )
     run = loop.train(
-        from_values({**DOMAIN, "data": str(folder), "weights": tiny_weights, "head": head}),
+        Settings().changed(
+            **{**DOMAIN, "data": str(folder), "weights": tiny_weights, "head": head}
+        ),
         tmp_path / "run",
     )
     assert run.states[-1].classes == ("cat", "dog")
@@ -181,14 +183,16 @@ def test_a_new_domain_trains_the_same_head_rows(
 def test_domains_need_a_pretrained_backbone_and_their_folders(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "p", ["cat", "dog"], 4)
     with pytest.raises(UsageError, match="domain"):
-        splits.parts(splits.load(str(folder), 0.2, 0), TrainConfig(protocol="domain", tasks=2))
+        splits.parts(
+            splits.load(str(folder), 0.2, 0), Settings().changed(protocol="domain", tasks=2)
+        )
 
 
 def test_limits_and_validation_take_training_images_only(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "p", ["a", "b"], 20)
     source = splits.load(str(folder), 0.2, 0)
-    (plain,) = splits.parts(source, TrainConfig(tasks=1))
-    (held,) = splits.parts(source, TrainConfig(tasks=1, validate=0.25, train_limit=5))
+    (plain,) = splits.parts(source, Settings().changed(tasks=1))
+    (held,) = splits.parts(source, Settings().changed(tasks=1, validate=0.25, train_limit=5))
     tested = {p.name for p in plain.test["a"]}
     assert (len(held.train["a"]), len(held.test["a"])) == (5, 4)
     assert not tested & {p.name for p in (*held.train["a"], *held.test["a"])}
@@ -198,8 +202,8 @@ def test_limits_and_validation_take_training_images_only(tmp_path: Path) -> None
 def test_a_limit_counts_each_domain_alone(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "p", ["day/a", "day/b", "night/a", "night/b"], 10)
     source = splits.load(str(folder), 0.2, 0, domains=True)
-    alone = splits.parts(source, TrainConfig(protocol="domain", tasks=2, train_limit=3))
-    (both,) = splits.parts(source, TrainConfig(protocol="domain", tasks=1, train_limit=3))
+    alone = splits.parts(source, Settings().changed(protocol="domain", tasks=2, train_limit=3))
+    (both,) = splits.parts(source, Settings().changed(protocol="domain", tasks=1, train_limit=3))
     assert [p.domain for p in both.train["a"]] == ["day"] * 3 + ["night"] * 3
     assert [p.name for part in alone for p in part.train["a"]][:3] == [
         p.name for p in both.train["a"]
@@ -217,7 +221,7 @@ def test_tensorboard_writes_events_of_losses_and_scores(tmp_path: Path, tiny_wei
         "rank": "2",
     }
     run = loop.train(
-        from_values({**settings, "data": str(folder), "tasks": 1, "tensorboard": True}),
+        Settings().changed(**{**settings, "data": str(folder), "tasks": 1, "tensorboard": True}),
         tmp_path / "run",
     )
     (events,) = [p for p in (run.path / "events").iterdir() if b"loss/task 1" in p.read_bytes()]
@@ -236,7 +240,9 @@ def test_the_run_records_versions_and_the_backbones_digest(
         "epochs": 1,
         "rank": "2",
     }
-    run = loop.train(from_values({**settings, "data": str(folder), "tasks": 1}), tmp_path / "run")
+    run = loop.train(
+        Settings().changed(**{**settings, "data": str(folder), "tasks": 1}), tmp_path / "run"
+    )
     text = (run.path / "config.toml").read_text()
     assert f'torch = "{importlib.metadata.version("torch")}"' in text
     assert "backbone_sha256" in text
@@ -272,7 +278,7 @@ def test_a_loss_or_a_number_that_is_no_longer_finite_is_named_and_nothing_is_rec
     with pytest.raises(
         DivergedError, match=r"task 1 diverged: .*this run keeps its earlier tasks"
     ) as caught:
-        loop.train(from_values({**settings, "data": str(folder)}), tmp_path / "run")
+        loop.train(Settings().changed(**{**settings, "data": str(folder)}), tmp_path / "run")
     assert caught.value.exit_code == 6
     assert not (tmp_path / "run" / "tasks" / "001").exists()
 
@@ -282,7 +288,7 @@ def test_numbers_that_no_device_takes_are_not_recorded() -> None:
         chain(small_vit(), 1)[-1], np.zeros((3, 16), np.float32), np.full(3, 1e5, np.float32)
     )
     with pytest.raises(DivergedError, match="it learned 100000, and 10000 is the largest number"):
-        loop._require_bounded(TaskUpdate(2, "t", ("x",), np.zeros(2), head, {}), TrainConfig())
+        loop._require_bounded(TaskUpdate(2, "t", ("x",), np.zeros(2), head, {}), Settings())
 
 
 def test_a_direction_that_hardly_moves_is_said(
@@ -296,14 +302,16 @@ def test_a_direction_that_hardly_moves_is_said(
         "rank": "2",
         "tasks": 1,
     }
-    loop.train(from_values({**settings, "data": str(folder), "epochs": 1}), tmp_path / "still")
+    loop.train(
+        Settings().changed(**{**settings, "data": str(folder), "epochs": 1}), tmp_path / "still"
+    )
     assert (
         "task 1: after 1 step(s) its direction changes the weights by 0 of their norm"
         in caplog.text
     )
     caplog.clear()
     loop.train(
-        from_values({**settings, "data": str(folder), "epochs": 6, "batch_size": 4}),
+        Settings().changed(**{**settings, "data": str(folder), "epochs": 6, "batch_size": 4}),
         tmp_path / "moved",
     )
     assert "its direction" not in caplog.text

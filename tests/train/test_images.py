@@ -21,6 +21,7 @@ from PIL import Image
 from sdlora_edge.errors import InputError
 from sdlora_edge.inputs.image import MAX_FILE, SUFFIXES, Preprocessing
 from sdlora_edge.train import images, splits
+from sdlora_edge.train.settings import Settings
 
 PREPARE = Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
@@ -152,9 +153,9 @@ def test_val_is_neither_trained_on_nor_tested_on_but_validates(tmp_path: Path) -
         make_images(tmp_path / "p" / split, ["a", "b"], count)
     source = load(tmp_path / "p")
     assert counts(source) == {"a": (5, 3, 4), "b": (5, 3, 4)}
-    settings = splits.TrainConfig(data=str(tmp_path / "p"), tasks=1)
+    settings = Settings().changed(data=str(tmp_path / "p"), tasks=1)
     for validate, test in ((0.0, 3), (0.5, 4)):
-        (part,) = splits.parts(source, splits.replace(settings, validate=validate))
+        (part,) = splits.parts(source, settings.changed(validate=validate))
         assert {c: (len(part.train[c]), len(part.test[c])) for c in part.classes} == {
             "a": (5, test),
             "b": (5, test),
@@ -170,10 +171,10 @@ def test_val_without_test_tests_and_says_so(
     caplog.set_level("INFO", "sdlora_edge")
     for split, count in (("train", 4), ("valid", 3)):
         make_images(tmp_path / "p" / split, ["a", "b"], count)
-    settings = splits.TrainConfig(data=str(tmp_path / "p"), tasks=1)
+    settings = Settings().changed(data=str(tmp_path / "p"), tasks=1)
     assert counts(splits.load_for(settings)) == {"a": (4, 3, 0), "b": (4, 3, 0)}
     assert "has val/ but no test/: the images of val/ are used for testing" in caplog.text
-    validated = splits.replace(settings, validate=0.5)
+    validated = settings.changed(validate=0.5)
     (part,) = splits.parts(splits.load_for(validated), validated)
     assert {c: (len(part.train[c]), len(part.test[c])) for c in part.classes} == {
         "a": (4, 3),
@@ -411,7 +412,7 @@ def test_pixels_are_limited_by_the_setting(tmp_path: Path) -> None:
     Image.new("L", (1100, 1000)).save(folder / "a" / "large.png")
     for megapixels, readable in ((1, 2), (2, 3)):
         source = splits.load_for(
-            splits.TrainConfig(data=str(folder), tasks=1, max_megapixels=megapixels)
+            Settings().changed(data=str(folder), tasks=1, max_megapixels=megapixels)
         )
         found = [
             splits.decode(side, ["a"], PREPARE, need=False) for side in (source.train, source.test)

@@ -6,7 +6,6 @@ import csv
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,8 @@ from PIL import Image
 from sdlora_edge.errors import InputError
 from sdlora_edge.method import backbones
 from sdlora_edge.train import inventory, splits
-from sdlora_edge.train.config import TrainConfig
 from sdlora_edge.train.loop import add_task, train
+from sdlora_edge.train.settings import Settings
 
 Cli = Callable[..., Result]
 
@@ -27,11 +26,11 @@ def told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sdlora_edge")
 
 
-def settings(folder: Path, **changes: object) -> TrainConfig:
-    return replace(TrainConfig(data=str(folder), tasks=1, test_fraction=0.4), **changes)  # type: ignore[arg-type]
+def settings(folder: Path, **changes: object) -> Settings:
+    return Settings().changed(**{"data": str(folder), "tasks": 1, "test_fraction": 0.4, **changes})
 
 
-def checked(config: TrainConfig) -> splits.Source:
+def checked(config: Settings) -> splits.Source:
     return inventory.checked(splits.load_for(config), lambda s: splits.parts(s, config), config)[0]
 
 
@@ -219,7 +218,7 @@ def test_the_skipped_files_are_listed_in_the_run_with_those_of_later_tasks(tmp_p
 
 
 def test_the_default_data_are_checked_too(caplog: pytest.LogCaptureFixture) -> None:
-    checked(TrainConfig(tasks=1))
+    checked(Settings().changed(tasks=1))
     assert table(caplog)["all 10"] == ["1438", "0", "359"]
     assert not warnings(caplog)
 

@@ -8,18 +8,24 @@ from sdlora_edge.errors import UsageError
 from sdlora_edge.train import datasets
 from sdlora_edge.train.config import resolve
 from sdlora_edge.train.presets import PRESETS, preset
+from sdlora_edge.train.settings import Settings
 
 CLASSES = {"imagenet-r": 200, "imagenet-a": 200, "domainnet": 345, "cifar100": 100, "cub200": 200}
+
+
+def differing(a: Settings, b: Settings) -> set[str]:
+    one, other = a.flat(), b.flat()
+    return {name for name in one if one[name] != other[name]}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_run_on_a_named_set(name: str) -> None:
     settings = resolve(None, preset(name))
-    assert settings.data in datasets.NAMES
-    assert settings.backbone == "vit_base_patch16_224.augreg_in21k_ft_in1k"
-    if settings.protocol == "class":
-        assert CLASSES[settings.data] % settings.tasks == 0
-        assert str(settings.tasks) in name.split("-")
+    assert settings.data.data in datasets.NAMES
+    assert settings.backbone.backbone == "vit_base_patch16_224.augreg_in21k_ft_in1k"
+    if settings.data.protocol == "class":
+        assert CLASSES[settings.data.data] % settings.data.tasks == 0
+        assert str(settings.data.tasks) in name.split("-")
 
 
 def test_the_papers_experiments_are_all_there_each_with_its_variants() -> None:
@@ -35,18 +41,31 @@ def test_the_papers_experiments_are_all_there_each_with_its_variants() -> None:
     expected = {name + variant for name in plain for variant in ("", "-rr", "-kd")}
     expected |= {f"authors-imagenet-r-{n}" for n in (5, 10, 20)} | {"face-antispoofing"}
     assert set(PRESETS) == expected
-    epochs = {name: resolve(None, preset(name)).epochs for name in plain}
+    epochs = {name: resolve(None, preset(name)).training.epochs for name in plain}
     assert epochs == dict(zip(plain, (30, 30, 30, 20, 10, 20, 20)))
     for name in plain:
         settings = resolve(None, preset(name))
-        assert (settings.optimizer, settings.lr, settings.batch_size) == ("adam", 0.008, 128)
-        assert (settings.rank, settings.head, settings.head_lr_factor, settings.absorb) == (
+        assert (
+            settings.training.optimizer,
+            settings.training.lr,
+            settings.training.batch_size,
+        ) == ("adam", 0.008, 128)
+        assert (
+            settings.method.rank,
+            settings.method.head,
+            settings.training.head_lr_factor,
+            settings.method.absorb,
+        ) == (
             "10",
             "paper",
             1.0,
             0.0,
         )
-        assert (settings.magnitudes, settings.magnitude_init, settings.magnitude_norm) == (
+        assert (
+            settings.method.magnitudes,
+            settings.method.magnitude_init,
+            settings.method.magnitude_norm,
+        ) == (
             "carry",
             1.0,
             "direction",
@@ -55,18 +74,17 @@ def test_the_papers_experiments_are_all_there_each_with_its_variants() -> None:
 
 def test_a_variant_differs_in_nothing_but_its_point() -> None:
     base, rr, kd = (resolve(None, preset("cub200-10" + variant)) for variant in ("", "-rr", "-kd"))
-    assert [rr.rank_of(t) for t in (1, 3, 4, 7, 8, 10)] == [10, 10, 8, 8, 6, 6]
-    assert kd.absorb == 9e-4
+    assert [rr.method.rank_of(t) for t in (1, 3, 4, 7, 8, 10)] == [10, 10, 8, 8, 6, 6]
+    assert kd.method.absorb == 9e-4
     for variant, name in ((rr, "rank"), (kd, "absorb")):
-        assert {key for key in vars(base) if getattr(base, key) != getattr(variant, key)} == {name}
+        assert differing(base, variant) == {name}
 
 
 def test_the_authors_code_differs_from_the_paper_where_it_does() -> None:
     paper, authors = (
         resolve(None, preset(prefix + "imagenet-r-10")) for prefix in ("", "authors-")
     )
-    differs = {name for name in vars(paper) if getattr(paper, name) != getattr(authors, name)}
-    assert differs == {
+    assert differing(paper, authors) == {
         *(
             "magnitudes",
             "magnitude_init",
@@ -80,18 +98,26 @@ def test_the_authors_code_differs_from_the_paper_where_it_does() -> None:
             "seed",
         )
     }
-    assert (authors.magnitudes, authors.magnitude_init, authors.magnitude_norm) == (
+    assert (
+        authors.method.magnitudes,
+        authors.method.magnitude_init,
+        authors.method.magnitude_norm,
+    ) == (
         "reset",
         0.8,
         "factors",
     )
-    assert (authors.optimizer, authors.lr, authors.epochs) == ("sgd", 0.01, 20)
-    assert (authors.mean, authors.std) == ((0.0,) * 3, (1.0,) * 3)
+    assert (authors.training.optimizer, authors.training.lr, authors.training.epochs) == (
+        "sgd",
+        0.01,
+        20,
+    )
+    assert (authors.backbone.mean, authors.backbone.std) == ((0.0,) * 3, (1.0,) * 3)
 
 
 def test_faces_are_learned_domain_by_domain() -> None:
     settings = resolve(None, preset("face-antispoofing"))
-    assert (settings.protocol, settings.data, settings.tasks) == (
+    assert (settings.data.protocol, settings.data.data, settings.data.tasks) == (
         "domain",
         "fas",
         len(datasets.SETS["fas"].domains),
@@ -101,7 +127,7 @@ def test_faces_are_learned_domain_by_domain() -> None:
 def test_flags_win_over_a_preset_and_leave_it_alone() -> None:
     values = preset("cifar100-10")
     values["tasks"] = 20
-    assert resolve(None, values).tasks == 20
+    assert resolve(None, values).data.tasks == 20
     assert preset("cifar100-10")["tasks"] == 10
 
 

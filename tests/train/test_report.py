@@ -66,7 +66,7 @@ def made_up(**changed: Any) -> dict[str, Any]:
         "domains": [
             {"domain": "OULU-NPU", "hter": 0.1234, "far": 0.1, "frr": 0.1468, "threshold": 0.25}
         ],
-        "config": {"Data": {"data": "digits", "seed": 1993}, "Model": {"backbone": "micro_vit"}},
+        "config": {"Data": {"data": "digits", "seed": 1993}, "Backbone": {"backbone": "micro_vit"}},
         "versions": {"torch": "9.8.7"},
         **changed,
     }
@@ -187,7 +187,7 @@ def test_the_command_writes_the_runs_own_numbers_and_no_image(
     assert value["accuracy"] == pytest.approx(last["accuracy"])
     assert value["scores"]["last"] == last["last"]
     assert f"{100 * last['last']:.2f} %" in html
-    assert set(value["config"]) == {"Data", "Model", "Method", "Training"}
+    assert set(value["config"]) == {"Data", "Backbone", "Method", "Training"}
     assert "data:image" not in html
 
 

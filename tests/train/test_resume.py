@@ -17,9 +17,10 @@ from conftest import make_images
 
 from sdlora_edge.errors import InputError
 from sdlora_edge.train import loop
-from sdlora_edge.train.config import TrainConfig, from_values
+from sdlora_edge.train.config import to_toml
 from sdlora_edge.train.fit import PARTIAL, Checkpoint
 from sdlora_edge.train.run import Run
+from sdlora_edge.train.settings import Settings
 
 SETTINGS = {
     "backbone": "micro_vit",
@@ -49,13 +50,13 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return loop.train(config(images), tmp_path_factory.mktemp("runs") / "whole").path
 
 
-def config(images: Path, **more: object) -> TrainConfig:
-    return from_values({**SETTINGS, "data": str(images), **more})
+def config(images: Path, **more: object) -> Settings:
+    return Settings().changed(**{**SETTINGS, "data": str(images), **more})
 
 
 def start(images: Path, run: Path, *command: str, **more: object) -> subprocess.Popen[str]:
     file = run.parent / "config.toml"
-    file.write_text(config(images, **more).to_toml())
+    file.write_text(to_toml(config(images, **more)))
     program = [
         *(command or (sys.executable, "-m")),
         "sdlora_edge",

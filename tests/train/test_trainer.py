@@ -12,8 +12,9 @@ from conftest import SMALL, Fleet, make_images
 
 from sdlora_edge.errors import UsageError
 from sdlora_edge.train import config, loop
-from sdlora_edge.train.config import TrainConfig, resolve
+from sdlora_edge.train.config import resolve
 from sdlora_edge.train.run import Run, newest
+from sdlora_edge.train.settings import Settings
 
 
 def same(a: Path, b: Path) -> None:
@@ -106,16 +107,13 @@ def test_a_run_keeps_no_image(fleet: Fleet) -> None:
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text('data = "x"\nrank = 3\nlr = 1\nmean = [0, 0.5, 1]\n')
-    found = config.resolve(tmp_path / "c.toml", {"rank": "7", "lr": None})
-    assert (found.data, found.rank, found.lr, found.mean, found.epochs) == (
-        "x",
-        "7",
-        1.0,
-        (0.0, 0.5, 1.0),
-        TrainConfig().epochs,
+    (tmp_path / "c.toml").write_text(
+        '[data]\ndata = "x"\n[method]\nrank = 3\n[training]\nlr = 1\n[backbone]\nmean = [0, 0.5, 1]\n'
     )
-    (tmp_path / "again.toml").write_text(found.to_toml())
+    found = config.resolve(tmp_path / "c.toml", {"rank": "7", "lr": None})
+    changed = {"data": "x", "rank": "7", "lr": 1.0, "mean": (0.0, 0.5, 1.0)}
+    assert found.flat() == Settings().flat() | changed
+    (tmp_path / "again.toml").write_text(config.to_toml(found))
     assert config.load(tmp_path / "again.toml") == found
 
 
@@ -124,7 +122,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
 )
 def test_settings_out_of_range_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        config.from_values(values)
+        Settings().changed(**values)
 
 
 def test_metrics_are_plain_json(fleet: Fleet) -> None:
@@ -158,7 +156,7 @@ def test_settings_that_do_not_go_together_are_refused_at_once(
     values: dict[str, object], words: str
 ) -> None:
     with pytest.raises(UsageError, match=words):
-        config.from_values(values)
+        Settings().changed(**values)
 
 
 def test_a_kill_before_the_base_was_scored_loses_nothing(fleet: Fleet, run_copy: Path) -> None:

@@ -6,7 +6,6 @@ import base64
 import io
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ else:
     import tomli as tomllib
 
 SCORES = ("last", "average_anytime", "forgetting", "backward_transfer")
-GROUPS = {"data": "Data", "backbone": "Model", "method": "Method", "epochs": "Training"}
-"""the first setting of each group of `TrainConfig`, whose fields stand in this order"""
 PAIRS, IMAGES, SIDE = 6, 4, 64
 """thumbnails: of so many confusions, so many images each, of so many pixels"""
 
@@ -96,19 +93,9 @@ def summary(run: Run) -> dict[str, Any]:
         ),
         "confusions": last.get("confusions"),
         "domains": [{"domain": name, **found} for name, found in (last.get("hter") or {}).items()],
-        "config": grouped(asdict(run.config)),
+        "config": {group.capitalize(): table for group, table in run.config.to_dict().items()},
         "versions": _recorded(run.path),
     }
-
-
-def grouped(settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings by the groups of `TrainConfig`."""
-    found: dict[str, dict[str, Any]] = {}
-    group = GROUPS["data"]
-    for name, value in settings.items():
-        group = GROUPS.get(name, group)
-        found.setdefault(group, {})[name] = list(value) if isinstance(value, tuple) else value
-    return found
 
 
 def confused_images(run: Run, confusions: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:

@@ -1,0 +1,346 @@
+"""The settings of a run. Each is declared once, here.
+
+A declaration holds the name, type, default, bound or choices, metavar, group and help text. From it come the TOML file
+(`train.config`), the options of `sdlora-edge train` (`cli.options`) and docs/configuration.md. So a setting is added in one place.
+
+No import of numpy, Pillow or torch: `sdlora-edge train --help` reads this module.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ..errors import UsageError
+from ..results import Result
+from .declaration import Range, Setting, declared, nearest
+
+DIGITS = "digits"
+MAX_RANK = 4096
+MAX_MAGNITUDE = 1e4
+"""`formats.container.LIMITS.magnitude`, the largest magnitude of a packet"""
+MAX_MEGAPIXELS = 178
+"""what Pillow decodes at most (`inputs.image.PILLOW_MAX_PIXELS`)"""
+
+
+WEIGHT = Range(0, 1e6)
+RATE = Range(0, 1e6, above=True)  # a product of three of them still fits float32
+COUNT = Range(1, 1_000_000)
+COUNT_OR_NONE = Range(0, 1_000_000)
+
+
+class Group(Result):
+    """A table of settings; its values are checked when it is made."""
+
+    def __post_init__(self) -> None:
+        for setting in SETTINGS.values():
+            if isinstance(self, GROUPS[setting.group]):
+                setting.check(getattr(self, setting.name))
+
+
+@dataclass(frozen=True)
+class DataSettings(Group):
+    """What is learned from, and how it is split."""
+
+    data: str = declared(
+        DIGITS,
+        "Folder or ZIP with one folder per class (inside train/ and test/, or split by the seed), or a dataset's name."
+        " The default is built in.",
+        metavar="FOLDER|ZIP|NAME",
+    )
+    data_root: str = declared("", "Folder that holds the named datasets.", metavar="FOLDER")
+    protocol: str = declared(
+        "class",
+        "class: each task brings new classes. domain: each task brings new images of the same classes,"
+        " from folders <domain>/<class>/.",
+        choices=("class", "domain"),
+    )
+    tasks: int = declared(
+        5, "Number of tasks to split the classes (or domains) into.", COUNT, metavar="N"
+    )
+    base_classes: int = declared(
+        0,
+        "Number of classes to train the whole backbone on before the first task; it is frozen afterwards."
+        " Needed if the backbone has no pre-trained weights.",
+        COUNT_OR_NONE,
+        metavar="N",
+    )
+    base_epochs: int = declared(40, "Epochs of that base session.", COUNT, metavar="N")
+    test_fraction: float = declared(
+        0.2,
+        "Share of each class to keep for testing if there is no test/ folder.",
+        Range(0, 1, above=True, below=True),
+        metavar="SHARE",
+    )
+    validate: float = declared(
+        0.0,
+        "Score on this share of the training images (or on val/) instead of the test images, to choose settings."
+        " 0 disables.",
+        Range(0, 1, below=True),
+        metavar="SHARE",
+    )
+    train_limit: int = declared(
+        0,
+        "Largest number of training images per class (per class and domain). 0: no limit.",
+        COUNT_OR_NONE,
+        metavar="N",
+    )
+    augment: str = declared(
+        "none",
+        "Random views of training images. crop: random resized crop.",
+        choices=("none", "flip", "crop", "flip-crop"),
+    )
+    max_megapixels: int = declared(
+        64, "Skip larger images before they are decoded.", Range(1, MAX_MEGAPIXELS), metavar="N"
+    )
+    strict: bool = declared(
+        False, "Treat warnings about the images as errors, before anything is trained."
+    )
+
+
+@dataclass(frozen=True)
+class BackboneSettings(Group):
+    """The frozen model, and what of it is adapted."""
+
+    backbone: str = declared(
+        "vit_tiny_patch16_224",
+        "A timm model: ViT, DeiT, DINOv2, EVA, Swin, EfficientNet, MobileNet, ConvNeXt or ResNet.",
+        metavar="MODEL",
+    )
+    weights: str = declared(
+        "", "Safetensors file with its weights. Empty: timm downloads them.", metavar="FILE"
+    )
+    targets: str = declared(
+        "",
+        "Modules to adapt: patterns with commas between them. Empty: the default of the model's family.",
+        metavar="PATTERNS",
+    )
+    image_size: int = declared(
+        0,
+        "Side of the model's input in pixels. 0: the backbone's own.",
+        Range(0, 4096),
+        metavar="PIXELS",
+    )
+    mean: tuple[float, ...] = declared(
+        (),
+        "Mean for normalising R, G, B in 0..1. Empty: the backbone's own.",
+        Range(-1, 1),
+        metavar="R,G,B",
+    )
+    std: tuple[float, ...] = declared(
+        (),
+        "Standard deviation for normalising R, G, B in 0..1. Empty: the backbone's own.",
+        Range(1e-4, 1e4),
+        metavar="R,G,B",
+    )
+
+
+@dataclass(frozen=True)
+class MethodSettings(Group):
+    """SD-LoRA's parts; equations in `method.sdlora`, `method.absorb` and `method.head`."""
+
+    method: str = declared(
+        "sdlora",
+        "sdlora: one direction per task. lora: one direction trained on and on. frozen: train the head only.",
+        choices=("sdlora", "lora", "frozen"),
+    )
+    rank: str = declared(
+        "10",
+        "Rank of each task's direction, or a schedule (RR): 10,8@4,6@8 is 8 from task 4 and 6 from task 8.",
+        metavar="RANK",
+    )
+    directions: str = declared(
+        "free",
+        "Where a task's A comes from. free: random. shared: the first task's, frozen.",
+        choices=("free", "shared"),
+    )
+    absorb: float = declared(
+        0.0,
+        "KD: drop a direction if earlier ones reproduce it within this relative squared error. 0 disables.",
+        Range(0, 1),
+        metavar="ERROR",
+    )
+    magnitudes: str = declared(
+        "carry",
+        "Old magnitudes when a task begins. carry: train on from their last values. reset: start again (the authors'"
+        " code). fixed: do not train them.",
+        choices=("carry", "reset", "fixed"),
+    )
+    magnitude_norm: str = declared(
+        "direction",
+        "What divides an old direction. direction: its norm (the paper). factors: the norms of A and B (the authors' code).",
+        choices=("direction", "factors"),
+    )
+    magnitude_init: float = declared(
+        1.0,
+        "First value of a magnitude.",
+        Range(0, MAX_MAGNITUDE, above=True),
+        metavar="NUMBER",
+    )
+    head: str = declared(
+        "aligned",
+        "paper: a row is trained with its task. aligned: all rows are fitted again after each task.",
+        choices=("paper", "aligned"),
+    )
+    encoding: str = declared(
+        "fp16",
+        "Encoding of factors in packets. The run trains on with, and is scored with, what it ships.",
+        choices=("fp32", "fp16", "int8", "int4"),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.rank_of(1)
+        authors, ranks = self.magnitude_norm == "factors", [r for _, r in self._rank_steps()]
+        together = [
+            (authors and self.magnitudes != "reset", "magnitude_norm factors is the authors' code: set magnitudes to reset"),
+            (bool(self.absorb) and (authors or self.method != "sdlora"), "absorb needs method sdlora and magnitude_norm direction"),
+            (self.method == "lora" and authors, "method lora has one magnitude: leave magnitude_norm at its default"),
+            (self.method == "lora" and len(ranks) > 1, "method lora has one direction: give one rank"),
+            (self.directions == "shared" and ranks != sorted(ranks, reverse=True), "with directions shared the rank may only fall: give a falling schedule"),
+        ]  # fmt: skip
+        if why := next((why for wrong, why in together if wrong), None):
+            raise UsageError(why)
+
+    def rank_of(self, task: int) -> int:
+        """RR: the rank of a task's direction; the first task is 1. "10,8@4,6@8" is 10, 8 from task 4, 6 from task 8."""
+        steps = self._rank_steps()
+        if [at for at, _ in steps] != sorted({at for at, _ in steps}):
+            raise UsageError(f"rank is {self.rank!r}: its tasks must ascend")
+        if max(rank for _, rank in steps) > MAX_RANK:
+            raise UsageError(f"rank is {self.rank!r}: it must be at most {MAX_RANK}")
+        return [rank for at, rank in steps if at <= task][-1]
+
+    def _rank_steps(self) -> list[tuple[int, int]]:
+        """(first task, rank) of each step."""
+        number = r"[1-9]\d{0,5}"
+        text = self.rank.replace(" ", "")
+        if not re.fullmatch(rf"{number}(,{number}@{number})*", text):
+            raise UsageError(
+                f"rank is {self.rank!r}: give a number, or a schedule such as 10,8@4,6@8"
+            )
+        first, *more = text.split(",")
+        steps = (step.split("@") for step in more)
+        return [(1, int(first)), *((int(at), int(rank)) for rank, at in steps)]
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Group):
+    """How a task is trained."""
+
+    epochs: int = declared(10, "Epochs per task.", COUNT, metavar="N")
+    lr: float = declared(0.02, "Learning rate of the new direction.", RATE, metavar="RATE")
+    head_lr_factor: float = declared(
+        0.1,
+        "Learning rate of the head, as a share of lr. Features are long vectors: at the full rate a head overshoots.",
+        RATE,
+        metavar="SHARE",
+    )
+    magnitude_lr_factor: float = declared(
+        0.1, "Learning rate of the magnitudes, as a share of lr.", RATE, metavar="SHARE"
+    )
+    optimizer: str = declared(
+        "sgd", "Optimizer. sgd has momentum 0.9.", choices=("sgd", "adam", "adamw")
+    )
+    weight_decay: float = declared(
+        0.0, "Weight decay of the new direction.", WEIGHT, metavar="NUMBER"
+    )
+    batch_size: int = declared(64, "Images per step, over all processes.", COUNT, metavar="N")
+    accumulate: int = declared(
+        1,
+        "Gradient accumulation: split each batch into this many micro-batches.",
+        COUNT,
+        metavar="N",
+    )
+    precision: str = declared(
+        "fp32",
+        "Precision of training and scoring; bf16 and fp16 by autocast.",
+        choices=("fp32", "bf16", "fp16"),
+    )
+    compile: bool = declared(False, "Compile the training step with torch.compile.")
+    workers: int = declared(
+        2,
+        "Processes that decode images if they do not fit the cache.",
+        Range(0, 1024),
+        metavar="N",
+    )
+    cache_gb: float = declared(
+        4.0,
+        "Memory for decoded images. If a task's images need more, they are decoded again in every epoch.",
+        WEIGHT,
+        metavar="GB",
+    )
+    tensorboard: bool = declared(False, "Write TensorBoard event files into the run.")
+    device: str = declared("auto", "Device to train on.", choices=("auto", "cpu", "cuda"))
+    seed: int = declared(
+        1993, "Seed of class order, split and training.", Range(0, 2**32 - 1), metavar="N"
+    )
+
+
+GROUPS: dict[str, type[Group]] = {
+    "data": DataSettings,
+    "backbone": BackboneSettings,
+    "method": MethodSettings,
+    "training": TrainingSettings,
+}
+SETTINGS: dict[str, Setting] = {
+    f.name: Setting(f.name, group, f.default, **f.metadata)
+    for group, table in GROUPS.items()
+    for f in fields(table)
+}
+"""every setting by its name, in the order of the groups"""
+
+DIGITS_DEFAULTS: dict[str, Any] = {
+    "tasks": 3,
+    "base_classes": 4,
+    "backbone": "micro_vit",
+    "image_size": 16,
+    "test_fraction": 0.3,
+    "rank": "4",
+    "lr": 0.01,
+}
+"""What differs for the built-in digits, so that a run takes well under two minutes on two cores."""
+
+
+@dataclass(frozen=True)
+class Settings(Result):
+    """The settings of `sdlora-edge train`: one dataclass per table of its TOML file.
+
+    `Settings.of(data="images", tasks=2)` makes them as the command line does.
+    """
+
+    data: DataSettings = DataSettings()
+    backbone: BackboneSettings = BackboneSettings()
+    method: MethodSettings = MethodSettings()
+    training: TrainingSettings = TrainingSettings()
+
+    @classmethod
+    def of(cls, **values: Any) -> Settings:
+        """Settings by their names, whatever table they stand in; the others keep their defaults, as on the command line.
+
+        Without `data` they are those of a fast run on the built-in digits.
+
+        Raises:
+            UsageError: if there is no such setting, or a value is of the wrong type or out of range.
+        """
+        if values.get("data", DIGITS) == DIGITS:
+            values = DIGITS_DEFAULTS | values
+        return cls().changed(**values)
+
+    def changed(self, **values: Any) -> Settings:
+        """These settings with some changed, by name. Raises UsageError as `of`."""
+        by_group: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            if name not in SETTINGS:
+                raise UsageError(f"unknown setting {name}: {nearest(name, SETTINGS)}")
+            setting = SETTINGS[name]
+            if name == "rank" and type(value) is int:
+                value = str(value)
+            by_group.setdefault(setting.group, {})[name] = setting.cast(value)
+        changed = {group: replace(getattr(self, group), **own) for group, own in by_group.items()}
+        return replace(self, **changed)
+
+    def flat(self) -> dict[str, Any]:
+        """Every value by the name of its setting."""
+        return {name: getattr(getattr(self, s.group), name) for name, s in SETTINGS.items()}
