@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError, UsageError
 from ..formats.packet import name_problem
 from . import folder, splits
+from .declaration import nearest
 from .images import counted
 from .settings import Settings
 from .splits import Source
@@ -17,17 +19,52 @@ MICRO = "micro_vit"
 
 
 @dataclass(frozen=True)
-class NewTask:
-    """One more task of a run, as it was asked for: `images` is the folder or ZIP that `source` was read from.
+class ClassChanges:
+    """What a task does to classes that the run knows.
 
-    strict: whether warnings about the images are errors; None leaves it to the run's own setting.
+    Attributes:
+        retired: Classes that are never answered again. Their names may come back as new classes.
+        renamed: {name today: new name}.
+    """
+
+    retired: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.retired or self.renamed)
+
+    def check(self, known: Collection[str]) -> None:
+        """Raise UsageError for a change that the run's live classes, `known`, do not allow."""
+        for name in (*self.retired, *self.renamed):
+            if name not in known:
+                raise UsageError(f"the run has no live class {name!r}: {nearest(name, known)}")
+        if both := set(self.retired) & set(self.renamed):
+            raise UsageError(f"{min(both)!r} is both retired and renamed: choose one")
+        for name in self.renamed.values():
+            if problem := name_problem(name):
+                raise UsageError(f"the new name {name!r} {problem}: choose another")
+        left = [self.renamed.get(name, name) for name in known if name not in self.retired]
+        if twice := next((name for name in left if left.count(name) > 1), None):
+            raise UsageError(f"two classes would be called {twice!r}: choose another name")
+
+
+@dataclass(frozen=True)
+class NewTask:
+    """One more task of a run, as it was asked for.
+
+    Attributes:
+        images: The folder or ZIP that `source` was read from; "" for a task without images.
+        source: None for a task without images, which only changes known classes.
+        strict: Whether warnings about the images are errors; None: as the run's settings say.
+        changes: Of known classes, checked.
     """
 
     run: Path
     images: str
     name: str
-    source: Source
+    source: Source | None
     strict: bool | None = None
+    changes: ClassChanges = ClassChanges()
 
 
 def new_run(settings: Settings, out: Path | None) -> Source:
@@ -70,28 +107,50 @@ def resumed(path: Path) -> Source | NewTask:
     return splits.load_for(settings)
 
 
-def one_more(path: Path, images: str, name: str | None = None) -> NewTask:
-    """Raises UsageError, InputError where the run does not take it."""
+def one_more(
+    path: Path,
+    images: str | None,
+    name: str | None = None,
+    changes: ClassChanges = ClassChanges(),
+) -> NewTask:
+    """A task for a run that has finished its own: new images, changes of known classes, or both.
+
+    Raises:
+        UsageError: if the run does not take the images, or the changes.
+        InputError: if the folder is not a run, or the images cannot be read.
+    """
     settings = folder.require_begun(path)
     folder.require_free(path)
-    if (done := folder.last_task(path)) < settings.data.tasks:
+    done = folder.last_task(path)
+    if done < settings.data.tasks:
         raise UsageError(
-            f"{path} has finished {done} of its {settings.data.tasks} tasks: resume it first with sdlora-edge train --run {path}"
+            f"{path} has finished {done} of its {settings.data.tasks} tasks:"
+            f" resume it first with sdlora-edge train --run {path}"
         )
+    if images is None and not changes:
+        raise UsageError("a task needs images or changes of classes: give --data")
+    changes.check([label for label in folder.classes(path, done) if label is not None])
+    name = unicodedata.normalize("NFC", name or Path(images or "").stem or "task")
+    if problem := name_problem(name):
+        raise UsageError(f"the task's name {name!r} {problem}: give another --name")
+    source = None if images is None else _new_images(path, images, settings)
+    return NewTask(path, images or "", name, source, changes=changes)
+
+
+def _new_images(path: Path, images: str, settings: Settings) -> Source:
     source = splits.load_for(settings, images)
     if len(source.classes) < 2 and settings.method.head != "aligned":
         raise UsageError(
-            f"{images} has one class only ({source.classes[0]}), and --head paper learns a class by how it differs from others of its "
-            "task: add a folder for another class, or begin a run with --head aligned, which learns a class alone"
+            f"{images} has one class only ({source.classes[0]}), and --head paper learns a class by"
+            " how it differs from others of its task: add a folder for another class, or begin a"
+            " run with --head aligned, which learns a class alone"
         )
-    name = unicodedata.normalize("NFC", name or Path(images).stem or "task")
-    if problem := name_problem(name):
-        raise UsageError(f"the task's name {name!r} {problem}: give another --name")
     if set(source.classes) <= _learned_from(source, path, settings):
         raise UsageError(
-            f"{images} holds the images that were learned already, by their names: give new images"
+            f"{images} holds images that the run has learned already, by their names:"
+            " give new images"
         )
-    return NewTask(path, images, name, source)
+    return source
 
 
 def _learned_from(source: Source, path: Path, settings: Settings) -> set[str]:

@@ -194,7 +194,7 @@ def test_a_folder_is_learned_again_if_its_images_are_new(
 ) -> None:
     folder = make_images(tmp_path / "new", ["x", "y"], 6)
     loop.add_task(run_copy, str(folder))
-    with pytest.raises(UsageError, match="holds the images that were learned already"):
+    with pytest.raises(UsageError, match="holds images that the run has learned already"):
         loop.add_task(run_copy, str(folder))
     for name in ("x", "y"):
         for path in sorted((folder / name).iterdir()):
