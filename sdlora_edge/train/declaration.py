@@ -61,6 +61,15 @@ class Setting:
         """As it is written on the command line, such as --head-lr-factor."""
         return f"--{self.name.replace('_', '-')}"
 
+    @property
+    def shown_default(self) -> str:
+        """The default for a help text; "" if the help text says what it is."""
+        if self.kind is bool:
+            return "yes" if self.default else "no"
+        if self.kind in (int, float):
+            return f"{self.default:g}"
+        return self.default if self.kind is str else ""
+
     def check(self, value: Any) -> None:
         """Raise UsageError for a value out of range, or none of the choices."""
         numbers = value if isinstance(value, tuple) else (value,)

@@ -142,7 +142,7 @@ def test_metrics_are_plain_json(fleet: Fleet) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"magnitude_norm": "factors"}, "magnitudes reset"),
+        ({"magnitude_norm": "factors"}, "set magnitudes to reset"),
         ({"absorb": 0.5, "method": "lora"}, "absorb"),
         ({"method": "lora", "magnitude_norm": "factors", "magnitudes": "reset"}, "one magnitude"),
         ({"method": "lora", "rank": "4,3@2"}, "one rank"),
