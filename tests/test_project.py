@@ -83,6 +83,8 @@ def test_the_wheel_carries_export_and_works_without_the_source(tmp_path: Path) -
     )
     assert str(site / "sdlora_edge" / "export" / "bundles.py") in done.stdout
     assert (site / "sdlora_edge" / "py.typed").is_file()
+    for name in ("page.html", "parts.html", "style.css"):
+        assert (site / "sdlora_edge" / "train" / "report" / name).is_file()
     assert (site / "bin" / "sdlora-edge").is_file()
 
 

@@ -9,21 +9,29 @@ import typer
 
 from .output import Json, emit, output
 
+Run = Annotated[Optional[Path], typer.Argument(help="The run. Default: runs/latest.")]
+Out = Annotated[
+    Optional[Path],
+    typer.Option(callback=output, help="Page to write. Default: report.html in the run."),
+]
+Thumbnails = Annotated[
+    bool,
+    typer.Option(
+        "--thumbnails", help="Embed a few confused test images. Loads and runs the model."
+    ),
+]
+
 
 def report(
-    run: Annotated[Optional[Path], typer.Argument(help="The run. Default: runs/latest.")] = None,
-    out: Annotated[Optional[Path], typer.Option(callback=output, help="The page. Default: report.html in the run.")] = None,
-    thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Embed a few confused test images; else the page holds none.")] = False,
-    json: Json = False,
-) -> None:  # fmt: skip
-    """Write a self-contained HTML page: scores, matrix, curves, magnitudes, classes, packets, settings."""
+    run: Run = None, out: Out = None, thumbnails: Thumbnails = False, json: Json = False
+) -> None:
+    """Write a self-contained HTML page: scores, curves, matrices, classes, packets, settings."""
     from ..train import folder, plan
 
     path = run or folder.newest()
     page = out or path / "report.html"
     plan.report(path, page)
-    from ..train.report.summary import write  # torch, which takes seconds, comes after the checks
-    from ..train.run import Run
+    from ..train.report import write  # jinja2 and numpy are loaded after the checks
 
-    value = write(Run.open(path), page, thumbnails)
-    emit(value, json, lambda: [f"report: {value['report']} ({value['bytes']} bytes)"])
+    done = write(path, page, thumbnails)
+    emit(done.to_dict(), json, lambda: [f"report: {done.report} ({done.bytes} bytes)"])

@@ -29,6 +29,8 @@ CONFIG, BACKBONE, STATE, STATISTICS, METRICS = (
 )
 REVISIONS = "revisions.json"
 LOCK = "run.lock"
+SKIPPED = "skipped.csv"
+"""files of the dataset that the run does not use"""
 PENDING = "pending.json"
 """the task that is being added: {"images": where its images are, "name": its own, "strict": true, false or null}"""
 

@@ -13,13 +13,12 @@ from pathlib import Path
 from ..errors import InputError
 from ..storage import atomic
 from . import distributed
+from .folder import SKIPPED
 from .images import EMPTY, HIDDEN, NO_IMAGE, ImageFile, counted
 from .settings import Settings
 from .splits import Part, Source
 
 log = logging.getLogger("sdlora_edge")
-SKIPPED = "skipped.csv"
-"""in a run: the files that are not used"""
 FEW = 5
 """training images of a class; the user is warned of fewer"""
 ROWS = 40

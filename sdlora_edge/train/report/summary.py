@@ -1,157 +1,245 @@
-"""What a report tells of a run, gathered into one plain dictionary; `report_html` draws it."""
+"""What a report tells about a run, read from the run's folder without loading a model."""
 
 from __future__ import annotations
 
-import base64
-import io
-import sys
-from collections.abc import Sequence
+import csv
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+import safetensors
 
 from ...errors import InputError
+from ...results import Result
+from ...shortage import verdict
+from ...state import extended
 from ...storage import atomic
-from .. import splits
-from ..evaluator import logits_of
-from ..images import ImageFile
-from ..run import Run
-from ..score import test_images
-from . import html
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from .. import config, folder
 
 SCORES = ("last", "average_anytime", "forgetting", "backward_transfer")
-PAIRS, IMAGES, SIDE = 6, 4, 64
-"""thumbnails: of so many confusions, so many images each, of so many pixels"""
+SHOWN_SKIPPED = 200
+"""how many skipped files are listed; all of them are counted"""
 
 
-def write(run: Run, out: Path, thumbnails: bool = False) -> dict[str, Any]:
-    """Write the page. Returns the summary, with `report` (the page's path) and `bytes` (its size), without the thumbnails.
+@dataclass(frozen=True)
+class TaskRow(Result):
+    """One scored task. Accuracies are fractions in [0, 1]; None is what the run did not record.
 
-    Raises InputError where the run has no scored task yet, StorageError where the page cannot be written.
+    Attributes:
+        accuracy: A_t, over the test images of all tasks up to this one.
+        frozen: The same for the unchanged backbone with its own aligned head.
+        images: Test images behind both.
+        losses: Mean training loss of each epoch; empty if the run did not record it.
+        residual: Share of the direction that earlier ones do not reproduce (KD).
     """
-    value = summary(run)
-    shown = value | (
-        {"thumbnails": confused_images(run, value["confusions"] or [])} if thumbnails else {}
-    )
-    page = html.page(shown).encode()
-    atomic.write(out, page)
-    return {"report": str(out), "bytes": len(page), **value}
+
+    task: int
+    name: str
+    classes: tuple[str, ...]
+    domain: str
+    training_images: int
+    test_images: int
+    seconds: float
+    accuracy: float | None
+    frozen: float | None
+    images: int
+    losses: tuple[float, ...]
+    rank: int | None
+    absorbed: bool | None
+    residual: float | None
+    packet_bytes: int | None
 
 
-def summary(run: Run) -> dict[str, Any]:
-    """All that the page shows but the thumbnails, fit for JSON. Fractions are in [0, 1]; None is what a run does not tell.
+@dataclass(frozen=True)
+class ClassScore(Result):
+    """Test images of a class, and how many of them the newest state answers correctly."""
 
-    scores: those of SCORES that are known. unreadable: numbers of tasks whose test images were gone at some scoring.
-    matrix: R[i][j]. accuracy, frozen: A_i, None where an image was missing. tasks: a row for every scored task.
-    magnitudes: for each task from 1, a list of [mean, lowest, highest] over the projections, one for each direction.
-    per_class: [class, right, total], worst first. confusions: [truth, predicted, count].
-    domains: [{domain, hter, far, frr, threshold}] of the newest state.
+    name: str
+    right: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Confusion(Result):
+    """How often the newest state takes an image of one class for another class."""
+
+    truth: str
+    predicted: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Spread(Result):
+    """The magnitude of one direction over the projections."""
+
+    mean: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
+class DomainErrors(Result):
+    """Error rates of a binary decision on one domain, as fractions (see `metrics.hter`)."""
+
+    domain: str
+    hter: float | None
+    far: float | None
+    frr: float | None
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class SkippedFile(Result):
+    """A file of the dataset that the run does not use."""
+
+    file: str
+    label: str
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Summary(Result):
+    """All numbers of a report. Fractions are in [0, 1]; None is what the run did not record.
+
+    Attributes:
+        state: Digest of the newest state, as `device status` prints it; empty before task 1.
+        scores: Those of `SCORES` that are known.
+        unreadable: Tasks whose test images could not be read at some scoring.
+        model_bytes: Size of backbone and head.
+        matrix: R[i][j], accuracy on the images of task j after task i.
+        magnitudes: For each task from 1 on, the magnitude of each direction after it.
+        per_class: Worst class first; None if the run did not record it.
+        confusions: Most frequent first; None if the run did not record them.
+        skipped: Number of skipped files by reason.
+        skipped_files: The first `SHOWN_SKIPPED` of them.
+        settings: The settings by group.
+        versions: What the run was made with.
     """
-    if not run.metrics:
+
+    path: Path
+    state: str
+    scores: Mapping[str, float]
+    unreadable: tuple[int, ...]
+    task_count: int
+    classes: tuple[str, ...]
+    model_bytes: int
+    matrix: tuple[tuple[float | None, ...], ...]
+    tasks: tuple[TaskRow, ...]
+    magnitudes: tuple[tuple[Spread, ...], ...]
+    per_class: tuple[ClassScore, ...] | None
+    confusions: tuple[Confusion, ...] | None
+    domains: tuple[DomainErrors, ...]
+    skipped: Mapping[str, int]
+    skipped_files: tuple[SkippedFile, ...]
+    settings: Mapping[str, Mapping[str, Any]]
+    versions: Mapping[str, str]
+
+
+def read(path: Path) -> Summary:
+    """Read what a report shows of the run in `path`.
+
+    Raises:
+        InputError: The folder is not a run, has no scored task yet, or holds a damaged file.
+    """
+    settings = folder.require_begun(path)
+    entries = folder.metrics(path)
+    if not entries:
         raise InputError(
-            f"{run.path} has no scored task yet: go on with sdlora-edge train --run {run.path}"
+            f"{path} has no scored task yet: continue it with sdlora-edge train --run {path}"
         )
-    last, state = run.metrics[-1], run.states[-1]
-    correct, totals = last["correct"], last["totals"]
-    accuracy = _over_tasks(correct, totals)
-    frozen = _over_tasks(last["frozen_correct"], totals) if "frozen_correct" in last else None
-    per_class = last.get("per_class")
-    return {
-        "path": str(run.path),
-        "lineage": run.lineage,
-        "scores": {name: last[name] for name in SCORES if name in last},
-        "unreadable": [
-            e["task"]
-            for j, e in enumerate(run.metrics)
-            if any(row[j] is None for row in correct[j:]) or not totals[j]
-        ],
-        "task_count": len(run.updates),
-        "classes": list(state.classes),
-        "model_bytes": sum(t.numel() * t.element_size() for t in run.backbone.state_dict().values())
-        + state.head_weight.nbytes
-        + state.head_bias.nbytes,
-        "matrix": [
-            [None if c is None or not n else c / n for c, n in zip(row, totals)] for row in correct
-        ],
-        "accuracy": accuracy,
-        "frozen": frozen if frozen and any(v is not None for v in frozen) else None,
-        "tasks": [
-            _task(entry, a, f)
-            for entry, a, f in zip(run.metrics, accuracy, frozen or [None] * len(accuracy))
-        ],
-        "magnitudes": [_spread(state.magnitudes) for state in run.states[1:]],
-        "per_class": per_class
-        and sorted(
-            ([c, *counts] for c, counts in per_class.items()), key=lambda row: row[1] / row[2]
-        ),
-        "confusions": last.get("confusions"),
-        "domains": [{"domain": name, **found} for name, found in (last.get("hter") or {}).items()],
-        "config": {group.capitalize(): table for group, table in run.config.to_dict().items()},
-        "versions": _recorded(run.path),
-    }
+    return _summary(path, _groups(asdict(settings)), entries)
 
 
-def confused_images(run: Run, confusions: Sequence[Sequence[Any]]) -> list[dict[str, Any]]:
-    """[{truth, predicted, images: [(name, data URI)]}] of the worst confusions, as the model sees the images.
-
-    Read from the run's sources once more and scored with its last state; pairs whose images are gone are left out.
-    """
-    task = run.states[-1].task
-    by_class: dict[str, list[ImageFile]] = {}
-    for found in test_images(run, task).values():
-        for label, own in (found or {}).items():
-            by_class.setdefault(label, []).extend(own)
-    wanted = [(truth, predicted) for truth, predicted, _ in confusions[:PAIRS]]
-    guesses = {
-        truth: _guesses(run, truth, by_class.get(truth, []))
-        for truth in dict.fromkeys(truth for truth, _ in wanted)
-    }
-    pairs = []
-    for truth, predicted in wanted:
-        shown = [
-            (name, _jpeg(pixels)) for name, pixels, guess in guesses[truth] if guess == predicted
-        ][:IMAGES]
-        if shown:
-            pairs.append({"truth": truth, "predicted": predicted, "images": shown})
-    return pairs
-
-
-def _guesses(
-    run: Run, label: str, images: Sequence[ImageFile]
-) -> list[tuple[str, np.ndarray, str]]:
-    """(name, pixels, predicted class) of the readable images of a class, under the last state."""
-    state = run.states[-1]
-    decoded = [
-        (p.name, splits.decode({label: [p]}, [label], run.preprocessing, need=False).pixels)
-        for p in images
-    ]
-    readable = [(name, pixels[0]) for name, pixels in decoded if len(pixels)]
-    if not readable:
-        return []
-    guess = logits_of(
-        run, state.task, run.weights(state.task), np.stack([pixels for _, pixels in readable])
-    ).argmax(axis=1)
-    return [(name, pixels, state.classes[g]) for (name, pixels), g in zip(readable, guess)]
+def _summary(
+    path: Path, settings: Mapping[str, Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]
+) -> Summary:
+    last = entries[-1]
+    states = [_state(path, task) for task in range(folder.last_task(path) + 1)]
+    skipped = _skipped(path)
+    return Summary(
+        path=path,
+        state=states[-1].digest,
+        scores={name: last[name] for name in SCORES if name in last},
+        unreadable=_unreadable(entries),
+        task_count=len(states) - 1,
+        classes=folder.classes(path, len(states) - 1),
+        model_bytes=_model_bytes(path, states),
+        matrix=_matrix(last["correct"], last["totals"]),
+        tasks=_tasks(entries),
+        magnitudes=_magnitudes([state.deltas for state in states[1:]]),
+        per_class=_per_class(last.get("per_class")),
+        confusions=_confusions(last.get("confusions")),
+        domains=tuple(_domain(*item) for item in (last.get("hter") or {}).items()),
+        skipped=Counter(file.reason for file in skipped),
+        skipped_files=tuple(skipped[:SHOWN_SKIPPED]),
+        settings=settings,
+        versions=config.recorded_in(path / folder.CONFIG),
+    )
 
 
-def _jpeg(pixels: np.ndarray) -> str:
-    """uint8 (size, size, 3) to a data URI of SIDE x SIDE pixels."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).resize((SIDE, SIDE)).save(stream, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+def _unreadable(entries: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    correct, totals = entries[-1]["correct"], entries[-1]["totals"]
+    return tuple(
+        entry["task"]
+        for j, entry in enumerate(entries)
+        if any(row[j] is None for row in correct[j:]) or not totals[j]
+    )
+
+
+def _matrix(
+    correct: Sequence[Sequence[int | None]], totals: Sequence[int]
+) -> tuple[tuple[float | None, ...], ...]:
+    return tuple(
+        tuple(None if c is None or not n else c / n for c, n in zip(row, totals)) for row in correct
+    )
+
+
+def _groups(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            found[name] = value
+        else:
+            found.setdefault("settings", {})[name] = value
+    return found
+
+
+def _tasks(entries: Sequence[Mapping[str, Any]]) -> tuple[TaskRow, ...]:
+    last = entries[-1]
+    totals = last["totals"]
+    accuracy = _over_tasks(last["correct"], totals)
+    frozen = _over_tasks(last.get("frozen_correct") or [[None]] * len(totals), totals)
+    return tuple(
+        TaskRow(
+            task=entry["task"],
+            name=str(entry["name"]),
+            classes=tuple(entry["classes"]),
+            domain=", ".join(entry.get("domains") or ()),
+            training_images=entry["training_images"],
+            test_images=totals[i],
+            seconds=entry["seconds"],
+            accuracy=accuracy[i],
+            frozen=frozen[i],
+            images=sum(totals[: i + 1]),
+            losses=tuple(entry.get("losses") or ()),
+            rank=entry.get("rank"),
+            absorbed=entry.get("absorbed"),
+            residual=entry.get("residual"),
+            packet_bytes=entry.get("packet_bytes"),
+        )
+        for i, entry in enumerate(entries)
+    )
 
 
 def _over_tasks(
     correct: Sequence[Sequence[int | None]], totals: Sequence[int]
 ) -> list[float | None]:
-    """A_i after each task i; None where a cell of its row is missing."""
+    """A_i after each task i; None if a cell of its row is missing."""
     found: list[float | None] = []
     for i, row in enumerate(correct):
         right, images = [c for c in row[: i + 1] if c is not None], sum(totals[: i + 1])
@@ -159,33 +247,71 @@ def _over_tasks(
     return found
 
 
-def _task(entry: dict[str, Any], accuracy: float | None, frozen: float | None) -> dict[str, Any]:
-    optional = ("rank", "absorbed", "residual", "packet_bytes")
-    domains = entry.get("domains") or entry.get("domain") or []
-    return {
-        "task": entry["task"],
-        "name": entry["name"],
-        "classes": list(entry["classes"]),
-        "domain": domains if isinstance(domains, str) else ", ".join(domains),
-        "training_images": entry["training_images"],
-        "seconds": entry["seconds"],
-        "test_images": entry["totals"][-1],
-        "accuracy": accuracy,
-        "frozen": frozen,
-        **{name: entry.get(name) for name in optional},
-    }
+def _per_class(counts: Mapping[str, Sequence[int]] | None) -> tuple[ClassScore, ...] | None:
+    if counts is None:
+        return None
+    scores = [ClassScore(name, *pair) for name, pair in counts.items()]
+    return tuple(sorted(scores, key=lambda score: score.right / score.total))
 
 
-def _spread(magnitudes: np.ndarray) -> list[list[float]]:
-    """(t,) or (t, projections) to [mean, lowest, highest] for each direction."""
-    table = magnitudes.reshape(len(magnitudes), -1)
-    return [[float(row.mean()), float(row.min()), float(row.max())] for row in table]
+def _confusions(found: Sequence[Sequence[Any]] | None) -> tuple[Confusion, ...] | None:
+    return None if found is None else tuple(Confusion(*confusion) for confusion in found)
 
 
-def _recorded(path: Path) -> dict[str, str]:
-    """What the run was made with, where its config.toml says so."""
+def _domain(name: str, found: Mapping[str, float]) -> DomainErrors:
+    return DomainErrors(name, *(found.get(key) for key in ("hter", "far", "frr", "threshold")))
+
+
+def _magnitudes(deltas: Sequence[Sequence[Any]]) -> tuple[tuple[Spread, ...], ...]:
+    """From the deltas of each task, (t,) or (t, projections) for task t, as `state.advance` does."""
+    rows, magnitudes = [], np.zeros(0)
+    for delta in deltas:
+        step = np.array(delta, np.float64)
+        magnitudes = extended(magnitudes, step) + step
+        table = magnitudes.reshape(len(magnitudes), -1)
+        rows.append(tuple(Spread(float(r.mean()), float(r.min()), float(r.max())) for r in table))
+    return tuple(rows)
+
+
+class _State(NamedTuple):
+    """What the file of a task's state says about it, besides its factors."""
+
+    deltas: list[Any]
+    digest: str
+    rows: int
+    width: int
+
+
+def _state(path: Path, task: int) -> _State:
+    file = path / "tasks" / f"{task:03d}" / folder.STATE
     try:
-        found = tomllib.loads(atomic.read(path / "config.toml").decode()).get("recorded", {})
-    except ValueError as error:
-        raise InputError(f"{path / 'config.toml'} is not a TOML file: {error}") from error
-    return {name: str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            found = json.loads(opened.metadata()["task"])
+            shape = opened.get_slice("head.new.weight").get_shape()
+        return _State(found["deltas"], str(found["digest"]), *shape)
+    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+        raise verdict(error, InputError(f"{file} cannot be read: {error}")) from error
+
+
+def _model_bytes(path: Path, states: Sequence[_State]) -> int:
+    """Bytes of all tensors of the backbone, and of the head in float32."""
+    head = 4 * sum(state.rows for state in states) * (states[0].width + 1)
+    return _tensor_bytes(path / folder.BACKBONE) + head
+
+
+def _tensor_bytes(file: Path) -> int:
+    """A safetensors file is 8 bytes with the size of its header, the header, then the tensors."""
+    try:
+        with file.open("rb") as opened:
+            header = int.from_bytes(opened.read(8), "little")
+        return file.stat().st_size - 8 - header
+    except OSError as error:
+        raise verdict(error, InputError(f"{file} cannot be read: {error}")) from error
+
+
+def _skipped(path: Path) -> list[SkippedFile]:
+    """The rows of the run's skipped.csv; none in a run that has no such file."""
+    if not (path / folder.SKIPPED).exists():
+        return []
+    lines = csv.reader(atomic.read(path / folder.SKIPPED).decode(errors="replace").splitlines())
+    return [SkippedFile(*row) for row in list(lines)[1:] if len(row) == 4]

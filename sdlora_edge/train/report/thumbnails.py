@@ -1,0 +1,92 @@
+"""Confused test images for a report. They are scored anew, so this part alone needs torch."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from ...results import Result
+from ..images import ImageFile
+from .summary import Confusion
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+PAIRS, IMAGES, SIDE = 6, 4, 64
+"""pairs of classes that are shown, images of each pair, pixels of an image's side"""
+
+
+@dataclass(frozen=True)
+class Shot(Result):
+    """An image as a data URI, and the name of its file."""
+
+    name: str
+    uri: str
+
+
+@dataclass(frozen=True)
+class Confused(Result):
+    """Some images of one class that the newest state takes for another class."""
+
+    truth: str
+    predicted: str
+    images: tuple[Shot, ...]
+
+
+def confused(path: Path, confusions: Sequence[Confusion]) -> tuple[Confused, ...]:
+    """Find images of the most frequent confusions, as the model sees them.
+
+    The images are read from the run's sources and scored with its newest state. Pairs whose
+    images can no longer be read are left out.
+    """
+    from ..run import Run  # torch
+    from ..score import test_images_by_class
+
+    run = Run.open(path)
+    files = test_images_by_class(run, run.states[-1].task)
+    wanted = confusions[:PAIRS]
+    guesses = {
+        truth: _guesses(run, truth, files.get(truth, []))
+        for truth in dict.fromkeys(c.truth for c in wanted)
+    }
+    pairs = []
+    for c in wanted:
+        own = [(name, pixels) for name, pixels, guess in guesses[c.truth] if guess == c.predicted]
+        if own:
+            shots = tuple(Shot(name, _data_uri(pixels)) for name, pixels in own[:IMAGES])
+            pairs.append(Confused(c.truth, c.predicted, shots))
+    return tuple(pairs)
+
+
+def _guesses(
+    run: Run, label: str, images: Sequence[ImageFile]
+) -> list[tuple[str, np.ndarray, str]]:
+    """(name, pixels, answer) of the readable images of a class, under the newest state."""
+    from .. import splits
+    from ..evaluator import logits_of
+
+    state = run.states[-1]
+    decoded = [
+        (p.name, splits.decode({label: [p]}, [label], run.preprocessing, need=False).pixels)
+        for p in images
+    ]
+    readable = [(name, pixels[0]) for name, pixels in decoded if len(pixels)]
+    if not readable:
+        return []
+    pixels = np.stack([pixels for _, pixels in readable])
+    guess = logits_of(run, state.task, run.weights(state.task), pixels).argmax(axis=1)
+    return [(name, pixels, state.classes[g]) for (name, pixels), g in zip(readable, guess)]
+
+
+def _data_uri(pixels: np.ndarray) -> str:
+    """uint8 (size, size, 3) to a JPEG of SIDE x SIDE pixels as a data URI."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).resize((SIDE, SIDE)).save(stream, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
