@@ -20,7 +20,7 @@ from conftest import Fleet, Result
 from sdlora_edge.errors import InputError
 from sdlora_edge.train import folder
 from sdlora_edge.train.evaluator import evaluate
-from sdlora_edge.train.report import charts, heatmaps, summary, thumbnails, write
+from sdlora_edge.train.report import charts, heatmaps, summary, tables, thumbnails, write
 from sdlora_edge.train.report.page import render
 from sdlora_edge.train.report.summary import (
     ClassScore,
@@ -94,7 +94,7 @@ def cells(html: str) -> list[str]:
     return re.findall(r"<td[^>]*>([^<]*)</td>", html)
 
 
-def table(html: str, label: str) -> str:
+def part(html: str, label: str) -> str:
     return html[html.index(f'aria-label="{label}"') :].split("</table>")[0]
 
 
@@ -128,19 +128,19 @@ def test_the_page_holds_every_number_it_promises() -> None:
         "state abababababab",
     ):
         assert shown in html, shown
-    assert cells(table(html, "Accuracy matrix")) == ["90.0", "", "50.0", "80.0", "", "70.0", "–", "100.0"]  # fmt: skip
-    assert cells(table(html, "Magnitudes over tasks")) == ["1.25", "", "1.10", "0.40"]
+    assert cells(part(html, "Accuracy matrix")) == ["90.0", "", "50.0", "80.0", "", "70.0", "–", "100.0"]  # fmt: skip
+    assert cells(part(html, "Magnitudes over tasks")) == ["1.25", "", "1.10", "0.40"]
     assert "0.7 to 1.5 over the projections" in html
     assert "this run after task 1: 65.0 % of 20 test images" in html
     assert "aligned head after task 0: 81.0 %" in html
     for shown in ("12.34", "14.68", "OULU-NPU", "1 of 8", "12.5", "62 %", "4321", "1993", "yes"):
         assert f">{shown}<" in html, shown
     assert html.index("1 of 8") < html.index("7 of 8")
-    assert "it ends too early" in table(html, "Skipped files")
+    assert "it ends too early" in part(html, "Skipped files")
 
 
 def test_each_accuracy_of_a_task_stands_beside_its_number_of_test_images() -> None:
-    html = table(render(made_up()), "Tasks")
+    html = part(render(made_up()), "Tasks")
     head = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', html)
     assert head[2:5] == ["accuracy %", "of images", "frozen %"]
     assert cells(html)[1:4] == ["90.0", "10", "81.0"]
@@ -151,7 +151,7 @@ def test_losses_are_a_line_for_each_task_that_has_them() -> None:
     assert "Task 1: 1.5 in the first epoch, 0.25 in the last of 2" in html
     assert "task 2, epoch 2: loss 0.25" in html
     assert "Task 0: " not in html
-    assert ">0.25<" in table(html, "Tasks")
+    assert ">0.25<" in part(html, "Tasks")
     old = render(made_up(tasks=tuple(replace(task, losses=()) for task in made_up().tasks)))
     assert "Training loss" not in old
     assert "last loss" not in old
@@ -229,17 +229,16 @@ def test_many_tasks_and_no_magnitudes_do_not_stop_it() -> None:
 
 def test_the_axis_has_fewer_labels_on_a_narrow_page() -> None:
     scale = charts.fractions([0.5])
-    labels = [str(i) for i in range(100)]
-    made = charts.chart(charts.Texts("", "", ""), labels, scale, [])
+    made = charts.chart(charts.Texts("", "", ""), range(1, 101), scale, [])
     narrow = [tick.label for tick in made.x_ticks if tick.shown != "wide"]
     wide = [tick.label for tick in made.x_ticks if tick.shown != "narrow"]
-    assert (narrow, len(wide)) == (["0", "20", "40", "60", "80"], 20)
-    assert [tick.at for tick in made.x_ticks][:2] == [0.0, pytest.approx(100 * 5 / 99)]
+    assert (narrow, wide[:3], len(wide)) == (["20", "40", "60", "80", "100"], ["5", "10", "15"], 20)
+    assert made.x_ticks[-1].at == 100.0
 
 
 def test_a_gap_breaks_the_line() -> None:
     series = charts.Series("run", "own", (1.0, None, 0.0), ("a", "b", "c"))
-    made = charts.chart(charts.Texts("", "", ""), "123", charts.Scale(0, 1, ()), [series])
+    made = charts.chart(charts.Texts("", "", ""), [1, 2, 3], charts.Scale(0, 1, ()), [series])
     assert made.lines[0].path == f"M0.00 0.0 M100.00 {charts.HEIGHT}.0"
     assert [point.tip for point in made.lines[0].points] == ["a", "c"]
 
@@ -394,3 +393,8 @@ def test_a_run_without_a_score_is_an_error(run_copy: Path) -> None:
         file.unlink()
     with pytest.raises(InputError, match="no scored task"):
         summary.read(run_copy)
+
+
+def test_a_long_name_loses_its_middle() -> None:
+    assert tables.short("Balinese", 8) == "Balinese"
+    assert tables.short("Balinese.character07", 11) == "Balin…ter07"

@@ -94,15 +94,15 @@ class Texts:
     axis: str
 
 
-def chart(texts: Texts, labels: Sequence[str], scale: Scale, series: Sequence[Series]) -> Chart:
-    """Lay out a chart whose x axis has a place for each label."""
+def chart(texts: Texts, places: Sequence[int], scale: Scale, series: Sequence[Series]) -> Chart:
+    """Lay out a chart whose x axis has a place for each number of a task or epoch."""
     count = sum(len(one.values) for one in series)
-    lines = tuple(_line(one, len(labels), scale, count <= MOST_POINTS) for one in series)
+    lines = tuple(_line(one, len(places), scale, count <= MOST_POINTS) for one in series)
     return Chart(
         title=texts.title,
         description=texts.description,
         axis=texts.axis,
-        x_ticks=_x_ticks(labels),
+        x_ticks=_x_ticks(places),
         y_ticks=tuple(Tick(scale.y(value), label) for value, label in scale.levels),
         lines=lines,
         legend=lines if len(lines) <= 10 else _some(lines, 5),
@@ -136,15 +136,15 @@ def _x(i: int, count: int) -> float:
     return 100 * i / (count - 1) if count > 1 else 50.0
 
 
-def _x_ticks(labels: Sequence[str]) -> tuple[Tick, ...]:
-    """About 8 labels for a telephone, 25 for a desk."""
-    narrow, wide = (max(1, int(_round_up(len(labels) / most))) for most in (8, 25))
+def _x_ticks(places: Sequence[int]) -> tuple[Tick, ...]:
+    """About 8 labels for a telephone, 25 for a desk, at multiples of a round number."""
+    narrow, wide = (max(1, int(_round_up(len(places) / most))) for most in (8, 25))
     found = []
-    for i, label in enumerate(labels):
-        where = {"narrow": i % narrow == 0, "wide": i % wide == 0}
-        if any(where.values()):
-            shown = "" if all(where.values()) else next(n for n, on in where.items() if on)
-            found.append(Tick(_x(i, len(labels)), label, shown))
+    for i, place in enumerate(places):
+        on_narrow, on_wide = place % narrow == 0, place % wide == 0
+        if on_narrow or on_wide:
+            shown = "" if on_narrow and on_wide else "narrow" if on_narrow else "wide"
+            found.append(Tick(_x(i, len(places)), str(place), shown))
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .summary import ClassScore, Confusion, Spread, Summary
-from .tables import percent, title
+from .tables import percent, short, title
 
 MOST_CLASSES = 20
 """classes in the confusion matrix"""
@@ -36,7 +36,7 @@ class HeatMap:
         label: Its text alternative.
         corner: The header of the column of row headers.
         tall: Whether column headers are written upwards.
-        range: The lowest and the highest number, as shown; empty if no cell has one.
+        range: The lowest and the highest number, as shown; empty unless cells differ.
     """
 
     label: str
@@ -109,7 +109,7 @@ def _shaded(label: str, columns: Sequence[Header], rows: Sequence[_Row]) -> Heat
         (header, tuple(Cell(text, tip, style(value)) for value, text, tip in cells))
         for header, cells in rows
     )
-    return HeatMap(label, "after", tuple(columns), drawn, range=(first, last) if known else ())
+    return HeatMap(label, "after", tuple(columns), drawn, range=(first, last) if span else ())
 
 
 def _shade(share: float) -> str:
@@ -134,8 +134,8 @@ def confusion_matrix(
         counts = [score.right if p == truth else pairs.get((truth, p), 0) for p in shown]
         cells = [_count(truth, p, n, score.total) for p, n in zip(shown, counts)]
         cells.append(_count(truth, "", score.total - sum(counts), score.total))
-        rows.append((Header(truth, f"{truth}: {score.total} test images"), tuple(cells)))
-    columns = [Header(name, f"answered {name}") for name in shown]
+        rows.append((Header(short(truth, 40), f"{truth}: {score.total} test images"), tuple(cells)))
+    columns = [Header(short(name, 24), f"answered {name}") for name in shown]
     if any(cells[-1].text for _, cells in rows):
         columns.append(Header("other", "other wrong answers"))
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def render(run: Summary, confused: Sequence[Confused] | None = None) -> str:
 
 
 def _accuracy(run: Summary) -> Chart:
-    labels = [str(task.task) for task in run.tasks]
+    places = [task.task for task in run.tasks]
     own = tuple(task.accuracy for task in run.tasks)
     frozen = tuple(task.frozen for task in run.tasks)
     named = [("this run", "own", own)]
@@ -90,11 +91,11 @@ def _accuracy(run: Summary) -> Chart:
         for name, style, values in named
     ]
     described = ". ".join(
-        f"{name}: " + ", ".join(f"task {t} {percent(v)} %" for t, v in zip(labels, values))
+        f"{name}: " + ", ".join(f"task {t} {percent(v)} %" for t, v in zip(places, values))
         for name, _, values in named
     )
     scale = charts.fractions([*own, *frozen])
-    return charts.chart(Texts("Accuracy over tasks", described, "task"), labels, scale, series)
+    return charts.chart(Texts("Accuracy over tasks", described, "task"), places, scale, series)
 
 
 def _losses(run: Summary) -> Chart | None:
@@ -104,8 +105,8 @@ def _losses(run: Summary) -> Chart | None:
         return None
     series = [
         Series(
-            tables.title(task),
-            f"age{round(10 * (i + 1) / len(tasks))}",
+            tables.short(tables.title(task), 40),
+            f"age{math.ceil(10 * (i + 1) / len(tasks))}",
             task.losses,
             tuple(
                 f"task {task.task}, epoch {epoch}: loss {loss:.4g}"
@@ -119,9 +120,9 @@ def _losses(run: Summary) -> Chart | None:
         f" last of {len(task.losses)}"
         for task in tasks
     )
-    labels = [str(e + 1) for e in range(max(len(task.losses) for task in tasks))]
+    epochs = range(1, 1 + max(len(task.losses) for task in tasks))
     scale = charts.from_zero([loss for task in tasks for loss in task.losses])
-    return charts.chart(Texts("Training loss", described, "epoch"), labels, scale, series)
+    return charts.chart(Texts("Training loss", described, "epoch"), epochs, scale, series)
 
 
 def _confusion_matrix(run: Summary) -> HeatMap | None:

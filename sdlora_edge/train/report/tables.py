@@ -43,6 +43,12 @@ def title(task: TaskRow) -> str:
     return task.name if plain else f"{task.task} {task.name}"
 
 
+def short(name: str, most: int) -> str:
+    """A long name without its middle: names often differ at their end only."""
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[: most - 1 - half]}…{name[-half:]}"
+
+
 def tasks(run: Summary) -> Table:
     """A row for each scored task. A column that no task has a value for is left out."""
     rows = [_task(task) for task in run.tasks]
