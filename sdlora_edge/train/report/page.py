@@ -60,7 +60,7 @@ def render(run: Summary, confused: Sequence[Confused] | None = None) -> str:
         scores=SCORES,
         style=Markup(style),  # noqa: S704 our own file
         style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        subject={name: value for group in run.settings.values() for name, value in group.items()},
+        subject=_subject(run),
         accuracy=_accuracy(run),
         losses=_losses(run),
         matrix=heatmaps.accuracy_matrix(run),
@@ -69,6 +69,12 @@ def render(run: Summary, confused: Sequence[Confused] | None = None) -> str:
         tables=tables,
         missing=tables.MISSING,
     )
+
+
+def _subject(run: Summary) -> str:
+    """What was trained on what. The settings name the whole path of the dataset."""
+    known = {name: value for group in run.settings.values() for name, value in group.items()}
+    return f"{known['backbone']} on {Path(known['data']).name}, seed {known['seed']}"
 
 
 def _accuracy(run: Summary) -> Chart:
