@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from ...progress import stage
 from ...results import Result
 from ..images import ImageFile
 from .summary import Confusion
@@ -49,13 +50,14 @@ def confused(path: Path, confusions: Sequence[Confusion]) -> tuple[Confused, ...
     from ..run import Run  # torch
     from ..score import test_images_by_class
 
-    run = Run.open(path)
-    files = test_images_by_class(run, run.states[-1].task)
-    wanted = confusions[:PAIRS]
-    guesses = {
-        truth: _guesses(run, truth, files.get(truth, []))
-        for truth in dict.fromkeys(c.truth for c in wanted)
-    }
+    with stage("finding confused images"):
+        run = Run.open(path)
+        files = test_images_by_class(run, run.states[-1].task)
+        wanted = confusions[:PAIRS]
+        guesses = {
+            truth: _guesses(run, truth, files.get(truth, []))
+            for truth in dict.fromkeys(c.truth for c in wanted)
+        }
     pairs = []
     for c in wanted:
         own = [(name, pixels) for name, pixels, guess in guesses[c.truth] if guess == c.predicted]
