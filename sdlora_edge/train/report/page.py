@@ -74,7 +74,7 @@ def render(run: Summary, confused: Sequence[Confused] | None = None) -> str:
 def _subject(run: Summary) -> str:
     """What was trained on what. The settings name the whole path of the dataset."""
     known = {name: value for group in run.settings.values() for name, value in group.items()}
-    return f"{known['backbone']} on {Path(known['data']).name}, seed {known['seed']}"
+    return f"{known['backbone']} on {Path(str(known['data'])).name}, seed {known['seed']}"
 
 
 def _accuracy(run: Summary) -> Chart:

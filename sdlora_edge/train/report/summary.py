@@ -136,7 +136,7 @@ class Summary(Result):
     domains: tuple[DomainErrors, ...]
     skipped: Mapping[str, int]
     skipped_files: tuple[SkippedFile, ...]
-    settings: Mapping[str, Mapping[str, Any]]
+    settings: Mapping[str, Mapping[str, object]]
     versions: Mapping[str, str]
 
 
