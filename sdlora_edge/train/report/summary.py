@@ -152,7 +152,7 @@ def read(path: Path) -> Summary:
         raise InputError(
             f"{path} has no scored task yet: continue it with sdlora-edge train --run {path}"
         )
-    return _summary(path, _groups(asdict(settings)), entries)
+    return _summary(path, asdict(settings), entries)
 
 
 def _summary(
@@ -197,16 +197,6 @@ def _matrix(
     return tuple(
         tuple(None if c is None or not n else c / n for c, n in zip(row, totals)) for row in correct
     )
-
-
-def _groups(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            found[name] = value
-        else:
-            found.setdefault("settings", {})[name] = value
-    return found
 
 
 def _tasks(entries: Sequence[Mapping[str, Any]]) -> tuple[TaskRow, ...]:
