@@ -7,16 +7,20 @@ from typing import Annotated, Optional
 
 import typer
 
+from . import arguments
 from .output import Json, emit, output
 
 
 def report(
-    run: Annotated[Optional[Path], typer.Argument(help="The run. Default: runs/latest.")] = None,
+    run: arguments.Run = None,
     out: Annotated[Optional[Path], typer.Option(callback=output, help="The page. Default: report.html in the run.")] = None,
     thumbnails: Annotated[bool, typer.Option("--thumbnails", help="Embed a few confused test images; else the page holds none.")] = False,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Write a self-contained HTML page: scores, matrix, curves, magnitudes, classes, packets, settings."""
+    """Write one HTML page that shows what a run did.
+
+    Scores, matrix, curves, magnitudes, classes, packets and settings.
+    """
     from ..train import folder, plan
 
     path = run or folder.newest()

@@ -119,7 +119,7 @@ def test_old_runs_say_what_they_lack() -> None:
     html = page(made_up(**bare, tasks=tasks))
     assert "are not known: at some scoring, the test images of task 1 could not be read" in html
     assert "this run did not record one" in html
-    assert html.count("sdlora-edge eval runs/made-up --data FOLDER") == 2
+    assert html.count("sdlora-edge eval --run runs/made-up --data FOLDER") == 2
     for absent in ("Packets", "Domains", "absorbed", "with its own aligned head"):
         assert absent not in html, absent
 
@@ -176,7 +176,7 @@ def test_many_tasks_and_no_magnitudes_do_not_stop_it() -> None:
 def test_the_command_writes_the_runs_own_numbers_and_no_image(
     run_copy: Path, cli: Callable[..., Result]
 ) -> None:
-    done = cli("report", run_copy, "--json")
+    done = cli("report", "--run", run_copy, "--json")
     assert done.code == 0, done.err
     value, html = json.loads(done.out), (run_copy / "report.html").read_text()
     last = Run.open(run_copy).metrics[-1]
@@ -192,12 +192,12 @@ def test_the_command_writes_the_runs_own_numbers_and_no_image(
 
 
 def test_out_and_errors(run_copy: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
-    assert cli("report", run_copy, "--out", tmp_path / "page.html").out.startswith(
+    assert cli("report", "--run", run_copy, "--out", tmp_path / "page.html").out.startswith(
         f"report: {tmp_path / 'page.html'}"
     )
     assert (tmp_path / "page.html").is_file()
     assert not (run_copy / "report.html").exists()
-    assert cli("report", tmp_path).code == 3
+    assert cli("report", "--run", tmp_path).code == 3
 
 
 def test_thumbnails_are_the_confused_images(run_copy: Path) -> None:

@@ -267,7 +267,7 @@ def _number(value: float | None) -> str:
 
 
 def _how(run: dict[str, Any], what: str) -> str:
-    command = f"<code>sdlora-edge eval {text(run['path'])} --data FOLDER</code>"
+    command = f"<code>sdlora-edge eval --run {text(run['path'])} --data FOLDER</code>"
     return note(
         Raw(f"This run did not record {text(what)}. To score a folder of images: {command}")
     )
