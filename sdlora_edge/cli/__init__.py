@@ -35,11 +35,11 @@ from . import (
     peft,
     report,
     stages,
+    terminal,
     train,
     watch,
 )
 from .help import CONTEXT, Command, Group
-from .terminal import OneLine, console, fancy, terminal
 
 # click's ClickException: the root of what typer raises for wrong arguments, whichever click it carries
 _ArgumentError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     if COMPLETE in os.environ:
         app(prog_name="sdlora-edge")  # the shell reads the answer: it ends the process
-    with terminal():
+    with terminal.terminal():
         return _main(sys.argv[1:] if arguments is None else arguments)
 
 
@@ -118,10 +118,10 @@ def _run(arguments: list[str]) -> int:
     # Pillow's warning; our own limit is lower, and an error
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     handler = logging.StreamHandler()
-    handler.setFormatter(OneLine("%(levelname)s: %(message)s"))
+    handler.setFormatter(terminal.OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)  # on one line each, as any record
-    app.rich_markup_mode = "rich" if fancy(sys.stdout) else None
+    app.rich_markup_mode = "rich" if terminal.fancy(sys.stdout) else None
     try:
         with watching(stages.show):
             result = app(arguments, prog_name="sdlora-edge", standalone_mode=False)
@@ -156,7 +156,7 @@ def _show_usage(error: Any) -> None:
         output.say(*error.message.splitlines(), err=True)
         return
     error.message = printable(error.message)
-    if not fancy(sys.stderr):
+    if not terminal.fancy(sys.stderr):
         error.show()
         return
     from rich.panel import Panel
@@ -168,7 +168,7 @@ def _show_usage(error: Any) -> None:
     panel = Panel(
         Text(error.format_message()), title="Error", title_align="left", border_style="red"
     )
-    console(sys.stderr).print(panel)
+    terminal.console(sys.stderr).print(panel)
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
