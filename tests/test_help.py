@@ -7,13 +7,14 @@ import pty
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 from conftest import Result
 
-from sdlora_edge.cli import COMPLETE, app, arguments
+from sdlora_edge.cli import COMPLETE, app, arguments, reference
 from sdlora_edge.device.answers import BATCH
 from sdlora_edge.formats import signing
 
@@ -176,3 +177,10 @@ def test_a_shell_completes_commands_options_and_files() -> None:
         assert complete(f"sdlora-edge {line}") == []  # then the shell names files
     script = "\n".join(complete("", "source_bash"))
     assert "complete -o default" in script
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    page = Path(__file__).resolve().parents[1] / "docs" / "reference" / "cli.md"
+    assert page.read_text() == reference.page(), (
+        "run python -m sdlora_edge.cli.reference > docs/reference/cli.md"
+    )

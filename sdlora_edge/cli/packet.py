@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..device.chain import follow_trust
 from ..errors import UsageError, naming
 from . import arguments
 from .arguments import After, Keys
