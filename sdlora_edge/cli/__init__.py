@@ -23,23 +23,28 @@ from .. import __version__
 from ..errors import ResourceError, SdloraError, printable
 from ..progress import watching
 from ..shortage import shortage
-from . import (
-    bundle,
-    demo,
-    device,
-    eval,
-    export,
-    keys,
-    output,
-    packet,
-    peft,
-    report,
-    stages,
-    terminal,
-    train,
-    watch,
-)
-from .help import CONTEXT, Command, Group
+
+try:
+    from . import (
+        bundle,
+        demo,
+        device,
+        eval,
+        export,
+        keys,
+        output,
+        packet,
+        peft,
+        report,
+        stages,
+        terminal,
+        train,
+        watch,
+    )
+    from .help import CONTEXT, Command, Group
+except SdloraError as error:  # this platform lacks what every command needs
+    typer.echo(f"error: {error}", err=True)
+    raise SystemExit(error.exit_code) from error
 
 # click's ClickException: the root of what typer raises for wrong arguments, whichever click it carries
 _ArgumentError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")

@@ -19,7 +19,8 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Score a run on a folder of images.
 
-    Accuracy, accuracy of each class, the worst confusions, and HTER if the run has two classes.
+    Shows accuracy, accuracy of each class, the worst confusions, and HTER if the run has two
+    classes. If the data has train/ and test/, only test/ counts.
     """
     from ..train import folder, plan
 
