@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..formats.canonical import dump_json, sha256
+from ..inputs.limits import MAX_PIXELS
 from ..selftest.checks import EXPECTED, EXPECTED_FORMAT
 from ..storage import atomic
 from ..train.run import Run
@@ -15,7 +16,7 @@ from .parity import host_logits
 from .requests import expectation
 
 
-def record(run: Run, images: Path, out: Path) -> dict[str, Any]:
+def record(run: Run, images: Path, out: Path, max_pixels: int = MAX_PIXELS) -> dict[str, Any]:
     """A new folder `out`: a copy of every image in the folder `images`, and torch's logits for them in every state of the run.
 
     States go by their digest, so any bundle of the run finds its own. Raises InputError where there is no image, or one
@@ -23,7 +24,7 @@ def record(run: Run, images: Path, out: Path) -> dict[str, Any]:
     """
     paths = expectation(run.path, images, out)
     inputs = run.preprocessing.normalise(
-        np.stack([run.preprocessing.pixels(path) for path in paths])
+        np.stack([run.preprocessing.pixels(path, max_pixels) for path in paths])
     )
     states = {
         state.digest: {"task": state.task, "logits": host_logits(run, state.task, inputs).tolist()}

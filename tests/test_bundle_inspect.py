@@ -9,13 +9,17 @@ from pathlib import Path
 
 from conftest import Fleet, Result
 
+from sdlora_edge.cli.bundle import _summary
 from sdlora_edge.formats.bundle import open_bundle
 
 Cli = Callable[..., Result]
 
 
 def test_it_shows_all_that_the_manifest_says(fleet: Fleet, cli: Cli) -> None:
-    bundle, shown = open_bundle(fleet.bundle), cli("bundle", "inspect", fleet.bundle)
+    bundle, shown = (
+        open_bundle(fleet.bundle),
+        cli("bundle", "inspect", "--bundle", fleet.bundle, "--all"),
+    )
     assert shown.code == 0, shown
     manifest = json.loads((fleet.bundle / "manifest.json").read_bytes())
     for word in (
@@ -35,7 +39,7 @@ def test_it_shows_all_that_the_manifest_says(fleet: Fleet, cli: Cli) -> None:
             assert f"{path.stat().st_size:,}" in next(
                 line for line in shown.out.splitlines() if line.startswith(path.name)
             )
-    value = json.loads(cli("bundle", "inspect", fleet.bundle, "--json").out)
+    value = json.loads(cli("bundle", "inspect", "--bundle", fleet.bundle, "--json").out)
     assert {name: value[name] for name in manifest if name != "canary"} == {
         n: v for n, v in manifest.items() if n != "canary"
     }
@@ -57,8 +61,31 @@ def test_it_shows_nothing_of_a_bundle_that_was_changed(
     data = bytearray((tmp_path / "bundle" / "factors.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "bundle" / "factors.safetensors").write_bytes(data)
-    result = cli("bundle", "inspect", tmp_path / "bundle")
+    result = cli("bundle", "inspect", "--bundle", tmp_path / "bundle")
     assert (result.code, result.out) == (3, "")
     assert "factors.safetensors is not the file the manifest names" in result.err
-    assert cli("bundle", "inspect", tmp_path).code == 3
+    assert cli("bundle", "inspect", "--bundle", tmp_path).code == 3
     assert cli("bundle", "inspect", "--help").code == 0
+
+
+def test_the_summary_of_a_large_bundle_fits_on_a_screen(fleet: Fleet, cli: Cli) -> None:
+    """24 lines of 80 columns, and nothing of it is what --all alone shows."""
+    value = json.loads(cli("bundle", "inspect", "--bundle", fleet.bundle, "--json").out)
+    short = cli("bundle", "inspect", "--bundle", fleet.bundle).out
+    for word in (value["id"], value["lineage"], value["state"], "model.onnx", "--all"):
+        assert word in short
+    value["projections"] = [
+        {"name": f"blocks.{i}.attn.{part}", "tensor": "x", "rows": [0, 768], "shape": [768, 768]}
+        for i in range(12)
+        for part in ("q", "v")
+    ]
+    value["classes"] = [f"a class with a long name {i}" for i in range(200)]
+    value["trust"] = {"threshold": 3, "keys": ["0123456789abcdef" * 4] * 16}
+    value["bundle"] = "/var/lib/" + "very-long-folder/" * 9
+    lines = [
+        row
+        for line in _summary(value)
+        for row in ([line] if isinstance(line, str) else line.plain())
+    ]
+    assert len(lines) <= 23
+    assert max(map(len, lines)) <= 80

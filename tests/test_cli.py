@@ -169,6 +169,7 @@ def test_bad_packets_leave_the_store_as_it_was(
     result = cli(
         "packet",
         "build",
+        "--run",
         foreign.run,
         "--bundle",
         fleet.bundle,
@@ -189,6 +190,7 @@ def test_bad_packets_leave_the_store_as_it_was(
     built = cli(
         "packet",
         "build",
+        "--run",
         foreign.run,
         "--bundle",
         bundle,
@@ -279,15 +281,24 @@ def test_bad_runs_bundles_stores_and_keys(
     refused(cli("export", "--run", fleet.run, "--target", "tpu"), 2, "tpu")
     refused(cli("export", "--run", fleet.run, "--trust", "nobody"), 3, "no key 'nobody'")
     refused(cli("export", "--run", fleet.run, "--out", fleet.bundle), 2, "exists already")
-    refused(cli("packet", "build", fleet.run, "--bundle", fleet.bundle), 2, "keys new")
+    refused(cli("packet", "build", "--run", fleet.run, "--bundle", fleet.bundle), 2, "keys new")
     refused(
-        cli("packet", "build", fleet.run, "--bundle", tmp_path, "--key", fleet.key),
+        cli("packet", "build", "--run", fleet.run, "--bundle", tmp_path, "--key", fleet.key),
         3,
         "manifest.json",
     )
     refused(
         cli(
-            "packet", "build", fleet.run, "--bundle", fleet.bundle, "--key", fleet.key, "--task", 7
+            "packet",
+            "build",
+            "--run",
+            fleet.run,
+            "--bundle",
+            fleet.bundle,
+            "--key",
+            fleet.key,
+            "--task",
+            7,
         ),
         2,
         "--task 7",
@@ -295,19 +306,23 @@ def test_bad_runs_bundles_stores_and_keys(
     (tmp_path / "file").touch()
     for command in (
         ("export", "--run", fleet.run, "--out"),
-        ("device", "init", fleet.bundle, "--store"),
+        ("device", "init", "--bundle", fleet.bundle, "--store"),
     ):
         refused(cli(*command, tmp_path / "file" / "out"), 3, "cannot be written")
     (tmp_path / "file").unlink()
     refused(cli("device", "status", "--store", tmp_path), 3, "not a store")
-    refused(cli("device", "init", tmp_path / "none", "--store", tmp_path / "s"), 3, "not a bundle")
+    refused(
+        cli("device", "init", "--bundle", tmp_path / "none", "--store", tmp_path / "s"),
+        3,
+        "not a bundle",
+    )
     damaged = tmp_path / "damaged"
     shutil.copytree(fleet.bundle, damaged)
     data = bytearray((damaged / "weights.safetensors").read_bytes())
     data[-1] ^= 1
     (damaged / "weights.safetensors").write_bytes(data)
     refused(
-        cli("device", "init", damaged, "--store", tmp_path / "s"),
+        cli("device", "init", "--bundle", damaged, "--store", tmp_path / "s"),
         3,
         "weights.safetensors",
         "not the file",
@@ -348,6 +363,7 @@ def test_json_is_all_there_is_on_stdout(
         (
             "packet",
             "build",
+            "--run",
             fleet.run,
             "--bundle",
             fleet.bundle,
@@ -383,12 +399,12 @@ def test_an_error_is_json_too_beside_what_was_done(
         (7, "device", "rollback", "--store", store),
         (5, "device", "apply", fleet.packets[1], "--store", store),
         (3, "packet", "inspect", cut),
-        (3, "packet", "build", tmp_path, "--bundle", fleet.bundle, "--key", fleet.key),
-        (3, "bundle", "inspect", tmp_path),
+        (3, "packet", "build", "--run", tmp_path, "--bundle", fleet.bundle, "--key", fleet.key),
+        (3, "bundle", "inspect", "--bundle", tmp_path),
         (2, "keys", "new", "a/b"),
         (3, "export", "--run", tmp_path),
-        (3, "eval", tmp_path, "--data", tmp_path),
-        (3, "report", tmp_path, "--out", tmp_path / "r.html"),
+        (3, "eval", "--run", tmp_path, "--data", tmp_path),
+        (3, "report", "--run", tmp_path, "--out", tmp_path / "r.html"),
         (3, "train", "--data", tmp_path / "none", "--tasks", 1),
         (2, "nonsense"),
     ):
@@ -448,7 +464,7 @@ def test_output_that_cannot_be_written_stops_no_work(
             done = subprocess.run(line, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
             assert done.returncode == code, done.stderr
             assert "output is lost" in done.stderr
-            assert ("what was asked for is done" in done.stderr) == (code == 8)
+            assert ("the command did its work" in done.stderr) == (code == 8)
             assert not any(word in done.stderr for word in ("Traceback", "Exception", "internal"))
     assert Device.open(store).status()["task"] == 2
 

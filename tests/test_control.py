@@ -98,7 +98,18 @@ def test_a_bundle_of_another_encoding_takes_its_own_packets_only(
         bundle,
     )
     assert made.code == 0, made
-    build = ("packet", "build", fleet.run, "--bundle", bundle, "--key", fleet.key, "--out", packets)
+    build = (
+        "packet",
+        "build",
+        "--run",
+        fleet.run,
+        "--bundle",
+        bundle,
+        "--key",
+        fleet.key,
+        "--out",
+        packets,
+    )
     refused(cli(*build, "--encoding", "fp16"), 5, f"takes packets in {encoding}")
     built = json.loads(cli(*build, "--encoding", encoding, "--json").out)["packets"]
     assert [b["encoding"] for b in built] == [encoding] * 3
@@ -138,6 +149,7 @@ def test_build_says_what_a_packet_costs_and_brings(cli: Cli, fleet: Fleet, tmp_p
     command = (
         "packet",
         "build",
+        "--run",
         fleet.run,
         "--bundle",
         fleet.bundle,
@@ -207,6 +219,7 @@ def test_keys_rotate_when_old_and_new_ones_have_signed(
     build = (
         "packet",
         "build",
+        "--run",
         fleet.run,
         "--bundle",
         fleet.bundle,
@@ -371,6 +384,7 @@ def test_one_key_signs_once_and_a_damaged_file_is_not_signed(
     build = (
         "packet",
         "build",
+        "--run",
         fleet.run,
         "--bundle",
         fleet.bundle,
@@ -414,7 +428,18 @@ def revocation(cli: Cli, fleet: Fleet, out: Path, task: int = 2, revision: int =
 
 def revised(cli: Cli, fleet: Fleet, run: Path, out: Path) -> list[Path]:
     """Tasks 2 and 3 of the retrained run, as revision 1."""
-    common = ("packet", "build", run, "--bundle", fleet.bundle, "--key", fleet.key, "--out", out)
+    common = (
+        "packet",
+        "build",
+        "--run",
+        run,
+        "--bundle",
+        fleet.bundle,
+        "--key",
+        fleet.key,
+        "--out",
+        out,
+    )
     made = cli(*common, "--task", 2, "--revision", 1, "--json")
     assert made.code == 0, made
     assert json.loads(made.out)["packets"][0]["revision"] == 1

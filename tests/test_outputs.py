@@ -17,8 +17,8 @@ from sdlora_edge.cli.output import output
 
 Cli = Callable[..., Result]
 INPUTS = {
-    *("adapter", "after", "bundle", "check", "config", "expected", "file"),
-    *("folder", "images", "packets", "passphrase_file", "images", "run"),
+    *("adapter", "after", "bundle", "check", "config", "expected"),
+    *("folder", "images", "packet", "packets", "passphrase_file", "run"),
 }
 
 

@@ -121,7 +121,7 @@ def test_every_command_that_signs_opens_an_encrypted_key(
     shutil.copy(fleet.packets[0], tmp_path / "again.sdlora")
     out = [tmp_path / f"{i}.sdlora" for i in range(3)]
     commands: list[tuple[object, ...]] = [
-        ("build", fleet.run, "--bundle", bundle, "--out", tmp_path / "packets"),
+        ("build", "--run", fleet.run, "--bundle", bundle, "--out", tmp_path / "packets"),
         ("sign", tmp_path / "again.sdlora"),
         ("squash", *fleet.packets, "--trust", fleet.key.with_suffix(".pub"), "--out", out[0]),
         ("trust", "--bundle", bundle, "--remove", fleet.key.with_suffix(".pub"), "--out", out[1]),

@@ -134,6 +134,7 @@ def test_the_matrix_takes_the_oldest_versions_that_each_python_can_have(
         "securesystemslib",
         "onnxruntime",
         "threadpoolctl",
+        "rich",
         "typer",
     }
     assert matrix.oldest("3.10").keys() == matrix.oldest("3.13").keys() == declared

@@ -164,7 +164,9 @@ def test_without_memory_nothing_is_called_damaged(
         result = cli("device", command, "--store", store)
         assert result.code == 8
         assert "flash" not in result.out + result.err
-    assert cli("device", "init", fleet.bundle, "--store", store.with_name("new")).code == 8
+    assert (
+        cli("device", "init", "--bundle", fleet.bundle, "--store", store.with_name("new")).code == 8
+    )
     assert not store.with_name("new").exists()
 
 

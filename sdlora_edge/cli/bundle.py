@@ -1,35 +1,71 @@
-"""`sdlora-edge bundle`: what a bundle holds."""
+"""`sdlora-edge bundle`: show a bundle, or compare it with its run."""
 
 from __future__ import annotations
 
-import json as formats
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..formats.bundle import Bundle, open_bundle
-from .output import Json, emit, facts, spaced, table
+from . import arguments
+from .help import CONTEXT, Command, Group
+from .output import Json, Line, emit, facts, spaced, table
 
-app = typer.Typer(no_args_is_help=True, help="Look into a bundle.")
+if TYPE_CHECKING:
+    from ..formats.bundle import Bundle
+
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    context_settings=CONTEXT,
+    help="Show a bundle, or compare it with its run.",
+)
 
 
-@app.callback()
-def _group() -> None:
-    pass
+@app.command(cls=Command)
+def inspect(bundle: arguments.Bundle, all: arguments.All = False, json: Json = False) -> None:
+    """Compare every file with the manifest, then show what the bundle holds."""
+    from ..formats.bundle import open_bundle
 
-
-@app.command()
-def inspect(bundle: Path, json: Json = False) -> None:
-    """Compare every file with the manifest, then show it: projections, bytes, classes, preprocessing, keys."""
     value = _described(open_bundle(bundle))
-    emit(value, json, lambda: _text(value))
+    emit(value, json, lambda: _everything(value) if all else _summary(value))
+
+
+@app.command(cls=Command)
+def check(
+    bundle: arguments.Bundle,
+    run: arguments.Run = None,
+    tolerance: Annotated[Optional[float], typer.Option(min=0, help="Largest difference of a logit to torch. Default: the precision's.")] = None,
+    min_agreement: Annotated[Optional[float], typer.Option(min=0, max=1, help="Share of test images that get the same class as in torch. Default: the precision's.")] = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Prove again that a bundle computes what torch computes for its run."""
+    from ..export import requests
+    from ..formats.bundle import open_bundle
+    from ..train.folder import newest
+
+    path = run or newest()
+    opened = open_bundle(bundle)
+    requests.require_bounds(tolerance, min_agreement)
+    requests.require_same_run(opened, path)
+    from ..export.bundles import check_bundle  # torch, which takes seconds, comes after the checks
+    from ..train.run import Run
+
+    same = Run.open(path).encoded(opened.manifest.encoding)
+    parity = check_bundle(same, bundle, tolerance, min_agreement).to_dict()
+    value = {"bundle": str(bundle), **parity}
+    emit(value, json, lambda: facts(value, "bundle", *PROOF))
+
+
+PROOF = ("images", "agreement", "largest_difference", "largest_logit")
+"""What a comparison with torch found."""
 
 
 def _described(bundle: Bundle) -> dict[str, Any]:
-    """The manifest as it stands but for the canary's numbers, with the id and the keys."""
-    fields = formats.loads(bundle.manifest.to_json())
+    """The manifest without the canary's numbers, with the id and the keys."""
+    from json import loads
+
+    fields = loads(bundle.manifest.to_json())
     canary = fields.pop("canary")
     shown = {
         "bundle": str(bundle.path),
@@ -44,11 +80,51 @@ def _described(bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _text(value: dict[str, Any]) -> list[str]:
-    tables: dict[str, tuple[list[str], Callable[[Any], list[list[str]]]]] = {
-        "projections": (["projection", "tensor", "rows", "shape"], _projections),
-        "weights": (["weight", "dtype", "shape", "file", "at byte"], _weights),
-        "files": (["file", "bytes", "sha256"], _files),
+def _summary(value: dict[str, Any]) -> list[Line]:
+    """What fits on a screen of 24 lines and 80 columns."""
+    images, canary, trust = value["preprocessing"], value["canary"], value["trust"]
+    shown = {
+        **{name: value[name] for name in ("bundle", "id", "lineage", "state")},
+        "model": f"{value['model']} ({value['target']}, {value['precision']}, "
+        f"weights as {value['weights_as']})",
+        "task": f"{value['task']} ({value['task_name']})",
+        "classes": listed(value["classes"])
+        + (f" (room for {value['capacity']})" if value["capacity"] else ""),
+        "images": ", ".join(f"{name} {images[name]}" for name in images if name != "format"),
+        "projections": listed([p["name"] for p in value["projections"]]),
+        "packets": f"factors in {value['encoding']}",
+        "canary": f"{canary['images']} images, tolerance {value['tolerance']}",
+        "trust": f"{trust['threshold']} of {listed([key[:12] for key in trust['keys']])}",
+        "made with": ", ".join(f"{name} {v}" for name, v in value["made_with"].items()),
+    }
+    return spaced(
+        [
+            facts({name: shortened(v) for name, v in shown.items()}, *shown),
+            table(FILES, _files(value["files"])),
+            ["--all shows every field, projection and weight"],
+        ]
+    )
+
+
+def listed(names: list[Any]) -> str:
+    """How many there are, and the first of them."""
+    return f"{len(names)}: {', '.join(map(str, names[:4]))}" + (", ..." if len(names) > 4 else "")
+
+
+def shortened(text: Any, width: int = 66) -> str:
+    """The text, cut so that a line of a summary fits on 80 columns. A digest of 64 characters fits."""
+    text = str(text)
+    return text if len(text) <= width else f"{text[: width - 4]} ..."
+
+
+FILES = ("file", "bytes", "sha256")
+
+
+def _everything(value: dict[str, Any]) -> list[Line]:
+    tables: dict[str, tuple[tuple[str, ...], Callable[[Any], list[list[str]]]]] = {
+        "projections": (("projection", "tensor", "rows", "shape"), _projections),
+        "weights": (("weight", "dtype", "shape", "file", "at byte"), _weights),
+        "files": (FILES, _files),
     }
     others = [name for name in value if isinstance(value[name], dict) and name not in tables]
     parts = [facts(value, *(name for name in value if name not in (*tables, *others)))]

@@ -15,14 +15,23 @@ def demo(
     out: Annotated[
         Path,
         typer.Option(
-            callback=output, help="Folder for run, keys, bundle, packets and store; made anew."
+            metavar="DIR",
+            callback=output,
+            help="New folder for the run, keys, bundle, packets and store.",
         ),
     ] = Path("demo"),
     json: Json = False,
 ) -> None:
-    """Train four tasks on digits, export after the first, ship the others as packets, and compare host and device."""
+    """Run the whole loop on built-in digits.
+
+    Train four tasks, export after the first, ship the others as packets, and compare host and
+    device.
+    """
     from ..demo import run_demo
 
     value = run_demo(out, lambda run: None if json else say(accuracy_row(run)))
-    line = "demo: host accuracy {host_accuracy:.3f}, device accuracy {device_accuracy:.3f}, {packets} packets, {packet_bytes} bytes shipped, model {model_bytes} bytes"
+    line = (
+        "demo: host accuracy {host_accuracy:.3f}, device accuracy {device_accuracy:.3f}, "
+        "{packets} packets, {packet_bytes} bytes shipped, model {model_bytes} bytes"
+    )
     emit(value, json, lambda: [line.format(**value)])

@@ -6,28 +6,29 @@ import io
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..device.answers import BATCH, Prediction
-from ..device.device import IN_PLACE, Device
-from ..device.verify import verify as verified
 from ..errors import InputError, LimitError, NothingToDo, ResourceError, naming
-from ..inputs.image import MAX_FILE, MAX_PIXELS, PILLOW_MAX_PIXELS, SUFFIXES, ImageLike, reading
-from .output import Json, Store, completing, emit, facts, output, say
+from ..inputs.limits import MAX_FILE
+from ..results import Result
+from . import arguments
+from .arguments import Store, Unproved
+from .help import CONTEXT, Command, Group
+from .output import Json, completing, emit, facts, fields, output, say
 
-Unproved = Annotated[
-    bool,
-    typer.Option(
-        "--unproved",
-        help="ExecuTorch without its Python runtime: the program that loads the pair tries the canary.",
-    ),
-]
+if TYPE_CHECKING:
+    from ..device.answers import Prediction
+    from ..inputs.image import ImageLike
+
 app = typer.Typer(
-    no_args_is_help=True, help="Run a device: init, apply, predict, status, verify, rollback."
+    cls=Group,
+    no_args_is_help=True,
+    context_settings=CONTEXT,
+    help="Run a device: init, apply, predict, status, verify, rollback.",
 )
 _KINDS = {"update": "", "trust": "new keys, ", "revocation": "revoked, "}
 _STATUS = (
@@ -46,30 +47,46 @@ _STATUS = (
 )
 
 
-@app.command()
+@app.command(cls=Command)
 def init(
-    bundle: Path,
-    store: Annotated[Path, typer.Option(callback=output, help="The device's directory, made anew.")],
+    bundle: arguments.Bundle,
+    store: arguments.NewStore,
     unproved: Unproved = False,
-    group: Annotated[Optional[str], typer.Option(help="Group whose members may read the store, and predict. Default: nobody else.")] = None,
+    group: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="NAME",
+            help="Group whose members may read the store and predict. Default: nobody else may.",
+        ),
+    ] = None,
     json: Json = False,
-) -> None:  # fmt: skip
-    """Make a store from a bundle: what flashing a device does."""
-    _show(Device.init(bundle, store, unproved, group).status(), json)
+) -> None:
+    """Make a store from a bundle: the first start of a device."""
+    from ..device.device import Device
+    from ..progress import stage
+
+    with stage("checking the bundle and running its canary"):
+        device = Device.init(bundle, store, unproved, group)
+    _show(device.status(), json)
 
 
-@app.command()
+@app.command(cls=Command)
 def apply(
-    packets: list[Path],
+    packets: arguments.Packets,
     store: Store,
     allow_older: Annotated[
-        bool, typer.Option("--allow-older", help="Take again what was rolled back.")
+        bool, typer.Option("--allow-older", help="Accept packets that were rolled back before.")
     ] = False,
     unproved: Unproved = False,
     json: Json = False,
 ) -> None:
-    """Verify packets and apply them, in the order given. If you pass several, those already applied are skipped, and the first that
-    is refused ends the command."""
+    """Verify packets and apply them in the given order.
+
+    If you pass several packets, `apply` skips those already applied. The first one that is refused
+    ends the command.
+    """
+    from ..device.device import IN_PLACE, Device
+
     device = Device.open(store, unproved=unproved, swap=IN_PLACE)
     done: list[dict[str, Any]] = []
     skipped: list[str] = []
@@ -78,7 +95,7 @@ def apply(
         for path in packets:
             try:
                 with naming(path):
-                    done.append(device.apply(path, allow_older))
+                    done.append(fields(device.apply(path, allow_older)))
                 line = _applied(path, done[-1])
             except NothingToDo as error:
                 if len(packets) == 1:
@@ -91,39 +108,45 @@ def apply(
         emit(result, json, list)
 
 
-def _applied(path: Path, status: dict[str, Any]) -> str:
-    canary = (
-        "not run" if status["canary_difference"] is None else f"{status['canary_difference']:.1e}"
+def _applied(path: Path, status: Mapping[str, Any]) -> str:
+    difference = status["canary_difference"]
+    canary = "not run" if difference is None else f"{difference:.1e}"
+    now = f"{_KINDS[status['kind']]}task {status['task']} in force"
+    return (
+        f"{path}: {now}, {len(status['classes'])} classes, {status['apply_ms']} ms, canary {canary}"
     )
-    stands = (
-        f"{_KINDS[status['kind']]}task {status['task']} in force, {len(status['classes'])} classes"
-    )
-    return f"{path}: {stands}, {status['apply_ms']} ms, canary {canary}"
 
 
-@app.command()
+@app.command(cls=Command)
 def predict(
     images: Annotated[
         list[str],
-        typer.Argument(help="Files, folders (all images below them), or - for one image on stdin."),
+        typer.Argument(
+            metavar="IMAGE",
+            help="Files, folders (all images below them), or - for one image on standard input.",
+        ),
     ],
     store: Store,
-    top: Annotated[int, typer.Option(min=1, help="How many classes to show.")] = 1,
-    max_megapixels: Annotated[
+    top: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of classes to show for each image.")
+    ] = 1,
+    max_megapixels: arguments.MaxMegapixels = arguments.MEGAPIXELS,
+    batch_size: Annotated[
         int,
         typer.Option(
-            min=1,
-            max=PILLOW_MAX_PIXELS // 10**6,
-            help="Refuse an image with more pixels than this.",
+            metavar="N", min=1, help="Images to answer together. More of them need more memory."
         ),
-    ] = MAX_PIXELS // 10**6,
-    batch_size: Annotated[
-        int, typer.Option(min=1, help="Images to answer together: more take more memory.")
-    ] = BATCH,
+    ] = 8,
     json: Json = False,
 ) -> None:
-    """Name the classes of images. One that cannot be read gets an error in place of an answer, and exit code 3 in the end; 8 if
-    memory ran out for one."""
+    """Name the classes of images.
+
+    An image that cannot be read gets an error in place of an answer. The exit code is then 3, or 8
+    if memory ran out for an image.
+    """
+    from ..device.answers import Prediction
+    from ..device.device import Device
+
     names = deque(name for argument in images for name in _images(argument))
     found: list[dict[str, Any]] = []
     device = Device.open(store)
@@ -133,17 +156,11 @@ def predict(
             name = names.popleft()
             found.append({"image": name, **_answer(answer)})
             if not isinstance(answer, Prediction):
-                say(
-                    f"error: {answer}"
-                    if str(answer).startswith(name)
-                    else f"error: {name}: {answer}",
-                    err=True,
-                )
+                named = str(answer).startswith(name)
+                say(f"error: {answer}" if named else f"error: {name}: {answer}", err=True)
             elif not json:
-                say(
-                    f"{name}: "
-                    + ", ".join(f"{label} {100 * score:.1f} %" for label, score in answer.top)
-                )
+                classes = (f"{label} {100 * score:.1f} %" for label, score in answer.top)
+                say(f"{name}: {', '.join(classes)}")
     if json:
         emit({"predictions": found}, json, list)
     if failed := [entry["error"]["exit_code"] for entry in found if "error" in entry]:
@@ -151,7 +168,12 @@ def predict(
 
 
 def _images(argument: str) -> Iterator[str]:
-    """What an argument names. Raises InputError for a folder without images, or one that cannot be read."""
+    """The images that an argument names.
+
+    Raises:
+        InputError: A folder holds no image, or cannot be read.
+    """
+    from ..inputs.image import SUFFIXES
 
     def unread(error: OSError) -> None:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
@@ -173,6 +195,8 @@ def _images(argument: str) -> Iterator[str]:
 
 
 def _stdin() -> ImageLike:
+    from ..inputs.image import reading
+
     if sys.stdin is None:
         raise InputError("standard input is closed: name a file")
     with reading("standard input"):
@@ -185,7 +209,7 @@ def _stdin() -> ImageLike:
 
 
 def _answer(answer: Prediction | InputError | ResourceError) -> dict[str, Any]:
-    if not isinstance(answer, Prediction):
+    if isinstance(answer, (InputError, ResourceError)):
         return {"error": answer.to_dict()}
     return {
         "generation": answer.generation,
@@ -193,68 +217,75 @@ def _answer(answer: Prediction | InputError | ResourceError) -> dict[str, Any]:
     }
 
 
-@app.command()
+@app.command(cls=Command)
 def status(store: Store, unproved: Unproved = False, json: Json = False) -> None:
-    """Show where a device stands."""
+    """Show what a device serves: task, classes, packets, keys."""
+    from ..device.device import Device
+
     _show(Device.open(store, unproved=unproved).status(), json)
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(store: Store, unproved: Unproved = False, json: Json = False) -> None:
-    """Compare every file of a store with what it should be, and write nothing. Exit code 3 if something is damaged."""
-    found = verified(store, unproved)
+    """Compare every file of a store with what it should be. Nothing is written.
+
+    The exit code is 3 if something is damaged.
+    """
+    from ..device.verify import verify as verified
+
+    result = verified(store, unproved)
+    found = fields(result)
+    emit(result, json, lambda: _verified(found))
+    if found["damage"] or found["untried"]:
+        raise typer.Exit(InputError.exit_code if found["damage"] else found["untried"]["exit_code"])
+
+
+def _verified(found: Mapping[str, Any]) -> list[str]:
+    serves, untried = found["serves"], found["untried"]
     lines = [f"{d['file']}: {d['problem']}: {d['remedy']}" for d in found["damage"]]
     lines += [f"{name}: left over, removed by the next update" for name in found["leftovers"]]
-    serves = found["serves"]
     lines.append(
         f"{found['files']} files, {found['bytes']:,} bytes: {len(found['damage'])} damaged"
     )
-    untried = found["untried"]
-    lines.append(
-        f"serves generation {serves['generation']}, task {serves['task']}"
-        if serves
-        else "serves nothing"
-    )
     if untried:
-        lines[-1] = f"the model could not be tried: {untried['message']}"
-    emit(found, json, lambda: lines)
-    if not found["whole"] or untried:
-        raise typer.Exit(untried["exit_code"] if found["whole"] else InputError.exit_code)
+        return [*lines, f"the model could not be tried: {untried['message']}"]
+    if serves:
+        return [*lines, f"serves generation {serves['generation']}, task {serves['task']}"]
+    return [*lines, "serves nothing"]
 
 
-@app.command()
+@app.command(cls=Command)
 def rollback(store: Store, unproved: Unproved = False, json: Json = False) -> None:
-    """Go back by one packet, for good; where packets are damaged, to what is left."""
+    """Take back the last packet for good. If packets are damaged, keep those that are intact."""
+    from ..device.device import IN_PLACE, Device
+
     _show(Device.open(store, unproved=unproved, swap=IN_PLACE).rollback(), json)
 
 
-@app.command("export-adapter")
+@app.command("export-adapter", cls=Command)
 def export_adapter(
     store: Store,
     out: Annotated[
         Path,
         typer.Option(
-            callback=output, help="The .onnx_adapter file; one that is there is replaced."
+            metavar="FILE",
+            callback=output,
+            help="The .onnx_adapter file. An existing one is replaced.",
         ),
     ],
     json: Json = False,
 ) -> None:
-    """Write the weights in force as an adapter file, with which a C or C++ program runs the bundle's model.onnx."""
+    """Write the current weights as an adapter file, for a C or C++ program that runs model.onnx."""
     from ..device.adapter import export_adapter as write
+    from ..device.device import Device
 
     value = write(Device.open(store), out)
-    emit(value, json, lambda: facts(value, *value))
+    emit(value, json, lambda: facts(value, *fields(value)))
 
 
-def _show(value: dict[str, Any], json: bool) -> None:
-    shown = {
-        **value,
-        "revoked": [
-            f"task {task} up to revision {revision}" for task, revision in value["revoked"]
-        ],
-    }
-    emit(
-        value,
-        json,
-        lambda: facts(shown, *_STATUS, *(name for name in ("revoked", "damage") if shown[name])),
-    )
+def _show(value: Result | Mapping[str, Any], json: bool) -> None:
+    found = fields(value)
+    revoked = [f"task {task} up to revision {revision}" for task, revision in found["revoked"]]
+    shown = {**found, "revoked": revoked}
+    more = (name for name in ("revoked", "damage") if shown[name])
+    emit(value, json, lambda: facts(shown, *_STATUS, *more))

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
-from .output import Json, emit, spaced, table
+from . import arguments
+from .output import Json, Line, emit, spaced, table
 
 
 def evaluate(
-    run: Annotated[Optional[Path], typer.Argument(help="The run. Default: runs/latest.")] = None,
-    data: Annotated[str, typer.Option(help="Folder or ZIP, a folder per class; of train/ and test/ only test/ counts.")] = ...,  # type: ignore[assignment]
-    task: Annotated[Optional[int], typer.Option(help="The state to score: 0 is before the first task. Default: the last.")] = None,
+    data: arguments.Data,
+    run: arguments.Run = None,
+    task: Annotated[Optional[int], typer.Option(metavar="N", help="State to score: 0 is before the first task. Default: the last.")] = None,
+    max_megapixels: arguments.RunMegapixels = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Score a folder of images: accuracy, by class, the worst confusions, and HTER where the run has two classes."""
+    """Score a run on a folder of images.
+
+    Shows accuracy, accuracy of each class, the worst confusions, and HTER if the run has two
+    classes. If the data has train/ and test/, only test/ counts.
+    """
     from ..train import folder, plan
 
     path = run or folder.newest()
-    source = plan.evaluation(path, data, task)
+    source = plan.evaluation(path, data, task, max_megapixels)
     from ..train.evaluator import (
         evaluate as score,  # torch, which takes seconds, comes after the checks
     )
@@ -30,13 +35,13 @@ def evaluate(
     emit(value, json, lambda: _text(value))
 
 
-def _text(value: dict[str, Any]) -> list[str]:
+def _text(value: dict[str, Any]) -> list[Line]:
     by_class = sorted(value["per_class"].items(), key=lambda item: item[1][0] / item[1][1])
     rows = [
         [name, f"{100 * right / total:.1f} %", str(right), str(total)]
         for name, (right, total) in by_class
     ]
-    parts = [
+    parts: list[list[Line]] = [
         [
             f"accuracy {100 * value['accuracy']:.2f} % ({value['correct']} of {value['total']}) after task {value['task']}; "
             f"images: {value['images']}"

@@ -7,51 +7,63 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..formats import signing
+from .arguments import PASSPHRASE
+from .help import CONTEXT, Command, Group
 from .output import Json, emit, output
-from .passphrase import chosen
 
-app = typer.Typer(no_args_is_help=True, help="Make the keys that packets are signed with.")
+app = typer.Typer(
+    cls=Group,
+    no_args_is_help=True,
+    context_settings=CONTEXT,
+    help="Make the keys that packets are signed with.",
+)
 
 
 @app.callback()
 def _group() -> None:
-    pass
+    """Without this, typer makes the only command the group."""
 
 
-@app.command()
+@app.command(cls=Command)
 def new(
-    name: Annotated[str, typer.Argument(help="A plain word, such as factory.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A plain word, such as factory.")],
     out: Annotated[
         Path,
-        typer.Option(callback=output, help="Folder for NAME.key (keep it secret) and NAME.pub."),
+        typer.Option(
+            metavar="DIR",
+            callback=output,
+            help="Folder for NAME.key (keep it secret) and NAME.pub.",
+        ),
     ] = Path("keys"),
     passphrase: Annotated[
         bool,
         typer.Option(
             "--passphrase",
-            help=f"Encrypt NAME.key: ask for a passphrase twice, or take that in {signing.PASSPHRASE}.",
+            help=f"Encrypt NAME.key. The passphrase is asked for twice, or taken from {PASSPHRASE}.",
         ),
     ] = False,
     passphrase_file: Annotated[
-        Optional[Path], typer.Option(help="Encrypt NAME.key with the passphrase in this file.")
+        Optional[Path],
+        typer.Option(metavar="FILE", help="Encrypt NAME.key with the passphrase in this file."),
     ] = None,
     json: Json = False,
 ) -> None:
     """Make an Ed25519 key pair: NAME.key signs packets, NAME.pub goes into bundles."""
+    from ..formats import signing
+    from .passphrase import chosen
+
     encrypted = passphrase or passphrase_file is not None
-    private, public = signing.new_key(
-        name, out, chosen(name, passphrase_file) if encrypted else None
-    )
+    secret = chosen(name, passphrase_file) if encrypted else None
+    private, public = signing.new_key(name, out, secret)
     keyid = signing.load_public(public).keyid
     value = {"private": str(private), "public": str(public), "keyid": keyid, "encrypted": encrypted}
-    secret = (
-        "encrypted: keep its passphrase, and a copy of both"
+    advice = (
+        "encrypted: back up the file and its passphrase"
         if encrypted
-        else "keep it secret, and a copy safe"
+        else "keep it secret and backed up"
     )
     lines = [
-        f"private key: {private} ({secret})",
+        f"private key: {private} ({advice})",
         f"public key:  {public}",
         f"its name in messages: {keyid}",
     ]

@@ -1,71 +1,62 @@
-"""`sdlora-edge packet`: build, inspect, verify, sign and squash packets; change keys and revocation tasks."""
+"""`sdlora-edge packet`: build, inspect, verify, sign and squash packets; change keys; revoke tasks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..device.chain import follow_trust
 from ..errors import UsageError, naming
-from ..formats import packet
-from ..formats.bundle import open_bundle
-from ..formats.control import Revocation, Rotation
-from ..formats.signing import PASSPHRASE, find_key, load_signer
-from ..storage import atomic
-from .output import Json, emit, facts, output, table
-from .passphrase import known
+from . import arguments
+from .arguments import After, Keys
+from .bundle import listed, shortened
+from .help import CONTEXT, Command, Group
+from .output import Json, Line, emit, facts, fields, output, table
 
 if TYPE_CHECKING:
-    from securesystemslib.signer import CryptoSigner
+    from ..formats.signing import Signers
+    from ..results import Result
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
-    help="Build, inspect, verify, sign and squash packets; change keys, revocation tasks, trade with peft.",
+    context_settings=CONTEXT,
+    help="Make, check and sign packets; change keys; revoke tasks.",
 )
 
-Keys = Annotated[
-    Optional[list[str]],
-    typer.Option(
-        "--key",
-        help="Private key, once for each: a file, or NAME for keys/NAME.key. Default: the only one in keys/. "
-        f"The passphrase of an encrypted key is asked for, or taken from {PASSPHRASE}.",
-    ),
-]
-After = Annotated[
-    Optional[list[Path]],
-    typer.Option(
-        "--after", help="A trust packet that the devices have applied, once for each, in order."
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", callback=output, help="The packet's file.")]
 
+def _signers(names: list[str] | None) -> Signers:
+    """The keys to sign with. A passphrase is asked for when the command is about to sign."""
+    from ..formats.signing import find_key, load_signer
+    from .passphrase import known
 
-def _signers(names: list[str] | None) -> list[CryptoSigner]:
     found = [find_key(name, ".key") for name in names] if names else [find_key(None, ".key")]
     paths = [path for path in found if path is not None]
     if not paths:
         raise UsageError(
-            "no key: make one with sdlora-edge keys new NAME, and export the bundle with --trust NAME"
+            "there is no key in keys/: make one with sdlora-edge keys new NAME, "
+            "and export the bundle with --trust NAME"
         )
-    return [load_signer(path, known) for path in paths]
+    return [partial(load_signer, path, known) for path in paths]
 
 
-@app.command()
+@app.command(cls=Command)
 def build(
-    run: Annotated[Optional[Path], typer.Argument(help="The run. Default: runs/latest.")] = None,
-    bundle: Annotated[Path, typer.Option(help="The bundle that the devices were flashed with.")] = ...,  # type: ignore[assignment]
+    bundle: arguments.Bundle,
+    run: arguments.Run = None,
     key: Keys = None,
-    task: Annotated[Optional[int], typer.Option(help="Only this task. Default: every task after the bundle's.")] = None,
-    encoding: Annotated[Optional[str], typer.Option(help="fp32, fp16, int8 or int4: must be the bundle's, which is the default.")] = None,
-    revision: Annotated[Optional[int], typer.Option(min=0, help="With --task: this task, trained again, replaces a revoked one.")] = None,
     after: After = None,
-    data: Annotated[Optional[str], typer.Option(help="A folder of images to score before and after each packet.")] = None,
-    out: Annotated[Optional[Path], typer.Option(callback=output, help="Folder for the packets. Default: packets/ in the run.")] = None,
+    task: Annotated[Optional[int], typer.Option(metavar="N", help="Only this task. Default: every task after the bundle's.")] = None,
+    encoding: Annotated[Optional[str], typer.Option(help="Encoding of the factors. It must be the bundle's, which is the default.")] = None,
+    revision: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="With --task: revision of a task that was trained again to replace a revoked one.")] = None,
+    data: Annotated[Optional[str], typer.Option(metavar="DATA", help="Folder or ZIP of images to score before and after each packet.")] = None,
+    out: Annotated[Optional[Path], typer.Option(metavar="DIR", callback=output, help="Folder for the packets. Default: packets/ in the run.")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
-    """Sign one packet per task, and prove each on a scratch device before it is written."""
+    """Sign one packet for each task, and prove each on a scratch device before it is written."""
     from ..export.requests import PacketRequest
     from ..train.folder import newest
 
@@ -75,311 +66,260 @@ def build(
     checked = request.require()
     from ..export import packets  # torch, which takes seconds, comes after the checks
 
-    built = packets.build(request, checked)
-    head = [
-        "packet",
-        "task",
-        "bytes",
-        "new classes",
-        "old rows",
-        "their bytes",
-        "encoding",
-        "weight error",
-        "canary difference",
-    ]
-    rows = []
-    for b in built:
-        numbers = [
-            str(b["task"]),
-            str(b["bytes"]),
+    built = [fields(one) for one in packets.build(request, checked)]
+    emit({"packets": built}, json, lambda: _built(built))
+
+
+_BUILT = {
+    "packet": "file",
+    "task": "task",
+    "bytes": "bytes",
+    "encoding": "encoding",
+    "old rows": "old_rows",
+    "their bytes": "old_rows_bytes",
+}
+"""Columns of what was built, each with its field."""
+
+
+def _built(built: Sequence[Mapping[str, Any]]) -> list[Line]:
+    rows = [
+        [
+            *(str(b[name]) for name in _BUILT.values()),
             str(len(b["classes"])),
-            str(b["old_rows"]),
-            str(b["old_rows_bytes"]),
+            f"{b['weight_error']:.1e}",
+            f"{b['canary_difference']:.1e}",
         ]
-        rows.append(
-            [
-                b["file"],
-                *numbers,
-                b["encoding"],
-                f"{b['weight_error']:.1e}",
-                f"{b['canary_difference']:.1e}",
-            ]
-        )
-    emit(
-        {"packets": built},
-        json,
-        lambda: [*table(head, rows), *_accuracies(built), *_missing(built)],
-    )
+        for b in built
+    ]
+    head = [*_BUILT, "new classes", "weight error", "canary"]
+    changes = [line for b in built for line in _changes(b)]
+    return [*table(head, rows), *changes, *_accuracies(built), *_missing(built[-1])]
 
 
-def _accuracies(built: list[dict[str, Any]]) -> list[str]:
+def _changes(update: Mapping[str, Any]) -> list[str]:
+    """What a task retires and renames, if it does."""
+    retired = [f"retires {name}" for name in update.get("retired", ())]
+    renamed = [f"renames {old} to {new}" for old, new in update.get("renamed", ())]
+    return [f"task {update['task']}: {', '.join(retired + renamed)}"] if retired or renamed else []
+
+
+def _accuracies(built: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for b in built:
         if a := b.get("accuracy"):
-            shares = [
+            before, after, kept = (
                 f"{100 * a[name]:.1f} %" for name in ("before", "after", "after_without_old_rows")
-            ]
+            )
             lines.append(
-                f"task {b['task']}: accuracy {shares[0]} before, {shares[1]} after ({shares[2]} if known classes kept their rows), "
-                f"{a['images']} images"
+                f"task {b['task']}: accuracy {before} before, {after} after "
+                f"({kept} if known classes kept their rows), {a['images']} images"
             )
     return lines
 
 
-def _missing(built: list[dict[str, Any]]) -> list[str]:
-    last = built[-1]
+def _missing(last: Mapping[str, Any]) -> list[str]:
     if last["signatures"] >= last["threshold"]:
         return []
     return [
-        f"signed by {last['signatures']} of the {last['threshold']} keys needed: add others with sdlora-edge packet sign"
+        f"signed by {last['signatures']} of the {last['threshold']} keys needed: "
+        "add others with sdlora-edge packet sign"
     ]
 
 
-@app.command()
-def inspect(file: Path, json: Json = False) -> None:
+@app.command(cls=Command)
+def inspect(packet: arguments.Packet, all: arguments.All = False, json: Json = False) -> None:
     """Show what a packet claims, WITHOUT verifying it."""
-    data = atomic.receive(file, packet.LIMITS.packet)
-    with naming(file):
-        claims = packet.unverified_manifest(data)
+    from ..formats.packet import LIMITS, unverified_manifest
+    from ..storage import atomic
+
+    data = atomic.receive(packet, LIMITS.packet)
+    with naming(packet):
+        claims = unverified_manifest(data)
     value: dict[str, Any] = {"verified": False, "bytes": len(data), **claims}
-
-    def text() -> list[str]:
-        shown = value | {
-            "tasks": [
-                f"{t['name']} (revision {t['revision']}): {', '.join(t['classes'])}"
-                for t in claims["tasks"]
-            ]
-        }
-        shown |= {
-            "tensors": [
-                f"{name} {dtype}{shape}" for name, (dtype, shape) in claims["tensors"].items()
-            ]
-        }
-        if isinstance(keys := claims.get("trust"), dict) and isinstance(keys.get("keys"), dict):
-            shown |= {
-                "trust": f"version {keys.get('version')}, {keys.get('threshold')} of {', '.join(map(str, keys['keys']))}"
-            }
-        shown = {name: v for name, v in shown.items() if v != []}
-        names = ("format", "kind", "lineage", "sequence", "revision", "from", "to", "encoding", "tasks", "trust", "signed_by", "bytes", "tensors")  # fmt: skip
-        return [
-            *facts(shown, *(n for n in names if n in shown)),
-            "not verified: sdlora-edge packet verify FILE --bundle BUNDLE does that",
-        ]
-
-    emit(value, json, text)
+    emit(value, json, lambda: _claims(value, all))
 
 
-@app.command()
+_CLAIMS = (
+    *("format", "kind", "lineage", "sequence", "revision", "from", "to", "encoding"),
+    *("tasks", "trust", "signed_by", "bytes", "tensors"),
+)
+
+
+def _claims(claims: Mapping[str, Any], everything: bool) -> list[Line]:
+    tensors = [f"{name} {dtype}{shape}" for name, (dtype, shape) in claims["tensors"].items()]
+    tasks = [_task(one) for one in claims["tasks"]]
+    shown: dict[str, Any] = {**claims, "tasks": tasks, "tensors": tensors}
+    if isinstance(keys := claims.get("trust"), dict) and isinstance(keys.get("keys"), dict):
+        who = ", ".join(map(str, keys["keys"]))
+        shown["trust"] = f"version {keys.get('version')}, {keys.get('threshold')} of {who}"
+    shown = {name: shown[name] for name in _CLAIMS if name in shown and shown[name] != []}
+    end = ["not verified: sdlora-edge packet verify PACKET --bundle BUNDLE does that"]
+    if everything:
+        lists = [name for name in shown if isinstance(shown[name], list)]
+        rest = facts(shown, *(name for name in shown if name not in lists))
+        return [*rest, *(f"{name}: {v}" for name in lists for v in shown[name]), *end]
+    short = {name: shortened(listed(v) if isinstance(v, list) else v) for name, v in shown.items()}
+    return [*facts(short, *short), *end, "--all shows every task, class and tensor"]
+
+
+def _task(task: Mapping[str, Any]) -> str:
+    parts = [", ".join(task["classes"])] if task["classes"] else []
+    parts += [f"retires row {row}" for row in task["retired"]]
+    parts += [f"renames row {row} to {name}" for row, name in task["renamed"]]
+    return f"{task['name']} (revision {task['revision']}): {'; '.join(parts)}"
+
+
+@app.command(cls=Command)
 def verify(
-    file: Path,
-    bundle: Annotated[Path, typer.Option(help="The bundle whose keys and lineage count.")] = ...,  # type: ignore[assignment]
+    packet: arguments.Packet,
+    bundle: arguments.Bundle,
     after: After = None,
     json: Json = False,
 ) -> None:
     """Check a packet's signatures, content and lineage against a bundle."""
-    from ..device.chain import open_packet
+    from ..device.chain import follow_trust, open_packet
+    from ..formats.bundle import open_bundle
 
     flashed = open_bundle(bundle)
     keys = follow_trust(flashed.trust, after or [])
-    with naming(file):
-        opened = open_packet(file, flashed, keys)
+    with naming(packet):
+        value, line = _verified(open_packet(packet, flashed, keys))
+    emit(value, json, lambda: [f"{packet}: good, {line}"])
+
+
+def _verified(opened: Any) -> tuple[dict[str, Any], str]:
+    from ..formats.control import Revocation, Rotation
+
     value: dict[str, Any] = {"verified": True}
     if isinstance(opened, Rotation):
-        value |= {"kind": "trust", **opened.trust.to_dict()}
-        line = f"keys of version {opened.trust.version}, {opened.trust.threshold} of {len(opened.trust.keys)} must sign"
-    elif isinstance(opened, Revocation):
-        value |= {
-            "kind": "revocation",
-            "task": opened.revoked.sequence,
-            "revision": opened.revoked.revision,
-        }
-        line = f"revocation of task {opened.revoked.sequence} in revision {opened.revoked.revision}"
-    else:
-        classes = [name for update in opened.updates for name in update.classes]
-        value |= {
-            "kind": "update",
-            "task": opened.sequence,
-            "name": opened.update.name,
-            "classes": classes,
-        }
-        line = f"task {opened.sequence} ({opened.update.name}), classes {', '.join(classes)}"
-    emit(value, json, lambda: [f"{file}: good, {line}"])
+        trust = opened.trust
+        need = f"{trust.threshold} of {len(trust.keys)} must sign"
+        return {
+            **value,
+            "kind": "trust",
+            **trust.to_dict(),
+        }, f"keys of version {trust.version}, {need}"
+    if isinstance(opened, Revocation):
+        task, revision = opened.revoked.sequence, opened.revoked.revision
+        value |= {"kind": "revocation", "task": task, "revision": revision}
+        return value, f"revocation of task {task} up to revision {revision}"
+    classes = [name for update in opened.updates for name in update.classes]
+    name = opened.update.name
+    value |= {"kind": "update", "task": opened.sequence, "name": name, "classes": classes}
+    return value, f"task {opened.sequence} ({name}), classes {', '.join(classes)}"
 
 
-@app.command()
+@app.command(cls=Command)
 def sign(
-    file: Path,
+    packet: arguments.Packet,
     key: Keys = None,
     out: Annotated[
         Optional[Path],
-        typer.Option(callback=output, help="Write another file. Default: the packet itself."),
+        typer.Option(
+            metavar="PACKET", callback=output, help="File to write. Default: the packet itself."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Add a signature to a packet, for devices that want several. Look at it first: inspect, verify."""
+    """Add a signature to a packet, for devices that need several.
+
+    Look at the packet first, with inspect and verify.
+    """
     from ..export import issuing
 
-    output(out or file)
-    value = issuing.sign(file, _signers(key), out)
+    output(out or packet)
+    value = issuing.sign(packet, _signers(key), out)
     emit(value, json, lambda: facts(value, "file", "signed_by"))
 
 
-@app.command()
+@app.command(cls=Command)
 def squash(
-    packets: list[Path],
-    out: Out,
+    packets: arguments.Packets,
+    out: arguments.NewPacket,
     key: Keys = None,
     trust: Annotated[
         Optional[list[str]],
-        typer.Option(help="Public key that may have signed them, besides --key's own."),
+        typer.Option(
+            metavar="PUBLIC_KEY",
+            help="Public key that may have signed the packets, beside those of --key; "
+            "repeat it for several.",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make ONE packet of several that follow each other: for devices that were offline for long. The result is equal to the bit."""
+    """Make ONE packet of several that follow each other.
+
+    A device that was offline for long then loads less. The result is equal to the bit.
+    """
     from ..export import issuing
 
     value = issuing.squash(packets, _signers(key), out, trust or [])
-    emit(
-        value,
-        json,
-        lambda: facts(value, "file", "from_task", "to_task", "classes", "bytes", "single_bytes"),
-    )
+    shown = ("file", "from_task", "to_task", "classes", "bytes", "single_bytes")
+    emit(value, json, lambda: facts(value, *shown))
 
 
-@app.command()
+@app.command(cls=Command)
 def trust(
-    out: Out,
-    bundle: Annotated[
-        Path, typer.Option(help="The bundle that the devices were flashed with.")
-    ] = ...,  # type: ignore[assignment]
+    bundle: arguments.Bundle,
+    out: arguments.NewPacket,
     key: Keys = None,
+    after: After = None,
     add: Annotated[
-        Optional[list[str]], typer.Option(help="Public key to obey from now on.")
+        Optional[list[str]],
+        typer.Option(metavar="PUBLIC_KEY", help="Public key to obey from now on."),
     ] = None,
     remove: Annotated[
-        Optional[list[str]], typer.Option(help="Public key to obey no longer.")
+        Optional[list[str]],
+        typer.Option(metavar="PUBLIC_KEY", help="Public key to obey no longer."),
     ] = None,
     threshold: Annotated[
         Optional[int],
-        typer.Option(help="How many must sign from now on. Default: as many as before."),
+        typer.Option(metavar="N", help="Number of keys that must sign. Default: as before."),
     ] = None,
-    after: After = None,
     json: Json = False,
 ) -> None:
-    """Change the keys that devices obey. Enough of the old keys and enough of the new ones must sign it."""
+    """Change the keys that devices obey.
+
+    Enough of the old keys and enough of the new ones must sign the packet.
+    """
     from ..export import issuing
 
     value = issuing.rotate(
         bundle, _signers(key), out, add or [], remove or [], threshold, after or []
     )
+    emit(value, json, lambda: _rotated(value))
+
+
+def _rotated(value: Result | Mapping[str, Any]) -> list[Line]:
+    found = fields(value)
     need = [
-        f"{have} of {want} {side} keys have signed"
-        for side, (have, want) in value["signatures"].items()
+        f"{n} of {all} {side} keys have signed" for side, (n, all) in found["signatures"].items()
     ]
-    missing = (
-        [] if value["complete"] else ["not enough yet: add the others with sdlora-edge packet sign"]
-    )
-    emit(
-        value,
-        json,
-        lambda: [*facts(value, "file", "version", "threshold", "keys"), ", ".join(need), *missing],
-    )
+    missing = "not enough yet: add the others with sdlora-edge packet sign"
+    lines = [", ".join(need), *([] if found["complete"] else [missing])]
+    return [*facts(found, "file", "version", "threshold", "keys"), *lines]
 
 
-@app.command()
+@app.command(cls=Command)
 def revoke(
-    out: Out,
-    bundle: Annotated[
-        Path, typer.Option(help="The bundle that the devices were flashed with.")
-    ] = ...,  # type: ignore[assignment]
-    task: Annotated[int, typer.Option(help="The task to take back, with all after it.")] = ...,  # type: ignore[assignment]
-    revision: Annotated[int, typer.Option(help="The highest revision of it that was bad.")] = 0,
+    bundle: arguments.Bundle,
+    out: arguments.NewPacket,
+    task: Annotated[
+        int, typer.Option(metavar="N", help="Task to take back, with all tasks after it.")
+    ],
+    revision: Annotated[
+        int, typer.Option(metavar="N", help="Highest revision of the task that is bad.")
+    ] = 0,
     key: Keys = None,
     after: After = None,
     json: Json = False,
 ) -> None:
-    """Make devices go back to before a task by themselves, and refuse it for ever. A later build --revision replaces it."""
+    """Make devices go back to before a task, and refuse it for good.
+
+    A later packet build with --revision replaces the task.
+    """
     from ..export import issuing
 
     value = issuing.revoke(bundle, task, revision, _signers(key), out, after or [])
-    emit(
-        value,
-        json,
-        lambda: [*facts(value, "file", "task", "revision", "bytes"), *_missing([value])],
-    )
-
-
-@app.command("to-peft")
-def to_peft(
-    packets: Annotated[
-        Optional[list[Path]], typer.Argument(help="Every packet after the bundle's task, in order.")
-    ] = None,
-    bundle: Annotated[Path, typer.Option(help="The bundle that they follow.")] = ...,  # type: ignore[assignment]
-    out: Annotated[Path, typer.Option(callback=output, help="The adapter's folder.")] = ...,  # type: ignore[assignment]
-    alone: Annotated[
-        bool, typer.Option("--alone", help="The last task's direction only, without the head.")
-    ] = False,
-    after: After = None,
-    json: Json = False,
-) -> None:
-    """Write a LoRA adapter that the peft library loads: the whole update of the backbone's own weights, and the head."""
-    from ..export.requests import require_new
-
-    require_new(out)
-    from ..export.peft import to_peft as write
-
-    value = write(bundle, packets or [], out, alone, after or [])
-    names = (
-        "adapter",
-        "model",
-        "task",
-        "rank",
-        "modules",
-        "head",
-        "classes",
-        "magnitudes",
-        "bytes",
-    )
-    emit(
-        value,
-        json,
-        lambda: [
-            *facts(value, *names),
-            "applies to: the backbone before task 1 (backbone.safetensors of the run, or timm's weights)",
-        ],
-    )
-
-
-@app.command("from-peft")
-def from_peft(
-    adapter: Annotated[
-        Path, typer.Argument(help="Folder with adapter_config.json and adapter_model.safetensors.")
-    ],
-    run: Annotated[
-        Optional[Path], typer.Option(help="The run that gets one more task. Default: runs/latest.")
-    ] = None,
-    data: Annotated[
-        str, typer.Option(help="Images that the head is fitted to: a folder per class, or a ZIP.")
-    ] = ...,  # type: ignore[assignment]
-    name: Annotated[
-        Optional[str], typer.Option(help="The task's name. Default: the adapter's.")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Make a LoRA adapter, trained elsewhere on the same backbone, the next task of a run; packet build then ships it."""
-    from ..train import folder, plan
-    from .train import accuracy_row
-
-    path = run or folder.newest()
-    plan.adapter(adapter, path)
-    task = plan.one_more(path, data, name or adapter.resolve().name)
-    from ..export.peft import add  # torch, which takes seconds, comes after the checks
-
-    done = add(adapter, task)
-    value = {
-        "run": str(done.path),
-        "tasks": len(done.updates),
-        "classes": list(done.states[-1].classes),
-        "metrics": done.metrics[-1],
-    }
-    emit(value, json, lambda: [accuracy_row(done), f"run: {done.path}"])
+    shown = ("file", "task", "revision", "bytes")
+    emit(value, json, lambda: [*facts(value, *shown), *_missing(fields(value))])

@@ -1,4 +1,7 @@
-"""The passphrases of private keys: from a variable, a file or the terminal; never an argument, and never in a message."""
+"""The passphrases of private keys: from a variable, a file or the terminal.
+
+A passphrase is never an argument, which other users could see, and never part of a message.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from ..storage import atomic
 
 
 def known(key: Path) -> bytes:
-    """Of a key that exists."""
+    """The passphrase of a key that exists."""
     return (
         passphrase_from_environment(key)
         if os.environ.get(PASSPHRASE)
@@ -22,12 +25,10 @@ def known(key: Path) -> bytes:
 
 
 def chosen(name: str, file: Path | None) -> bytes:
-    """For a new key. Raises UsageError if two entries differ."""
+    """The passphrase for a new key. Raises UsageError if two entries differ."""
     if file is not None:
-        with (
-            atomic.reading(file),
-            open(file, "rb") as opened,
-        ):  # a pipe too: then the passphrase lies on no disk
+        # the file may be a pipe: then the passphrase lies on no disk
+        with atomic.reading(file), open(file, "rb") as opened:
             return opened.read(LONGEST + 3).rstrip(b"\r\n")
     if os.environ.get(PASSPHRASE):
         return passphrase_from_environment(Path(name))
@@ -39,9 +40,8 @@ def chosen(name: str, file: Path | None) -> bytes:
 
 def _hidden(prompt: str) -> bytes:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "error", getpass.GetPassWarning
-        )  # else it would read on, and show what is typed
+        # without the filter getpass would read on, and show what is typed
+        warnings.simplefilter("error", getpass.GetPassWarning)
         try:
             return os.fsencode(getpass.getpass(prompt))
         except (getpass.GetPassWarning, EOFError, UnicodeError) as error:

@@ -7,9 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
+from . import arguments
 from .output import Json, emit, output
 
-Run = Annotated[Optional[Path], typer.Argument(help="The run. Default: runs/latest.")]
 Out = Annotated[
     Optional[Path],
     typer.Option(callback=output, help="Page to write. Default: report.html in the run."),
@@ -23,7 +23,7 @@ Thumbnails = Annotated[
 
 
 def report(
-    run: Run = None, out: Out = None, thumbnails: Thumbnails = False, json: Json = False
+    run: arguments.Run = None, out: Out = None, thumbnails: Thumbnails = False, json: Json = False
 ) -> None:
     """Write a self-contained HTML page: scores, curves, matrices, classes, packets, settings."""
     from ..train import folder, plan

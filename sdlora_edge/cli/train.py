@@ -12,7 +12,7 @@ import typer
 
 from ..errors import UsageError
 from .options import with_settings
-from .output import Json, emit, facts, output, say, table
+from .output import Json, Line, emit, facts, output, say, table
 
 if TYPE_CHECKING:
     from ..train.plan import ClassChanges
@@ -122,7 +122,7 @@ def _more(
     return loop.learn(task, reporting(json))
 
 
-def header(settings: Settings, source: Source) -> list[str]:
+def header(settings: Settings, source: Source) -> list[Line]:
     """What is about to be trained: model, device, classes, images and tasks."""
     from ..method import backbones
 
@@ -165,7 +165,7 @@ def accuracy_row(run: Run) -> str:
     )
 
 
-def _summary(run: Run) -> list[str]:
+def _summary(run: Run) -> list[Line]:
     entry = run.metrics[-1]
     names = ("last", "average_anytime", "forgetting", "backward_transfer")
     scores = [[n.replace("_", " "), f"{100 * entry[n]:.2f} %"] for n in names if n in entry]

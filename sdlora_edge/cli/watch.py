@@ -1,4 +1,4 @@
-"""`sdlora-edge device watch` and `device selftest`: what a device does on its own; and what the host records for it."""
+"""`device watch` and `device selftest`, which a device runs alone, and `expect`, which prepares the latter."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..device.watch.events import JsonLog
-from ..device.watch.service import Watcher
 from ..errors import HealthError, UsageError
-from .output import Json, Store, completing, emit, facts, output, say, spaced
+from . import arguments
+from .output import Json, completing, emit, facts, fields, output, say, spaced
 
 _SHOWN = ("task", "task_name", "generation", "classes", "files", "counts", "trouble")
 
@@ -23,25 +22,35 @@ _SHOWN = ("task", "task_name", "generation", "classes", "files", "counts", "trou
 def watch(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="Where packets appear. It may be missing for a while."),
+        typer.Argument(
+            metavar="DIR", help="Folder where packets appear. It may be missing at times."
+        ),
     ],
-    store: Store,
-    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 5.0,
+    store: arguments.Store,
+    interval: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Seconds between two looks at the folder.")
+    ] = 5.0,
     once: Annotated[
-        bool, typer.Option("--once", help="Look once, at files as they are, and end.")
+        bool, typer.Option("--once", help="Look once, at files as they are now, and end.")
     ] = False,
     status: Annotated[
         Optional[Path],
         typer.Option(
-            callback=output, help="A JSON file to keep for monitoring; best in memory, as in /run."
+            metavar="FILE",
+            callback=output,
+            help="JSON file to keep up to date for monitoring. Put it in memory, as in /run.",
         ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Apply packets as they appear in a folder, until SIGTERM or Ctrl-C. Events go to stderr, one JSON line each.
+    """Apply packets as they appear in a folder, until SIGTERM or Ctrl-C.
 
-    With --once, the exit code is that of the last packet that was refused, if any was.
+    Events go to stderr, one JSON line each. With --once, the exit code is that of the last packet
+    that was refused, or 0.
     """
+    from ..device.watch.events import JsonLog
+    from ..device.watch.service import Watcher
+
     logging.basicConfig(handlers=[JsonLog()], level=logging.WARNING, force=True)
     watcher = Watcher(folder, store, status)
     if not once:
@@ -56,28 +65,37 @@ def watch(
         return
     report = watcher.look(settled=False)
     emit(report, json, lambda: facts(report, *_SHOWN))
-    if error := report["last_error"]:
+    if error := fields(report)["last_error"]:
         raise typer.Exit(error["exit_code"])
 
 
 def selftest(
-    bundle: Annotated[Path, typer.Option(help="The bundle that devices are flashed with.")],
-    packets: Annotated[Path, typer.Option(help="A folder with packets that follow from it.")],
+    bundle: arguments.Bundle,
+    packets: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder with packets that follow from the bundle.")
+    ],
     expected: Annotated[
-        Optional[Path], typer.Option(help="What sdlora-edge expect recorded on the host.")
+        Optional[Path],
+        typer.Option(metavar="DIR", help="Folder that sdlora-edge expect recorded on the host."),
     ] = None,
-    store: Annotated[
+    scratch: Annotated[
         Optional[Path],
         typer.Option(
-            callback=output, help="A folder on the disk to test. Default: where temporary files go."
+            metavar="DIR",
+            callback=output,
+            help="Folder on the disk to test. Default: where temporary files go.",
         ),
     ] = None,
     report: Annotated[
-        Optional[Path], typer.Option(callback=output, help="The JSON file to send back.")
+        Optional[Path],
+        typer.Option(metavar="FILE", callback=output, help="JSON file to send back."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Check this very device, in a scratch store: signatures, equality with the host, updates under load, kills, times, memory."""
+    """Check this device in a scratch store.
+
+    Signatures, equality with the host, updates under load, kills, times and memory.
+    """
     from ..selftest.checks import CHECKS, Report, open_kit
 
     if report is not None and report.is_dir():
@@ -86,13 +104,12 @@ def selftest(
         )
     found = Report()
     keep: Callable[[], None] = functools.partial(found.write, report) if report else lambda: None
-    with completing(done := found.value()), open_kit(bundle, packets, expected, store) as kit:
+    with completing(done := found.value()), open_kit(bundle, packets, expected, scratch) as kit:
         keep()  # before checks that take minutes: it may not be writable
         for name in CHECKS:
             try:
-                with contextlib.suppress(
-                    Exception
-                ):  # whatever it was, the report holds it, and the other checks go on
+                # whatever it was, the report holds it, and the other checks go on
+                with contextlib.suppress(Exception):
                     found.check(name, kit)
             finally:
                 say(f"{name}: {'passed' if done['checks'][name]['passed'] else 'FAILED'}", err=True)
@@ -111,16 +128,18 @@ def expect(
     images: Annotated[
         Path,
         typer.Argument(
-            help="A folder of images, of the place where devices work; never training images."
+            metavar="DIR",
+            help="Folder of images from the place where devices work. Never use training images.",
         ),
     ],
-    run: Annotated[Optional[Path], typer.Option(help="The run. Default: runs/latest.")] = None,
+    run: arguments.Run = None,
     out: Annotated[
-        Path, typer.Option(callback=output, help="The new folder to copy to devices.")
+        Path, typer.Option(metavar="DIR", callback=output, help="New folder to copy to devices.")
     ] = Path("expected"),
+    max_megapixels: arguments.MaxMegapixels = arguments.MEGAPIXELS,
     json: Json = False,
 ) -> None:
-    """Record what this host answers, in every state of a run, for device selftest to compare with."""
+    """Record what this host answers in every state of a run, for device selftest to compare with."""
     from ..export.requests import expectation
     from ..train.folder import newest
 
@@ -129,5 +148,5 @@ def expect(
     from ..export.expected import record  # torch, which takes seconds, comes after the checks
     from ..train.run import Run
 
-    value = record(Run.open(path), images, out)
-    emit(value, json, lambda: facts(value, *value))
+    value = record(Run.open(path), images, out, max_megapixels * 10**6)
+    emit(value, json, lambda: facts(value, *fields(value)))

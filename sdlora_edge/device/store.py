@@ -156,7 +156,7 @@ class Store:
             found = disk.size(path / "bundle" / MANIFEST)
         if found is None:
             raise InputError(
-                f"{path} is not a store: make one with sdlora-edge device init BUNDLE --store {path}"
+                f"{path} is not a store: make one with sdlora-edge device init --bundle BUNDLE --store {path}"
             )
         atomic.refuse_links(path, path / "bundle", path / "packets")
 

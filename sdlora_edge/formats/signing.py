@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from securesystemslib.signer import CryptoSigner
 
-    Signers = Sequence[Path | CryptoSigner]
+    Signers = Sequence[Path | CryptoSigner | Callable[[], CryptoSigner]]
 
 log = logging.getLogger("sdlora_edge")
 PAYLOAD_TYPE = "application/vnd.sdlora-edge.packet+json"
@@ -201,8 +201,11 @@ def load_signer(
 
 
 def signers_of(keys: Signers) -> list[CryptoSigner]:
-    """Loads those that are `.key` files, with `passphrase_from_environment`."""
-    return [load_signer(key) if isinstance(key, Path) else key for key in keys]
+    """Load those that are `.key` files, with `passphrase_from_environment`, and call those that are functions."""
+    return [
+        load_signer(key) if isinstance(key, Path) else key() if callable(key) else key
+        for key in keys
+    ]
 
 
 def _refuse_shared(*places: Path) -> None:

@@ -20,6 +20,9 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError, SdloraError
 from ..shortage import shortage
 from ..storage import disk
+from .limits import MAX_FILE as MAX_FILE
+from .limits import MAX_PIXELS as MAX_PIXELS
+from .limits import PILLOW_MAX_PIXELS as PILLOW_MAX_PIXELS
 
 try:
     from PIL.AvifImagePlugin import SUPPORTED as _AVIF
@@ -46,13 +49,6 @@ _NEEDED = {
     "HEIF": "needs pip install 'sdlora-edge[heif]'",
 }
 SUFFIXES = frozenset(suffix for own in FORMATS.values() for suffix in own)
-MAX_PIXELS = 64 * 10**6
-"""of an image; more is refused before it is decoded"""
-PILLOW_MAX_PIXELS = 178_956_970
-"""above this Pillow itself opens nothing"""
-MAX_FILE = 1 << 28
-"""bytes of an image file: four for each of MAX_PIXELS"""
-
 MAX_ASPECT = 50
 """a thread of pixels would be blown up to gigabytes"""
 MAX_SIDE = 1 << 14

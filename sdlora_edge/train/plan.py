@@ -186,13 +186,22 @@ def adapter(path: Path, run: Path) -> None:
         )
 
 
-def evaluation(path: Path, images: str, task: int | None) -> Source:
+def evaluation(
+    path: Path, images: str, task: int | None, max_megapixels: int | None = None
+) -> Source:
     """The images that a run's state is scored on. Raises UsageError for a task or class that the run does not know."""
     settings = folder.require_begun(path)
     task = folder.require_task(path, task)
     source = splits.load_for(settings, images)
     folder.require_known([label for label, own in source.test.items() if own], path, task, images)
-    return source
+    return limited(source, max_megapixels)
+
+
+def limited(source: Source, max_megapixels: int | None) -> Source:
+    """The same images with another bound on their pixels; None leaves the run's own."""
+    if max_megapixels is None:
+        return source
+    return source.changed(lambda image: replace(image, max_pixels=max_megapixels * 10**6))
 
 
 def report(path: Path, out: Path) -> None:

@@ -115,7 +115,7 @@ def test_a_bundle_that_names_one_key_twice(cli: Cli, fleet: Fleet, tmp_path: Pat
     trust |= {"threshold": 2, "keys": {**trust["keys"], "ab" * 32: key}}
     shutil.copytree(fleet.bundle, tmp_path / "bundle")
     (tmp_path / "bundle" / "trust.json").write_bytes(dump_json(trust))
-    result = cli("device", "init", tmp_path / "bundle", "--store", tmp_path / "store")
+    result = cli("device", "init", "--bundle", tmp_path / "bundle", "--store", tmp_path / "store")
     assert result.code == 3
     assert not (tmp_path / "store").exists()
 
@@ -272,7 +272,7 @@ def test_a_bundle_with_a_key_that_anybody_signs_for(cli: Cli, fleet: Fleet, tmp_
     manifest["files"]["trust.json"] = {"sha256": sha256(trust), "size": len(trust)}
     (tmp_path / "bundle" / "manifest.json").write_bytes(dump_json(manifest))
     said_no(
-        cli("device", "init", tmp_path / "bundle", "--store", tmp_path / "store"),
+        cli("device", "init", "--bundle", tmp_path / "bundle", "--store", tmp_path / "store"),
         3,
         "is not a sound Ed25519 key",
     )

@@ -74,12 +74,17 @@ def test_a_bundle_with_a_link_to_outside(cli: Cli, fleet: Fleet, tmp_path: Path)
     shutil.copytree(fleet.bundle, tmp_path / "bundle")
     (tmp_path / "outside").mkdir()
     target = moved(tmp_path / "bundle" / "model.onnx", tmp_path / "outside")
-    assert cli("device", "init", tmp_path / "bundle", "--store", tmp_path / "store").code == 0
+    assert (
+        cli("device", "init", "--bundle", tmp_path / "bundle", "--store", tmp_path / "store").code
+        == 0
+    )
     assert not any(path.is_symlink() for path in (tmp_path / "store").rglob("*"))
     target.write_bytes(b"something else")
     assert cli("device", "status", "--store", tmp_path / "store").code == 0
     said_no(
-        cli("device", "init", tmp_path / "bundle", "--store", tmp_path / "other"), 3, "model.onnx"
+        cli("device", "init", "--bundle", tmp_path / "bundle", "--store", tmp_path / "other"),
+        3,
+        "model.onnx",
     )
     assert not (tmp_path / "other").exists()
 
@@ -132,6 +137,6 @@ def test_file_names_that_lead_outside(cli: Cli, fleet: Fleet, tmp_path: Path, na
                 "size": 6,
             }  # what lies at ../secret is as the manifest says
         (bundle / "manifest.json").write_bytes(dump_json(manifest))
-        said_no(cli("device", "init", bundle, "--store", store), 3, "")
+        said_no(cli("device", "init", "--bundle", bundle, "--store", store), 3, "")
         assert not store.exists()
         assert not list(tmp_path.glob("store*"))

@@ -26,14 +26,14 @@ LIFE = """
 import sys
 from sdlora_edge.cli import main
 bundle, folder, packet = sys.argv[1:]
-assert main(["device", "init", bundle, "--store", folder + "/s"]) == 0
+assert main(["device", "init", "--bundle", bundle, "--store", folder + "/s"]) == 0
 assert main(["device", "apply", packet, "--store", folder + "/s"]) == 0
 """
 CHECK = """
 import sys
 from sdlora_edge.cli import main
 run, bundle = sys.argv[1:]
-assert main(["export", "--run", run, "--check", bundle]) == 0
+assert main(["bundle", "check", "--run", run, "--bundle", bundle]) == 0
 """
 
 
@@ -155,7 +155,7 @@ def test_without_onnxruntime_the_command_says_where_it_runs(
     fleet: Fleet, store: Path, tmp_path: Path, command: str
 ) -> None:
     arguments = {
-        "init": ["device", "init", str(fleet.bundle), "--store", str(tmp_path / "new")],
+        "init": ["device", "init", "--bundle", str(fleet.bundle), "--store", str(tmp_path / "new")],
         "export-adapter": [
             "device",
             "export-adapter",
@@ -232,10 +232,10 @@ def test_it_reaches_the_command(
     fleet: Fleet, cli: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(onnx_runtime.CONFIG, "nothing")
-    found = cli("device", "init", fleet.bundle, "--store", tmp_path / "store")
+    found = cli("device", "init", "--bundle", fleet.bundle, "--store", tmp_path / "store")
     assert (found.code, len(found.err.splitlines())) == (2, 1)
     monkeypatch.setenv(onnx_runtime.CONFIG, "mlas.disable_kleidiai=1")
-    assert cli("device", "init", fleet.bundle, "--store", tmp_path / "store").code == 0
+    assert cli("device", "init", "--bundle", fleet.bundle, "--store", tmp_path / "store").code == 0
 
 
 @pytest.mark.parametrize(

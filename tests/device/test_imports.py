@@ -37,7 +37,7 @@ bundle, folder, *packets = sys.argv[1:]
 Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(folder + "/p.png")
 store = ["--store", folder + "/s"]
 for arguments in (
-    ["device", "init", bundle, *store],
+    ["device", "init", "--bundle", bundle, *store],
     ["device", "apply", *packets, *store],
     ["device", "predict", folder + "/p.png", *store],
     ["device", "rollback", *store],
@@ -45,7 +45,7 @@ for arguments in (
     ["device", "verify", *store],
     ["packet", "verify", packets[0], "--bundle", bundle],
     ["packet", "inspect", packets[0]],
-    ["bundle", "inspect", bundle],
+    ["bundle", "inspect", "--bundle", bundle],
     ["device", "export-adapter", *store, "--out", folder + "/a.onnx_adapter"],
 ):
     assert main(arguments) == 0, arguments

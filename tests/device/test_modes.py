@@ -68,7 +68,16 @@ def test_a_group_that_is_not_there(cli: Cli, fleet: Fleet, tmp_path: Path) -> No
         Device.init(fleet.bundle, tmp_path / "store", group="nobody-knows")
     for name in ("nobody-knows", str(2**32 - 1), "9" * 5000):
         assert (
-            cli("device", "init", fleet.bundle, "--store", tmp_path / "store", "--group", name).code
+            cli(
+                "device",
+                "init",
+                "--bundle",
+                fleet.bundle,
+                "--store",
+                tmp_path / "store",
+                "--group",
+                name,
+            ).code
             == 2
         )
     assert not list(tmp_path.glob("*store*"))

@@ -211,7 +211,7 @@ def test_a_scratch_folder_that_cannot_be_made_is_named(
             fleet.bundle,
             "--packets",
             fleet.packets[0].parent,
-            "--store",
+            "--scratch",
             scratch,
         )
         assert found.code == 3

@@ -97,7 +97,7 @@ def test_a_child_that_raises_is_no_verdict(fleet: Fleet, fatal, tmp_path: Path) 
 def test_the_command_and_selftest_report_it(fleet: Fleet, fatal, cli, tmp_path: Path) -> None:
     fatal(SEGFAULT)
     bundle, report = retargeted(fleet, tmp_path / "bundle", "fatal"), tmp_path / "report.json"
-    found: Result = cli("device", "init", bundle, "--store", tmp_path / "store")
+    found: Result = cli("device", "init", "--bundle", bundle, "--store", tmp_path / "store")
     assert (found.code, len(found.err.splitlines())) == (6, 1)
     assert "SIGSEGV" in found.err
     found = cli(

@@ -101,8 +101,8 @@ for name in ("torch", "executorch", "timm", "onnx"):
     sys.modules[name] = None
 from sdlora_edge.cli import main
 for arguments in (
-    ["device", "init", sys.argv[1], "--store", sys.argv[2]],
-    ["device", "init", sys.argv[1], "--store", sys.argv[2], "--unproved"],
+    ["device", "init", "--bundle", sys.argv[1], "--store", sys.argv[2]],
+    ["device", "init", "--bundle", sys.argv[1], "--store", sys.argv[2], "--unproved"],
     ["device", "apply", sys.argv[3], "--store", sys.argv[2], "--unproved", "--json"],
     ["device", "status", "--store", sys.argv[2]],
 ):

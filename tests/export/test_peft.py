@@ -238,6 +238,7 @@ def test_a_shipped_direction_comes_back_as_a_task_and_reaches_a_device(
         cli(
             "packet",
             "build",
+            "--run",
             run_copy,
             "--bundle",
             fleet.bundle,

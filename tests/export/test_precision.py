@@ -173,16 +173,19 @@ def test_an_export_below_the_agreement_is_refused_and_can_be_checked_again(
     assert value["precision"] == "int8"
     assert value["agreement"] >= 0.9
     assert value["images"] > 2
-    checked = cli("export", *run[:2], "--check", tmp_path / "b", "--min-agreement", "0.9", "--json")
+    checked = cli(
+        "bundle", "check", *run[:2], "--bundle", tmp_path / "b", "--min-agreement", "0.9", "--json"
+    )
     assert (
         parse_json(checked.out.encode(), "x")["largest_difference"] == value["largest_difference"]
     )
-    assert cli("export", *run[:2], "--check", tmp_path / "b", "--min-agreement", "1").code in (0, 6)
+    assert cli(
+        "bundle", "check", *run[:2], "--bundle", tmp_path / "b", "--min-agreement", "1"
+    ).code in (0, 6)
     manifest = parse_json((tmp_path / "b" / "manifest.json").read_bytes(), "x")
     manifest["tolerance"] = 1e-7
     (tmp_path / "b" / "manifest.json").write_bytes(dump_json(manifest))
-    assert cli("export", *run[:2], "--check", tmp_path / "b").code == 6
-    assert cli("export", *run, "--check", tmp_path / "b").code == 2
+    assert cli("bundle", "check", *run[:2], "--bundle", tmp_path / "b").code == 6
 
 
 def test_a_manifest_that_says_something_else_than_the_run_is_found(

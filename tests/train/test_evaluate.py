@@ -35,7 +35,7 @@ def tested(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_equals_the_runs_own_score_on_the_same_images(
     fleet: Fleet, tested: Path, cli: Callable[..., Result]
 ) -> None:
-    done = cli("eval", fleet.run, "--data", tested, "--json")
+    done = cli("eval", "--run", fleet.run, "--data", tested, "--json")
     assert done.code == 0, done.err
     value, last = json.loads(done.out), Run.open(fleet.run).metrics[-1]
     assert (value["correct"], value["total"]) == (sum(last["correct"][-1]), sum(last["totals"]))
@@ -47,7 +47,7 @@ def test_equals_the_runs_own_score_on_the_same_images(
 
 
 def test_the_text_is_worst_first(fleet: Fleet, tested: Path, cli: Callable[..., Result]) -> None:
-    out = cli("eval", fleet.run, "--data", tested).out
+    out = cli("eval", "--run", fleet.run, "--data", tested).out
     shown = [float(line.split()[1]) for line in out.split("\n\n")[1].splitlines()[1:]]
     assert len(shown) == 10
     assert shown == sorted(shown)
@@ -58,7 +58,7 @@ def test_an_earlier_task_knows_only_its_own_classes(
     fleet: Fleet, tested: Path, tmp_path: Path, cli: Callable[..., Result]
 ) -> None:
     run = Run.open(fleet.run)
-    assert cli("eval", fleet.run, "--data", tested, "--task", 0).code == 2
+    assert cli("eval", "--run", fleet.run, "--data", tested, "--task", 0).code == 2
     for label in run.states[0].classes:
         shutil.copytree(tested / label, tmp_path / label)
     assert evaluate(run, str(tmp_path), 0)["correct"] == run.metrics[0]["correct"][0][0]
@@ -95,16 +95,16 @@ def test_what_the_run_cannot_score(
     fleet: Fleet, tmp_path: Path, cli: Callable[..., Result]
 ) -> None:
     make_images(tmp_path / "new", [f"new{i}" for i in range(7)] + ["1"], 2)
-    done = cli("eval", fleet.run, "--data", tmp_path / "new")
+    done = cli("eval", "--run", fleet.run, "--data", tmp_path / "new")
     assert done.code == 2
     assert "new0, new1, new2, new3, new4, ..." in done.err
     assert "new5" not in done.err
-    assert cli("eval", fleet.run, "--data", tmp_path / "nowhere").code == 3
-    assert cli("eval", fleet.run, "--data", tmp_path / "new", "--task", 99).code == 2
-    assert cli("eval", fleet.run).code == 2
+    assert cli("eval", "--run", fleet.run, "--data", tmp_path / "nowhere").code == 3
+    assert cli("eval", "--run", fleet.run, "--data", tmp_path / "new", "--task", 99).code == 2
+    assert cli("eval", "--run", fleet.run).code == 2
     (tmp_path / "damaged" / "1").mkdir(parents=True)
     (tmp_path / "damaged" / "1" / "a.png").write_bytes(b"no image")
-    assert cli("eval", fleet.run, "--data", tmp_path / "damaged").code == 3
+    assert cli("eval", "--run", fleet.run, "--data", tmp_path / "damaged").code == 3
 
 
 def test_two_classes_are_scored_by_hter(tmp_path: Path, cli: Callable[..., Result]) -> None:
@@ -128,11 +128,11 @@ def test_two_classes_are_scored_by_hter(tmp_path: Path, cli: Callable[..., Resul
     assert hter["genuine"] == "live"
     assert hter["frr"] == pytest.approx(1 - by_class["live"][0] / 6)
     assert hter["far"] == pytest.approx(1 - by_class["spoof"][0] / 6)
-    out = cli("eval", run.path, "--data", tmp_path / "two", "--task", 0).out
+    out = cli("eval", "--run", run.path, "--data", tmp_path / "two", "--task", 0).out
     assert f"HTER {100 * hter['hter']:.2f} % (lower is better)" in out
     assert "threshold 0 " in out
     shutil.rmtree(tmp_path / "two" / "spoof")
-    assert "no HTER" in cli("eval", run.path, "--data", tmp_path / "two", "--task", 0).out
+    assert "no HTER" in cli("eval", "--run", run.path, "--data", tmp_path / "two", "--task", 0).out
 
 
 def test_the_genuine_class_is_the_one_so_named_else_the_first() -> None:

@@ -53,6 +53,7 @@ def test_a_second_writer_is_refused_at_once_and_changes_nothing(
     build = (
         "packet",
         "build",
+        "--run",
         run_copy,
         "--bundle",
         fleet.bundle,

@@ -86,14 +86,21 @@ def test_every_command_takes_a_run_that_ends_with_one(
     shutil.rmtree(run / "tasks" / "006")
     public = fleet_of_one.key.with_suffix(".pub")
     for command in (
-        ("report", run),
-        ("eval", run, "--data", make_images(tmp_path / "more", ["bolt", "nut"], 3, seed=0)),
+        ("report", "--run", run),
+        (
+            "eval",
+            "--run",
+            run,
+            "--data",
+            make_images(tmp_path / "more", ["bolt", "nut"], 3, seed=0),
+        ),
         ("export", "--run", run, "--trust", public, "--out", tmp_path / "bundle"),
-        ("export", "--run", run, "--check", tmp_path / "bundle"),
+        ("bundle", "check", "--run", run, "--bundle", tmp_path / "bundle"),
         ("export", "--run", run, "--task", 4, "--trust", public, "--out", tmp_path / "four"),
         (
             "packet",
             "build",
+            "--run",
             run,
             "--bundle",
             tmp_path / "four",
@@ -103,7 +110,7 @@ def test_every_command_takes_a_run_that_ends_with_one(
             tmp_path / "p",
         ),
         ("packet", "to-peft", "--bundle", tmp_path / "bundle", "--out", tmp_path / "adapter"),
-        ("device", "init", tmp_path / "four", "--store", tmp_path / "store"),
+        ("device", "init", "--bundle", tmp_path / "four", "--store", tmp_path / "store"),
     ):
         done = cli(*command, "--json")
         assert done.code == 0, done

@@ -176,7 +176,7 @@ def test_old_runs_say_what_they_lack() -> None:
     words = " ".join(html.split())
     assert "not known: at some scoring, the test images of task 1 could not be read" in words
     assert "did not record a frozen reference" in words
-    assert words.count("sdlora-edge eval runs/made-up --data FOLDER") == 2
+    assert words.count("sdlora-edge eval --run runs/made-up --data FOLDER") == 2
     for absent in ("Packets", "Domains", "absorbed", "aligned head", "Skipped", "Confusion matrix"):
         assert absent not in html, absent
 
@@ -282,7 +282,7 @@ def test_a_large_confusion_matrix_keeps_the_most_confused_classes() -> None:
 def test_the_command_writes_the_runs_own_numbers_and_no_image(
     run_copy: Path, cli: Callable[..., Result]
 ) -> None:
-    done = cli("report", run_copy, "--json")
+    done = cli("report", "--run", run_copy, "--json")
     assert done.code == 0, done.err
     value, html = json.loads(done.out), (run_copy / "report.html").read_text()
     last = folder.metrics(run_copy)[-1]
@@ -313,19 +313,19 @@ def test_the_numbers_that_are_read_without_the_model_are_the_models(fleet: Fleet
 
 def test_a_report_loads_no_torch(run_copy: Path) -> None:
     program = (
-        "import sys; from sdlora_edge.cli import main; code = main(['report', sys.argv[1]]);"
+        "import sys; from sdlora_edge.cli import main; code = main(['report', '--run', sys.argv[1]]);"
         " raise SystemExit(code or 'torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program, run_copy], check=True, capture_output=True)
 
 
 def test_out_and_errors(run_copy: Path, tmp_path: Path, cli: Callable[..., Result]) -> None:
-    assert cli("report", run_copy, "--out", tmp_path / "page.html").out.startswith(
+    assert cli("report", "--run", run_copy, "--out", tmp_path / "page.html").out.startswith(
         f"report: {tmp_path / 'page.html'}"
     )
     assert (tmp_path / "page.html").is_file()
     assert not (run_copy / "report.html").exists()
-    assert cli("report", tmp_path).code == 3
+    assert cli("report", "--run", tmp_path).code == 3
 
 
 def test_thumbnails_are_the_confused_images(run_copy: Path) -> None:
