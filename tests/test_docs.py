@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -170,3 +171,24 @@ def test_the_reference_names_the_whole_public_api() -> None:
     page = (DOCS / "reference" / "python.md").read_text()
     for name in sdlora_edge.__all__:
         assert re.search(rf"^::: .*\b{name}$", page, re.M) or f"`{name}`" in page, name
+
+
+def _strings() -> list[str]:
+    """Every string of the source; what is put into an f-string is left out."""
+    found = []
+    for path in [*(ROOT / "sdlora_edge").rglob("*.py"), *(ROOT / "export").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            texts = [p.value if isinstance(p, ast.Constant) else "\0" for p in parts]
+            if all(isinstance(text, str) for text in texts):
+                found.append("".join(texts))
+    return found
+
+
+def test_each_quoted_message_is_one_of_the_source() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \|", (DOCS / "troubleshooting.md").read_text(), re.M)
+    assert len(rows) == len(set(rows)) >= 25
+    source = _strings()
+    patterns = {m: re.compile(".*".join(map(re.escape, m.split("…"))), re.S) for m in rows}
+    unknown = [m for m, p in patterns.items() if not any(p.search(text) for text in source)]
+    assert unknown == []

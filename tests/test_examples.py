@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -11,12 +12,26 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import Fleet
+from conftest import Fleet, make_images
+
+from sdlora_edge.train.config import from_values
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 DOCKERFILES = (ROOT / "Dockerfile", EXAMPLES / "device.Dockerfile")
 IGNORED = (".git", ".venv", ".matrix", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+
+
+def test_the_whole_loop_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = make_images(tmp_path / "images", ["apple", "bolt", "cup", "disc"], 10)
+    more = make_images(tmp_path / "more", ["egg", "fork"], 10, seed=1)
+    small = {"backbone": "micro_vit", "base_classes": 2, "image_size": 16, "epochs": 1}
+    settings = from_values({"data": str(images), "tasks": 1, **small})
+    program = runpy.run_path(str(EXAMPLES / "loop.py"))
+    device = program["main"](settings, str(more), str(more / "fork" / "00.png"), tmp_path)
+    assert len(device.current()[0].classes) == 6
+    assert "with the packet" in capsys.readouterr().out
+    assert len((EXAMPLES / "loop.py").read_text().splitlines()) <= 50
 
 
 def test_a_plot_of_a_run(fleet: Fleet, tmp_path: Path) -> None:
