@@ -10,12 +10,12 @@ from pathlib import Path
 
 from sdlora_edge.export.packets import build_packets
 
-from sdlora_edge import Device, TrainConfig, add_task, export_bundle
+from sdlora_edge import Device, Settings, add_task, export_bundle
 from sdlora_edge.formats.signing import new_key
 from sdlora_edge.train.loop import train
 
 
-def main(settings: TrainConfig, new_images: str, photo: str, out: Path) -> Device:
+def main(settings: Settings, new_images: str, photo: str, out: Path) -> Device:
     # the workstation, once: train, make a key, export
     run = train(settings, out / "run")
     private, public = new_key("factory", out / "keys")
@@ -38,4 +38,4 @@ def main(settings: TrainConfig, new_images: str, photo: str, out: Path) -> Devic
 
 if __name__ == "__main__":
     images, new_images, photo = sys.argv[1:]
-    main(TrainConfig(data=images, tasks=2), new_images, photo, Path("loop"))
+    main(Settings.of(data=images, tasks=2), new_images, photo, Path("loop"))

@@ -14,7 +14,9 @@ from xml.etree import ElementTree
 import pytest
 from conftest import Fleet, make_images
 
-from sdlora_edge.train.config import from_values
+from sdlora_edge import Settings
+from sdlora_edge.train.config import resolve
+from sdlora_edge.train.presets import PRESETS, preset
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -26,12 +28,21 @@ def test_the_whole_loop_in_python(tmp_path: Path, capsys: pytest.CaptureFixture[
     images = make_images(tmp_path / "images", ["apple", "bolt", "cup", "disc"], 10)
     more = make_images(tmp_path / "more", ["egg", "fork"], 10, seed=1)
     small = {"backbone": "micro_vit", "base_classes": 2, "image_size": 16, "epochs": 1}
-    settings = from_values({"data": str(images), "tasks": 1, **small})
+    settings = Settings.of(data=str(images), tasks=1, **small)
     program = runpy.run_path(str(EXAMPLES / "loop.py"))
     device = program["main"](settings, str(more), str(more / "fork" / "00.png"), tmp_path)
     assert len(device.current()[0].classes) == 6
     assert "with the packet" in capsys.readouterr().out
     assert len((EXAMPLES / "loop.py").read_text().splitlines()) <= 50
+
+
+def test_the_preset_files_say_what_the_presets_say() -> None:
+    files = {path.stem: path for path in (EXAMPLES / "presets").glob("*.toml")}
+    assert files.keys() == PRESETS.keys()
+    written = runpy.run_path(str(EXAMPLES / "make_presets.py"))["toml"]
+    for name, path in files.items():
+        assert path.read_text() == written(name), "run: python examples/make_presets.py"
+        assert resolve(path, {}) == resolve(None, {}, preset(name))
 
 
 def test_a_plot_of_a_run(fleet: Fleet, tmp_path: Path) -> None:
