@@ -1,19 +1,33 @@
 # Only Python, pip and make are needed. Every target creates .venv and installs into it once; a second call installs nothing.
 PYTHON ?= python3
-# real weights and pictures to measure with (see "Figures" in README.md); tests that need them skip without
+# real weights and images to measure with (see docs/benchmarks.md); tests that need them skip without
 SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device figures clean
+.PHONY: demo test docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
 
-test: .venv/installed lint
+test: .venv/installed lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-# the device suite with the oldest and newest dependencies and every ONNX Runtime, on each Python found; goes on where it was stopped
+# the site, in build/site; dead links are errors
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+# what is released: built, checked, installed in a fresh environment, and run there
+release: .venv/installed
+	rm -rf dist build/release
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(PYTHON) -m venv build/release
+	build/release/bin/python -m pip install --quiet "$$(ls dist/*.whl)[host]"
+	cd build/release && bin/sdlora-edge demo
+
+# the device suite with the oldest and newest dependencies and every ONNX Runtime, on each Python found;
+# goes on where it was stopped
 matrix: .venv/installed
 	$(BIN)/python tests/matrix/run.py
 	$(MAKE) figures

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -570,45 +568,3 @@ def test_verify_says_what_inspect_does_not(cli: Cli, fleet: Fleet, foreign: Flee
         "signature refused",
     )
     assert "good, task 1" in cli("packet", "verify", fleet.packets[0], "--bundle", fleet.bundle).out
-
-
-def commands(name: str) -> list[list[str]]:
-    """The commands in one marked block of the README."""
-    block = re.search(
-        rf"<!-- commands:{name} -->\n```\n(.*?)```", (ROOT / "README.md").read_text(), re.S
-    )
-    assert block is not None
-    return [shlex.split(line) for line in block[1].splitlines()]
-
-
-def test_the_readme_takes_a_newcomer_from_images_to_an_answer(
-    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its commands, word for word, but for the backbone (the README's would be downloaded)."""
-    monkeypatch.chdir(tmp_path)
-    make_images(tmp_path / "images", ["apple", "bolt", "cup", "disc", "egg", "fork"], 10)
-    make_images(tmp_path / "new_images", ["gear", "hook"], 10, seed=1)
-    shutil.copy(tmp_path / "images" / "cup" / "00.png", tmp_path / "photo.png")
-    assert len(commands("first")) == 5
-    for words in commands("first") + commands("weekly"):
-        assert words[0] == "sdlora-edge"
-        more = [str(p) for w in words[1:] if "*" in w for p in sorted(tmp_path.glob(w))]
-        arguments = [w for w in words[1:] if "*" not in w]
-        if more:
-            arguments = [*arguments[:2], *more, *arguments[2:]]
-        if "--tasks" in arguments:
-            arguments += [
-                "--backbone",
-                "micro_vit",
-                "--base-classes",
-                "2",
-                "--image-size",
-                "16",
-                "--head",
-                "aligned",
-            ]
-        result = cli(*arguments)
-        assert result.code == 0, (arguments, result)
-    status = json.loads(cli("device", "status", "--store", "store", "--json").out)
-    assert status["task"] == 2
-    assert status["highest_task"] == 3

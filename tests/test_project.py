@@ -1,4 +1,4 @@
-"""The project as a whole: its wheel, its README, its rules on imports."""
+"""The project as a whole: its wheel, its rules on imports."""
 
 from __future__ import annotations
 
@@ -113,12 +113,6 @@ def test_imports_point_downwards_only() -> None:
 def _place(module: str) -> int | None:
     """Where in ORDER a module, or what it holds, belongs."""
     return next((i for i, layer in enumerate(ORDER) if f"{module}.".startswith(f"{layer}.")), None)
-
-
-def test_the_readmes_tables_are_those_of_the_figures() -> None:
-    subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "bench" / "figures.py"), "--check"], check=True
-    )
 
 
 def test_the_matrix_takes_the_oldest_versions_that_each_python_can_have(

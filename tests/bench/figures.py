@@ -1,4 +1,5 @@
-"""Figures never drift: a benchmark writes docs/figures/NAME.json, and this rewrites the marked tables of the README and docs/platforms.md from them.
+"""Figures never drift: a benchmark writes docs/figures/NAME.json, and this rewrites the marked tables
+of docs/benchmarks.md and docs/platforms.md.
 
 `python tests/bench/figures.py` rewrites; `python tests/bench/figures.py --check` only says whether they differ.
 """
@@ -17,11 +18,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-README, PLATFORMS, FIGURES = (
-    ROOT / "README.md",
-    ROOT / "docs" / "platforms.md",
-    ROOT / "docs" / "figures",
-)
+DOCS = ROOT / "docs"
+BENCHMARKS, PLATFORMS, FIGURES = DOCS / "benchmarks.md", DOCS / "platforms.md", DOCS / "figures"
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "numpy", "securesystemslib")
 
 
@@ -109,20 +107,20 @@ def step_cost(figure: dict[str, Any]) -> str:
 METHOD_ROWS = {
     "frozen": "frozen backbone, plain head",
     "frozen aligned": "frozen backbone, aligned head",
-    "lora": "one LoRA trained on and on",
-    "lora aligned": "... aligned",
+    "lora": "one LoRA, trained on and on, plain head",
+    "lora aligned": "one LoRA, trained on and on, aligned head",
     "sdlora": "SD-LoRA, plain head (paper)",
-    "authors": "the authors' settings",
-    "authors aligned": "... aligned",
-    "fixed": "old magnitudes not trained",
-    "fixed aligned": "... aligned",
-    "rr": "RR: rank 10, 8 from task 4, 6 from task 8",
-    "rr aligned": "... aligned",
-    "kd": "KD",
-    "kd aligned": "... aligned",
+    "authors": "the authors' settings, plain head",
+    "authors aligned": "the authors' settings, aligned head",
+    "fixed": "old magnitudes not trained, plain head",
+    "fixed aligned": "old magnitudes not trained, aligned head",
+    "rr": "RR (rank 10, 8 from task 4, 6 from task 8), plain head",
+    "rr aligned": "RR, aligned head",
+    "kd": "KD, plain head",
+    "kd aligned": "KD, aligned head",
     "sdlora aligned": "**SD-LoRA, aligned head**",
-    "joint": "joint training on all, plain head",
-    "joint aligned": "... aligned",
+    "joint": "joint training, plain head",
+    "joint aligned": "joint training, aligned head",
 }
 METHOD_SETS = {
     "omniglot": "Omniglot, 8 tasks of 17",
@@ -315,15 +313,15 @@ def device(figure: dict[str, Any]) -> str:
             "apply one packet, whole",
             f"{figure['apply_ms']:.0f} ms (longest {figure['apply_ms_longest']:.0f})",
         ],
-        ["... verify signature, digest and tensors", f"{figure['verify_ms']:.1f} ms"],
-        ["... merge", f"{figure['merge_ms']:.0f} ms"],
+        ["of this: signature, digest and tensors verified", f"{figure['verify_ms']:.1f} ms"],
+        ["of this: merge", f"{figure['merge_ms']:.0f} ms"],
         [
-            f"... the canary's inference, {figure['canary_images']} images",
+            f"of this: the canary's inference, {figure['canary_images']} images",
             f"{figure['canary_ms']:.0f} ms",
         ],
         ["longest pause of a predictor by the swap", f"{figure['pause_ms_p100']:.2f} ms"],
         [
-            "... longest wait for the same thing without updates",
+            "longest wait for the same thing without updates",
             f"{figure['reference_ms_p100_without_updates']:.2f} ms",
         ],
         [
@@ -331,19 +329,28 @@ def device(figure: dict[str, Any]) -> str:
             f"{figure['predict_ms']:.0f} ms (longest {figure['predict_ms_longest']:.0f})",
         ],
         [
-            "... beside updates, which take their share of the cores",
+            "one prediction beside updates, which take their share of the cores",
             f"{figure['predict_ms_beside_updates']:.0f} ms (longest {figure['predict_ms_beside_updates_longest']:.0f})",
         ],
         ["adapted weights", mega("adapted_bytes")],
         ["memory while applying, over steady", mega("peak_over_steady_bytes")],
-        ['... `swap="in_place"`, whose predictors wait', mega("in_place_peak_over_steady_bytes")],
-        ["... and how long they wait at most", f"{figure['in_place_wait_ms_p100']:.0f} ms"],
+        [
+            'memory while applying with `swap="in_place"`, over steady',
+            mega("in_place_peak_over_steady_bytes"),
+        ],
+        [
+            'longest wait of a predictor with `swap="in_place"`',
+            f"{figure['in_place_wait_ms_p100']:.0f} ms",
+        ],
         ["steady memory of the process", mega("steady_bytes")],
         [
             "cold open to first answer, no packet",
             f"{figure['open_to_first_answer_ms_0_packets'] / 1000:.2f} s",
         ],
-        ["... 100 packets", f"{figure['open_to_first_answer_ms_100_packets'] / 1000:.2f} s"],
+        [
+            "cold open to first answer, 100 packets",
+            f"{figure['open_to_first_answer_ms_100_packets'] / 1000:.2f} s",
+        ],
         ["100 packets in one go", f"{figure['apply_100_packets_s']:.1f} s"],
         ["merge of 100 tasks", f"{figure['merge_100_tasks_s']:.2f} s"],
         [
@@ -382,7 +389,7 @@ TABLES: Tables = {
     "device": device,
 }
 
-PAGES: dict[Path, Tables] = {README: TABLES, PLATFORMS: {"matrix": matrix}}
+PAGES: dict[Path, Tables] = {BENCHMARKS: TABLES, PLATFORMS: {"matrix": matrix}}
 
 
 def rendered(page: Path) -> str:
