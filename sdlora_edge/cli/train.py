@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..train.plan import ClassChanges
     from ..train.run import Run
     from ..train.settings import Settings
-    from ..train.splits import Source
+    from ..train.source import Source
 
 ROW_HEADS = (
     f"{'task':>4} {'name':16} {'classes':>7} {'seconds':>8} {'test images':>11} {'all %':>5}"

@@ -20,7 +20,7 @@ from ..formats.packet import name_problem
 from ..inputs.image import open_image
 from ..storage import atomic
 from .images import ImageFile, files_in, shown
-from .splits import Source, images_in, source_of
+from .source import SeedSplit, Source, images_in, source_of
 
 log = logging.getLogger("sdlora_edge")
 Split = dict[str, list[ImageFile]]
@@ -54,7 +54,7 @@ class NamedSet:
     binary: bool = False
 
 
-def load(name: str, root: Path, test_fraction: float, seed: int) -> Source:
+def load(name: str, root: Path, split: SeedSplit) -> Source:
     """The set `name`, one of NAMES, below `root`. Its source is named `name`, wherever it lies.
 
     Raises InputError where it is missing (saying where to get it and how it must lie), incomplete or corrupt.
@@ -62,8 +62,8 @@ def load(name: str, root: Path, test_fraction: float, seed: int) -> Source:
     named = SETS[name]
     by_split: Split = {}
     for part in named.parts or (name,):
-        for split, images in _read(part, root).items():
-            by_split.setdefault(split, []).extend(images)
+        for side, images in _read(part, root).items():
+            by_split.setdefault(side, []).extend(images)
     everything = [image for images in by_split.values() for image in images if not image.problem]
     for label in {image.label for image in everything}:
         if problem := name_problem(label):
@@ -76,7 +76,7 @@ def load(name: str, root: Path, test_fraction: float, seed: int) -> Source:
         raise InputError(
             f"{name} has the domains {have} instead of {want}: lay it out as {named.layout}"
         )
-    return source_of(name, by_split, test_fraction, seed, named.domains)
+    return source_of(name, by_split, split, named.domains)
 
 
 def _read(name: str, root: Path) -> Split:

@@ -14,7 +14,7 @@ from . import metrics, splits
 from .folder import require_known
 from .images import ImageFile, counted
 from .run import Run
-from .splits import Source
+from .source import Source
 
 log = logging.getLogger("sdlora_edge")
 BATCH = 128

@@ -16,7 +16,8 @@ from . import distributed
 from .folder import SKIPPED
 from .images import EMPTY, HIDDEN, NO_IMAGE, ImageFile, counted
 from .settings import Settings
-from .splits import Part, Source
+from .source import Source
+from .splits import Part
 
 log = logging.getLogger("sdlora_edge")
 FEW = 5

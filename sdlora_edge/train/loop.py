@@ -34,7 +34,8 @@ from .folder import locked
 from .run import Run, point_latest
 from .score import Scorer, seen_features, slices
 from .settings import Settings
-from .splits import Decoded, Images, Part, Source
+from .source import Source
+from .splits import Decoded, Images, Part
 
 log = logging.getLogger("sdlora_edge")
 Report = Callable[[Run], None]

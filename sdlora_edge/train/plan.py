@@ -13,7 +13,7 @@ from . import folder, splits
 from .declaration import nearest
 from .images import counted
 from .settings import Settings
-from .splits import Source
+from .source import Source
 
 MICRO = "micro_vit"
 

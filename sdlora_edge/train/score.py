@@ -15,7 +15,8 @@ from . import metrics, splits
 from .fit import precision
 from .images import ImageFile
 from .run import Run
-from .splits import Decoded, Images, Part, Source
+from .source import Source
+from .splits import Decoded, Images, Part
 
 log = logging.getLogger("sdlora_edge")
 BATCH = 128

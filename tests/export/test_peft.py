@@ -31,7 +31,7 @@ from sdlora_edge.state import Factors, TaskState, merge
 from sdlora_edge.train import loop
 from sdlora_edge.train.evaluator import score
 from sdlora_edge.train.run import Run
-from sdlora_edge.train.splits import images_in
+from sdlora_edge.train.source import images_in
 
 with warnings.catch_warnings():  # torchao's and peft's own, at import
     warnings.simplefilter("ignore")

@@ -12,11 +12,12 @@ from conftest import make_images, shared
 from sdlora_edge.errors import InputError, UsageError
 from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.train import splits
+from sdlora_edge.train.source import Source
 
 PREPARE = Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
-def counts(source: splits.Source) -> dict[str, tuple[int, int]]:
+def counts(source: Source) -> dict[str, tuple[int, int]]:
     return {c: (len(source.train[c]), len(source.test[c])) for c in source.classes}
 
 

@@ -14,16 +14,17 @@ from sdlora_edge.errors import InputError, UsageError
 from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.train import datasets, splits
 from sdlora_edge.train.settings import Settings
+from sdlora_edge.train.source import Source
 
 PREPARE = Preprocessing(32, 32, "bilinear", (0.5,) * 3, (0.5,) * 3)
 FACES = ("msu-mfsd", "casia-mfsd", "replay-attack", "oulu-npu")
 
 
-def counts(source: splits.Source) -> dict[str, tuple[int, int]]:
+def counts(source: Source) -> dict[str, tuple[int, int]]:
     return {c: (len(source.train[c]), len(source.test[c])) for c in source.classes}
 
 
-def by_domain(source: splits.Source) -> dict[str, dict[str, tuple[int, int]]]:
+def by_domain(source: Source) -> dict[str, dict[str, tuple[int, int]]]:
     """The counts of each domain's task, one task a domain."""
     parts = splits.parts(source, Settings().changed(protocol="domain", tasks=len(source.domains)))
     return {p.name: {c: (len(p.train[c]), len(p.test[c])) for c in p.classes} for p in parts}
@@ -33,7 +34,7 @@ def names(images: list[splits.ImageFile]) -> list[str]:
     return [Path(p.name).name for p in images]
 
 
-def load(name: str, root: Path, seed: int = 0) -> splits.Source:
+def load(name: str, root: Path, seed: int = 0) -> Source:
     return splits.load(name, 0.2, seed, str(root))
 
 

@@ -22,20 +22,21 @@ from sdlora_edge.errors import InputError
 from sdlora_edge.inputs.image import MAX_FILE, SUFFIXES, Preprocessing
 from sdlora_edge.train import images, splits
 from sdlora_edge.train.settings import Settings
+from sdlora_edge.train.source import Source
 
 PREPARE = Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
-def load(path: Path) -> splits.Source:
+def load(path: Path) -> Source:
     return splits.load(str(path), 0.5, 0)
 
 
-def skipped(source: splits.Source) -> dict[str, str]:
+def skipped(source: Source) -> dict[str, str]:
     """Reasons by the last part of each name."""
     return {p.name.rpartition("/")[2]: p.problem for p in source.skipped}
 
 
-def counts(source: splits.Source) -> dict[str, tuple[int, int, int]]:
+def counts(source: Source) -> dict[str, tuple[int, int, int]]:
     return {
         c: (len(source.train[c]), len(source.test[c]), len(source.val.get(c, [])))
         for c in source.classes

@@ -17,6 +17,7 @@ from sdlora_edge.method import backbones
 from sdlora_edge.train import inventory, splits
 from sdlora_edge.train.loop import add_task, train
 from sdlora_edge.train.settings import Settings
+from sdlora_edge.train.source import Source
 
 Cli = Callable[..., Result]
 
@@ -30,7 +31,7 @@ def settings(folder: Path, **changes: object) -> Settings:
     return Settings().changed(**{"data": str(folder), "tasks": 1, "test_fraction": 0.4, **changes})
 
 
-def checked(config: Settings) -> splits.Source:
+def checked(config: Settings) -> Source:
     return inventory.checked(splits.load_for(config), lambda s: splits.parts(s, config), config)[0]
 
 
