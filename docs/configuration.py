@@ -13,12 +13,13 @@ from sdlora_edge.train.settings import DIGITS_DEFAULTS, GROUPS, SETTINGS
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Configuration
 
-`sdlora-edge train` takes each setting below from a flag, from a TOML file (`--config FILE`), or from a
-preset (`--preset NAME`). Flags win over the file, and the file wins over the preset. The run keeps the
-resolved settings in its `config.toml`, which serves as `--config` of another run too.
+`sdlora-edge train` takes each setting below from a flag, from a TOML file (`--config FILE`), or
+from a preset (`--preset NAME`). Flags win over the file, and the file wins over the preset. The run
+keeps the resolved settings in its `config.toml`, which serves as `--config` of another run too.
 
-A setting has the same name everywhere: `lr` is the key `lr` in the table `[training]`, the flag `--lr`,
-and `settings.training.lr` in Python. Switches have a flag for each way: `--strict`, `--no-strict`.
+A setting has the same name everywhere: `lr` is the key `lr` in the table `[training]`, the flag
+`--lr`, and `settings.training.lr` in Python. Switches have two flags:
+`--strict` and `--no-strict`.
 
 ```toml
 [data]

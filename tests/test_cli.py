@@ -61,7 +61,7 @@ def test_bad_images(cli: Cli, tmp_path: Path) -> None:
     refused(train(tmp_path / "file.txt"), 3, "neither a folder nor a ZIP")
     (tmp_path / "empty").mkdir()
     refused(train(tmp_path / "empty"), 3, "no class folders")
-    refused(train(make_images(tmp_path / "one", ["only"], 4)), 2, "one class only", "only")
+    refused(train(make_images(tmp_path / "one", ["only"], 4)), 2, "only one class", "only")
     refused(train(make_images(tmp_path / "few", ["a", "b", "c"], 4)), 2, "too few")
     bad = make_images(tmp_path / "bad", ["a", "b", "c", "d"], 4)
     for image in (bad / "c").iterdir():

@@ -68,7 +68,7 @@ def place(fleet: Fleet, tmp_path: Path) -> Path:
 def test_every_command_refuses_before_it_loads_anything_slow(place: Path) -> None:
     packets = sorted(p.name for p in place.glob("0*.sdlora"))
     cases: dict[str, tuple[int, str]] = {
-        "train --data single": (2, "one class only"),
+        "train --data single": (2, "only one class"),
         "train --data nowhere": (3, "nowhere: no such folder"),
         "train --data two --tasks 1 --out full": (2, "full exists already"),
         "train --data two --tasks 1 --backbone vit --weights none.safetensors": (3, "none.safetensors"),
@@ -90,7 +90,7 @@ def test_every_command_refuses_before_it_loads_anything_slow(place: Path) -> Non
         "train --run run --rename 1=a/\x1b": (2, "choose another"),
         "train --run run --retire 1 --data nowhere": (3, "nowhere"),
         "train --run unfinished --retire 1": (2, "resume it first"),
-        "train --run run --data single": (2, "one class only"),
+        "train --run run --data single": (2, "only one class"),
         "train --run run --data two --name ../x": (2, "give another --name"),
         "train --run unfinished --data two": (2, "resume it first"),
         "eval --run full --data two": (3, "full is not a run"),

@@ -41,7 +41,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _option(setting: Setting) -> Any:
-    """The annotation that typer makes an option of. Its default is None: the setting was not given."""
+    """Return the annotation that typer makes an option of."""
     annotated, optional, enum = Annotated, Optional, Enum  # type: Any, Any, Any
     flag, kind = setting.flag, setting.kind
     if setting.choices:
@@ -61,7 +61,7 @@ def _option(setting: Setting) -> Any:
 
 
 def _value(setting: Setting, given: Any) -> Any:
-    """The value as a TOML file would give it."""
+    """Return the value as a TOML file would give it."""
     if isinstance(given, Enum):
         return given.value
     if setting.kind is not tuple:

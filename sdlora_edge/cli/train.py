@@ -29,15 +29,52 @@ ROW_HEADS = (
 @with_settings
 def train(
     flags: dict[str, Any],
-    preset: Annotated[Optional[str], typer.Option(metavar="NAME", help="Settings of a published experiment, such as imagenet-r-10 or authors-imagenet-r-10. A file and flags win over it.")] = None,
-    config: Annotated[Optional[Path], typer.Option(metavar="FILE", help="TOML file with settings, such as config.toml of a run. Flags win over it.")] = None,
-    out: Annotated[Optional[Path], typer.Option(metavar="FOLDER", callback=output, help="Folder of the new run. Default: runs/<time>.")] = None,
-    run: Annotated[Optional[Path], typer.Option(metavar="RUN", help="Existing run: learn ONE more task if there is --data, --retire or --rename; else resume it.")] = None,
-    name: Annotated[Optional[str], typer.Option(metavar="NAME", help="Name of the task that is added. Default: the folder's.")] = None,
-    retire: Annotated[Optional[list[str]], typer.Option(metavar="CLASS", help="Never answer with this class of --run again; repeat it for several.")] = None,
-    rename: Annotated[Optional[list[str]], typer.Option(metavar="OLD=NEW", help="Rename a class of --run; repeat it for several.")] = None,
+    preset: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="NAME",
+            help="Settings of a published experiment, such as imagenet-r-10 or authors- "
+            "imagenet-r-10. A file and flags win over it.",
+        ),
+    ] = None,
+    config: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="FILE",
+            help="TOML file with settings, such as config.toml of a run. Flags win over it.",
+        ),
+    ] = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            callback=output, metavar="FOLDER", help="Folder of the new run. Default: runs/<time>."
+        ),
+    ] = None,
+    run: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="RUN",
+            help="Existing run: learn ONE more task if there is --data, --retire or --rename; else "
+            "resume it.",
+        ),
+    ] = None,
+    name: Annotated[
+        Optional[str],
+        typer.Option(metavar="NAME", help="Name of the task that is added. Default: the folder's."),
+    ] = None,
+    retire: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            metavar="CLASS",
+            help="Never answer with this class of --run again; repeat it for several.",
+        ),
+    ] = None,
+    rename: Annotated[
+        Optional[list[str]],
+        typer.Option(metavar="OLD=NEW", help="Rename a class of --run; repeat it for several."),
+    ] = None,
     json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Learn a stream of classes task by task, keeping no image of an earlier task.
 
     Several GPUs: torchrun --nproc-per-node N -m -- sdlora_edge train ...
@@ -69,7 +106,7 @@ def _refuse(flags: Mapping[str, Any], why: str) -> None:
 
 
 def settings_of(preset: str | None, config: Path | None, flags: Mapping[str, Any]) -> Settings:
-    """Settings from a preset, a TOML file and flags; the latter win."""
+    """Return settings from a preset, a TOML file and flags; the later win over the earlier."""
     from ..train.config import resolve
     from ..train.presets import preset as values_of
 
@@ -77,7 +114,7 @@ def settings_of(preset: str | None, config: Path | None, flags: Mapping[str, Any
 
 
 def class_changes(retire: Sequence[str] | None, rename: Sequence[str] | None) -> ClassChanges:
-    """What --retire and --rename ask for. Raises UsageError for a --rename that is not OLD=NEW."""
+    """Return what --retire and --rename ask for. Raises UsageError unless it is OLD=NEW."""
     from ..train.plan import ClassChanges
 
     renamed: dict[str, str] = {}
@@ -123,7 +160,7 @@ def _more(
 
 
 def header(settings: Settings, source: Source) -> list[Line]:
-    """What is about to be trained: model, device, classes, images and tasks."""
+    """Return what is about to be trained: model, device, classes, images and tasks."""
     from ..method import backbones
 
     train, test = (sum(len(own) for own in side.values()) for side in (source.train, source.test))
@@ -138,7 +175,7 @@ def header(settings: Settings, source: Source) -> list[Line]:
 
 
 def reporting(json: bool) -> Callable[[Run], None]:
-    """Called after each task: prints its row, and the column heads above the first one."""
+    """Return what prints the row of each task, and the column heads above the first one."""
     heads = [ROW_HEADS]
 
     def report(progress: Run) -> None:
@@ -152,7 +189,7 @@ def reporting(json: bool) -> Callable[[Run], None]:
 
 
 def accuracy_row(run: Run) -> str:
-    """One line of the growing table, under `ROW_HEADS`: accuracy on every task so far, in percent."""
+    """Return a line of the growing table, under `ROW_HEADS`: accuracies in percent."""
     entry = run.metrics[-1]
     cells = [
         "-" if c is None else f"{100 * c / n:.1f}" if n else "no test"

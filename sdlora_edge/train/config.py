@@ -1,4 +1,7 @@
-"""Settings in files: a TOML file with a table per group, and config.toml of a run, which says what the run was made with too."""
+"""Settings in files: a TOML file with a table per group, and a run's config.toml.
+
+config.toml has one more table, [recorded]: the versions that the run was made with.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ HEADER = "# Settings of a run of sdlora-edge; `sdlora-edge train --config FILE` 
 def resolve(
     file: Path | None, flags: Mapping[str, Any], preset: Mapping[str, Any] | None = None
 ) -> Settings:
-    """Flags win over the file, the file over the preset, the preset over the defaults.
+    """Return settings: flags win over the file, the file over the preset, that over the defaults.
 
     Args:
         file: a TOML file with the tables of `GROUPS`.
@@ -43,12 +46,12 @@ def resolve(
 
 
 def load(path: Path) -> Settings:
-    """The resolved settings of a run. Raises as `resolve`."""
+    """Return the resolved settings of a run. Raises as `resolve`."""
     return Settings().changed(**_settings(path))
 
 
 def to_toml(settings: Settings) -> str:
-    """The settings as a TOML file: a table per group, and above each key what it means."""
+    """Return the text of a TOML file: a table per group, and above each key what it means."""
     import tomli_w  # of the host extra
 
     values, lines = settings.flat(), [HEADER]
@@ -63,20 +66,23 @@ def to_toml(settings: Settings) -> str:
 
 
 def recorded() -> dict[str, str]:
-    """Versions of Python and of the packages that matter, for the table [recorded] of a run's config.toml."""
+    """Return the table [recorded]: versions of Python and of the packages that matter."""
     packages = ("sdlora-edge", "torch", "timm", "numpy", "pillow")
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"python": platform.python_version(), **found}
 
 
 def recorded_in(path: Path) -> dict[str, str]:
-    """What the table [recorded] of a run's config.toml says; empty if there is none."""
+    """Return what the table [recorded] of a file says; empty if there is none."""
     found = _read(path).get(RECORDED, {})
     return {name: str(value) for name, value in found.items()} if isinstance(found, dict) else {}
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """The values of a file by their names. [recorded] is left out, so that a run's file serves as --config too."""
+    """Return the values of a file by name.
+
+    [recorded] is left out, so that a run's file serves as --config too.
+    """
     return {
         name: value
         for table, own in _read(path).items()
@@ -86,7 +92,11 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _table(path: Path, table: str, own: Any) -> Iterator[tuple[str, Any]]:
-    """The keys and values of one table. Raises UsageError for a key that is unknown, or stands in the wrong table."""
+    """Yield the keys and values of one table.
+
+    Raises:
+        UsageError: if a key is unknown, or belongs in another table.
+    """
     if table in GROUPS and not isinstance(
         own, dict
     ):  # "data", "backbone" and "method" are keys too

@@ -1,7 +1,8 @@
-"""Named sets: where each is to be had, how it must lie below the data root, and how it is read.
+"""Named datasets: where to get each, how to lay it out below the data root, and how it is read.
 
-Nothing is downloaded: most of these sets ask for an agreement, and all have a home of their own. A set that is split by its
-authors keeps that split; the others are split by the seed. A set of your own needs no name: give its folder or ZIP.
+Nothing is downloaded: most of these datasets ask for an agreement, and all have a site of their
+own. A dataset that its authors have split keeps that split; the seed splits the others. A dataset
+of your own needs no name: give its folder or ZIP.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from .source import SeedSplit, Source, images_in, source_of
 
 log = logging.getLogger("sdlora_edge")
 Split = dict[str, list[ImageFile]]
-"""images by "train" and "test", or all under "" where the set has no split of its own"""
+"""Images under "train" and "test", or all under "" if the dataset has no split of its own."""
 Reader = Callable[[Path], Split]
 
 LIVE, SPOOF = "live", "spoof"
@@ -34,16 +35,21 @@ _KINDS = dict.fromkeys(("live", "real", "genuine", "bonafide"), LIVE) | dict.fro
 _LIST_LIMIT = 1 << 26
 _CIFAR_SIDE = 32
 _CIFAR_RECORD = 2 + 3 * _CIFAR_SIDE**2
-"""bytes: coarse label, fine label, then all red, all green, all blue"""
+"""Bytes of an image: coarse label, fine label, then all red, all green, all blue."""
 
 
 @dataclass(frozen=True)
 class NamedSet:
-    """How a set is found and read.
+    """How a dataset is found and read.
 
-    site: where its authors give it away. layout: what must lie below the data root. places: names of folders or ZIP files below
-    the root (in upper or lower case), each with its reader; the first that is there is read. domains: in the order they are
-    learned. parts: the sets it is made of, instead of places. binary: live or spoof, scored by HTER.
+    Attributes:
+        site: Where its authors offer it.
+        layout: What must lie below the data root.
+        places: Names of folders or ZIP files below the root, in upper or lower case, each with its
+            reader. The first one that exists is read.
+        domains: In the order in which they are learned.
+        parts: The datasets that it is made of, instead of places.
+        binary: True if its classes are live and spoof, which HTER scores.
     """
 
     site: str
@@ -55,9 +61,11 @@ class NamedSet:
 
 
 def load(name: str, root: Path, split: SeedSplit) -> Source:
-    """The set `name`, one of NAMES, below `root`. Its source is named `name`, wherever it lies.
+    """Open the dataset `name`, one of NAMES, below `root`. Its source is called `name` too.
 
-    Raises InputError where it is missing (saying where to get it and how it must lie), incomplete or corrupt.
+    Raises:
+        InputError: if it is missing, incomplete or damaged. The message says where to get it and
+            how to lay it out.
     """
     named = SETS[name]
     by_split: Split = {}
@@ -68,7 +76,7 @@ def load(name: str, root: Path, split: SeedSplit) -> Source:
     for label in {image.label for image in everything}:
         if problem := name_problem(label):
             raise InputError(
-                f"{name}: the class name {label!r} {problem}: get the set again at {named.site}"
+                f"{name}: the class name {label!r} {problem}: get the dataset again at {named.site}"
             )
     found = {image.domain for image in everything if image.domain}
     if named.domains and found != set(named.domains):
@@ -89,13 +97,17 @@ def _read(name: str, root: Path) -> Split:
         if path := there.get(place.casefold()):
             return read(path)
     raise InputError(
-        f"{name} is not below the data root {root.resolve()}: get it at {named.site}, lay it out as {named.layout}, "
-        "and name the folder that holds it with --data-root"
+        f"{name} is not below the data root {root.resolve()}: get it at {named.site},"
+        f" lay it out as {named.layout}, and name the folder that holds it with --data-root"
     )
 
 
 def _lines(path: Path, columns: int) -> Iterator[list[str]]:
-    """The fields of each line of a list, blanks between them. Raises InputError for a line with another number of them."""
+    """Yield the fields of each line of a list; blanks separate them.
+
+    Raises:
+        InputError: if a line has another number of fields than `columns`.
+    """
     try:
         text = atomic.read(path, _LIST_LIMIT).decode()
     except UnicodeDecodeError as error:
@@ -104,24 +116,28 @@ def _lines(path: Path, columns: int) -> Iterator[list[str]]:
         row = line.split()
         if row and len(row) != columns:
             raise InputError(
-                f"{path}: line {number} has {len(row)} fields instead of {columns}: get the list again"
+                f"{path}: line {number} has {len(row)} fields instead of {columns}:"
+                " get the list again"
             )
         if row:
             yield row
 
 
 def _listed(path: Path, name: str, depth: int) -> PurePosixPath:
-    """An image's path in a list, relative, `depth` parts long. Raises InputError for any other."""
+    """Return an image's relative path in a list. Raises InputError unless it has `depth` parts."""
     found = PurePosixPath(name)
     if len(found.parts) != depth or found.is_absolute() or ".." in found.parts:
         raise InputError(
-            f"{path} names {name!r}, which is no image in {depth - 1} folder(s): get the list again"
+            f"{path} names {name!r}, not an image in {depth - 1} folder(s): get the list again"
         )
     return found
 
 
 def _domainnet(path: Path) -> Split:
-    """DomainNet's own lists: "domain/class/image label" a line, in <domain>_train.txt and <domain>_test.txt."""
+    """Read DomainNet's lists <domain>_train.txt and <domain>_test.txt.
+
+    Each line is "domain/class/image label".
+    """
     by_split: Split = {"train": [], "test": []}
     for domain in DOMAINNET:
         for split, images in by_split.items():
@@ -136,7 +152,10 @@ def _domainnet(path: Path) -> Split:
 
 
 def _cub(path: Path) -> Split:
-    """CUB's own split: images.txt numbers the images, train_test_split.txt says 1 (train) or 0 (test) of each number."""
+    """Read CUB's split.
+
+    images.txt numbers the images; train_test_split.txt has 1 for training and 0 for testing.
+    """
     side = {
         number: {"1": "train", "0": "test"}.get(flag)
         for number, flag in _lines(path / "train_test_split.txt", 2)
@@ -147,7 +166,8 @@ def _cub(path: Path) -> Split:
         label = _listed(path / "images.txt", name, 2).parts[0]
         if not (split := side.get(number)) or label not in classes:
             raise InputError(
-                f"{path}: image {number} of images.txt is not in train_test_split.txt and classes.txt: get it again"
+                f"{path}: image {number} of images.txt is missing from train_test_split.txt or"
+                " classes.txt: get the dataset again"
             )
         file = str(path / "images" / name)
         by_split[split].append(ImageFile(file, label, partial(open_image, file)))
@@ -155,7 +175,7 @@ def _cub(path: Path) -> Split:
 
 
 def _cifar(path: Path) -> Split:
-    """CIFAR-100's binary version. The one for Python is made of pickles, which can run any code: it is never read."""
+    """Read CIFAR-100's binary version. The Python version holds pickles, which can run any code."""
     names = [name for (name,) in _lines(path / "fine_label_names.txt", 1)]
     return {split: list(_cifar_images(path / f"{split}.bin", names)) for split in ("train", "test")}
 
@@ -167,12 +187,14 @@ def _cifar_images(path: Path, names: list[str]) -> Iterator[ImageFile]:
         raise InputError(f"{path}: {error.strerror or error}") from error
     if not records.size or records.size % _CIFAR_RECORD:
         raise InputError(
-            f"{path} is truncated: {records.size} bytes are no whole records of {_CIFAR_RECORD}: get it again"
+            f"{path} is truncated: {records.size} bytes are not a multiple of {_CIFAR_RECORD}:"
+            " get it again"
         )
     for index, label in enumerate(records.reshape(-1, _CIFAR_RECORD)[:, 1].tolist()):
         if label >= len(names):
             raise InputError(
-                f"{path}: image {index} is of class {label}, but fine_label_names.txt has {len(names)}: get it again"
+                f"{path}: image {index} is of class {label}, but fine_label_names.txt has"
+                f" {len(names)} names: get it again"
             )
         yield ImageFile(f"{path}, image {index}", names[label], partial(_cifar_image, path, index))
 
@@ -182,14 +204,14 @@ def _cifar_image(path: Path, index: int) -> Image.Image:
         file.seek(index * _CIFAR_RECORD + 2)
         pixels = np.frombuffer(file.read(_CIFAR_RECORD - 2), np.uint8)
     if pixels.size != _CIFAR_RECORD - 2:
-        raise OSError("the file has become shorter")
+        raise OSError("the file is shorter than when it was opened")
     return Image.fromarray(
         np.ascontiguousarray(pixels.reshape(3, _CIFAR_SIDE, _CIFAR_SIDE).transpose(1, 2, 0))
     )
 
 
 def _caltech(path: Path) -> Split:
-    """All but the images of no class."""
+    """Read all images but those of BACKGROUND_Google, which are of no class."""
     return {
         split: [p for p in found if p.label != "BACKGROUND_Google"]
         for split, found in images_in(path).items()
@@ -197,7 +219,10 @@ def _caltech(path: Path) -> Split:
 
 
 def _frames(domain: str, path: Path) -> Split:
-    """Frames of live and spoofed faces: {train,test}/{live,spoof}/ and any folders below; real, attack, fake are synonyms."""
+    """Read frames of faces in {train,test}/{live,spoof}/ and any folders below.
+
+    Synonyms of live and spoof, such as real and attack, stand in `_KINDS`.
+    """
     by_split: Split = {"train": [], "test": []}
     for file in files_in(path):
         split, *folders = [part.casefold() for part in file.path.parts[:-1]] or [""]
@@ -211,13 +236,14 @@ def _frames(domain: str, path: Path) -> Split:
         if lacking := {LIVE, SPOOF} - {image.label for image in images if not image.problem}:
             lacks = f"{split}/{min(lacking)}"
             raise InputError(
-                f"{domain}: {path} has no images in {lacks}: lay its frames out as {SETS[domain].layout}"
+                f"{domain}: {path} has no images in {lacks}:"
+                f" lay its frames out as {SETS[domain].layout}"
             )
     return by_split
 
 
 def _antispoofing(name: str, site: str, *places: str) -> NamedSet:
-    """A set of videos, as the frames somebody took from them."""
+    """Declare a dataset of videos, of which the frames have been extracted."""
     layout = (
         f"{name}/{{train,test}}/{{live,spoof}}/ with the frames of its videos in any folders below"
     )
@@ -261,20 +287,22 @@ SETS: dict[str, NamedSet] = {
     ),
     "domainnet": NamedSet(
         "https://ai.bu.edu/M3SDA",
-        "domainnet/<domain>/<class>/ with domainnet/<domain>_train.txt and domainnet/<domain>_test.txt",
+        "domainnet/<domain>/<class>/ with domainnet/<domain>_train.txt and"
+        " domainnet/<domain>_test.txt",
         {"domainnet": _domainnet},
         DOMAINNET,
     ),
     "cifar100": NamedSet(
         "https://www.cs.toronto.edu/~kriz/cifar.html",
-        "cifar-100-binary/{train.bin,test.bin,fine_label_names.txt} (the binary version, not the one for Python)"
-        " or cifar100/{train,test}/<class>/",
+        "cifar-100-binary/{train.bin,test.bin,fine_label_names.txt} (the binary version, not that"
+        " for Python) or cifar100/{train,test}/<class>/",
         {"cifar-100-binary": _cifar}
         | dict.fromkeys(("cifar100", "cifar-100", "cifar100.zip"), images_in),
     ),
     "cub200": NamedSet(
         "https://www.vision.caltech.edu/datasets/cub_200_2011",
-        "CUB_200_2011/{images/,images.txt,train_test_split.txt,classes.txt} or cub200/{train,test}/<class>/",
+        "CUB_200_2011/{images/,images.txt,train_test_split.txt,classes.txt} or"
+        " cub200/{train,test}/<class>/",
         {"CUB_200_2011": _cub} | dict.fromkeys(("cub200", "cub", "cub200.zip"), images_in),
     ),
     "caltech101": NamedSet(
@@ -293,7 +321,8 @@ SETS: dict[str, NamedSet] = {
     ),
     "omniglot": NamedSet(
         "https://github.com/brendenlake/omniglot",
-        "images_background_small1.zip or images_background_small1/<alphabet>/<character>/ (or images_background, which is whole)",
+        "images_background_small1.zip or images_background_small1/<alphabet>/<character>/"
+        " (or images_background, the complete dataset)",
         dict.fromkeys(
             (
                 *("omniglot", "omniglot.zip", "images_background", "images_background.zip"),

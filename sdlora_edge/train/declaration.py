@@ -71,7 +71,7 @@ class Setting:
         return self.default if self.kind is str else ""
 
     def check(self, value: Any) -> None:
-        """Raise UsageError for a value out of range, or none of the choices."""
+        """Raise UsageError for a value that is out of range, or not one of the choices."""
         numbers = value if isinstance(value, tuple) else (value,)
         if self.bound and not all(number in self.bound for number in numbers):
             raise UsageError(f"{self.name} is {value}: it must be {self.bound}")
@@ -83,7 +83,11 @@ class Setting:
             raise UsageError(f"{self.name} must be three numbers, such as 0.5,0.5,0.5")
 
     def cast(self, value: Any) -> Any:
-        """The value as its type, if it is one of TOML's equivalents. Raises UsageError."""
+        """Return the value as the setting's type. TOML's 1 stands for 1.0 too.
+
+        Raises:
+            UsageError: if it is of another type.
+        """
         try:
             return _cast(self.kind, value)
         except (OverflowError, TypeError, ValueError) as error:
@@ -105,7 +109,7 @@ def _cast(kind: type, value: Any) -> Any:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is tuple and isinstance(value, (list, tuple)):
         return tuple(_cast(float, one) for one in value)
-    # inf and nan are no whole numbers, and a whole number may be too large for a float: int() and float() raise
+    # int() raises for inf and nan, and float() for a whole number that is too large for a float
     if number and (kind is float or (kind is int and int(value) == value)):
         return kind(value)
     if kind in (str, bool) and type(value) is kind:
@@ -127,7 +131,7 @@ def declared(
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """What to use instead of an unknown word: the nearest known one, and all of them."""
+    """Say what to use instead of an unknown word: the nearest known one, and all of them."""
     known = list(known)
     found = difflib.get_close_matches(word, known, n=1)
     return (f"did you mean {found[0]}? " if found else "") + f"known are {', '.join(known)}"

@@ -18,15 +18,24 @@ SPLITS = {
     "test": "test", "testing": "test",
     "val": "val", "valid": "val", "validation": "val",
 }  # fmt: skip
-"""folders around classes that hold a split, in any case of letters"""
+"""Folders around classes that hold a split, in upper or lower case."""
 OUTSIDE = "outside any class folder"
 _Parts = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """common: how many folders all images lie in; holders: the folders that hold images themselves; above: those around them;
-    named: the class folders by what `names` has made of them."""
+    """How the folders of a source are to be read.
+
+    Attributes:
+        data: The source, for messages.
+        common: Number of folders that all images lie in.
+        split: True if folders such as train/ lie around the classes.
+        domains: True if folders of domains lie around the classes.
+        holders: The folders that hold images themselves.
+        above: The folders around them.
+        named: {(domain, class): class folder}, filled by `names`.
+    """
 
     data: str
     common: int
@@ -38,11 +47,11 @@ class _Layout:
 
     @property
     def start(self) -> int:
-        """Where the part of a path begins that names the class."""
+        """Index of the part of a path that begins the name of the class."""
         return self.common + self.split + self.domains
 
     def class_folder(self, around: _Parts) -> _Parts:
-        """The outermost of the folders around a file that holds images, () if none does."""
+        """Return the outermost folder around a file that holds images; () if none does."""
         return next(
             (
                 around[:n]
@@ -56,7 +65,11 @@ class _Layout:
         return _split_of("".join(path.parts[self.common : self.common + 1])) if self.split else ""
 
     def names(self, folder: _Parts) -> tuple[str, str]:
-        """(domain, class) of a class folder. Raises InputError for names that no packet could carry, or that two folders have."""
+        """Return (domain, class) of a class folder.
+
+        Raises:
+            InputError: if no packet could carry the name, or two folders make the same one.
+        """
         domain, label = (
             unicodedata.normalize("NFC", ".".join(parts))
             for parts in (folder[self.start - self.domains : self.start], folder[self.start :])
@@ -70,22 +83,28 @@ class _Layout:
             raise InputError(f"{self.data}: class folder {name!r}: {problem}: rename it")
         if (other := self.named.setdefault((domain, label), name)) != name:
             raise InputError(
-                f"{self.data}: the folders {name} and {other} make one class name: rename one of them"
+                f"{self.data}: the folders {name} and {other} make one class name:"
+                " rename one of them"
             )
         return domain, label
 
 
 def labelled(data: str, files: Sequence[File], domains: bool) -> dict[str, list[ImageFile]]:
-    """The images by split ("" if there is none), labelled by their class folders; those with a `problem` are not used.
+    """Return the images by split ("" if there is none), labelled by their class folders.
 
-    A class is the outermost folder that holds images; the folders around it are joined with dots, without those that all images
-    share. With `domains`, the outermost of them is the domain instead. Raises InputError for a layout that makes no classes.
+    A class is the outermost folder that holds images. Its name is the path of that folder joined
+    with dots, without the folders that all images share. With `domains`, the outermost folder is
+    the domain instead. Images with a `problem` are not used.
+
+    Raises:
+        InputError: if the folders make no classes.
     """
     inner = [file.path for file in files if not file.problem and len(file.path.parts) > 1]
     if not inner:
         why = counted(file.problem or OUTSIDE for file in files)
         raise InputError(
-            f"{data} has no class folders with images{why and f' ({why})'}: put each class's images into a folder of its name"
+            f"{data} has no class folders with images{why and f' ({why})'}:"
+            " put the images of each class into a folder with its name"
         )
     common = _common(inner, domains)
     _refuse_ambiguous(data, inner, common)
@@ -109,7 +128,8 @@ def _image(layout: _Layout, file: File) -> ImageFile:
         return ImageFile(name, label, file.open, domain, nested=folder != around)
     if not file.problem and layout.domains and len(around) == layout.start:
         raise InputError(
-            f"{layout.data} is not laid out as domain/class/images: {file.path} has no class folder in a domain folder"
+            f"{layout.data} is not laid out as <domain>/<class>/: {file.path} lies in no class"
+            " folder of a domain folder; move it into one"
         )
     label = (
         ""
@@ -124,7 +144,7 @@ def _split_of(folder: str) -> str:
 
 
 def _common(paths: Sequence[PurePosixPath], domains: bool) -> int:
-    """How many folders all images lie in, not counting a split, a domain or a class."""
+    """Return how many folders all images lie in, not counting a split, a domain or a class."""
 
     def shared(common: int) -> bool:
         return len({path.parts[common] for path in paths}) == 1 and not _split_of(
@@ -134,17 +154,16 @@ def _common(paths: Sequence[PurePosixPath], domains: bool) -> int:
     common, depth = 0, min(len(path.parts) for path in paths) - 2 - domains
     while common < depth and shared(common):
         common += 1
-    return common + (
-        shared(common) and bool(_splits(paths, common + 1))
-    )  # images beside splits do not make a class of both
+    # one more if splits lie inside it: a folder with splits is no class, even beside images
+    return common + (shared(common) and bool(_splits(paths, common + 1)))
 
 
 def _refuse_ambiguous(data: str, paths: Sequence[PurePosixPath], common: int) -> None:
-    """Raises InputError for one class deep inside: the folder above it may be the one that names the class."""
+    """Raise InputError if a single class lies deep inside: the folder above may name the class."""
     if common and len({path.parts[:-1] for path in paths}) == 1 and Path(data).is_dir():
         raise InputError(
-            f"{data}: all images lie in {'/'.join(paths[0].parts[:-1])}, which may stand for one class or another: "
-            "move them into one folder that has the name of the class"
+            f"{data}: all images lie in {'/'.join(paths[0].parts[:-1])}, and it is not certain"
+            " which folder names the class: move them into one folder with the name of the class"
         )
     if common:
         log.info(
@@ -155,7 +174,7 @@ def _refuse_ambiguous(data: str, paths: Sequence[PurePosixPath], common: int) ->
 
 
 def _splits(paths: Sequence[PurePosixPath], common: int) -> set[str]:
-    """The folders of this depth that hold a split: class folders lie in them."""
+    """Return the folders of this depth that hold a split: class folders lie in them."""
     return {
         path.parts[common]
         for path in paths
@@ -164,11 +183,16 @@ def _splits(paths: Sequence[PurePosixPath], common: int) -> set[str]:
 
 
 def _is_split(data: str, paths: Sequence[PurePosixPath], common: int) -> bool:
-    """Do folders such as train/ and test/ lie around the class folders? Raises InputError if other folders lie beside them."""
+    """Return whether folders such as train/ and test/ lie around the class folders.
+
+    Raises:
+        InputError: if other folders lie beside them.
+    """
     splits = _splits(paths, common)
     folders = {path.parts[common] for path in paths if len(path.parts) > common + 1}
     if splits and (others := [folder for folder in folders if not _split_of(folder)]):
         raise InputError(
-            f"{data}: {min(others)!r} lies beside {min(splits)!r}, which holds a split: move it into a split or elsewhere"
+            f"{data}: {min(others)!r} lies beside {min(splits)!r}, which holds a split:"
+            " move it into a split or elsewhere"
         )
     return bool(splits)

@@ -1,4 +1,4 @@
-"""The files of a folder or a ZIP: which of them are images, how each is opened, and why the others are not used."""
+"""The files of a folder or ZIP: which are images, how to open each, why others are not used."""
 
 from __future__ import annotations
 
@@ -55,15 +55,22 @@ _OTHER_IMAGES = {
     *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 }
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""of compression; Python reads others too, some without a bound on memory and some in its newest versions only"""
+"""Of compression. Python reads others too, some of them without a bound on memory."""
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image of a source: its name for messages, its class, how to open it, and its domain if the dataset has domains.
+    """One image of a source.
 
-    problem: why it is not used, in a few words by which such files are counted; detail: in full. nested: it lies in a folder
-    inside the folder of its class. max_pixels: more are refused before they are decoded.
+    Attributes:
+        name: For messages.
+        label: Its class.
+        open: Opens it.
+        domain: "" if the dataset has no domains.
+        problem: Why it is not used, in a few words by which such files are counted; "" if it is.
+        detail: The problem in full.
+        nested: True if it lies in a folder inside its class folder.
+        max_pixels: An image with more is refused before it is decoded.
     """
 
     name: str
@@ -76,12 +83,16 @@ class ImageFile:
     max_pixels: int = MAX_PIXELS
 
     def pixels(self, prepare: Preprocessing) -> np.ndarray:
-        """As `Preprocessing.pixels`. Raises InputError."""
+        """Return uint8 (size, size, 3). Raises InputError if the image cannot be read."""
         with reading(self.name), self.open() as image:
             return prepare.prepared(image, self.max_pixels)
 
     def examine(self, decode: bool) -> int:
-        """How many pixels it has, once its header or (`decode`) all of it was read. Raises InputError if it cannot be."""
+        """Read its header, or all of it (`decode`), and return its number of pixels.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
         with reading(self.name), self.open() as image:
             refuse_unusable(image, self.max_pixels)
             if decode:
@@ -91,7 +102,13 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class File:
-    """A file by its path in the folder or ZIP, and how to open it; or the reason why it is not used (then it may be a folder)."""
+    """A file of a folder or ZIP, or an empty folder.
+
+    Attributes:
+        path: Inside the folder or ZIP.
+        open: Opens it as an image.
+        problem: Why it is not used; "" if it is.
+    """
 
     path: PurePosixPath
     open: Opener
@@ -100,7 +117,7 @@ class File:
 
 @dataclass(frozen=True)
 class Member:
-    """Opens one file of a ZIP, in whichever process it is called."""
+    """Opens one file of a ZIP, in any process."""
 
     archive: str
     name: str
@@ -111,38 +128,41 @@ class Member:
         size = archive.getinfo(self.name).file_size
         refuse_large_file(size)
         with archive.open(self.name) as file:
-            return open_image(
-                io.BytesIO(file.read(size))
-            )  # a number bounds what is decompressed, whatever the file declares
+            # `size` bounds what is decompressed, whatever the file declares
+            return open_image(io.BytesIO(file.read(size)))
 
 
 @functools.lru_cache(maxsize=8)
 def _archive(path: str, process: int, *version: int) -> zipfile.ZipFile:
-    """One for each process: those that share one would read from each other's places in it."""
+    """One for each process: processes that share one would move each other's position in it."""
     return zipfile.ZipFile(path)
 
 
 def shown(name: str) -> str:
-    """A file's name for messages and lists: on one line, without anything that a terminal would obey."""
+    """Return a file's name on one line, without anything that a terminal would obey."""
     return printable(name).replace("\n", "\\n")
 
 
 def counted(problems: Iterable[str]) -> str:
-    """How often there is each, the most frequent first."""
+    """Count the problems, the most frequent first: "not an image: 3, hidden: 1"."""
     return ", ".join(f"{problem}: {count}" for problem, count in Counter(problems).most_common())
 
 
 def files_in(path: Path) -> list[File]:
-    """Every file of a folder or ZIP, sorted, and every empty folder. Raises InputError if it is neither, or cannot be read."""
+    """Return every file and every empty folder of a folder or ZIP, sorted.
+
+    Raises:
+        InputError: if `path` is neither, or cannot be read.
+    """
     if path.is_dir():
         found = {file.path: file for file in _folder(path)}
     elif path.is_file() and zipfile.is_zipfile(path):
         with reading(shown(str(path)), "a ZIP file"):
             found = {file.path: file for file in _zip(path)}
     elif path.exists():
-        raise InputError(f"{path} is neither a folder nor a ZIP file of images: name one")
+        raise InputError(f"{path} is neither a folder nor a ZIP file: name one that holds images")
     else:
-        raise InputError(f"{path}: no such folder or ZIP file, and no named set either")
+        raise InputError(f"{path}: no such folder, ZIP file or named dataset: check the path")
     return [found[inside] for inside in sorted(found, key=str)]
 
 
@@ -207,7 +227,7 @@ def _hidden(name: str) -> bool:
 
 
 def _problem(name: str) -> str:
-    """Why a file of this name is not used: "" if it is an image by its suffix."""
+    """Return why a file of this name is not used; "" if its suffix is that of an image."""
     suffix = PurePosixPath(name).suffix.lower()
     if _hidden(name):
         return HIDDEN
@@ -217,7 +237,7 @@ def _problem(name: str) -> str:
 
 
 def not_unicode(name: str) -> bool:
-    """Does a file's name hold bytes that Python could not decode?"""
+    """Return whether a file's name holds bytes that Python could not decode."""
     return any("\ud800" <= character <= "\udfff" for character in name)
 
 

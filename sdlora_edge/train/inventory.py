@@ -1,4 +1,4 @@
-"""Before anything is trained: what a source holds, what of it is not used, and what is likely to be a mistake."""
+"""The check before training: what a source holds, what is not used, and what may be a mistake."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .splits import Part
 
 log = logging.getLogger("sdlora_edge")
 FEW = 5
-"""training images of a class; the user is warned of fewer"""
+"""The user is warned if a class has fewer training images than this."""
 ROWS = 40
-"""of the table; of a longer one only the classes with something to warn of are shown"""
+"""Of the table. A longer one shows only the classes that something is wrong with."""
 NAMED = 5
-"""how many classes or files a warning names"""
+"""Number of classes or files that a warning names."""
 DECODED = 10**9
-"""pixels that are decoded, about ten seconds' work; of the images after them only the headers are read"""
+"""Pixels that are decoded, about ten seconds' work. Of later images only the headers are read."""
 UNREADABLE = "unreadable"
 _COLUMNS = ("class", "training", "validation", "test", "skipped")
 
@@ -35,10 +35,19 @@ _COLUMNS = ("class", "training", "validation", "test", "skipped")
 def checked(
     source: Source, cut: Callable[[Source], list[Part]], settings: Settings
 ) -> tuple[Source, list[Part]]:
-    """Read every image of a source, and log a table of what is there. An image that cannot be read gets a `problem`.
+    """Read every image of a source, and log a table of what is there.
 
-    cut: makes the tasks. Returns the source and its tasks with these marks. Raises InputError if a class of a task has no readable training image or, with `strict`, if there is
-    anything to warn of.
+    Args:
+        source: Where the images are.
+        cut: Makes the tasks of a source.
+        settings: Of the run.
+
+    Returns:
+        The source and its tasks, in which an image that cannot be read has a `problem`.
+
+    Raises:
+        InputError: if a class of a task has no readable training image; if there is a warning, and
+            the setting `strict` makes it an error.
     """
     source = source.changed(_Examiner())
     parts = cut(source)
@@ -55,17 +64,19 @@ def checked(
     for part in parts:
         if empty := [label for label in part.classes if not _readable(part.train[label])]:
             raise InputError(
-                f"{source.name}: class {empty[0]!r} has no readable training image: repair its files or remove its folder"
+                f"{source.name}: class {empty[0]!r} has no readable training image:"
+                " repair its files or remove its folder"
             )
     if warnings and settings.data.strict:
         raise InputError(
-            f"{source.name}: {warnings[0]} ({len(warnings)} warning(s), errors with --strict): repair the dataset"
+            f"{source.name}: {warnings[0]} ({len(warnings)} warning(s), which --strict makes"
+            " errors): repair the dataset"
         )
     return source, parts
 
 
 def record(run: Path, source: Source) -> None:
-    """Add the files that are not used to the list in a run's folder."""
+    """Add the files that are not used to the list in the folder of a run."""
     known = (
         atomic.read(run / SKIPPED).decode()
         if (run / SKIPPED).exists()
@@ -80,7 +91,7 @@ def record(run: Path, source: Source) -> None:
 
 
 def unused(source: Source) -> list[ImageFile]:
-    """The files of a source that are not used."""
+    """Return the files of a source that are not used."""
     sides = (source.train, source.test, source.val)
     return [
         *source.skipped,
@@ -89,7 +100,7 @@ def unused(source: Source) -> list[ImageFile]:
 
 
 class _Examiner:
-    """Decodes images while there are pixels left to spend, then reads headers."""
+    """Decodes images until DECODED pixels are spent, then reads headers only."""
 
     def __init__(self) -> None:
         self._left = DECODED
@@ -117,7 +128,7 @@ def _readable(images: Sequence[ImageFile]) -> int:
 
 
 def _skipped(source: Source) -> dict[str, list[str]]:
-    """By class, or "" for files in none: why files are not used."""
+    """Return why files are not used, by class; "" stands for files in no class."""
     found: dict[str, list[str]] = {}
     for image in unused(source):
         found.setdefault(image.label, []).append(image.problem)
@@ -125,7 +136,7 @@ def _skipped(source: Source) -> dict[str, list[str]]:
 
 
 def _rows(source: Source, parts: Sequence[Part], settings: Settings) -> dict[str, Counter[str]]:
-    """The counts of each class, and of each folder that holds no image, by column."""
+    """Return the counts of each class, and of each folder without an image, by column."""
     sides = [("training", part.train) for part in parts]
     sides += [("validation" if settings.data.validate else "test", part.test) for part in parts]
     sides += [("test", source.test) if settings.data.validate else ("validation", source.val)]
@@ -139,7 +150,7 @@ def _rows(source: Source, parts: Sequence[Part], settings: Settings) -> dict[str
 def _odd_classes(
     source: Source, rows: Mapping[str, Counter[str]], scored: str
 ) -> dict[str, list[str]]:
-    """The classes to warn of, by what is wrong."""
+    """Return the classes to warn of, by what is wrong."""
     few = [label for label in source.classes if rows[label]["training"] < FEW]
     return {
         "folders without an image that can be read": [
@@ -153,7 +164,7 @@ def _odd_classes(
 
 
 def _file_warnings(source: Source) -> Iterator[str]:
-    """About images that are not used, and those of which the class is not certain."""
+    """Yield warnings of images that are not used, and of those whose class is not certain."""
     by_problem: dict[str, list[str]] = {}
     for image in unused(source):
         if image.problem not in (HIDDEN, NO_IMAGE, EMPTY):
@@ -168,13 +179,16 @@ def _file_warnings(source: Source) -> Iterator[str]:
         if p.nested
     ]
     if nested:
-        yield f"{len(nested)} in a folder inside a class folder, and taken for images of that class: {_some(nested)}"
+        yield (
+            f"{len(nested)} in a folder inside a class folder, used as images of that class:"
+            f" {_some(nested)}"
+        )
 
 
 def _table(
     rows: Mapping[str, Counter[str]], skipped: Mapping[str, list[str]], odd: set[str]
 ) -> Iterator[str]:
-    """Its lines: all classes or, of many, those that are odd; then the totals."""
+    """Yield lines: all classes or, if there are many, the odd ones; then the totals."""
     shown = [label for label in rows if len(rows) <= ROWS or label in odd or label in skipped][
         :ROWS
     ]

@@ -68,22 +68,29 @@ class NewTask:
 
 
 def new_run(settings: Settings, out: Path | None) -> Source:
-    """The images of a new run. Raises UsageError, InputError where settings, images and folder do not go together."""
+    """Return the images of a new run.
+
+    Raises:
+        UsageError: if the settings, images and folder do not go together.
+        InputError: if the images or the weights cannot be read.
+    """
     if out is not None and out.exists():
         raise UsageError(
             f"{out} exists already: choose another --out, or go on with --run {out} if it is a run"
         )
     if settings.backbone.backbone == MICRO and not settings.data.base_classes:
         raise UsageError(
-            "micro_vit has no pre-trained weights: give it a base session with base_classes, or choose another backbone"
+            "micro_vit has no pre-trained weights: give it a base session with base_classes,"
+            " or choose another backbone"
         )
     if settings.backbone.weights and not Path(settings.backbone.weights).is_file():
         raise InputError(f"weights {settings.backbone.weights!r}: there is no such file")
     source = splits.load_for(settings)
     if len(source.classes) == 1:
         raise UsageError(
-            f"{settings.data.data} has one class only ({source.classes[0]}): add a folder for another class, or let a run that knows others "
-            f"learn it: --run RUN --data {settings.data.data}{_unused(source)}"
+            f"{settings.data.data} has only one class ({source.classes[0]}): add a folder for"
+            f" another class, or let a run that knows other classes learn it with --run RUN"
+            f" --data {settings.data.data}{_unused(source)}"
         )
     splits.parts(source, settings)
     return source
@@ -95,9 +102,11 @@ def _unused(source: Source) -> str:
 
 
 def resumed(path: Path) -> Source | NewTask:
-    """What a run goes on with: a task that was being added, or its own tasks, with their images.
+    """Return what a run goes on with: a task that was being added, or the images of its own tasks.
 
-    Raises InputError for a folder that is no run, or without its images, UsageError for one that another process trains.
+    Raises:
+        InputError: if the folder is not a run, or its images cannot be read.
+        UsageError: if another process is training the run.
     """
     settings = folder.settings(path)
     folder.require_free(path)
@@ -113,7 +122,13 @@ def one_more(
     name: str | None = None,
     changes: ClassChanges = ClassChanges(),
 ) -> NewTask:
-    """A task for a run that has finished its own: new images, changes of known classes, or both.
+    """Return a task for a run that has finished its own ones.
+
+    Args:
+        path: The run.
+        images: Folder or ZIP of new images; None for a task that only changes known classes.
+        name: Of the task; default: that of the folder.
+        changes: Of known classes.
 
     Raises:
         UsageError: if the run does not take the images, or the changes.
@@ -141,7 +156,7 @@ def _new_images(path: Path, images: str, settings: Settings) -> Source:
     source = splits.load_for(settings, images)
     if len(source.classes) < 2 and settings.method.head != "aligned":
         raise UsageError(
-            f"{images} has one class only ({source.classes[0]}), and --head paper learns a class by"
+            f"{images} has only one class ({source.classes[0]}), and --head paper learns a class by"
             " how it differs from others of its task: add a folder for another class, or begin a"
             " run with --head aligned, which learns a class alone"
         )
@@ -154,7 +169,7 @@ def _new_images(path: Path, images: str, settings: Settings) -> Source:
 
 
 def _learned_from(source: Source, path: Path, settings: Settings) -> set[str]:
-    """The classes that the run has learned from these very images, by their names."""
+    """Return the classes that the run has learned from these very images, by their names."""
     known = [entry for entry in folder.metrics(path) if entry["source"] == source.name]
     again = [
         (e, splits.part(source, e["name"], e["classes"], e.get("domains", ()), settings))
@@ -169,7 +184,12 @@ def _learned_from(source: Source, path: Path, settings: Settings) -> set[str]:
 
 
 def adapter(path: Path, run: Path) -> None:
-    """Raises InputError for a folder that holds no adapter, UsageError for a run that takes none."""
+    """Check that a run takes an adapter.
+
+    Raises:
+        InputError: if the folder holds no adapter.
+        UsageError: if the run's method has no place for one.
+    """
     settings = folder.require_begun(run)
     if settings.method.method != "sdlora" or settings.method.directions == "shared":
         setting = (
@@ -178,18 +198,25 @@ def adapter(path: Path, run: Path) -> None:
             else f"method {settings.method.method}"
         )
         raise UsageError(
-            f"{run} was begun with {setting}, which has no place for another direction: begin a run without it"
+            f"{run} was begun with {setting}, which has no place for another direction:"
+            " begin a run without it"
         )
     if not (path / "adapter_config.json").is_file():
         raise InputError(
-            f"{path} holds no adapter_config.json: name the folder that peft's save_pretrained has made"
+            f"{path} holds no adapter_config.json: name the folder that peft's save_pretrained"
+            " has made"
         )
 
 
 def evaluation(
     path: Path, images: str, task: int | None, max_megapixels: int | None = None
 ) -> Source:
-    """The images that a run's state is scored on. Raises UsageError for a task or class that the run does not know."""
+    """Return the images that a run's state is scored on.
+
+    Raises:
+        UsageError: if the run does not know the task, or a class of the images.
+        InputError: if the folder is not a run, or the images cannot be read.
+    """
     settings = folder.require_begun(path)
     task = folder.require_task(path, task)
     source = splits.load_for(settings, images)
@@ -205,7 +232,12 @@ def limited(source: Source, max_megapixels: int | None) -> Source:
 
 
 def report(path: Path, out: Path) -> None:
-    """Raises UsageError, InputError where a report cannot be made, or not be written there."""
+    """Check that a report can be made, and written to `out`.
+
+    Raises:
+        UsageError: if `out` is a folder.
+        InputError: if the folder is not a run, or has no scored task yet.
+    """
     folder.require_begun(path)
     if out.is_dir():
         raise UsageError(f"--out {out} is a folder: name a file, such as {out / 'report.html'}")

@@ -1,7 +1,8 @@
-"""Settings under a name: the paper's experiments, its two variants of each, and what the authors' code does instead.
+"""Presets: the experiments of the paper with two variants of each, and those of the authors' code.
 
-A preset is values of `Settings`; what is not named keeps its default, and flags win over a preset. Sources: Wu et al.,
-"SD-LoRA", ICLR 2025 (arXiv 2501.13198), section 4.1; the configuration and logs of the authors' code for ImageNet-R.
+A preset holds values of `Settings` by name. A setting that it does not name keeps its default.
+Flags win over a preset. Sources: Wu et al., "SD-LoRA", ICLR 2025 (arXiv 2501.13198), section 4.1;
+the configuration and logs of the authors' code for ImageNet-R.
 """
 
 from __future__ import annotations
@@ -25,39 +26,40 @@ PAPER: Values = {
     "magnitude_init": 1.0,
     "head": "paper",
     "test_fraction": 0.2,  # ImageNet-R and -A have no split of their own: the customary 80/20
-    # the paper names no augmentation, schedule or weight decay: none is used here
+    # the paper names no augmentation and no weight decay: none is used here
 }
 """What all experiments of the paper share."""
 
 RR: Values = {"rank": "10,8@4,6@8"}
 KD: Values = {"absorb": 9e-4}
 
-AUTHORS: Values = (
-    PAPER
-    | {
-        "magnitudes": "reset",  # paper: carried over. All magnitudes start again at each task
-        "magnitude_init": 0.8,  # paper: 1
-        "magnitude_norm": "factors",  # paper: ||AB||. Divided by ||A|| ||B||, and only once a direction is old
-        "optimizer": "sgd",  # paper: Adam. Momentum 0.9 is hard-coded, whatever its configuration file says
-        "lr": 0.01,  # paper: 0.008
-        "epochs": 20,  # paper: 30
-        "mean": (
-            0.0,
-            0.0,
-            0.0,
-        ),  # paper: silent. Inputs stay in 0..1 instead of the backbone's own normalisation
-        "std": (1.0, 1.0, 1.0),  # as the mean
-        "augment": "flip-crop",  # paper: silent. Random resized crop and flip
-        "seed": 1995,  # the seed of its ImageNet-R configuration; the paper has five runs of unnamed seeds
-    }
-)
-"""The authors' code as its ImageNet-R configuration runs it. Not followed: rank 16 after task 1, as in two of its logs."""
+AUTHORS: Values = PAPER | {
+    # The paper carries magnitudes over. The code starts all of them again at each task.
+    "magnitudes": "reset",
+    "magnitude_init": 0.8,  # paper: 1
+    # The paper divides by ||AB||. The code divides by ||A|| ||B||, once a direction is old.
+    "magnitude_norm": "factors",
+    # The paper has Adam. The code has SGD with momentum 0.9, whatever its configuration file says.
+    "optimizer": "sgd",
+    "lr": 0.01,  # paper: 0.008
+    "epochs": 20,  # paper: 30
+    # The paper is silent. The code leaves inputs in 0..1, without the backbone's normalisation.
+    "mean": (0.0,) * 3,
+    "std": (1.0,) * 3,
+    "augment": "flip-crop",  # the paper is silent
+    # Of the code's ImageNet-R configuration. The paper does not name the seeds of its five runs.
+    "seed": 1995,
+}
+"""The authors' code as its ImageNet-R configuration runs it.
+
+Rank 16 after task 1, as in two of its logs, is not followed.
+"""
 
 
 def _family(
     prefix: str, tasks: tuple[int, ...], values: Values, **variants: Values
 ) -> dict[str, Values]:
-    """A preset <prefix>-<tasks> for each number of tasks, and <prefix>-<tasks>-<variant> of each."""
+    """Return <prefix>-<tasks> for each number of tasks, and <prefix>-<tasks>-<variant> of each."""
     plain = {f"{prefix}-{count}": values | {"tasks": count} for count in tasks}
     return plain | {
         f"{name}-{variant}": of | more
@@ -70,22 +72,21 @@ def _paper(data: str, epochs: int, *tasks: int) -> dict[str, Values]:
     return _family(data, tasks, PAPER | {"data": data, "epochs": epochs}, rr=RR, kd=KD)
 
 
+# epochs of the paper: 30 on ImageNet-R, 10 on DomainNet, 20 "on all other datasets"
 PRESETS: dict[str, Values] = (
     _paper("imagenet-r", 30, 5, 10, 20)
-    | _paper(
-        "imagenet-a", 20, 10
-    )  # the paper: 30 epochs on ImageNet-R, 10 on DomainNet, 20 on all others
+    | _paper("imagenet-a", 20, 10)
     | _paper("domainnet", 10, 5)
     | _paper("cifar100", 20, 10)
     | _paper("cub200", 20, 10)
     | _family("authors-imagenet-r", (5, 10, 20), AUTHORS | {"data": "imagenet-r"})
-    # domain-incremental, a task for each of the four sets; rate, batch and epochs are carried over from "all other datasets"
+    # domain-incremental, a task for each of four datasets; rate, batch and epochs as "all others"
     | {"face-antispoofing": PAPER | {"data": "fas", "protocol": "domain", "tasks": 4, "epochs": 20}}
 )
 
 
 def preset(name: str) -> Values:
-    """A copy of the preset's values. Raises UsageError, with the nearest name or all, for a name that is none."""
+    """Return a copy of the values of a preset. Raises UsageError if there is none of that name."""
     if name not in PRESETS:
         raise UsageError(f"there is no preset {name!r}: {nearest(name, PRESETS)}")
     return dict(PRESETS[name])

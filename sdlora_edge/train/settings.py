@@ -1,7 +1,8 @@
 """The settings of a run. Each is declared once, here.
 
-A declaration holds the name, type, default, bound or choices, metavar, group and help text. From it come the TOML file
-(`train.config`), the options of `sdlora-edge train` (`cli.options`) and docs/configuration.md. So a setting is added in one place.
+A declaration holds the name, type, default, bound or choices, metavar, group and help text. From it
+come the TOML file (`train.config`), the options of `sdlora-edge train` (`cli.options`) and
+docs/configuration.md. So a setting is added in one place.
 
 No import of numpy, Pillow or torch: `sdlora-edge train --help` reads this module.
 """
@@ -45,15 +46,15 @@ class DataSettings(Group):
 
     data: str = declared(
         DIGITS,
-        "Folder or ZIP with one folder per class (inside train/ and test/, or split by the seed), or a dataset's name."
-        " The default is built in.",
+        "Folder or ZIP with one folder per class (inside train/ and test/, or split by the seed),"
+        " or a dataset's name. The default is built in.",
         metavar="FOLDER|ZIP|NAME",
     )
     data_root: str = declared("", "Folder that holds the named datasets.", metavar="FOLDER")
     protocol: str = declared(
         "class",
-        "class: each task brings new classes. domain: each task brings new images of the same classes,"
-        " from folders <domain>/<class>/.",
+        "class: each task brings new classes. domain: each task brings new images of the same"
+        " classes, from folders <domain>/<class>/.",
         choices=("class", "domain"),
     )
     tasks: int = declared(
@@ -61,8 +62,8 @@ class DataSettings(Group):
     )
     base_classes: int = declared(
         0,
-        "Number of classes to train the whole backbone on before the first task; it is frozen afterwards."
-        " Needed if the backbone has no pre-trained weights.",
+        "Number of classes to train the whole backbone on before the first task. It is frozen"
+        " afterwards. Needed if the backbone has no pre-trained weights.",
         COUNT_OR_NONE,
         metavar="N",
     )
@@ -75,8 +76,8 @@ class DataSettings(Group):
     )
     validate: float = declared(
         0.0,
-        "Score on this share of the training images (or on val/) instead of the test images, to choose settings."
-        " 0 disables.",
+        "Score on this share of the training images (or on val/) instead of the test images,"
+        " to choose settings. 0 disables.",
         Range(0, 1, below=True),
         metavar="SHARE",
     )
@@ -113,7 +114,8 @@ class BackboneSettings(Group):
     )
     targets: str = declared(
         "",
-        "Modules to adapt: patterns with commas between them. Empty: the default of the model's family.",
+        "Modules to adapt: patterns with commas between them. Empty: the default of the model's"
+        " family.",
         metavar="PATTERNS",
     )
     image_size: int = declared(
@@ -142,12 +144,14 @@ class MethodSettings(Group):
 
     method: str = declared(
         "sdlora",
-        "sdlora: one direction per task. lora: one direction trained on and on. frozen: train the head only.",
+        "sdlora: one direction per task. lora: one direction trained on and on. frozen: train only"
+        " the head.",
         choices=("sdlora", "lora", "frozen"),
     )
     rank: str = declared(
         "10",
-        "Rank of each task's direction, or a schedule (RR): 10,8@4,6@8 is 8 from task 4 and 6 from task 8.",
+        "Rank of each task's direction, or a schedule (RR): 10,8@4,6@8 is 8 from task 4 and 6 from"
+        " task 8.",
         metavar="RANK",
     )
     directions: str = declared(
@@ -157,19 +161,21 @@ class MethodSettings(Group):
     )
     absorb: float = declared(
         0.0,
-        "KD: drop a direction if earlier ones reproduce it within this relative squared error. 0 disables.",
+        "KD: drop a direction if earlier ones reproduce it within this relative squared error."
+        " 0 disables.",
         Range(0, 1),
         metavar="ERROR",
     )
     magnitudes: str = declared(
         "carry",
-        "Old magnitudes when a task begins. carry: train on from their last values. reset: start again (the authors'"
-        " code). fixed: do not train them.",
+        "Old magnitudes when a task begins. carry: train on from their last values. reset: start"
+        " again (the authors' code). fixed: do not train them.",
         choices=("carry", "reset", "fixed"),
     )
     magnitude_norm: str = declared(
         "direction",
-        "What divides an old direction. direction: its norm (the paper). factors: the norms of A and B (the authors' code).",
+        "What divides an old direction. direction: its norm (the paper). factors: the norms of A"
+        " and B (the authors' code).",
         choices=("direction", "factors"),
     )
     magnitude_init: float = declared(
@@ -180,12 +186,13 @@ class MethodSettings(Group):
     )
     head: str = declared(
         "aligned",
-        "paper: a row is trained with its task. aligned: all rows are fitted again after each task.",
+        "paper: train a row with its task. aligned: fit all rows again after each task.",
         choices=("paper", "aligned"),
     )
     encoding: str = declared(
         "fp16",
-        "Encoding of factors in packets. The run trains on with, and is scored with, what it ships.",
+        "Encoding of factors in packets. The run continues from, and is scored with, what it"
+        " ships.",
         choices=("fp32", "fp16", "int8", "int4"),
     )
 
@@ -193,18 +200,35 @@ class MethodSettings(Group):
         super().__post_init__()
         self.rank_of(1)
         authors, ranks = self.magnitude_norm == "factors", [r for _, r in self._rank_steps()]
-        together = [
-            (authors and self.magnitudes != "reset", "magnitude_norm factors is the authors' code: set magnitudes to reset"),
-            (bool(self.absorb) and (authors or self.method != "sdlora"), "absorb needs method sdlora and magnitude_norm direction"),
-            (self.method == "lora" and authors, "method lora has one magnitude: leave magnitude_norm at its default"),
-            (self.method == "lora" and len(ranks) > 1, "method lora has one direction: give one rank"),
-            (self.directions == "shared" and ranks != sorted(ranks, reverse=True), "with directions shared the rank may only fall: give a falling schedule"),
-        ]  # fmt: skip
-        if why := next((why for wrong, why in together if wrong), None):
-            raise UsageError(why)
+        lora, shared = self.method == "lora", self.directions == "shared"
+        rules = (
+            (
+                authors and self.magnitudes != "reset",
+                "magnitude_norm factors is the authors' code: set magnitudes to reset",
+            ),
+            (
+                self.absorb > 0 and (authors or self.method != "sdlora"),
+                "absorb needs method sdlora and magnitude_norm direction: set absorb to 0",
+            ),
+            (
+                lora and authors,
+                "method lora has one magnitude: leave magnitude_norm at its default",
+            ),
+            (lora and len(ranks) > 1, "method lora has one direction: give one rank"),
+            (
+                shared and ranks != sorted(ranks, reverse=True),
+                "directions shared needs ranks that only fall: give a falling schedule",
+            ),
+        )
+        for broken, message in rules:
+            if broken:
+                raise UsageError(message)
 
     def rank_of(self, task: int) -> int:
-        """RR: the rank of a task's direction; the first task is 1. "10,8@4,6@8" is 10, 8 from task 4, 6 from task 8."""
+        """RR: return the rank of a task's direction. The first task is 1.
+
+        "10,8@4,6@8" is 10, then 8 from task 4 and 6 from task 8.
+        """
         steps = self._rank_steps()
         if [at for at, _ in steps] != sorted({at for at, _ in steps}):
             raise UsageError(f"rank is {self.rank!r}: its tasks must ascend")
@@ -213,7 +237,7 @@ class MethodSettings(Group):
         return [rank for at, rank in steps if at <= task][-1]
 
     def _rank_steps(self) -> list[tuple[int, int]]:
-        """(first task, rank) of each step."""
+        """Return (first task, rank) of each step."""
         number = r"[1-9]\d{0,5}"
         text = self.rank.replace(" ", "")
         if not re.fullmatch(rf"{number}(,{number}@{number})*", text):
@@ -233,7 +257,8 @@ class TrainingSettings(Group):
     lr: float = declared(0.02, "Learning rate of the new direction.", RATE, metavar="RATE")
     head_lr_factor: float = declared(
         0.1,
-        "Learning rate of the head, as a share of lr. Features are long vectors: at the full rate a head overshoots.",
+        "Learning rate of the head, as a share of lr. Features are long vectors, so a head"
+        " overshoots at the full rate.",
         RATE,
         metavar="SHARE",
     )
@@ -267,7 +292,8 @@ class TrainingSettings(Group):
     )
     cache_gb: float = declared(
         4.0,
-        "Memory for decoded images. If a task's images need more, they are decoded again in every epoch.",
+        "Memory for decoded images. If a task's images need more, they are decoded again in every"
+        " epoch.",
         WEIGHT,
         metavar="GB",
     )
@@ -317,19 +343,20 @@ class Settings(Result):
 
     @classmethod
     def of(cls, **values: Any) -> Settings:
-        """Settings by their names, whatever table they stand in; the others keep their defaults, as on the command line.
+        """Return settings from values by name, in whatever table, as the command line does.
 
-        Without `data` they are those of a fast run on the built-in digits.
+        The others keep their defaults. Without `data`, a fast run on the built-in digits results.
 
         Raises:
-            UsageError: if there is no such setting, or a value is of the wrong type or out of range.
+            UsageError: if there is no such setting, or a value has the wrong type or is out of
+                range.
         """
         if values.get("data", DIGITS) == DIGITS:
             values = DIGITS_DEFAULTS | values
         return cls().changed(**values)
 
     def changed(self, **values: Any) -> Settings:
-        """These settings with some changed, by name. Raises UsageError as `of`."""
+        """Return these settings with some changed, by name. Raises UsageError as `of`."""
         by_group: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             if name not in SETTINGS:
@@ -342,5 +369,5 @@ class Settings(Result):
         return replace(self, **changed)
 
     def flat(self) -> dict[str, Any]:
-        """Every value by the name of its setting."""
+        """Return every value by the name of its setting."""
         return {name: getattr(getattr(self, s.group), name) for name, s in SETTINGS.items()}

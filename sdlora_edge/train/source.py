@@ -1,4 +1,4 @@
-"""A source of images: which there are of each class, and which of them are for training and for testing."""
+"""A source of images: those of each class, for training and for testing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Source:
 
 @dataclass(frozen=True)
 class SeedSplit:
-    """How images are split if the dataset does not do so itself: a share for testing, and a seed."""
+    """How images are split if the dataset has no split of its own."""
 
     test_fraction: float
     seed: int
@@ -79,7 +79,7 @@ class SeedSplit:
 
 
 def images_in(path: Path, domains: bool = False) -> dict[str, list[ImageFile]]:
-    """Return the images of a folder or ZIP by split: "train", "test", "val", or "" if there is none.
+    """Return the images of a folder or ZIP by split: "train", "test", "val", or "" without one.
 
     Raises:
         InputError: if there is no such folder or ZIP, or no class in it.

@@ -1,4 +1,4 @@
-"""What each task learns: a source is opened, cut into tasks or domains, and its images are decoded."""
+"""What each task learns: a source is opened and cut into tasks, and its images are decoded."""
 
 from __future__ import annotations
 
@@ -275,8 +275,8 @@ def read(
     """Read the images of `classes`: decode them once if they fit into `cache_gb`, else when asked.
 
     Raises:
-        InputError: if `need` and a class has no readable image. If images are decoded when asked, an
-            image counts as readable if its header is; one that turns out damaged raises then.
+        InputError: if `need` and a class has no readable image. If images are decoded when asked,
+            an image counts as readable if its header is; a damaged one raises later.
     """
     count = sum(len(images[c]) for c in classes)
     if count * prepare.size**2 * 3 <= cache_gb * 2**30:

@@ -1,4 +1,4 @@
-"""Settings: every number has bounds, every key has a kind and a table, and a message names the setting."""
+"""Settings: every number has bounds, every key has a type and a table, every message a name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Named sets and domains, on small trees laid out as the sets are published, and on the real files."""
+"""Named datasets and domains: on small trees laid out as the published ones, and on real files."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_missing_domain_is_named(tmp_path: Path) -> None:
 
 
 def domainnet(root: Path) -> Path:
-    """Two classes in six domains: of 4 images each, three are on the training list and one on the test list."""
+    """Two classes in six domains, of four images: three on the training list, one on the other."""
     folder = root / "domainnet"
     for domain in datasets.DOMAINNET:
         make_images(folder / domain, ["axe", "zebra"], 4)
@@ -196,7 +196,10 @@ def test_a_image_of_cub_that_is_in_no_split_is_an_error(tmp_path: Path, flags: s
 
 
 def cifar(root: Path) -> Path:
-    """Ten training and four test images of two classes; image i is all (i, 2 i, 255 - i), but for a blue pixel in row 0, column 3."""
+    """Ten training and four test images of two classes.
+
+    Image i is (i, 2 i, 255 - i) everywhere except for a blue pixel in row 0, column 3.
+    """
     folder = root / "cifar-100-binary"
     folder.mkdir()
     (folder / "fine_label_names.txt").write_text("apple\naquarium_fish\n")

@@ -47,7 +47,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def damaged(folder: Path) -> Path:
-    """Two classes of ten; of the first one image is damaged in its pixels and one is no image; a third class is hardly one."""
+    """Two classes of ten, the first with a damaged image and a file that is none; a tiny third."""
     make_images(folder, ["a", "b"], 10)
     make_images(folder, ["few", "one"], 3)
     for i in (1, 2):
@@ -77,13 +77,14 @@ def test_the_table_counts_every_file_and_the_warnings_name_what_is_odd(
     found = warnings(caplog)
     assert found[:3] == [
         "folders without an image that can be read: empty",
-        "classes with fewer than 5 training images: few, one" if int(rows["a"][0]) > 4 else "classes with fewer than 5 training images: a, few, one",
+        "classes with fewer than 5 training images: "
+        + ("few, one" if int(rows["a"][0]) > 4 else "a, few, one"),
         "classes without a test image: one",
     ]  # fmt: skip
     assert found[3].startswith("2 skipped, unreadable: ")
     assert "p/a/00.png cannot be read as an image: " in found[3]
     assert found[4].startswith(
-        "1 in a folder inside a class folder, and taken for images of that class: "
+        "1 in a folder inside a class folder, used as images of that class: "
     )
     assert len(found) == 5
     assert {p.name.rpartition("/")[2] for p in inventory.unused(source)} == {
@@ -184,7 +185,7 @@ def test_strict_makes_warnings_errors_before_anything_is_trained(tmp_path: Path,
     )
     found = cli("train", "--data", damaged(tmp_path / "p"), "--strict", *flags)
     assert found.code == 3
-    assert "warning(s), errors with --strict" in found.err
+    assert "warning(s), which --strict makes errors" in found.err
     assert not (tmp_path / "run").exists()
 
 

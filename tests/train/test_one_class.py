@@ -143,14 +143,14 @@ def test_a_task_with_one_class_of_a_known_name_fits_its_row_again(
 
 def test_a_plain_head_takes_no_class_alone(fleet: Fleet, tmp_path: Path) -> None:
     with pytest.raises(
-        UsageError, match=r"one class only .*another class, or begin a run with --head aligned"
+        UsageError, match=r"only one class .*another class, or begin a run with --head aligned"
     ):
         plan.one_more(fleet.run, str(make_images(tmp_path / "q", ["new"], 4)))
 
 
 def test_a_new_run_of_one_class_stays_a_usage_error(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "q", ["new"], 4)
-    with pytest.raises(UsageError, match="one class only"):
+    with pytest.raises(UsageError, match="only one class"):
         loop.train(
             resolve(None, {"data": str(folder), "backbone": "test_vit", "tasks": 1}),
             tmp_path / "run",

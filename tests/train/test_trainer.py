@@ -85,7 +85,7 @@ def test_one_more_task_from_nothing_but_a_new_folder(run_copy: Path, tmp_path: P
 
 
 def test_one_class_alone_or_an_unfinished_run_is_refused(run_copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="one class only"):
+    with pytest.raises(UsageError, match="only one class"):
         loop.add_task(run_copy, str(make_images(tmp_path / "q", ["new"], 4)))
     shutil.rmtree(run_copy / "tasks" / "003")
     with pytest.raises(UsageError, match="resume it first"):
