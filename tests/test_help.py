@@ -92,7 +92,7 @@ def test_one_thing_has_one_spelling() -> None:
             assert parameter.opts == options, words
             assert metavar in (None, parameter.metavar), words
         if parameter.param_type_name == "argument":
-            assert parameter.metavar in ("PACKET", "IMAGE", "DIR", "ADAPTER", "NAME"), words
+            assert parameter.metavar in ("PACKET", "IMAGE", "FOLDER", "ADAPTER", "NAME"), words
 
 
 def test_what_help_repeats_is_what_holds() -> None:

@@ -15,7 +15,7 @@ def demo(
     out: Annotated[
         Path,
         typer.Option(
-            metavar="DIR",
+            metavar="FOLDER",
             callback=output,
             help="New folder for the run, keys, bundle, packets and store.",
         ),

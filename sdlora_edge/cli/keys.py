@@ -30,7 +30,7 @@ def new(
     out: Annotated[
         Path,
         typer.Option(
-            metavar="DIR",
+            metavar="FOLDER",
             callback=output,
             help="Folder for NAME.key (keep it secret) and NAME.pub.",
         ),

@@ -84,8 +84,8 @@ class Table:
             for line in lines
         ]
 
-    def draw(self) -> None:
-        """Print it on the terminal."""
+    def draw(self, stream: Any) -> None:
+        """Print it on a terminal."""
         from rich import box
         from rich.table import Table as Drawing
         from rich.text import Text
@@ -108,7 +108,7 @@ class Table:
             )
         for row in self.rows:
             drawing.add_row(*map(Text, row))
-        terminal.console(sys.stdout).print(drawing)
+        terminal.console(stream).print(drawing)
 
 
 Line = Union[str, Table]
@@ -161,7 +161,7 @@ def _print(line: Line, stream: Any) -> None:
         else:
             print(printable(line), file=stream)
     elif line.rows and terminal.fancy(stream):
-        line.draw()
+        line.draw(stream)
     else:
         print(*line.plain(), sep="\n", end="\n" if line.rows or line.head else "", file=stream)
 

@@ -53,7 +53,7 @@ def build(
     encoding: Annotated[Optional[str], typer.Option(help="Encoding of the factors. It must be the bundle's, which is the default.")] = None,
     revision: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="With --task: revision of a task that was trained again to replace a revoked one.")] = None,
     data: Annotated[Optional[str], typer.Option(metavar="DATA", help="Folder or ZIP of images to score before and after each packet.")] = None,
-    out: Annotated[Optional[Path], typer.Option(metavar="DIR", callback=output, help="Folder for the packets. Default: packets/ in the run.")] = None,
+    out: Annotated[Optional[Path], typer.Option(metavar="FOLDER", callback=output, help="Folder for the packets. Default: packets/ in the run.")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Sign one packet for each task, and prove each on a scratch device before it is written."""

@@ -14,7 +14,7 @@ from .output import Json, emit, facts, output
 def to_peft(
     bundle: arguments.Bundle,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", callback=output, help="New folder for the adapter.")
+        Path, typer.Option(metavar="FOLDER", callback=output, help="New folder for the adapter.")
     ],
     packets: Annotated[
         Optional[list[Path]],

@@ -23,7 +23,7 @@ def watch(
     folder: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR", help="Folder where packets appear. It may be missing at times."
+            metavar="FOLDER", help="Folder where packets appear. It may be missing at times."
         ),
     ],
     store: arguments.Store,
@@ -72,16 +72,17 @@ def watch(
 def selftest(
     bundle: arguments.Bundle,
     packets: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder with packets that follow from the bundle.")
+        Path,
+        typer.Option(metavar="FOLDER", help="Folder with packets that follow from the bundle."),
     ],
     expected: Annotated[
         Optional[Path],
-        typer.Option(metavar="DIR", help="Folder that sdlora-edge expect recorded on the host."),
+        typer.Option(metavar="FOLDER", help="Folder that sdlora-edge expect recorded on the host."),
     ] = None,
     scratch: Annotated[
         Optional[Path],
         typer.Option(
-            metavar="DIR",
+            metavar="FOLDER",
             callback=output,
             help="Folder on the disk to test. Default: where temporary files go.",
         ),
@@ -128,13 +129,13 @@ def expect(
     images: Annotated[
         Path,
         typer.Argument(
-            metavar="DIR",
+            metavar="FOLDER",
             help="Folder of images from the place where devices work. Never use training images.",
         ),
     ],
     run: arguments.Run = None,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", callback=output, help="New folder to copy to devices.")
+        Path, typer.Option(metavar="FOLDER", callback=output, help="New folder to copy to devices.")
     ] = Path("expected"),
     max_megapixels: arguments.MaxMegapixels = arguments.MEGAPIXELS,
     json: Json = False,
