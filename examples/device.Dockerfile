@@ -1,7 +1,7 @@
 # A device: it applies the packets that appear in /incoming, as a user without rights.
 #   docker buildx build --platform linux/amd64,linux/arm64 -f examples/device.Dockerfile -t sdlora-device .
 #   docker run --rm -v store:/var/lib/sdlora-edge -v "$PWD/bundle:/bundle:ro" sdlora-device \
-#     device init /bundle --store /var/lib/sdlora-edge/store
+#     device init --bundle /bundle --store /var/lib/sdlora-edge/store
 #   docker run -d --read-only --tmpfs /tmp --tmpfs /run -v store:/var/lib/sdlora-edge \
 #     -v "$PWD/packets:/incoming:ro" --restart always sdlora-device
 FROM python:3.12-slim AS build

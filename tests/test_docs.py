@@ -33,6 +33,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples" / "READ
 PAGES += sorted(p for p in DOCS.rglob("*.md") if p not in GENERATED and p.parent.name != "adr")
 RUN = {"sh", "python"}
 SMALL = ["--backbone", "micro_vit", "--base-classes", "2", "--image-size", "16", "--epochs", "1"]
+SMALL += ["--base-epochs", "2"]
 WEIGHTS = ["--weights", "weights.safetensors", "--image-size", "32", "--epochs", "1", "--rank", "2"]
 """for a `train` that begins a run, of classes or of domains: else weights would be downloaded"""
 SHELL = {"cp", "mkdir", "rm"}
