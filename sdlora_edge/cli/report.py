@@ -12,7 +12,9 @@ from .output import Json, emit, output
 
 Out = Annotated[
     Optional[Path],
-    typer.Option(callback=output, help="Page to write. Default: report.html in the run."),
+    typer.Option(
+        metavar="FILE", callback=output, help="Page to write. Default: report.html in the run."
+    ),
 ]
 Thumbnails = Annotated[
     bool,
@@ -34,4 +36,4 @@ def report(
     from ..train.report import write  # jinja2 and numpy are loaded after the checks
 
     done = write(path, page, thumbnails)
-    emit(done.to_dict(), json, lambda: [f"report: {done.report} ({done.bytes} bytes)"])
+    emit(done, json, lambda: [f"report: {done.report} ({done.bytes} bytes)"])
