@@ -103,7 +103,7 @@ def test_every_command_refuses_before_it_loads_anything_slow(place: Path) -> Non
         "export --run full --trust factory.pub": (3, "full is not a run"),
         "export --run run --trust factory.pub --out full": (2, "full exists already"),
         "export --run run --trust factory.pub --threshold 2": (2, "--threshold 2"),
-        "export --run run --trust factory.pub --target tflite": (2, "none of onnx"),
+        "export --run run --trust factory.pub --target tflite": (2, "choose onnx"),
         "export --run run --trust factory.pub --precision fp8": (2, "none of fp32"),
         "export --run run --trust factory.pub --encoding fp8": (2, "none of fp32"),
         "export --run run --trust factory.pub --weights-as magic": (2, "neither"),
