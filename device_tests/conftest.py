@@ -1,6 +1,6 @@
 """Carried to a device: `pytest device_tests --bundle B --packets DIR [--expected DIR] [--store DIR] [--report FILE]`.
 
-Needs the core install and pytest. The checks themselves are `sdlora_edge.selftest.checks`.
+Needs the core install and pytest. The checks are in `sdlora_edge.selftest`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sdlora_edge.selftest.checks import Kit, Report, open_kit
+from sdlora_edge.selftest.checks import Report
+from sdlora_edge.selftest.kit import Kit, open_kit
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -40,4 +41,4 @@ def report(pytestconfig: pytest.Config) -> Iterator[Report]:
     found = Report()
     yield found
     if path := pytestconfig.getoption("report"):
-        found.write(path)
+        found.value().write(path)

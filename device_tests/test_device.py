@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sdlora_edge.selftest.checks import CHECKS, Kit, Report
+from sdlora_edge.selftest.checks import CHECKS, Report
+from sdlora_edge.selftest.kit import Kit
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -1,1 +1,4 @@
-"""From a run to what devices need: bundles (`bundles`), proof that they compute the same (`parity`), and packets (`packets`)."""
+"""From a run to what devices need.
+
+`bundles` exports a model, `parity` proves that it computes the same, and `packets` builds updates.
+"""

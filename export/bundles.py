@@ -1,11 +1,14 @@
-"""From a run's state to the bundle that devices are flashed with, proved against torch before it gets its name."""
+"""From a run's state to the bundle that devices are flashed with.
+
+A bundle is proved against torch before it gets its name.
+"""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,8 +33,11 @@ from ..formats.bundle import (
     open_bundle,
 )
 from ..formats.canonical import dump_json
+from ..formats.signing import Trust
 from ..inputs import canary
 from ..method import backbones
+from ..progress import stage
+from ..results import Result
 from ..state import TaskState, factor_tensors
 from ..storage import atomic
 from ..train import splits
@@ -39,102 +45,103 @@ from ..train.run import Run
 from ..train.score import test_images_by_class
 from . import executorch, onnx
 from . import precision as precisions
+from .form import ModelForm
 from .metadata import metadata
 from .parity import BATCH, Parity, compare, host_logits
-from .requests import BundleRequest
+from .requests import BundleRequest, ExportOptions
 
 log = logging.getLogger("sdlora_edge")
 CANARY_SEED = 0
+CANARY_ROUNDING = 1e-5
+"""largest difference of canary logits between two computations by torch"""
 PARITY_IMAGES = 64
 PARITY_IMAGES_QUANTISED = 512
 CAPACITY = 1000
-"""classes there is room for, where there must be a number and the user names none (twice those known, if more)"""
+"""rows of a head that must have a fixed number, if the user names none (or twice those known)"""
+
+
+@dataclass(frozen=True)
+class BundleExport(Result):
+    """A bundle that was written. adapter: the file beside it, if one was asked for."""
+
+    bundle: Path
+    adapter: Path | None
+    id: str
+    task: int
+    classes: tuple[str, ...]
+    target: str
+    precision: str
+    weights_as: str
+    capacity: int
+    model_bytes: int
+    trusted_keys: tuple[str, ...]
+    parity: Parity
+
+    def to_dict(self) -> dict[str, Any]:
+        """One level: the parity's facts stand beside the others."""
+        shown = super().to_dict()
+        if self.adapter is None:
+            del shown["adapter"]
+        parity: dict[str, Any] = shown.pop("parity")
+        return shown | parity
 
 
 def export_bundle(
-    run: Run,
-    out: Path,
+    run: Run | Path,
+    out: Path | str,
     task: int | None = None,
     trust: Sequence[str] | None = None,
-    threshold: int = 1,
-    *,
-    target: str = "onnx",
-    precision: str = "fp32",
-    weights_as: str | None = None,
-    max_classes: int | None = None,
-    tolerance: float | None = None,
-    min_agreement: float | None = None,
-    also: str | None = None,
-) -> dict[str, Any]:
-    """Write the bundle of a run's state after `task` (default: the last) to the new folder `out`, proved against torch.
+    options: ExportOptions | None = None,
+) -> BundleExport:
+    """Write the bundle of a run's state, and prove that it computes what torch computes.
 
-    trust: names or files of public keys; by default the only one in keys/. weights_as: `bundle.INPUTS` or CONSTANTS; by
-    default the one that serves faster. max_classes: room in the head, which only inputs of an ONNX model need not have.
-    tolerance, min_agreement: other bounds than the precision's own (`precision.PRECISIONS`). also: ADAPTER, for the merged
-    weights as a file beside the bundle too.
+    Args:
+        run: the run, or its folder.
+        out: the new folder.
+        task: export the state after this task. Default: the last.
+        trust: names or files of public keys. Default: the only one in keys/.
+        options: precision, target and the rest.
 
-    Raises UsageError where `out` exists, the state knows no class, a key is missing or options exclude each other;
-    HealthError where the engine's logits differ from torch's by more than the bounds on test images or the canary.
+    Raises:
+        UsageError: `out` exists, the state knows no class, a key is missing, or options exclude
+            each other.
+        HealthError: the engine's logits differ from torch's by more than the bounds, on test images
+            or on the canary.
     """
-    request = BundleRequest(
-        out,
-        task,
-        trust,
-        threshold,
-        target,
-        precision,
-        weights_as,
-        max_classes,
-        tolerance,
-        min_agreement,
-        also,
-    )
-    keys = request.require(run.path)
+    opened = run if isinstance(run, Run) else Run.open(run)
+    request = BundleRequest(Path(out), task, trust, options or ExportOptions())
+    return export(opened, request, request.require(opened.path))
+
+
+def export(run: Run, request: BundleRequest, keys: Trust) -> BundleExport:
+    """`export_bundle`, of a request that was checked."""
     if not keys.keys:
         log.warning(
-            "this bundle trusts no key, so its devices can never be updated: make one with sdlora-edge keys new NAME"
+            "this bundle trusts no key, so its devices can never be updated: make one with "
+            "sdlora-edge keys new NAME"
         )
-    state, bounds = run.state(task), precisions.named(precision)
-    if target == "executorch" or (
-        weights_as is None and backbones.convolutions(run.backbone, run.projections)
-    ):
-        weights_as = CONSTANTS
-    weights_as = weights_as or INPUTS
-    capacity = max_classes or (
-        max(CAPACITY, 2 * len(state.classes)) if weights_as == CONSTANTS else 0
-    )
-    if also and weights_as != INPUTS:
-        raise UsageError(
-            f"--also {also} goes with --weights-as {INPUTS}, which is not the default of {run.config.backbone.backbone}: name it"
-        )
-    extra = request.adapter
+    state, options = run.state(request.task), request.options
+    form = _form(run, state, options)
     weights = run.weights(state.task) | {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
+    bounds = precisions.named(form.precision)
     facts = _facts(run, state) | {
-        "target": target,
-        "precision": precision,
-        "tolerance": tolerance or bounds.tolerance,
-        "min_agreement": bounds.agreement if min_agreement is None else min_agreement,
-        "weights_as": weights_as,
-        "capacity": capacity,
-        "made_with": _made_with(target),
+        "target": options.target,
+        "precision": form.precision,
+        "tolerance": options.tolerance or bounds.tolerance,
+        "min_agreement": (
+            bounds.agreement if options.min_agreement is None else options.min_agreement
+        ),
+        "weights_as": form.weights_as,
+        "capacity": form.capacity,
+        "made_with": _made_with(options.target),
     }
-    with atomic.new_folder(out) as folder:
-        size = run.preprocessing.size
-        if target == "onnx":
-            places = onnx.write_model(
-                run.backbone,
-                size,
-                weights,
-                folder,
-                precision,
-                weights_as,
-                capacity,
-                metadata(facts),
-            )
+    with atomic.new_folder(request.out) as folder:
+        if options.target == "onnx":
+            with stage("exporting to ONNX"):
+                places = onnx.write_model(run.backbone, weights, folder, form, metadata(facts))
         else:
-            places = executorch.write_program(
-                run.backbone, size, weights, folder, precision, capacity
-            )
+            with stage("exporting to ExecuTorch"):
+                places = executorch.write_program(run.backbone, weights, folder, form)
         atomic.write(folder / FACTORS, _factors(run, state.task))
         atomic.write(folder / TRUST, dump_json(keys.to_dict()))
         seen = host_logits(run, state.task, canary.inputs(CANARY_SEED, run.preprocessing))
@@ -144,39 +151,101 @@ def export_bundle(
         atomic.write(folder / MANIFEST, manifest.to_json())
         proved = check_bundle(run, folder)
         opened = open_bundle(folder)
-        if extra is not None:
-            adapter.write_adapter(opened, weights, state.task, extra)
-    return {
-        "bundle": str(out),
-        **({"adapter": str(extra)} if extra is not None else {}),
-        "id": opened.id,
-        "task": state.task,
-        "classes": list(state.classes),
-        "target": target,
-        "precision": precision,
-        "weights_as": weights_as,
-        "capacity": capacity,
-        "model_bytes": opened.model_bytes,
-        "trusted_keys": [key.keyid for key in keys.keys],
-        **proved.to_dict(),
-    }
+        if request.adapter is not None:
+            adapter.write_adapter(opened, weights, state.task, request.adapter)
+    return BundleExport(
+        bundle=request.out,
+        adapter=request.adapter,
+        id=opened.id,
+        task=state.task,
+        classes=state.names,
+        target=options.target,
+        precision=form.precision,
+        weights_as=form.weights_as,
+        capacity=form.capacity,
+        model_bytes=opened.model_bytes,
+        trusted_keys=tuple(key.keyid for key in keys.keys),
+        parity=proved,
+    )
+
+
+def _form(run: Run, state: TaskState, options: ExportOptions) -> ModelForm:
+    """The model's form, with the defaults of this backbone. Raises UsageError."""
+    constants = options.target == "executorch" or (
+        # convolutions run faster with constants
+        options.weights_as is None and backbones.convolutions(run.backbone, run.projections)
+    )
+    weights_as = CONSTANTS if constants else options.weights_as or INPUTS
+    if options.also and weights_as != INPUTS:
+        raise UsageError(
+            f"--also {options.also} needs weights as {INPUTS}, which is not the default of "
+            f"{run.config.backbone.backbone}: add --weights-as {INPUTS}"
+        )
+    room = max(CAPACITY, 2 * len(state.classes)) if weights_as == CONSTANTS else 0
+    return ModelForm(
+        run.preprocessing.size, options.precision, weights_as, options.max_classes or room
+    )
 
 
 def check_bundle(
     run: Run, path: Path, tolerance: float | None = None, min_agreement: float | None = None
 ) -> Parity:
-    """Compare a bundle with its run: all that the manifest says of it, and what its engine computes, with torch, on the canary
-    and on test images that can still be read. tolerance, min_agreement: other bounds than the manifest's own.
+    """Compare a bundle with its run, and its engine with torch.
 
-    Raises HealthError where the engine differs by more than the bounds, InputError where the manifest says something else than
-    the run, NotForThisDevice for another run's bundle.
+    What the manifest says must be what the run says. The engine must compute what torch computes,
+    on the canary and on the test images that can still be read.
+
+    Args:
+        run: the run that the bundle was exported from.
+        path: the bundle's folder.
+        tolerance: another bound on the logit difference than the manifest's.
+        min_agreement: another share of equal answers than the manifest's.
+
+    Raises:
+        HealthError: the engine differs by more than the bounds.
+        InputError: the bundle does not say what the run says.
+        NotForThisDevice: the bundle is of another run.
     """
     opened = open_bundle(path)
-    manifest, bounds, run = (
-        opened.manifest,
-        precisions.named(opened.manifest.precision),
-        run.encoded(opened.manifest.encoding),
+    manifest, run = opened.manifest, run.encoded(opened.manifest.encoding)
+    _require_same(run, opened)
+    bounds = precisions.named(manifest.precision)
+    inputs = canary.inputs(manifest.canary["seed"], run.preprocessing)
+    known = len(inputs)
+    count = PARITY_IMAGES_QUANTISED if bounds.quantised else PARITY_IMAGES
+    if len(pixels := _some_pixels(run, manifest.task, count)):
+        inputs = np.concatenate([inputs, run.preprocessing.normalise(pixels)])
+    else:
+        log.warning("no test image can be read: the exported model is compared on its canary only")
+    with stage(f"comparing the {manifest.precision} model with torch"):
+        logits, reference = engine_logits(opened, inputs), host_logits(run, manifest.task, inputs)
+    if (
+        canary.largest_difference(
+            np.array(manifest.canary["logits"], np.float32), reference[:known]
+        )
+        > CANARY_ROUNDING
+    ):
+        raise InputError(
+            f"{path / MANIFEST} was changed: its canary is not what {run.path} computes; export "
+            "the bundle again"
+        )
+    allowed = manifest.tolerance if tolerance is None else tolerance
+    agreement = manifest.min_agreement if min_agreement is None else min_agreement
+    found = compare(logits, reference).require(
+        allowed, agreement, bounds.unit, f"the {manifest.precision} model"
     )
+    difference = canary.largest_difference(logits[:known], reference[:known])
+    if difference > opened.canary_tolerance:
+        raise HealthError(
+            f"the {manifest.precision} model fails its canary: {difference:.2g} (allowed "
+            f"{opened.canary_tolerance:g})"
+        )
+    return found
+
+
+def _require_same(run: Run, opened: Bundle) -> None:
+    """Raises InputError or NotForThisDevice unless manifest and factors say what the run says."""
+    path, manifest = opened.path, opened.manifest
     if manifest.lineage != run.lineage or run.state(manifest.task).digest != manifest.state:
         raise NotForThisDevice(
             f"{path} was not exported from {run.path}: name the run it came from with --run"
@@ -184,47 +253,18 @@ def check_bundle(
     for name, value in _facts(run, run.state(manifest.task)).items():
         if _plain(value) != _plain(getattr(manifest, name)):
             raise InputError(
-                f"{path / MANIFEST} was changed: its {name} is not that of {run.path}; export the bundle again"
+                f"{path / MANIFEST} was changed: its {name} is not that of {run.path}; export the "
+                "bundle again"
             )
     if atomic.read(path / FACTORS) != _factors(run, manifest.task):
         raise InputError(
-            f"{path / FACTORS} was changed: it does not hold the factors of {run.path}; export the bundle again"
+            f"{path / FACTORS} was changed: it does not hold the factors of {run.path}; export the "
+            "bundle again"
         )
-    inputs = canary.inputs(manifest.canary["seed"], run.preprocessing)
-    known = len(inputs)
-    pixels = _some_pixels(
-        run, manifest.task, PARITY_IMAGES_QUANTISED if bounds.quantised else PARITY_IMAGES
-    )
-    if len(pixels):
-        inputs = np.concatenate([inputs, run.preprocessing.normalise(pixels)])
-    else:
-        log.warning("no test image can be read: the exported model is compared on its canary only")
-    logits, reference = engine_logits(opened, inputs), host_logits(run, manifest.task, inputs)
-    if (
-        canary.largest_difference(
-            np.array(manifest.canary["logits"], np.float32), reference[:known]
-        )
-        > 1e-5
-    ):
-        raise InputError(
-            f"{path / MANIFEST} was changed: its canary is not what {run.path} computes; export the bundle again"
-        )
-    allowed = manifest.tolerance if tolerance is None else tolerance
-    agreement = manifest.min_agreement if min_agreement is None else min_agreement
-    found = compare(logits, reference).require(
-        allowed, agreement, bounds.unit, f"the {manifest.precision} model"
-    )
-    if (
-        difference := canary.largest_difference(logits[:known], reference[:known])
-    ) > opened.canary_tolerance:
-        raise HealthError(
-            f"the {manifest.precision} model fails its canary: {difference:.2g} (allowed {opened.canary_tolerance:g})"
-        )
-    return found
 
 
 def _facts(run: Run, state: TaskState) -> dict[str, Any]:
-    """What the manifest says that the run alone decides."""
+    """The fields of the manifest that the run alone decides."""
     return {
         "lineage": run.lineage,
         "state": state.digest,
@@ -242,14 +282,10 @@ def _facts(run: Run, state: TaskState) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> bytes:
-    """For comparing a value with what comes back from JSON."""
-    return dump_json(
-        {
-            "": [asdict(p) for p in value]
-            if value and isinstance(value, tuple) and is_dataclass(value[0])
-            else value
-        }
-    )
+    """To compare a value with what comes back from JSON."""
+    if value and isinstance(value, tuple) and is_dataclass(value[0]):
+        value = [asdict(p) for p in value]
+    return dump_json({"": value})
 
 
 def _factors(run: Run, task: int) -> bytes:
@@ -263,7 +299,15 @@ def _factors(run: Run, task: int) -> bytes:
 
 
 def engine_logits(opened: Bundle, inputs: np.ndarray) -> np.ndarray:
-    """What a bundle's engine computes in the bundle's own state: float32 (N, 3, size, size) to (N, live classes)."""
+    """What a bundle's engine computes in the bundle's own state.
+
+    Args:
+        opened: the bundle.
+        inputs: float32 (N, 3, size, size).
+
+    Returns:
+        float32 (N, live classes).
+    """
     with tempfile.TemporaryDirectory() as workspace:
         engine = open_engine(opened, 0, Path(workspace))
         loaded = engine.load(
@@ -279,7 +323,7 @@ def engine_logits(opened: Bundle, inputs: np.ndarray) -> np.ndarray:
 
 
 def _some_pixels(run: Run, task: int, count: int) -> np.ndarray:
-    """Up to `count` test images, spread over the classes."""
+    """Up to `count` test images, spread over the classes: uint8 (N, size, size, 3)."""
     by_class = test_images_by_class(run, task)
     each = -(-count // max(1, len(by_class)))
     few = {c: images[:each] for c, images in by_class.items()}

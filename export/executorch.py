@@ -1,8 +1,9 @@
-"""Export to ExecuTorch: model.pte, lowered to XNNPACK, with every adapted weight and the head as raw bytes in model.ptd.
+"""Export to ExecuTorch: model.pte for XNNPACK, and model.ptd with all that an update replaces.
 
-The program is traced with random numbers in place of adapted weights and head, which are then patched as a device patches them. So
-each tensor's place is found by numbers that stand nowhere else (ExecuTorch keeps equal constants once), and the program does not
-depend on the values that it was exported with.
+model.ptd holds every adapted weight and the head as raw bytes. The program is traced with random
+numbers in their place, and then patched as a device patches it. So each tensor is found by numbers
+that stand nowhere else (ExecuTorch stores equal constants once), and the program does not depend on
+the values that it was exported with.
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ from ..errors import InputError, UsageError
 from ..formats.bundle import HEAD_BIAS, HEAD_WEIGHT
 from ..storage import atomic
 from . import executorch_int8 as int8
+from .form import ModelForm
 
 PRECISIONS = ("fp32", *int8.PRECISIONS)
 SEED = 0
 
 
 class _Whole(nn.Module):
-    """Images (1, 3, size, size) to logits (1, capacity). One image, for XNNPACK gains nothing with more: a dynamic batch
-    leaves shapes outside the delegate, and costs 16 to 39 % an image (docs/executorch.md)."""
+    """Images (1, 3, size, size) to logits (1, capacity).
+
+    One image, because XNNPACK gains nothing from more: a dynamic batch leaves shapes outside the
+    delegate, and costs 16 to 39 % for each image (docs/executorch.md).
+    """
 
     def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
         super().__init__()
@@ -45,27 +50,32 @@ class _Whole(nn.Module):
 
 
 def write_program(
-    backbone: nn.Module,
-    size: int,
-    weights: Mapping[str, np.ndarray],
-    folder: Path,
-    precision: str = "fp32",
-    capacity: int = 1000,
+    backbone: nn.Module, weights: Mapping[str, np.ndarray], folder: Path, form: ModelForm
 ) -> dict[str, dict[str, Any]]:
-    """Write model.pte and model.ptd for images of size x size into `folder`. Returns the manifest's `weights`.
+    """Write model.pte and model.ptd into a folder.
 
-    weights: {tensor: float32 (rows, columns)} and the head, which is given `capacity` rows. Raises UsageError where executorch
-    is not installed or has no such precision, InputError where the backbone cannot be lowered with its adapted weights raw.
+    Args:
+        backbone: maps images to features.
+        weights: {tensor: float32 (rows, columns)} of all adapted weights, and the head.
+        folder: where both files are written.
+        form: the model's form. The head gets `capacity` rows.
+
+    Returns:
+        The manifest's `weights`.
+
+    Raises:
+        UsageError: executorch is not installed, or has no such precision.
+        InputError: the backbone cannot be lowered with its adapted weights as raw bytes.
     """
-    if precision not in PRECISIONS:
+    if form.precision not in PRECISIONS:
         raise UsageError(
-            f"target executorch has no precision {precision!r}: choose {', '.join(PRECISIONS)}"
+            f"target executorch has no precision {form.precision!r}: choose {', '.join(PRECISIONS)}"
         )
-    stored = {name: with_room(name, weight, capacity) for name, weight in weights.items()}
+    stored = {name: with_room(name, weight, form.capacity) for name, weight in weights.items()}
     model, noise = _with_noise(backbone, stored)
-    if precision in int8.PRECISIONS:
-        int8.quantise(model, set(noise.values()), precision)
-    lowered = _lower(model, size, set(noise.values()))
+    if form.precision in int8.PRECISIONS:
+        int8.quantise(model, set(noise.values()), form.precision)
+    lowered = _lower(model, form.size, set(noise.values()))
     lowered.write_tensor_data_to_file(str(folder))
     data = atomic.read(folder / DATA)
     places = {
@@ -83,7 +93,10 @@ def write_program(
 
 
 def _lower(model: nn.Module, size: int, external: set[str]) -> Any:
-    """ExecuTorch's program, with these parameters in a file of their own. Raises UsageError, InputError."""
+    """ExecuTorch's program, with these parameters in a file of their own.
+
+    Raises UsageError, InputError.
+    """
     example = (torch.zeros(1, 3, size, size),)
     tag = DATA.removesuffix(".ptd")
     with _quiet():
@@ -110,12 +123,11 @@ def _lower(model: nn.Module, size: int, external: set[str]) -> Any:
             edge = to_edge_transform_and_lower(
                 torch.export.export(graph, example),
                 partitioner=[XnnpackPartitioner(configs=int8.partitioning())],
-                compile_config=EdgeCompileConfig(
-                    _check_ir_validity=False
-                ),  # quantised operators are not core ATen
+                # no check, because quantised operators are not core ATen
+                compile_config=EdgeCompileConfig(_check_ir_validity=False),
             )
             names = edge.exported_program().graph_signature.inputs_to_parameters
-            # what XNNPACK did not take is a constant of the program's own
+            # a weight that XNNPACK did not take is a constant of the program itself
             outside = ExecutorchBackendConfig(
                 external_constants=lambda node: tag if names.get(node.name) in external else None
             )
@@ -128,7 +140,7 @@ def _lower(model: nn.Module, size: int, external: set[str]) -> Any:
 def _with_noise(
     backbone: nn.Module, weights: Mapping[str, np.ndarray]
 ) -> tuple[_Whole, dict[str, str]]:
-    """A copy of the model with random numbers in adapted weights and head, and {tensor: the model's parameter}."""
+    """A copy of the model with random adapted weights and head, and {tensor: its parameter}."""
     generator = torch.Generator().manual_seed(SEED)
     random = {
         name: torch.randn(array.shape, generator=generator) / array.shape[-1] ** 0.5
@@ -144,78 +156,86 @@ def _with_noise(
     for name, value in random.items():
         model.get_parameter(names[name]).copy_(value.view_as(model.get_parameter(names[name])))
     for module in model.modules():
-        if getattr(
-            module, "fused_attn", False
-        ):  # timm's; what torch makes of it keeps half of attention outside XNNPACK
+        # timm's flag: what torch makes of fused attention keeps half of it outside XNNPACK
+        if getattr(module, "fused_attn", False):
             module.fused_attn = False  # type: ignore[assignment]
     return model, names
 
 
 def _keep_apart(graph: GraphModule, names: set[str]) -> None:
-    """Batch norm after an adapted convolution becomes a depthwise one, scale and shift: XNNPACK's passes would multiply the scale
-    into the weight, which a device could then not replace by its own."""
+    """Replace each batch norm after an adapted layer by a depthwise convolution: scale and shift.
+
+    Else XNNPACK's passes would multiply the scale into the weight, and a device could not replace
+    that weight by its own.
+    """
     norms = [node for node in graph.graph.nodes if node.target is torch.ops.aten.batch_norm.default]
     for index, node in enumerate(norms):
         if not any(a.op == "get_attr" and a.target in names for a in node.args[0].all_input_nodes):
             continue
-        weight, bias, mean, variance = (
-            None if a is None else _value(graph, a) for a in node.args[1:5]
-        )
-        scale = (variance.double() + node.args[7]).rsqrt() * (
-            1 if weight is None else weight.double()
-        )
-        shift = (0 if bias is None else bias.double()) - mean.double() * scale
-        dimensions = node.meta["val"].ndim
+        scale, shift = _affine(graph, node)
+        convolution = node.meta["val"].ndim == 4
+        # a linear layer's channels are its second dimension, whatever follows
+        ones = (1, 1, 1) if convolution else (1,) * (node.meta["val"].ndim - 2)
         values = {
-            "scale": scale.reshape(
-                -1, *([1] * (dimensions - 1 if dimensions == 4 else dimensions - 2))
-            ),
-            "shift": shift,
+            "scale": scale.reshape(-1, *ones),
+            "shift": shift if convolution else shift.reshape(-1, *ones),
         }
-        if dimensions != 4:  # after a linear layer
-            values["shift"] = shift.reshape(values["scale"].shape)
         made = []
         with graph.graph.inserting_before(node):
             for what, value in values.items():
                 name = f"norm_{index}_{what}"
                 graph.register_parameter(name, nn.Parameter(value.float(), requires_grad=False))
                 made.append(graph.graph.get_attr(name))
-            if dimensions == 4:
-                how = ([1, 1], [0, 0], [1, 1], len(scale))
-                new = graph.graph.call_function(
-                    torch.ops.aten.conv2d.default, (node.args[0], *made, *how)
-                )
-            else:
-                product = graph.graph.call_function(
-                    torch.ops.aten.mul.Tensor, (node.args[0], made[0])
-                )
-                new = graph.graph.call_function(torch.ops.aten.add.Tensor, (product, made[1]))
+            new = _scaled(graph, node.args[0], made, len(scale) if convolution else 0)
         node.replace_all_uses_with(new)
         graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     graph.recompile()
 
 
-def _value(graph: GraphModule, node: Node) -> Tensor:
-    """What a get_attr node stands for."""
+def _scaled(graph: GraphModule, inputs: Any, made: list[Node], channels: int) -> Node:
+    """The node that scales and shifts. channels: of a convolution; 0 after a linear layer."""
+    call, aten = graph.graph.call_function, torch.ops.aten
+    if channels:
+        return call(aten.conv2d.default, (inputs, *made, [1, 1], [0, 0], [1, 1], channels))
+    return call(aten.add.Tensor, (call(aten.mul.Tensor, (inputs, made[0])), made[1]))
+
+
+def _affine(graph: GraphModule, norm: Node) -> tuple[Tensor, Tensor]:
+    """(scale, shift) of a batch norm, float64: a number for each channel."""
+    weight, bias, mean, variance = norm.args[1:5]
+    epsilon: Any = norm.args[7]
+    scale = (_value(graph, variance).double() + epsilon).rsqrt()
+    if weight is not None:
+        scale = scale * _value(graph, weight).double()
+    shift = -_value(graph, mean).double() * scale
+    return scale, shift if bias is None else shift + _value(graph, bias).double()
+
+
+def _value(graph: GraphModule, node: Any) -> Tensor:
+    """The tensor that a get_attr node stands for."""
     path, _, name = str(node.target).rpartition(".")
     return getattr(graph.get_submodule(path), name).detach()  # type: ignore[no-any-return]
 
 
 def _find(data: bytes, value: Tensor, name: str, shape: tuple[int, ...]) -> dict[str, Any]:
-    """The manifest's entry for a tensor. Raises InputError unless its bytes stand in the file exactly once."""
+    """The manifest's entry for a tensor.
+
+    Raises InputError unless its bytes stand in the file exactly once.
+    """
     raw = value.detach().numpy().tobytes()
     offset = data.find(raw)
     if offset < 0 or data.find(raw, offset + 1) >= 0:
         raise InputError(
-            f"{name} does not lie raw in {DATA}, so no device could replace it: choose other --targets"
+            f"{name} does not lie as raw bytes in {DATA}, so no device could replace it: choose "
+            "other --targets"
         )
     return {"file": DATA, "offset": offset, "dtype": "float32", "shape": list(shape)}
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Torch and ExecuTorch warn and log about their own insides."""
+    """Silence what torch and ExecuTorch say about their own insides."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,10 @@
-"""int8 for ExecuTorch: linear layers that are not adapted, a scale per row (output channel); XNNPACK has kernels for both kinds.
+"""int8 for ExecuTorch: linear layers that are not adapted, with a scale per row (output channel).
 
-int8           the weight alone: XNNPACK multiplies float32 activations by int8 weights ("F32, QC8W")
-int8-dynamic   the activations too, with a scale per token that is chosen when it runs ("QD8, F32, QC8W")
+XNNPACK has kernels for both kinds:
+
+    int8           the weight only: float32 activations times int8 weights ("F32, QC8W")
+    int8-dynamic   the activations too, with a scale per token chosen at run time
+                   ("QD8, F32, QC8W")
 """
 
 from __future__ import annotations
@@ -45,15 +48,16 @@ class _Int8Linear(nn.Module):
             x = q.quantize_per_token(x, scale, zero, -128, 127, torch.int8)
             x = q.dequantize_per_token(x, scale, zero, -128, 127, torch.int8, torch.float32)
             return nn.functional.linear(x, weight, self.bias)
-        # the bias apart: XNNPACK's serialiser takes one beside an int8 weight only where activations are int8 as well
+        # bias apart: XNNPACK's serialiser takes one beside an int8 weight only if activations
+        # are int8 too
         product = nn.functional.linear(x, weight)
         return product if self.bias is None else product + self.bias
 
 
 def quantise(model: nn.Module, adapted: Collection[str], precision: str) -> None:
-    """Replace linear layers whose weight is not among `adapted`, but for the first ones, which stay float32 as in ONNX.
+    """Replace the linear layers whose weight is not adapted.
 
-    Raises UsageError where there is none.
+    The first share, KEPT, stays float32, as in ONNX. Raises UsageError if there is no such layer.
     """
     from torch.ao.quantization.fx import _decomposed  # noqa: F401 (registers the operators)
 
@@ -66,14 +70,14 @@ def quantise(model: nn.Module, adapted: Collection[str], precision: str) -> None
     ]
     if not linear:
         raise UsageError(
-            f"precision {precision} finds no linear layer here that is not adapted: choose fp32"
+            f"precision {precision} finds no linear layer that is not adapted: choose fp32"
         )
     for name, module in linear[round(KEPT * len(linear)) :]:
         model.set_submodule(name, _Int8Linear(module, precision == "int8-dynamic"))
 
 
 def partitioning() -> list[type[Any]]:
-    """XNNPACK's rules on what it takes, and that it takes int8 weights beside float32 activations."""
+    """XNNPACK's rules on what it takes, plus: int8 weights with float32 activations."""
     from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
     from executorch.backends.xnnpack.partition.config.gemm_configs import LinearConfig
     from executorch.backends.xnnpack.utils.quant_utils import is_dequant, tag_as_implicit_q_dq

@@ -1,8 +1,9 @@
-"""What is done to packets beside building them: sign, squash, and the orders that change keys and revocation tasks."""
+"""What is done to packets besides building them: sign, squash, change keys, revoke tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,150 +13,254 @@ from ..formats import control, packet, signing
 from ..formats.bundle import open_bundle
 from ..formats.container import LIMITS, countersigned, opened
 from ..formats.control import Revoked
+from ..results import Result
 from ..storage import atomic
 
 
-def sign(file: Path, keys: signing.Signers, out: Path | None = None) -> dict[str, Any]:
-    """Add signatures to a packet: in place, or into `out`. Raises InputError for a damaged file, NothingToDo for a key that has signed."""
-    signers = signing.signers_of(keys)
+@dataclass(frozen=True)
+class SignedPacket(Result):
+    """signed_by: ids of all keys that have signed the packet, unverified."""
+
+    file: Path
+    bytes: int
+    signed_by: tuple[str, ...]
+
+
+def sign_packet(file: Path, key: Path | signing.Signers, out: Path | None = None) -> SignedPacket:
+    """Add signatures to a packet, in place or into `out`.
+
+    Raises:
+        InputError: the file is damaged.
+        NothingToDo: a key has signed it already.
+    """
+    signers = _signers(key)
     with naming(file):
         sealed = countersigned(atomic.receive(file, LIMITS.packet), signers)
     atomic.write(out or file, sealed)
-    return {
-        "file": str(out or file),
-        "bytes": len(sealed),
-        "signed_by": packet.unverified_manifest(sealed)["signed_by"],
-    }
+    signed_by = packet.unverified_manifest(sealed)["signed_by"]
+    return SignedPacket(out or file, len(sealed), tuple(signed_by))
 
 
-def squash(
-    packets: Sequence[Path], keys: signing.Signers, out: Path, trust: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Make one packet of several that follow each other, in any order given. It leads from the first one's state to the last one's.
+@dataclass(frozen=True)
+class SquashedPacket(Result):
+    """A packet from `from_task` to `to_task`. single_bytes: of the packets it stands for."""
 
-    Each must be signed by one of `keys`, or of the public keys named in `trust`: nobody signs what they have not verified.
-    Raises UsageError for a single packet, NotForThisDevice for packets that do not follow each other.
+    file: Path
+    from_task: int
+    to_task: int
+    classes: tuple[str, ...]
+    bytes: int
+    single_bytes: int
+
+
+def squash_packets(
+    packets: Sequence[Path],
+    key: Path | signing.Signers,
+    out: Path,
+    trust: Sequence[str] = (),
+) -> SquashedPacket:
+    """Make one packet of several that follow each other, in any order given.
+
+    It leads from the first one's state to the last one's. The result is equal to the bit.
+
+    Args:
+        packets: two or more.
+        key: signs the new packet.
+        out: the new packet.
+        trust: names or files of public keys that may have signed the packets, besides `key`.
+            Nobody signs what they have not verified.
+
+    Raises:
+        UsageError: there is only one packet, or `out` exists.
+        TrustError: none of these keys has signed a packet.
+        NotForThisDevice: the packets do not follow each other.
     """
     if len(packets) < 2:
         raise UsageError("squash makes one packet of several: name two or more")
     _require_new(out)
-    signers = signing.signers_of(keys)
-    obeyed = {signer.public_key.keyid: signer.public_key for signer in signers} | _public(trust)
-    read = []
-    for path in packets:
-        with naming(path):
-            try:
-                read.append(
-                    packet.read(
-                        atomic.receive(path, LIMITS.packet),
-                        signing.Trust(tuple(obeyed.values()), 1),
-                    )
-                )
-            except TrustError as error:
-                raise TrustError(
-                    f"{error}; or name a key that has signed it with --trust"
-                ) from error
-    read.sort(key=lambda one: one.sequence)
+    signers = _signers(key)
+    known = {signer.public_key.keyid: signer.public_key for signer in signers} | _public(trust)
+    keys = signing.Trust(tuple(known.values()), 1)
+    read = sorted((_verified(path, keys) for path in packets), key=lambda one: one.sequence)
     sealed = packet.squash(read, lambda payload: signing.sign(payload, signers))
     atomic.write(out, sealed)
-    before, after = read[0].first - 1, read[-1].sequence
-    names = [name for one in read for update in one.updates for name in update.classes]
-    single = sum(path.stat().st_size for path in packets)
-    return {
-        "file": str(out),
-        "from_task": before,
-        "to_task": after,
-        "classes": names,
-        "bytes": len(sealed),
-        "single_bytes": single,
-    }
+    return SquashedPacket(
+        file=out,
+        from_task=read[0].first - 1,
+        to_task=read[-1].sequence,
+        classes=tuple(name for one in read for update in one.updates for name in update.classes),
+        bytes=len(sealed),
+        single_bytes=sum(path.stat().st_size for path in packets),
+    )
 
 
-def rotate(
+def _verified(path: Path, keys: signing.Trust) -> packet.Packet:
+    with naming(path):
+        try:
+            return packet.read(atomic.receive(path, LIMITS.packet), keys)
+        except TrustError as error:
+            raise TrustError(f"{error}; or name a key that has signed it with --trust") from error
+
+
+@dataclass(frozen=True)
+class KeyChange:
+    """What changes in the keys that devices trust.
+
+    Attributes:
+        add: names or files of public keys to trust from now on.
+        remove: names or files of public keys to trust no longer.
+        threshold: how many must sign from now on. None: as many as before.
+    """
+
+    add: Sequence[str] = ()
+    remove: Sequence[str] = ()
+    threshold: int | None = None
+
+
+@dataclass(frozen=True)
+class RotatedKeys(Result):
+    """A trust packet. signatures: (have, need) of the `old` and the `new` keys."""
+
+    file: Path
+    version: int
+    threshold: int
+    keys: tuple[str, ...]
+    signatures: Mapping[str, tuple[int, int]]
+    complete: bool
+
+
+def rotate_keys(
     bundle: Path,
-    keys: signing.Signers,
+    key: Path | signing.Signers,
     out: Path,
-    add: Sequence[str] = (),
-    remove: Sequence[str] = (),
-    threshold: int | None = None,
+    change: KeyChange,
     after: Sequence[Path] = (),
-) -> dict[str, Any]:
-    """Write a packet that changes the keys that devices of a bundle obey.
+) -> RotatedKeys:
+    """Write a packet that changes the keys that the devices of a bundle trust.
 
-    add, remove: public keys, by name or file. after: the trust packets that the devices have applied already, in order. The packet
-    counts once enough of the old keys AND of the new ones have signed; `sign` adds what is missing.
+    It counts once enough of the old keys and enough of the new keys have signed it. `sign_packet`
+    adds what is missing.
 
-    Raises UsageError where nothing would change, or the threshold cannot be met; TrustError for a signer of neither side.
+    Args:
+        bundle: the bundle that the devices were flashed with.
+        key: signs the packet.
+        out: the new packet.
+        change: keys to add and to remove.
+        after: the trust packets that the devices have applied already, in order.
+
+    Raises:
+        NothingToDo: nothing would change.
+        UsageError: the threshold cannot be met, or a key to remove is not in force.
+        TrustError: a signer is neither among the old keys nor among the new ones.
     """
     _require_new(out)
     old = follow_trust(open_bundle(bundle).trust, after)
-    added, removed = _public(add), _public(remove)
-    known = {key.keyid: key for key in old.keys}
-    if unknown := set(removed) - set(known):
-        raise UsageError(f"--remove: key {sorted(unknown)[0][:12]} is not in force")
-    named = {keyid: key for keyid, key in {**known, **added}.items() if keyid not in removed}
-    wanted = old.threshold if threshold is None else threshold
+    new = _changed(old, change)
+    signers = _signers(key)
+    known = {one.keyid for one in (*old.keys, *new.keys)}
+    if strangers := {signer.public_key.keyid for signer in signers} - known:
+        raise TrustError(
+            f"key {sorted(strangers)[0][:12]} is neither among the old keys nor among the new "
+            "ones: sign with one of these"
+        )
+    sealed = control.build_trust(new, lambda payload: signing.sign(payload, signers))
+    envelope = opened(sealed)[0].encode()
+    counts = {
+        side: (signing.good_signatures(envelope, trust), trust.threshold)
+        for side, trust in (("old", old), ("new", new))
+    }
+    atomic.write(out, sealed)
+    return RotatedKeys(
+        file=out,
+        version=new.version,
+        threshold=new.threshold,
+        keys=tuple(one.keyid for one in new.keys),
+        signatures=counts,
+        complete=all(have >= need for have, need in counts.values()),
+    )
+
+
+def _changed(old: signing.Trust, change: KeyChange) -> signing.Trust:
+    """The next version of the keys. Raises NothingToDo, UsageError."""
+    known, removed = {key.keyid: key for key in old.keys}, set(_public(change.remove))
+    if unknown := removed - set(known):
+        raise UsageError(
+            f"--remove: key {sorted(unknown)[0][:12]} is not in force: name one that is, or name "
+            "the trust packets that the devices have applied with --after"
+        )
+    named = {
+        keyid: key
+        for keyid, key in {**known, **_public(change.add)}.items()
+        if keyid not in removed
+    }
+    wanted = old.threshold if change.threshold is None else change.threshold
     if not 1 <= wanted <= len(named) <= LIMITS.keys:
         raise UsageError(
-            f"a threshold of {wanted} with {len(named)} key(s): between 1 and all of at most {LIMITS.keys} is possible"
+            f"a threshold of {wanted} with {len(named)} key(s): choose between 1 and all of at "
+            f"most {LIMITS.keys}"
         )
     if set(named) == set(known) and wanted == old.threshold:
         raise NothingToDo(
             "these keys and this threshold are in force already: use --add, --remove or --threshold"
         )
-    new = signing.Trust(tuple(named[keyid] for keyid in sorted(named)), wanted, old.version + 1)
-    signers = signing.signers_of(keys)
-    if strangers := {s.public_key.keyid for s in signers} - set(known) - set(named):
-        raise TrustError(
-            f"key {sorted(strangers)[0][:12]} is neither among the old keys nor among the new ones"
-        )
-    sealed = control.build_trust(new, lambda payload: signing.sign(payload, signers))
-    envelope = opened(sealed)[0].encode()
-    counts = {
-        side: [signing.good_signatures(envelope, t), t.threshold]
-        for side, t in (("old", old), ("new", new))
-    }
-    atomic.write(out, sealed)
-    return {
-        "file": str(out),
-        "version": new.version,
-        "threshold": wanted,
-        "keys": [key.keyid for key in new.keys],
-        "signatures": counts,
-        "complete": all(have >= need for have, need in counts.values()),
-    }
+    return signing.Trust(tuple(named[keyid] for keyid in sorted(named)), wanted, old.version + 1)
+
+
+@dataclass(frozen=True)
+class RevokedTask(Result):
+    """A revocation. signatures: how many of the `threshold` needed it has."""
+
+    file: Path
+    task: int
+    revision: int
+    bytes: int
+    signatures: int
+    threshold: int
 
 
 def revoke(
     bundle: Path,
     task: int,
     revision: int,
-    keys: signing.Signers,
+    key: Path | signing.Signers,
     out: Path,
     after: Sequence[Path] = (),
-) -> dict[str, Any]:
-    """Write a packet that takes devices of a bundle back to before `task`, wherever they hold it in a revision up to `revision`.
+) -> RevokedTask:
+    """Write a packet that takes the devices of a bundle back to before a task, for good.
 
-    after: as for `rotate`; it decides only how many of the signatures are said to count. Raises UsageError for a task that the
-    bundle itself knows.
+    Args:
+        bundle: the bundle that the devices were flashed with.
+        task: the task to take back, with all after it.
+        revision: the highest revision of it that is taken back.
+        key: signs the packet.
+        out: the new packet.
+        after: the trust packets that the devices have applied already. They decide only how many
+            of the signatures count in the result.
+
+    Raises:
+        UsageError: the bundle itself knows the task.
     """
     flashed = open_bundle(bundle)
-    manifest, obeyed = flashed.manifest, follow_trust(flashed.trust, after)
+    manifest, trust = flashed.manifest, follow_trust(flashed.trust, after)
     if task <= manifest.task:
         raise UsageError(
-            f"--task {task}: {bundle} knows the tasks up to {manifest.task} itself; no packet can take them back"
+            f"--task {task}: {bundle} knows the tasks up to {manifest.task} itself; no packet can "
+            "take them back"
         )
     if not 0 <= revision <= LIMITS.revision:
-        raise UsageError(f"--revision {revision}: between 0 and {LIMITS.revision}")
+        raise UsageError(f"--revision {revision}: choose a number between 0 and {LIMITS.revision}")
     _require_new(out)
-    signers = signing.signers_of(keys)
+    signers = _signers(key)
     sealed = control.build_revocation(
         manifest.lineage, Revoked(task, revision), lambda payload: signing.sign(payload, signers)
     )
     atomic.write(out, sealed)
-    count = signing.good_signatures(opened(sealed)[0].encode(), obeyed)
-    facts = {"file": str(out), "task": task, "revision": revision, "bytes": len(sealed)}
-    return facts | {"signatures": count, "threshold": obeyed.threshold}
+    count = signing.good_signatures(opened(sealed)[0].encode(), trust)
+    return RevokedTask(out, task, revision, len(sealed), count, trust.threshold)
+
+
+def _signers(key: Path | signing.Signers) -> list[Any]:
+    return signing.signers_of([key] if isinstance(key, Path) else key)
 
 
 def _public(names: Sequence[str]) -> dict[str, Any]:
@@ -169,4 +274,6 @@ def _require_new(out: Path) -> None:
     if out.exists():
         raise UsageError(f"{out} exists already: choose another name")
     if not out.name.endswith(packet.SUFFIX):
-        raise InputError(f"{out}: the name of a packet ends with {packet.SUFFIX}")
+        raise InputError(
+            f"{out}: the name of a packet ends with {packet.SUFFIX}: choose such a name"
+        )

@@ -1,8 +1,11 @@
-"""An ONNX model whose adapted weights and head can be replaced: as inputs with defaults (overridable initializers), so that an
-update needs no new session; or as constants kept outside the model's file, which a new session is made with.
+"""An ONNX model whose adapted weights and head can be replaced.
 
-The file runs as it is in any ONNX Runtime program. Adapted weights and head lie in weights.safetensors, which ONNX takes as
-external data: one copy, read by the engine through the graph and by the device runtime as W_e.
+Either they are inputs with defaults (overridable initializers), and an update needs no new session.
+Or they are constants outside the model's file, and an update makes a new session.
+
+The file runs as it is in any ONNX Runtime program. Adapted weights and head lie in
+weights.safetensors, which ONNX takes as external data. There is one copy: the engine reads it
+through the graph, and the device runtime reads it as W_e.
 """
 
 from __future__ import annotations
@@ -31,11 +34,12 @@ from ..formats.bundle import CONSTANTS, HEAD_BIAS, HEAD_WEIGHT
 from ..method.backbones import shaped
 from ..storage import atomic
 from . import precision as precisions
+from .form import ModelForm
 
 OPSET = 21
 WEIGHTS = "weights.safetensors"
 REST = "model.onnx.data"
-"""the other constants, where the model would be larger than a protobuf may be"""
+"""the other constants, if the model is too large for a protobuf"""
 LIMIT = 1 << 30
 """bytes"""
 
@@ -56,38 +60,46 @@ class _Functional(nn.Module):
 
 def write_model(
     backbone: nn.Module,
-    size: int,
     weights: Mapping[str, np.ndarray],
     folder: Path,
-    precision: str = "fp32",
-    weights_as: str = "inputs",
-    capacity: int = 0,
-    facts: Mapping[str, str] | None = None,
+    form: ModelForm,
+    facts: Mapping[str, str],
 ) -> dict[str, dict[str, Any]]:
-    """Write the model for images of size x size into `folder`. weights: {tensor: float32 (rows, columns)} with the head.
+    """Write a model into a folder.
 
-    facts: the model's metadata_props. Returns the manifest's `weights`. Raises InputError where torch cannot export it.
+    Args:
+        backbone: maps images to features.
+        weights: {tensor: float32 (rows, columns)} of all adapted weights, and the head.
+        folder: where model.onnx and weights.safetensors are written.
+        form: the model's form.
+        facts: the model's metadata_props.
+
+    Returns:
+        The manifest's `weights`.
+
+    Raises:
+        InputError: torch cannot export this backbone.
     """
-    stored = {name: with_room(name, weight, capacity) for name, weight in weights.items()}
-    model = _trace(backbone.cpu().eval(), size, stored)
-    model = precisions.lower(model, precision)
+    stored = {name: with_room(name, weight, form.capacity) for name, weight in weights.items()}
+    model = _trace(backbone.cpu().eval(), form.size, stored)
+    model = precisions.lower(model, form.precision)
     for name, value in stored.items():
         model.graph.initializer.append(
             numpy_helper.from_array(np.ascontiguousarray(value, np.float32), name)
         )
-    if precisions.named(precision).stored == "float16":
+    if precisions.named(form.precision).stored == "float16":
         precisions.halve(model, set(stored) - {HEAD_BIAS})
-    if weights_as == CONSTANTS:
+    if form.weights_as == CONSTANTS:
         del model.graph.input[1:]
         model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = len(stored[HEAD_BIAS])
-    helper.set_model_props(model, dict(facts or {}))
+    helper.set_model_props(model, dict(facts))
     places = _store_externally(model.graph, list(stored), folder / WEIGHTS)
     _save(model, folder)
     return places
 
 
 def _trace(backbone: nn.Module, size: int, weights: Mapping[str, np.ndarray]) -> ModelProto:
-    """The graph, with an input for each weight, named as the weight; the other constants bear the backbone's names."""
+    """The graph. Each weight is an input of its name; other constants bear the backbone's names."""
     adapted = {
         name: torch.from_numpy(w)
         for name, w in weights.items()
@@ -110,9 +122,8 @@ def _trace(backbone: nn.Module, size: int, weights: Mapping[str, np.ndarray]) ->
     if program is None:
         raise InputError("this backbone cannot be exported: torch.onnx.export returned nothing")
     model = program.model_proto
-    for node in (
-        model.graph.node
-    ):  # where torch traced it: paths of this machine, and a third of a small model's bytes
+    for node in model.graph.node:
+        # where torch traced it: paths of this machine, and a third of a small model's bytes
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     _rename(
@@ -128,37 +139,43 @@ def _trace(backbone: nn.Module, size: int, weights: Mapping[str, np.ndarray]) ->
 def _rename(
     graph: Any, inputs: list[str], outputs: list[str], dynamic: list[str], backbone: nn.Module
 ) -> None:
-    """Give inputs, outputs, constants and the dynamic dimensions their names: those of the backbone's own parameters."""
+    """Give inputs, outputs, constants and dynamic dimensions their names.
+
+    Constants get the names of the backbone's own parameters.
+    """
     names = dict(
         zip([v.name for v in (*graph.input, *graph.output)], [*inputs, *outputs], strict=True)
     )
-    for tensor in graph.initializer:
-        names[tensor.name] = tensor.name.removeprefix("backbone.")
-    turned = {
-        p.detach().numpy().T.tobytes(): f"{name}.T"
-        for name, p in backbone.named_parameters()
-        if p.ndim == 2
-    }
-    for tensor in graph.initializer:  # a linear layer's weight is stored the other way round
-        if len(tensor.dims) == 2 and tensor.name.startswith("val_"):
-            names[tensor.name] = turned.pop(numpy_helper.to_array(tensor).tobytes(), tensor.name)
+    names |= _constants(graph, backbone)
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         value.name = names.get(value.name, value.name)
     for node in graph.node:
         for field in (node.input, node.output):
             field[:] = [names.get(name, name) for name in field]
-    old = [
-        graph.input[0].type.tensor_type.shape.dim[0].dim_param,
-        graph.input[-1].type.tensor_type.shape.dim[0].dim_param,
-    ]
+    first = [graph.input[i].type.tensor_type.shape.dim[0].dim_param for i in (0, -1)]
+    dimensions = dict(zip(first, dynamic, strict=True))
     for value in (*graph.input, *graph.output, *graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in old:
-                dim.dim_param = dynamic[old.index(dim.dim_param)]
+            if dim.dim_param in dimensions:
+                dim.dim_param = dimensions[dim.dim_param]
+
+
+def _constants(graph: Any, backbone: nn.Module) -> dict[str, str]:
+    """{name in the graph: name in the backbone}; with .T for a transposed weight."""
+    names = {tensor.name: tensor.name.removeprefix("backbone.") for tensor in graph.initializer}
+    turned = {
+        p.detach().numpy().T.tobytes(): f"{name}.T"
+        for name, p in backbone.named_parameters()
+        if p.ndim == 2
+    }
+    for tensor in graph.initializer:  # torch.onnx stores a linear layer's weight transposed
+        if len(tensor.dims) == 2 and tensor.name.startswith("val_"):
+            names[tensor.name] = turned.pop(numpy_helper.to_array(tensor).tobytes(), tensor.name)
+    return names
 
 
 def _store_externally(graph: Any, names: list[str], path: Path) -> dict[str, dict[str, Any]]:
-    """Move these constants into a safetensors file beside the model. Returns where each lies."""
+    """Move these constants into a safetensors file beside the model. Return where each lies."""
     tensors = {t.name: t for t in graph.initializer if t.name in names}
     arrays = {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items()}
     atomic.write(

@@ -1,4 +1,4 @@
-"""Packets of a run, each proved on a scratch device before it is written: no device gets one that it would refuse."""
+"""Packets of a run. Each is proved on a scratch device before it is written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,99 +20,189 @@ from ..formats.canonical import dump_json
 from ..formats.container import LIMITS, countersigned, opened
 from ..inputs import canary
 from ..method.sdlora import logits
+from ..progress import stage
+from ..results import Result
 from ..state import TaskState
 from ..storage import atomic
 from ..train import splits
 from ..train.evaluator import BATCH, images_of
 from ..train.run import Run
 from .parity import host_logits
-from .requests import PacketRequest, Signing
+from .requests import PacketOptions, PacketRequest, Signing
+
+
+@dataclass(frozen=True)
+class Accuracies(Result):
+    """Shares of right answers on images of the classes known after a task.
+
+    Attributes:
+        before: in the state before the task, where images of its new classes are all wrong.
+        after: in the state after it.
+        after_without_old_rows: in the state after it, if known classes had kept their head rows.
+        images: how many images were scored.
+    """
+
+    before: float
+    after: float
+    after_without_old_rows: float
+    images: int
+
+
+@dataclass(frozen=True)
+class BuiltPacket(Result):
+    """A packet that was written.
+
+    Attributes:
+        file: the packet.
+        task: number of its task; `name` is the task's name.
+        classes: the classes that are new with it.
+        retired: the classes that are never answered again.
+        renamed: (old name, new name) of classes.
+        encoding: of its factors.
+        revision: of its task.
+        weight_error: largest absolute error that the encoding makes in a merged weight.
+        old_rows: how many rows of known classes it changes, in `old_rows_bytes` bytes.
+        bytes: size of the file.
+        signatures: how many of the devices' keys have signed it, of the `threshold` needed.
+        canary_difference: largest logit difference on the scratch device.
+        accuracy: None if no images were named.
+    """
+
+    file: Path
+    task: int
+    name: str
+    classes: tuple[str, ...]
+    retired: tuple[str, ...]
+    renamed: tuple[tuple[str, str], ...]
+    encoding: str
+    revision: int
+    weight_error: float
+    old_rows: int
+    old_rows_bytes: int
+    bytes: int
+    signatures: int
+    threshold: int
+    canary_difference: float
+    accuracy: Accuracies | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without `accuracy` if no images were named."""
+        shown = super().to_dict()
+        if self.accuracy is None:
+            del shown["accuracy"]
+        return shown
 
 
 def build_packets(
-    run_path: Path,
-    bundle_path: Path,
+    run: Run | Path,
+    bundle: Path | str,
     key: Path | signing.Signers,
-    task: int | None = None,
     out: Path | None = None,
-    encoding: str | None = None,
-    revision: int | None = None,
-    trust: Sequence[Path] = (),
-    images: str | None = None,
-) -> list[dict[str, Any]]:
-    """Sign a packet for every task after the bundle's, or for `task` alone, into `out` (default: packets/ in the run).
+    options: PacketOptions | None = None,
+) -> list[BuiltPacket]:
+    """Sign a packet for every task after the bundle's.
 
-    key: one private key, or several: files, or what `signing.load_signer` gives. encoding: must be the bundle's, which is the
-    default. revision: given to `task` and all after it, once and for all. trust: trust packets that the devices have applied, in
-    order. images: a folder to score the states before and after each packet on.
+    Each packet is proved on a scratch device before it is written.
 
-    Raises NothingToDo where the bundle knows every task, NotForThisDevice where bundle and run are of different lineages or
-    encodings, UsageError for a task the bundle knows already or the run has not, TrustError where the devices do not trust a
-    key, HealthError where a device would not compute what this host computes.
+    Args:
+        run: the run, or its folder.
+        bundle: the bundle that the devices were flashed with.
+        key: one private key, or several: files, or what `signing.load_signer` returns.
+        out: the packets' folder. Default: packets/ in the run.
+        options: which tasks, and how.
+
+    Raises:
+        NothingToDo: the bundle knows every task.
+        NotForThisDevice: bundle and run are of different lineages or encodings.
+        UsageError: the bundle knows the task already, or the run has no such task.
+        TrustError: the devices do not trust a key.
+        HealthError: a device would not compute what this host computes.
     """
-    keys = [key] if isinstance(key, Path) else key
     request = PacketRequest(
-        run_path, bundle_path, keys, task, out, encoding, revision, trust, images
+        run.path if isinstance(run, Run) else run,
+        Path(bundle),
+        [key] if isinstance(key, Path) else key,
+        out,
+        options or PacketOptions(),
     )
     return build(request, request.require())
 
 
-def build(request: PacketRequest, by: Signing) -> list[dict[str, Any]]:
-    """`build_packets`, of what was checked."""
-    bundle, signers, keys, task = by.bundle, by.signers, by.keys, request.task
-    takes = bundle.manifest.encoding
+def build(request: PacketRequest, by: Signing) -> list[BuiltPacket]:
+    """`build_packets`, of a request that was checked."""
+    bundle, options = by.bundle, request.options
     own = Run.open(request.run)
-    run = own.encoded(takes)
-    first, last = bundle.manifest.task + 1, len(run.updates)
+    run = own.encoded(bundle.manifest.encoding)
+    first, last = bundle.manifest.task + 1, options.task or len(run.updates)
     if bundle.manifest.lineage != run.lineage or (
-        first <= last + 1 and run.states[first - 1].digest != bundle.manifest.state
+        first <= len(run.states) and run.states[first - 1].digest != bundle.manifest.state
     ):
         raise NotForThisDevice(
             f"{bundle.path} was not exported from {run.path}: name the bundle of this run"
         )
-    if request.revision is not None and task is not None:
-        own.revise(task, request.revision)
     out = request.out or request.run / "packets"
     built = []
-    with tempfile.TemporaryDirectory() as scratch:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        stage("building packets", 1 + last - first) as advance,
+    ):
         device = Device.init(
-            _trusting(bundle, signers, Path(scratch) / "bundle"), Path(scratch) / "store"
+            _trusting(bundle, by.signers, Path(scratch) / "bundle"), Path(scratch) / "store"
         )
-        for number in range(first, (task or last) + 1):
-            inputs = canary.inputs(number, run.preprocessing)
-            contents = packet.Contents(
-                lineage=run.lineage,
-                begin=run.states[number - 1].digest,
-                updates=(run.updates[number - 1],),
-                canary_seed=number,
-                canary_logits=host_logits(run, number, inputs),
-                encoding=takes,
-                revisions=(run.revision(number),),
-            )
-            sealed = packet.build(contents, lambda payload: signing.sign(payload, signers))
+        for number in range(first, last + 1):
+            revision = _revision(run, options, number)
+            sealed = _sealed(run, number, revision, by)
             name = f"{number:03d}-{run.states[number].digest[:8]}{packet.SUFFIX}"
             proof = Path(scratch) / name
             proof.write_bytes(sealed)
             status = device.apply(proof)
-            if task in (None, number):
-                facts = _facts(run, number, request.images)
-                sealed = _with_others(out / name, sealed, signers)
+            if options.task in (None, number):
+                score = accuracies(run, number, options.images) if options.images else None
+                # The run notes a revision once its packet is proved, before anybody can have it.
+                if options.revision is not None:
+                    own.revise(number, options.revision)
+                sealed = _with_others(out / name, sealed, by.signers)
                 atomic.write(out / name, sealed)
                 built.append(
-                    {
-                        "file": str(out / name),
-                        **facts,
-                        "bytes": len(sealed),
-                        "signatures": signing.good_signatures(opened(sealed)[0].encode(), keys),
-                        "threshold": keys.threshold,
-                        "canary_difference": status["canary_difference"],
-                    }
+                    BuiltPacket(
+                        file=out / name,
+                        **_facts(run, number),
+                        revision=revision,
+                        bytes=len(sealed),
+                        signatures=signing.good_signatures(opened(sealed)[0].encode(), by.keys),
+                        threshold=by.keys.threshold,
+                        canary_difference=status["canary_difference"],
+                        accuracy=score,
+                    )
                 )
+            advance()
     return built
 
 
+def _revision(run: Run, options: PacketOptions, number: int) -> int:
+    """The revision of a task, as if the one that is asked for were noted already."""
+    asked, highest = options.revision, run.revision(len(run.states))
+    if asked is None or options.task is None or number < options.task or asked <= highest:
+        return run.revision(number)
+    return asked
+
+
+def _sealed(run: Run, number: int, revision: int, by: Signing) -> bytes:
+    """The packet of one task."""
+    contents = packet.Contents(
+        lineage=run.lineage,
+        begin=run.states[number - 1].digest,
+        updates=(run.updates[number - 1],),
+        canary_seed=number,
+        canary_logits=host_logits(run, number, canary.inputs(number, run.preprocessing)),
+        encoding=by.bundle.manifest.encoding,
+        revisions=(revision,),
+    )
+    return packet.build(contents, lambda payload: signing.sign(payload, by.signers))
+
+
 def _with_others(path: Path, sealed: bytes, signers: Sequence[Any]) -> bytes:
-    """The new packet; where the very same one lies there already, that one, with what others have signed."""
+    """The new packet, or the same one that lies there already, with the signatures of others."""
     if not path.exists():
         return sealed
     try:
@@ -130,30 +220,31 @@ def _with_others(path: Path, sealed: bytes, signers: Sequence[Any]) -> bytes:
             if signing.good_signatures(opened(both)[0].encode(), ours) == len(ours.keys)
             else sealed
         )
-    except (InputError, TrustError):  # damaged, or of another purpose: the new one takes its place
+    except (InputError, TrustError):  # damaged, or something else: the new packet takes its place
         return sealed
 
 
-def _facts(run: Run, task: int, folder: str | None) -> dict[str, Any]:
-    """What a packet brings, and what it loses in its encoding."""
+def _facts(run: Run, task: int) -> dict[str, Any]:
+    """What a packet brings, and what it loses in its encoding: some fields of `BuiltPacket`."""
     update, features = run.updates[task - 1], run.states[task].head_weight.shape[1]
-    facts = {
+    known, rows = run.states[task - 1].classes, len(update.head.index)
+    return {
         "task": task,
         "name": update.name,
-        "classes": list(update.classes),
+        "classes": update.classes,
+        "retired": tuple(str(known[row]) for row in update.retired),
+        "renamed": tuple((str(known[row]), new) for row, new in update.renamed),
         "encoding": run.config.method.encoding,
-        "revision": run.revision(task),
         "weight_error": run.weight_error(task),
-        "old_rows": len(update.head.index),
-        "old_rows_bytes": len(update.head.index) * (features + 12),
+        "old_rows": rows,
+        "old_rows_bytes": rows * (features + 12),
     }
-    return facts | ({"accuracy": accuracies(run, task, folder)} if folder else {})
 
 
-def accuracies(run: Run, task: int, folder: str) -> dict[str, Any]:
-    """Shares of right answers on a folder's images of the classes known after `task`: {"before", "after",
-    "after_without_old_rows", "images"}. Images of classes that are new in `task` are all wrong before it. The third is the
-    state after it if known classes had kept their head rows.
+def accuracies(run: Run, task: int, folder: str) -> Accuracies:
+    """Score the states before and after a task on a folder's images.
+
+    Raises InputError if the folder has no readable image of a class known after the task.
     """
     before, after = run.states[task - 1], run.states[task]
     known = {
@@ -166,23 +257,24 @@ def accuracies(run: Run, task: int, folder: str) -> dict[str, Any]:
     total = sum(map(len, decoded.values()))
     if not total:
         raise InputError(f"{folder} has no readable test image of a class known after task {task}")
-    rows = (
+    weight, bias = (
         np.concatenate([b, a[len(b) :]])
         for b, a in ((before.head_weight, after.head_weight), (before.head_bias, after.head_bias))
     )
-    kept = replace(after, **dict(zip(("head_weight", "head_bias"), rows)))
+    kept = replace(after, head_weight=weight, head_bias=bias)
     weights = run.weights(task)
-    return {
-        "before": _right(run, run.weights(task - 1), before, decoded) / total,
-        "after": _right(run, weights, after, decoded) / total,
-        "after_without_old_rows": _right(run, weights, kept, decoded) / total,
-        "images": total,
-    }
+    return Accuracies(
+        before=_right(run, run.weights(task - 1), before, decoded) / total,
+        after=_right(run, weights, after, decoded) / total,
+        after_without_old_rows=_right(run, weights, kept, decoded) / total,
+        images=total,
+    )
 
 
 def _right(
     run: Run, weights: Mapping[str, np.ndarray], state: TaskState, decoded: Mapping[str, np.ndarray]
 ) -> int:
+    """How many images get their own class. decoded: uint8 (N, size, size, 3) by class."""
     right = 0
     for label, pixels in decoded.items():
         for start in range(0, len(pixels) if label in state.classes else 0, BATCH):
@@ -197,7 +289,10 @@ def _right(
 
 
 def _trusting(bundle: Bundle, signers: Sequence[Any], folder: Path) -> Path:
-    """The same bundle for a scratch device that obeys these signers alone: they may be fewer than the threshold so far."""
+    """A copy of the bundle that trusts these signers only.
+
+    A scratch device needs it, because the signers may be fewer than the bundle's threshold so far.
+    """
     shutil.copytree(bundle.path, folder, copy_function=_link_or_copy)
     for name in (TRUST, MANIFEST):
         (folder / name).unlink()

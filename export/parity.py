@@ -1,4 +1,4 @@
-"""Proof that an exported model computes what torch computes, and the same proof for a whole fleet's worth of packets."""
+"""Proof that an exported model computes what torch computes."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ import numpy as np
 
 from ..errors import HealthError
 from ..method import sdlora
+from ..results import Result
 from ..train.run import Run
 
 BATCH = 64
 
 
 @dataclass(frozen=True)
-class Parity:
-    """images: how many were compared. same_top: how many have the same argmax on both sides. difference: the largest
-    absolute logit difference; largest: the largest absolute logit of the reference."""
+class Parity(Result):
+    """How two sets of logits compare.
+
+    Attributes:
+        images: how many were compared.
+        same_top: how many of them have the same argmax on both sides.
+        difference: largest absolute logit difference.
+        largest: largest absolute logit of the reference.
+    """
 
     images: int
     same_top: int
@@ -25,21 +32,31 @@ class Parity:
     largest: float
 
     def to_dict(self) -> dict[str, Any]:
-        agreement = self.same_top / self.images
+        """`same_top` as a share of the images, and the rest."""
         return {
             "images": self.images,
-            "agreement": agreement,
+            "agreement": self.same_top / self.images,
             "largest_difference": self.difference,
             "largest_logit": self.largest,
         }
 
     def require(self, tolerance: float, agreement: float, unit: float, what: str) -> Parity:
-        """Raises HealthError unless logits are within the tolerance, which is meant for logits up to `unit` and grows with larger
-        ones, and a share of `agreement` of the images has the same argmax."""
+        """Return this if it is within the bounds.
+
+        Args:
+            tolerance: largest logit difference, for logits up to `unit`. It grows with larger ones.
+            agreement: smallest share of images with the same argmax.
+            unit: see `tolerance`.
+            what: is compared, for the message.
+
+        Raises:
+            HealthError: it is not.
+        """
         allowed = tolerance * max(1.0, self.largest / unit)
         if not (self.difference <= allowed and self.same_top >= agreement * self.images):
             raise HealthError(
-                f"{what} does not compute what torch computes: logits differ by {self.difference:.2g} (allowed {allowed:.2g}), "
+                f"{what} does not compute what torch computes: logits differ by "
+                f"{self.difference:.2g} (allowed {allowed:.2g}), "
                 f"{self.images - self.same_top} of {self.images} images get another class "
                 f"(agreement {self.same_top / self.images:.1%}, required {agreement:.1%})"
             )
@@ -47,7 +64,7 @@ class Parity:
 
 
 def compare(ours: np.ndarray, reference: np.ndarray) -> Parity:
-    """Two sets of logits, float32 (N, classes)."""
+    """Compare two sets of logits, float32 (N, classes)."""
     largest = float(np.abs(reference).max(initial=0.0))
     if ours.shape != reference.shape or not np.isfinite(ours).all():
         return Parity(len(reference), 0, float("inf"), largest)
@@ -64,8 +81,8 @@ def host_logits(run: Run, task: int, inputs: np.ndarray) -> np.ndarray:
     """Compute in float64 what the model answers after a task.
 
     Args:
-        run: The run.
-        task: Number of the task.
+        run: the run.
+        task: number of the task.
         inputs: float32 (N, 3, size, size), preprocessed.
 
     Returns:

@@ -1,4 +1,7 @@
-"""What of a `peft` adapter's adapter_config.json says how its tensors become weights; what plain factors cannot say is refused."""
+"""How a `peft` adapter's adapter_config.json says that its tensors become weights.
+
+What plain factors cannot represent is refused.
+"""
 
 from __future__ import annotations
 
@@ -18,33 +21,24 @@ from ..storage import atomic
 CONFIG = "adapter_config.json"
 _READ = {"peft_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "modules_to_save"}
 _WITHOUT_EFFECT = {
-    *(
-        "target_modules",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
-    ),  # the tensors' own names say it
-    *(
-        "task_type",
-        "auto_mapping",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-        "peft_version",
-    ),
-    *("lora_dropout", "eva_config", "ensure_weight_tying", "megatron_core", "qalora_group_size"),
+    # the tensors' own names say it
+    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode"),
+    *("peft_version", "lora_dropout", "eva_config", "ensure_weight_tying", "megatron_core"),
+    "qalora_group_size",
 }
 _Patterns = tuple[tuple[re.Pattern[str], float], ...]
 _NAME = re.compile(r"\^?([\w-]|\\?\.)+\$?")
-"""such a pattern repeats nothing and offers no choice, so no name takes long to match"""
+"""Such a pattern repeats nothing and offers no choice, so no name takes long to match."""
 MOST_PATTERNS = 1000
 _STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
-"""how A and B may have started: the others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) have changed the backbone's weights"""
+"""How A and B may have been initialised. The other ways (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
+change the backbone's weights."""
 
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """What of adapter_config.json says how tensors become weights."""
+    """The part of adapter_config.json that says how tensors become weights."""
 
     path: Path
     r: int
@@ -55,7 +49,11 @@ class AdapterConfig:
 
     @classmethod
     def read(cls, folder: Path) -> AdapterConfig:
-        """Raises InputError for another kind of adapter, or a variant of LoRA that plain factors do not represent."""
+        """Read it from an adapter's folder.
+
+        Raises InputError for another kind of adapter, or a variant of LoRA that plain factors do
+        not represent.
+        """
         path = folder / CONFIG
         value = parse_json(atomic.read(path, LIMITS.header), str(path))
         if (kind := value.get("peft_type")) != "LORA":
@@ -64,13 +62,15 @@ class AdapterConfig:
             )
         if (start := value.get("init_lora_weights")) not in _STARTS:
             raise InputError(
-                f"{folder} uses init_lora_weights={start}, which changes the backbone's own weights: convert it in peft first"
+                f"{folder} uses init_lora_weights={start}, which changes the backbone's own "
+                "weights: convert it in peft first"
             )
         plain = {"init_lora_weights": start, "bias": "none"}
         for name, setting in value.items():
             if name not in _READ | _WITHOUT_EFFECT and setting and setting != plain.get(name):
                 raise InputError(
-                    f"{folder} uses {name}={setting}, which a task's factors cannot represent: train the adapter without it"
+                    f"{folder} uses {name}={setting}, which a task's factors cannot represent: "
+                    "train the adapter without it"
                 )
         try:
             return cls(
@@ -83,7 +83,7 @@ class AdapterConfig:
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
-                f"{path} is not the configuration of a LoRA adapter: {error!r}"
+                f"{path} is not the configuration of a LoRA adapter ({error!r}): save it again"
             ) from error
 
     def scaling(self, module: str, A: np.ndarray, B: np.ndarray) -> np.float32:
@@ -93,7 +93,8 @@ class AdapterConfig:
         )
         if not len(A) == B.shape[1] == rank:
             raise InputError(
-                f"{self.path}: {module} has factors {A.shape} and {B.shape}, and by {CONFIG} rank {rank}"
+                f"{self.path}: {module} has factors {A.shape} and {B.shape}, but {CONFIG} says "
+                f"rank {rank}: save the adapter again"
             )
         return np.float32(alpha / rank)
 
@@ -113,16 +114,21 @@ def _alpha(value: Any) -> float:
 def _patterns(
     folder: Path, config: Mapping[str, Any], name: str, number: Callable[[Any], float]
 ) -> _Patterns:
-    """Names of modules only: peft takes any regular expression, and some of them, from a stranger's file, would never end."""
+    """Patterns that are names of modules.
+
+    peft takes any regular expression, and one from a stranger's file could run for ever.
+    """
     values = config.get(name) or {}
     if len(values) > MOST_PATTERNS:
         raise InputError(
-            f"{folder} has a {name} of {len(values)} entries, of at most {MOST_PATTERNS}: train it with fewer"
+            f"{folder} has a {name} of {len(values)} entries, but at most {MOST_PATTERNS} are "
+            "allowed: train it with fewer"
         )
     for pattern in values:
         if len(pattern) > LIMITS.name or not _NAME.fullmatch(pattern):
             raise InputError(
-                f"{folder} has {pattern!r} in its {name}: write it as the end of a module's name, such as attn.qkv"
+                f"{folder} has {pattern!r} in its {name}: write it as the end of a module's name, "
+                "such as attn.qkv"
             )
     return tuple(
         (re.compile(rf"(.*\.)?({pattern})$"), number(value)) for pattern, value in values.items()

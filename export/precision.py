@@ -1,4 +1,7 @@
-"""What each precision may cost, and how an ONNX graph is brought to it. Adapted weights and head are never quantised."""
+"""What each precision may cost, and how an ONNX graph is brought to it.
+
+Adapted weights and head are never quantised.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +18,27 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from ..errors import UsageError
 
 FEW = 1024
-"""a constant of fewer numbers is left as it is: it weighs nothing, and may be sensitive"""
+"""A constant with fewer numbers stays as it is: it weighs nothing, and may be sensitive."""
 BLOCK = 32
-"""weights of one scale, along the input dimension: with one for each whole channel, 98.9 instead of 99.5 % of Omniglot's test
-images kept their class in a simulation (rounded weights in float32), 99.4 instead of 99.5 % of Caltech-101's"""
+"""Weights that share a scale, along the input dimension. With one scale for each whole channel,
+98.9 instead of 99.5 % of Omniglot's test images kept their class in a simulation (rounded weights
+in float32), and 99.4 instead of 99.5 % of Caltech-101's."""
 KEPT = 1 / 6
-"""of the matrices, the first ones, stay float16: what is lost there goes through the whole depth"""
+"""share of the matrices, from the first, that stays float16: an error there passes every layer"""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """stored: dtype of adapted weights and head, as `bundle.DTYPES` names it.
+    """The bounds of one precision.
 
-    tolerance: the largest logit difference for logits up to `unit`; where there are larger ones it grows with them, as rounding
-    does. canary: the same for the canary, whose images make smaller differences: up to 0.0005, 0.025 and 0.055 were seen for
-    fp16, int8 and int8-dynamic, and 0.02 to 0.07 where a task is left out. agreement: the smallest share of images that get the same class, unless the user says otherwise.
+    Attributes:
+        stored: dtype of adapted weights and head, as `bundle.DTYPES` names it.
+        tolerance: largest logit difference for logits up to `unit`. It grows with larger logits, as
+            rounding does.
+        canary: the same for the canary, whose images make smaller differences. Up to 0.0005, 0.025
+            and 0.055 were seen for fp16, int8 and int8-dynamic; 0.02 to 0.07 if a task is left out.
+        agreement: smallest share of images that get the same class.
+        unit: largest logit that `tolerance` is meant for as it is.
     """
 
     stored: str
@@ -52,46 +61,49 @@ PRECISIONS = {
 
 
 def named(precision: str) -> Precision:
-    """Raises UsageError for one that is unknown."""
+    """Raises UsageError for an unknown one."""
     if precision not in PRECISIONS:
-        raise UsageError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+        raise UsageError(f"precision {precision!r} is unknown: choose {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]
 
 
 def lower(model: ModelProto, precision: str) -> ModelProto:
-    """The model, whose adapted weights are inputs without defaults, with its constants at a precision."""
+    """Bring the constants of a model to a precision.
+
+    The model's adapted weights are inputs without defaults.
+    """
     if precision == "fp32":
         return model
     if precision != "fp16":
-        constants = {
-            t.name
-            for t in model.graph.initializer
-            if len(t.dims) in (2, 4) and np.prod(t.dims) >= FEW
-        }
-        layers = [
-            node
-            for node in model.graph.node
-            if node.op_type in ("MatMul", "Conv") and node.input[1] in constants
-        ]
-        layers = layers[round(KEPT * len(layers)) :]
-        products = [node.name for node in layers if node.op_type == "MatMul"]
-        if precision == "int8-dynamic" and products:
-            model = _dynamic(model, products)
-            layers = [node for node in layers if node.op_type == "Conv"]
-        _weight_only(model, {node.input[1] for node in layers})
-    halve(
-        model,
-        {
-            t.name
-            for t in model.graph.initializer
-            if t.data_type == TensorProto.FLOAT and np.prod(t.dims) >= FEW
-        },
-    )
+        model = _quantised(model, precision)
+    floats = (t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT)
+    halve(model, {t.name for t in floats if np.prod(t.dims) >= FEW})
     return model
 
 
+def _quantised(model: ModelProto, precision: str) -> ModelProto:
+    """The model with its large layers in int8, but for the first share, KEPT."""
+    layers = _large_layers(model)
+    layers = layers[round(KEPT * len(layers)) :]
+    products = [node.name for node in layers if node.op_type == "MatMul"]
+    if precision == "int8-dynamic" and products:
+        model = _dynamic(model, products)
+        layers = [node for node in layers if node.op_type == "Conv"]
+    _weight_only(model, {node.input[1] for node in layers})
+    return model
+
+
+def _large_layers(model: ModelProto) -> list[NodeProto]:
+    """The products and convolutions with a constant weight of FEW numbers or more, in order."""
+    large = {
+        t.name for t in model.graph.initializer if len(t.dims) in (2, 4) and np.prod(t.dims) >= FEW
+    }
+    nodes = (node for node in model.graph.node if node.op_type in ("MatMul", "Conv"))
+    return [node for node in nodes if node.input[1] in large]
+
+
 def to_half(array: np.ndarray, name: str) -> np.ndarray:
-    """float16, rounded to nearest. Raises UsageError where a value does not fit."""
+    """float16, rounded to nearest. Raises UsageError if a value does not fit."""
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
     if not np.isfinite(half).all():
@@ -102,8 +114,10 @@ def to_half(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def halve(model: ModelProto, names: Collection[str]) -> None:
-    """Store these constants, or inputs with defaults, as float16, each behind a Cast to float32; ONNX Runtime folds it away
-    where nothing can replace the constant."""
+    """Store these constants, or inputs with defaults, as float16, each behind a Cast to float32.
+
+    ONNX Runtime folds the Cast away if nothing can replace the constant.
+    """
     casts = []
     for tensor in model.graph.initializer:
         if tensor.name in names:
@@ -132,9 +146,12 @@ def _weight_only(model: ModelProto, names: Collection[str]) -> None:
 
 
 def _pack(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """(int8 of the same shape, float32 scales, attributes of DequantizeLinear). One scale for every BLOCK inputs of an output
-    of a matrix (inputs, outputs); for each output of a kernel (outputs, inputs, height, width), or of a matrix whose inputs
-    make no whole number of blocks."""
+    """Quantise a weight: (int8 of the same shape, float32 scales, DequantizeLinear's attributes).
+
+    A matrix (inputs, outputs) gets a scale for every BLOCK inputs of an output. A kernel (outputs,
+    inputs, height, width) gets one for each output, and so does a matrix whose number of inputs
+    BLOCK does not divide.
+    """
     if weight.ndim == 4 or len(weight) % BLOCK:
         axis = 0 if weight.ndim == 4 else 1
         scale = _scale(
@@ -150,12 +167,12 @@ def _pack(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
 
 
 def _scale(largest: np.ndarray) -> np.ndarray:
-    """What one step of int8 stands for, where so much is the largest; 1 where all is zero."""
+    """The value of one step of int8, given the largest value; 1 if all are zero."""
     return np.where(largest > 0, largest / np.float32(127), np.float32(1))
 
 
 def _dynamic(model: ModelProto, names: list[str]) -> ModelProto:
-    """ONNX Runtime's dynamic quantisation of these products: weights int8, a scale per channel; activations when it runs."""
+    """Quantise products: weights to int8 with a scale per channel, activations at run time."""
     from tempfile import TemporaryDirectory
 
     import onnx
@@ -175,7 +192,7 @@ def _dynamic(model: ModelProto, names: list[str]) -> ModelProto:
 def _behind(
     model: ModelProto, name: str, operator: str, more: list[str], **attributes: Any
 ) -> NodeProto:
-    """A node that makes of a constant what its readers take from now on."""
+    """A node between a constant and all nodes that read it."""
     made = f"{name}.float32"
     for node in model.graph.node:
         node.input[:] = [made if i == name else i for i in node.input]
@@ -190,7 +207,7 @@ def _prepend(model: ModelProto, nodes: list[NodeProto]) -> None:
 
 @contextmanager
 def _quiet() -> Any:
-    """The quantiser logs every node to the root logger."""
+    """Silence the quantiser, which logs every node to the root logger."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

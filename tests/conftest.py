@@ -53,8 +53,7 @@ def make_fleet(folder: Path, settings: dict[str, object]) -> Fleet:
     key, public = signing.new_key("factory", folder / "keys")
     export_bundle(Run.open(run.path), folder / "bundle", 0, [str(public)])
     packets = [
-        Path(p["file"])
-        for p in build_packets(run.path, folder / "bundle", key, out=folder / "packets")
+        p.file for p in build_packets(run.path, folder / "bundle", key, out=folder / "packets")
     ]
     return Fleet(
         run.path, folder / "bundle", packets, key, signing.Trust((signing.load_public(public),), 1)

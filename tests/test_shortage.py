@@ -143,7 +143,7 @@ def test_an_update_without_memory_is_tried_again(
         patch.setattr(OnnxEngine, "load", short_of_memory)
         watcher.look(settled=False)
     assert events == [8]
-    assert watcher.look(settled=False)["task"] == 1
+    assert watcher.look(settled=False).device.task == 1
 
 
 def test_without_memory_nothing_is_called_damaged(

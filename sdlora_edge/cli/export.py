@@ -34,19 +34,17 @@ def export(
 
     path = run or newest()
     checks.require_encoding(encoding)
-    checks.BundleRequest(
-        out, task, trust, threshold, target, precision,
-        weights_as, max_classes, tolerance, min_agreement, also,
-    ).require(path)  # fmt: skip
-    from ..export.bundles import export_bundle  # torch, which takes seconds, comes after the checks
+    options = checks.ExportOptions(
+        threshold, target, precision, weights_as, max_classes, tolerance, min_agreement, also
+    )
+    request = checks.BundleRequest(out, task, trust, options)
+    keys = request.require(path)
+    from ..export import bundles  # torch, which takes seconds, comes after the checks
     from ..train.run import Run
 
     opened = Run.open(path)
-    value = export_bundle(
-        opened.encoded(encoding or opened.config.method.encoding), out, task, trust, threshold,
-        target=target, precision=precision, weights_as=weights_as, max_classes=max_classes,
-        tolerance=tolerance, min_agreement=min_agreement, also=also,
-    )  # fmt: skip
+    opened = opened.encoded(encoding or opened.config.method.encoding)
+    value = bundles.export(opened, request, keys)
     emit(value, json, lambda: facts(value, *_SHOWN, *PROOF))
 
 

@@ -57,12 +57,11 @@ def build(
     json: Json = False,
 ) -> None:  # fmt: skip
     """Sign one packet for each task, and prove each on a scratch device before it is written."""
-    from ..export.requests import PacketRequest
+    from ..export.requests import PacketOptions, PacketRequest
     from ..train.folder import newest
 
-    request = PacketRequest(
-        run or newest(), bundle, _signers(key), task, out, encoding, revision, after or [], data
-    )
+    options = PacketOptions(task, encoding, revision, after or [], data)
+    request = PacketRequest(run or newest(), bundle, _signers(key), out, options)
     checked = request.require()
     from ..export import packets  # torch, which takes seconds, comes after the checks
 
@@ -228,7 +227,7 @@ def sign(
     from ..export import issuing
 
     output(out or packet)
-    value = issuing.sign(packet, _signers(key), out)
+    value = issuing.sign_packet(packet, _signers(key), out)
     emit(value, json, lambda: facts(value, "file", "signed_by"))
 
 
@@ -253,7 +252,7 @@ def squash(
     """
     from ..export import issuing
 
-    value = issuing.squash(packets, _signers(key), out, trust or [])
+    value = issuing.squash_packets(packets, _signers(key), out, trust or [])
     shown = ("file", "from_task", "to_task", "classes", "bytes", "single_bytes")
     emit(value, json, lambda: facts(value, *shown))
 
@@ -284,9 +283,8 @@ def trust(
     """
     from ..export import issuing
 
-    value = issuing.rotate(
-        bundle, _signers(key), out, add or [], remove or [], threshold, after or []
-    )
+    change = issuing.KeyChange(add or [], remove or [], threshold)
+    value = issuing.rotate_keys(bundle, _signers(key), out, change, after or [])
     emit(value, json, lambda: _rotated(value))
 
 

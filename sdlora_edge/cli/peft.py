@@ -81,7 +81,7 @@ def from_peft(
     path = run or folder.newest()
     plan.adapter(adapter, path)
     task = plan.one_more(path, data, name or adapter.resolve().name)
-    from ..export.peft import add  # torch, which takes seconds, comes after the checks
+    from ..export.from_peft import add  # torch, which takes seconds, comes after the checks
 
     done = add(adapter, task)
     value = {

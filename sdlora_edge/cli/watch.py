@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
-import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -48,25 +44,17 @@ def watch(
     Events go to stderr, one JSON line each. With --once, the exit code is that of the last packet
     that was refused, or 0.
     """
+    from ..device.watch import service
     from ..device.watch.events import JsonLog
-    from ..device.watch.service import Watcher
 
     logging.basicConfig(handlers=[JsonLog()], level=logging.WARNING, force=True)
-    watcher = Watcher(folder, store, status)
     if not once:
-        handlers = {
-            s: signal.signal(s, lambda *_: watcher.stop()) for s in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            watcher.run(interval)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+        service.watch(folder, store, interval, status)
         return
-    report = watcher.look(settled=False)
+    report = service.Watcher(folder, store, status).look(settled=False)
     emit(report, json, lambda: facts(report, *_SHOWN))
-    if error := fields(report)["last_error"]:
-        raise typer.Exit(error["exit_code"])
+    if report.last_error:
+        raise typer.Exit(report.last_error.exit_code)
 
 
 def selftest(
@@ -97,31 +85,31 @@ def selftest(
 
     Signatures, equality with the host, updates under load, kills, times and memory.
     """
-    from ..selftest.checks import CHECKS, Report, open_kit
+    from ..selftest.checks import SelftestReport, run
+    from ..selftest.kit import open_kit
 
     if report is not None and report.is_dir():
         raise UsageError(
             f"--report {report} is a folder: name a file, such as {report / 'report.json'}"
         )
-    found = Report()
-    keep: Callable[[], None] = functools.partial(found.write, report) if report else lambda: None
-    with completing(done := found.value()), open_kit(bundle, packets, expected, scratch) as kit:
-        keep()  # before checks that take minutes: it may not be writable
-        for name in CHECKS:
-            try:
-                # whatever it was, the report holds it, and the other checks go on
-                with contextlib.suppress(Exception):
-                    found.check(name, kit)
-            finally:
-                say(f"{name}: {'passed' if done['checks'][name]['passed'] else 'FAILED'}", err=True)
-                keep()
-    value = found.value()
+    done: dict[str, Any] = {"passed": False, "checks": {}}
+
+    def keep(so_far: SelftestReport) -> None:
+        done.update(so_far.to_dict(), passed=False)  # shown only beside an error
+        if so_far.checks:
+            name, last = list(so_far.checks.items())[-1]
+            say(f"{name}: {'passed' if last.passed else 'FAILED'}", err=True)
+        if report is not None:
+            so_far.write(report)
+
+    with completing(done), open_kit(bundle, packets, expected, scratch) as kit:
+        found = run(kit, keep)
     emit(
-        value,
+        found,
         json,
-        lambda: spaced([[name, *facts(check, *check)] for name, check in value["checks"].items()]),
+        lambda: spaced([[name, *facts(check, *check)] for name, check in done["checks"].items()]),
     )
-    if not value["passed"]:
+    if not found.passed:
         raise typer.Exit(HealthError.exit_code)
 
 

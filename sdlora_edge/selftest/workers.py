@@ -1,4 +1,7 @@
-"""A device at work: what `selftest` and tests/bench/device.py run in processes of their own, to be followed, killed and measured."""
+"""A device at work in a process of its own, which the checks follow, kill and measure.
+
+`selftest` and tests/bench/device.py start these.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,16 @@ from ..device.answers import Prediction
 from ..device.device import Device
 from ..device.trial import child
 from ..errors import HealthError
+from ..results import Result
+
+Top = tuple[tuple[str, float], ...]
+"""an answer: (class, probability), best first"""
+Answers = Counter[tuple[int, Top]]
+"""how often each answer of each generation was given"""
 
 
 def endless_updates(device: Device, chain: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    """Update after update, without end: up the chain, down again."""
+    """Status after status: apply the whole chain, roll it back, and again, without end."""
     while True:
         for path in chain:
             yield device.apply(path, allow_older=True)
@@ -31,19 +41,19 @@ def endless_updates(device: Device, chain: Sequence[Path]) -> Iterator[dict[str,
 
 
 def ask(device: Device) -> list[Prediction]:
-    """Images made from a seed, and all there is to say about them."""
+    """The probabilities of all classes for two images made from a seed."""
     random = np.random.default_rng(0)
     images = list(random.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8))
     return device.predict(images, top=len(device.bundle.manifest.classes) + 10_000)
 
 
 def follow(store: str) -> None:
-    """Ask all the time and follow the store, until its standard input ends: prints [generation, answer, how often] of every answer."""
-    device, seen, ended = (
-        Device.open(store, threads=1),
-        Counter[tuple[int, tuple[Any, ...]]](),
-        threading.Event(),
-    )
+    """Predict all the time and follow the store, until standard input ends.
+
+    Prints [generation, answer, how often] for every answer.
+    """
+    device, ended = Device.open(store, threads=1), threading.Event()
+    seen: Answers = Counter()
 
     def wait() -> None:
         sys.stdin.read()
@@ -59,20 +69,25 @@ def follow(store: str) -> None:
 
 
 def program(function: Callable[..., None], *arguments: object) -> subprocess.Popen[str]:
-    """A process that calls a function of this module with these arguments, as texts; its standard streams are pipes."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(child(function, *arguments), text=True, **pipes)  # type: ignore[call-overload, no-any-return]
+    """A process that calls a function of this module with these arguments, as texts.
+
+    Its standard streams are pipes.
+    """
+    pipe = subprocess.PIPE
+    command = child(function, *arguments)
+    return subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
 
 
 def outcome(process: subprocess.Popen[str], seconds: float = 600.0) -> str:
-    """What a `program` printed, once it has ended. Raises HealthError where it needs longer, or fails."""
+    """What a `program` printed until it ended. Raises HealthError if it failed, or took longer."""
     try:
         out, err = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
         raise HealthError(
-            f"a process of this check did not end within {seconds:g} s: try again when this machine is idle"
+            f"a process of this check did not end within {seconds:g} s: try again when this "
+            "machine is idle"
         ) from None
     if process.returncode:
         last = (err.strip().splitlines() or ["it printed nothing"])[-1]
@@ -81,7 +96,7 @@ def outcome(process: subprocess.Popen[str], seconds: float = 600.0) -> str:
 
 
 def churn(store: str, *chain: str) -> None:
-    """Update all the time, until it is killed."""
+    """Update all the time, until killed."""
     device = Device.open(store, threads=1)
     while device.status()["packets"]:
         device.rollback()
@@ -90,42 +105,56 @@ def churn(store: str, *chain: str) -> None:
         pass
 
 
+@dataclass(frozen=True)
+class Cost(Result):
+    """A whole life in numbers. Memory is resident bytes of the process, and the peak is that of the
+    updates over what was there before them."""
+
+    open_ms: float
+    open_to_first_answer_ms: float
+    two_images_ms: float
+    two_images_ms_longest: float
+    two_images_ms_after_all_packets: float
+    apply_ms: float
+    apply_ms_longest: float
+    steady_bytes: int
+    peak_over_steady_bytes: int
+    weights_bytes: int
+    store_bytes: Mapping[str, int]
+
+
 def lifetime(store: str, seconds: str, *chain: str) -> None:
-    """Open, ask, apply every packet, ask: prints times and memory as JSON. Memory is resident bytes; the peak is that of the updates over what was there before."""
+    """Open, predict, apply every packet, predict. Prints a `Cost` as JSON."""
     begin = time.perf_counter()
     device = Device.open(store)
     opened = time.perf_counter()
     ask(device)
     first = time.perf_counter()
-    before, steady = latencies(device, float(seconds)), memory()["now"]
+    before, steady = latencies(device, float(seconds)), memory().now
     forget_peak()
     applied = [device.apply(path) for path in chain]
-    peak = memory()["peak"]
-    values = {
-        "open_ms": 1000 * (opened - begin),
-        "open_to_first_answer_ms": 1000 * (first - begin),
-        "two_images_ms": statistics.median(before),
-        "two_images_ms_longest": max(before),
-        "two_images_ms_after_all_packets": statistics.median(latencies(device, float(seconds))),
-        "apply_ms": statistics.median(status["apply_ms"] for status in applied),
-        "apply_ms_longest": max(status["apply_ms"] for status in applied),
-        "steady_bytes": steady,
-        "peak_over_steady_bytes": peak - steady,
-        "weights_bytes": sum(array.nbytes for array in device.current()[1].values()),
-        "store_bytes": applied[-1]["store_bytes"],
-    }
-    print(
-        json.dumps(
-            {
-                key: round(value, 2) if isinstance(value, float) else value
-                for key, value in values.items()
-            }
-        )
+    peak = memory().peak
+    spent = [status["apply_ms"] for status in applied]
+    cost = Cost(
+        open_ms=round(1000 * (opened - begin), 2),
+        open_to_first_answer_ms=round(1000 * (first - begin), 2),
+        two_images_ms=round(statistics.median(before), 2),
+        two_images_ms_longest=round(max(before), 2),
+        two_images_ms_after_all_packets=round(
+            statistics.median(latencies(device, float(seconds))), 2
+        ),
+        apply_ms=round(statistics.median(spent), 2),
+        apply_ms_longest=round(max(spent), 2),
+        steady_bytes=steady,
+        peak_over_steady_bytes=peak - steady,
+        weights_bytes=sum(array.nbytes for array in device.current()[1].values()),
+        store_bytes=applied[-1]["store_bytes"],
     )
+    print(json.dumps(cost.to_dict()))
 
 
 def latencies(device: Device, seconds: float) -> list[float]:
-    """Milliseconds of one `predict` after the other."""
+    """Milliseconds of each `predict`, for so many seconds, and of one at least."""
     found: list[float] = []
     end = time.perf_counter() + seconds
     while not found or time.perf_counter() < end:
@@ -135,15 +164,21 @@ def latencies(device: Device, seconds: float) -> list[float]:
     return found
 
 
-def memory() -> dict[str, int]:
-    """Resident bytes of this process: {"now", "peak"}; the peak since `forget_peak`. Linux."""
+@dataclass(frozen=True)
+class Resident:
+    """Resident bytes of a process, now and at the highest since `forget_peak`."""
+
+    now: int
+    peak: int
+
+
+def memory() -> Resident:
+    """Of this process. Linux only."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return {
-        key: 1024 * int(lines[name].split()[0])
-        for key, name in (("now", "VmRSS"), ("peak", "VmHWM"))
-    }
+    now, peak = (1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+    return Resident(now, peak)
 
 
 def forget_peak() -> None:
-    """The peak begins anew at what is resident now."""
+    """Start the peak again at what is resident now. Linux only."""
     Path("/proc/self/clear_refs").write_text("5")

@@ -301,10 +301,8 @@ def test_bad_scales(cli: Cli, fleet: Fleet, victim: Victim, tmp_path: Path, enco
         [str(fleet.key.with_suffix(".pub"))],
     )
     built = build_packets(fleet.run, tmp_path / "bundle", fleet.key, out=tmp_path / "packets")
-    Device.init(tmp_path / "bundle", tmp_path / "own").apply(built[0]["file"])
-    own = Victim(
-        cli, tmp_path / "own", victim.images, Path(built[1]["file"]), victim.folder, victim.signer
-    )
+    Device.init(tmp_path / "bundle", tmp_path / "own").apply(built[0].file)
+    own = Victim(cli, tmp_path / "own", victim.images, built[1].file, victim.folder, victim.signer)
     values = (-1.0, NAN, INF, 6e4 if encoding == "int4" else 3e38, 79.0)
     own.refuses_each(
         (forged(own, put(e, v)), 3, "out of bounds")

@@ -13,6 +13,7 @@ from attacks_kit import Cli, Victim, said_no
 from conftest import Fleet
 from forge import Draft, joined, split
 from sdlora_edge.export.bundles import export_bundle
+from sdlora_edge.export.requests import ExportOptions
 
 from sdlora_edge.device import Device
 from sdlora_edge.formats import control, signing
@@ -33,7 +34,7 @@ class Pair:
 def pair(cli: Cli, fleet: Fleet, victim: Victim, tmp_path: Path) -> Pair:
     signers = (victim.signer, signing.load_signer(signing.new_key("second", tmp_path / "keys")[0]))
     publics = [str(fleet.key.with_suffix(".pub")), str(tmp_path / "keys" / "second.pub")]
-    export_bundle(Run.open(fleet.run), tmp_path / "two", 0, publics, threshold=2)
+    export_bundle(Run.open(fleet.run), tmp_path / "two", 0, publics, ExportOptions(threshold=2))
     first = victim.file(Draft(fleet.packets[0]).sealed(*signers), "first.sdlora")
     Device.init(tmp_path / "two", tmp_path / "two store").apply(first)
     return Pair(replace(victim, store=tmp_path / "two store"), signers)

@@ -21,7 +21,7 @@ import random_runs
 from PIL import Image
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.parity import compare, host_logits
-from sdlora_edge.export.requests import TARGETS
+from sdlora_edge.export.requests import TARGETS, ExportOptions
 
 from sdlora_edge.device import Device
 from sdlora_edge.formats import packet, signing
@@ -56,7 +56,9 @@ def follow(run: Run, folder: Path, inputs: np.ndarray, **options: Any) -> list[f
     """
     key, public = signing.new_key("chain", folder / "keys")
     signer = signing.load_signer(key)
-    bundle = Path(export_bundle(run, folder / "bundle", 0, [str(public)], **options)["bundle"])
+    bundle = export_bundle(
+        run, folder / "bundle", 0, [str(public)], ExportOptions(**options)
+    ).bundle
     device = Device.init(bundle, folder / "store")
     found = []
     for update, before in zip(run.updates, run.states, strict=False):

@@ -54,6 +54,7 @@ def make(folder: Path, model: str, target: str, weights_as: str) -> None:
     """folder/bundle and folder/packets/NNN.sdlora of a random run."""
     import random_runs  # torch: not in the processes that are measured
     from sdlora_edge.export.bundles import export_bundle
+    from sdlora_edge.export.requests import ExportOptions
 
     from sdlora_edge.method import sdlora
 
@@ -67,9 +68,7 @@ def make(folder: Path, model: str, target: str, weights_as: str) -> None:
         folder / "bundle",
         0,
         [str(public)],
-        target=target,
-        weights_as=weights_as,
-        max_classes=room,
+        ExportOptions(target=target, weights_as=weights_as, max_classes=room),
     )
     (folder / "packets").mkdir()
     for update, before in zip(run.updates, run.states, strict=False):
@@ -204,11 +203,11 @@ def resident(folder: Path, store: Path, swap: str) -> tuple[int, int, Device]:
         2,
     ):  # ONNX Runtime keeps what it once needed for so many, and the canary are two
         device.predict([np.zeros((224, 224, 3), np.uint8)] * images)
-    steady = workers.memory()["now"]
+    steady = workers.memory().now
     workers.forget_peak()
     for path in chain(folder)[:FEW]:
         device.apply(path)
-    return steady, workers.memory()["peak"] - steady, device
+    return steady, workers.memory().peak - steady, device
 
 
 def under_load(folder: Path, store: Path) -> dict[str, Any]:

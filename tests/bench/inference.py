@@ -40,6 +40,7 @@ import random_runs
 import torch
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.onnx import OPSET
+from sdlora_edge.export.requests import ExportOptions
 from torch import Tensor, nn
 
 from sdlora_edge.device import Device
@@ -156,8 +157,7 @@ def make_models(model: str, folder: Path) -> None:
         folder / "other",
         max(TASKS) - 1,
         [str(public)],
-        weights_as=CONSTANTS,
-        max_classes=CLASSES,
+        ExportOptions(weights_as=CONSTANTS, max_classes=CLASSES),
     )
     Device.init(folder / "other", folder / "stores" / "constants_bundle_100").apply(folder / "next")
     whole = merged(run, max(TASKS))

@@ -81,7 +81,7 @@ def tiny(run: Run, folder: Path) -> dict[str, Any]:
         found[encoding] = {
             "bytes": view.packet_bytes(last),
             "weight_error": view.weight_error(last),
-            **scores,
+            **scores.to_dict(),
         }
         print(encoding, found[encoding], flush=True)
     update, features = run.updates[-1], run.states[-1].head_weight.shape[1]

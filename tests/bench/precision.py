@@ -25,7 +25,7 @@ import random_runs
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.parity import BATCH, compare, host_logits
 from sdlora_edge.export.precision import PRECISIONS
-from sdlora_edge.export.requests import TARGETS
+from sdlora_edge.export.requests import TARGETS, ExportOptions
 
 from sdlora_edge.device.engines import Engine, open_engine
 from sdlora_edge.errors import UsageError
@@ -62,10 +62,7 @@ def opened(run: Run, folder: Path, target: str) -> dict[str, tuple[Engine, Any, 
                 out,
                 None,
                 [],
-                target=target,
-                precision=precision,
-                min_agreement=0,
-                tolerance=0.99,
+                ExportOptions(target=target, precision=precision, min_agreement=0, tolerance=0.99),
             )
         except UsageError as error:
             print(f"{target} {precision}: {error}", file=sys.stderr)

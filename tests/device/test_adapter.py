@@ -62,11 +62,18 @@ def test_a_plain_session_gets_the_devices_outputs_after_each_packet(
 def test_other_precisions_and_other_bundles(fleet: Fleet, tmp_path: Path) -> None:
     """float16 weights, and an adapter whose model has room for a fixed number of classes; constants take none."""
     from sdlora_edge.export.bundles import export_bundle
+    from sdlora_edge.export.requests import ExportOptions
 
     from sdlora_edge.train.run import Run
 
     keys = [str(fleet.key.with_suffix(".pub"))]
-    export_bundle(Run.open(fleet.run), tmp_path / "half", 1, keys, precision="fp16", max_classes=20)
+    export_bundle(
+        Run.open(fleet.run),
+        tmp_path / "half",
+        1,
+        keys,
+        ExportOptions(precision="fp16", max_classes=20),
+    )
     device = Device.init(tmp_path / "half", tmp_path / "store")
     for path in fleet.packets[1:]:
         device.apply(path)

@@ -12,7 +12,8 @@ from conftest import Fleet
 
 from sdlora_edge.device import Device
 from sdlora_edge.errors import UsageError
-from sdlora_edge.selftest.checks import Kit, hot_swap
+from sdlora_edge.selftest.kit import Kit
+from sdlora_edge.selftest.load import hot_swap
 
 
 def test_a_hundred_updates_under_load_fail_no_prediction_and_mix_none(
@@ -20,10 +21,10 @@ def test_a_hundred_updates_under_load_fail_no_prediction_and_mix_none(
 ) -> None:
     kit = Kit(fleet.bundle, tuple(fleet.packets), tmp_path)
     found = hot_swap(kit, updates=100, threads=2, processes=2)
-    assert found["updates"] == 100
-    assert found["predictions"] > 300
-    assert found["generations_seen"] > 50
-    assert min(found["generations_seen_by_other_processes"]) > 5
+    assert found.updates == 100
+    assert found.predictions > 300
+    assert found.generations_seen > 50
+    assert min(found.generations_seen_by_other_processes) > 5
 
 
 def test_the_lock_of_a_killed_writer_is_free(fleet: Fleet, store: Path) -> None:

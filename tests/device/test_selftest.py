@@ -1,4 +1,4 @@
-"""The suite that is carried to a device runs there: where only what the core install declares can be imported."""
+"""The suite for devices runs with nothing installed but what the core install declares."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from conftest import Fleet, Result, make_images, snapshot
 
 from sdlora_edge.errors import ResourceError
 from sdlora_edge.selftest import checks
-from sdlora_edge.selftest.checks import EXPECTED
+from sdlora_edge.selftest.kit import EXPECTED, Kit
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +43,7 @@ def required(names: list[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def device_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a virtual environment with the wheel, its declared dependencies, and pytest; links to those that are here."""
+    """An interpreter with the wheel, links to its declared dependencies, and pytest."""
     folder = tmp_path_factory.mktemp("device")
     wheel = [
         sys.executable,
@@ -264,7 +264,7 @@ def test_a_slow_board_gets_its_report(
 def test_whatever_a_check_meets_the_report_is_written(
     fleet: Fleet, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    def signatures(kit: checks.Kit) -> dict[str, object]:
+    def signatures(kit: Kit) -> checks.Signatures:
         raise error
 
     few = {"environment": checks.environment, "signatures": signatures, "parity": checks.parity}
@@ -301,15 +301,15 @@ def test_a_report_that_cannot_be_written_ends_the_command_at_once_and_loses_no_c
     monkeypatch.setattr(
         checks, "CHECKS", {name: checks.CHECKS[name] for name in ("environment", "signatures")}
     )
-    write = checks.Report.write
+    write = checks.SelftestReport.write
 
-    def until_full(self: checks.Report, path: Path) -> None:
+    def until_full(self: checks.SelftestReport, path: Path) -> None:
         if len(written) == room:
             raise ResourceError("disk space ran out")
         write(self, path)
         written.append(json.loads(path.read_text()))
 
-    monkeypatch.setattr(checks.Report, "write", until_full)
+    monkeypatch.setattr(checks.SelftestReport, "write", until_full)
     for room in range(3):
         written.clear()
         found = cli("device", "selftest", *kit)

@@ -1,4 +1,4 @@
-"""A folder is watched: whatever arrives, in whatever order, the device ends where it should, and says what it did."""
+"""Whatever arrives in a watched folder, in whatever order, the device ends where it should."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from sdlora_edge.export.parity import host_logits
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.store import Store
-from sdlora_edge.device.watch import memory, service
+from sdlora_edge.device.watch import memory, policy, service
+from sdlora_edge.device.watch.journal import Counts, WatchReport
 from sdlora_edge.device.watch.memory import Memory
 from sdlora_edge.device.watch.service import Watcher
 from sdlora_edge.errors import InputError, StorageError
@@ -47,7 +48,7 @@ class Watched:
             threads=1,
         )
 
-    def look(self, settled: bool = False) -> tuple[dict[str, Any], list[str]]:
+    def look(self, settled: bool = False) -> tuple[WatchReport, list[str]]:
         """(report, the events of this look)."""
         before = len(self.events)
         report = self.watcher.look(settled)
@@ -84,7 +85,7 @@ def test_packets_are_applied_in_their_order_whatever_they_are_called(
     report, events = watched.look()
     assert events == ["applied"] * 3
     assert [fields["task"] for _, fields in watched.events] == [1, 2, 3]
-    assert (report["task"], report["counts"]["applied"], report["last_error"]) == (3, 3, None)
+    assert (report.device.task, report.counts.applied, report.last_error) == (3, 3, None)
     assert watched.look()[1] == []
     assert Watched(folder, store).look()[1] == [], "what the store holds is not tried again"
     assert snapshot(folder) == before
@@ -100,7 +101,7 @@ def test_a_later_packet_waits_for_those_before_it(fleet: Fleet, store: Path, fol
     assert watched.look()[1] == ["applied"]
     report, events = watched.look()  # in another generation, those that waited are tried again
     assert events == ["applied", "applied"]
-    assert report["task"] == 3
+    assert report.device.task == 3
 
 
 def test_a_file_counts_once_it_is_whole(fleet: Fleet, store: Path, folder: Path) -> None:
@@ -115,7 +116,7 @@ def test_a_file_counts_once_it_is_whole(fleet: Fleet, store: Path, folder: Path)
     assert watched.look(settled=True)[1] == []
     report, events = watched.look(settled=True)
     assert events == ["applied"]
-    assert report["counts"] == {"applied": 1, "waiting": 0, "refused": 1, "failed": 0}
+    assert report.counts == Counts(applied=1, waiting=0, refused=1, failed=0)
     shutil.copy(fleet.packets[1], folder / ".partial.sdlora")
     shutil.copy(fleet.packets[1], folder / "partial.sdlora.tmp")
     assert watched.look()[1] == []
@@ -133,8 +134,9 @@ def test_forged_and_foreign_files_do_not_stand_in_the_way(
     watched = Watched(folder, store)
     report, events = watched.look()
     assert sorted(events) == ["applied", "refused", "refused", "refused"]
-    assert report["last_error"]["exit_code"] in (3, 4)
-    assert report["task"] == 1
+    assert report.last_error is not None
+    assert report.last_error.exit_code in (3, 4)
+    assert report.device.task == 1
     watched.look()  # keys might have come with the new generation
     assert watched.look()[1] == []
 
@@ -157,7 +159,7 @@ def test_a_packet_whose_canary_failed_is_never_tried_again_but_a_newer_one_is(
     assert Store(store).current().counter == generation
     shutil.copy(fleet.packets[0], folder / "newer.sdlora")
     report, events = Watched(folder, store).look()
-    assert (report["task"], events) == (1, ["applied"])
+    assert (report.device.task, events) == (1, ["applied"])
 
 
 KILLED = """
@@ -166,7 +168,11 @@ from pathlib import Path
 from sdlora_edge.device import Device
 from sdlora_edge.device.watch.service import Watcher
 apply = Device.apply
-Device.apply = lambda self, path: os.kill(os.getpid(), signal.SIGKILL) if path.name == "1.sdlora" else apply(self, path)
+def killed(self, path):
+    if path.name == "1.sdlora":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return apply(self, path)
+Device.apply = killed
 Watcher(Path(sys.argv[1]), Path(sys.argv[2])).look(settled=False)
 """
 
@@ -175,7 +181,7 @@ Watcher(Path(sys.argv[1]), Path(sys.argv[2])).look(settled=False)
 def test_a_packet_that_kills_its_process_is_given_up(
     fleet: Fleet, store: Path, folder: Path, times: int
 ) -> None:
-    """Memory that runs out in an update must not leave a device that restarts for ever; one or two power cuts mean nothing."""
+    """An update that takes all memory must not restart a device for ever. Two power cuts are nothing."""
     shutil.copy(fleet.packets[0], folder / "1.sdlora")
     trust = control.build_trust(
         fleet.trust, lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)])
@@ -190,7 +196,7 @@ def test_a_packet_that_kills_its_process_is_given_up(
         assert Watched(folder, store).look()[1] == ["applied"]
         return
     report, events = Watched(folder, store).look()
-    assert (report["task"], report["counts"]["failed"], events) == (0, 1, ["failed"])
+    assert (report.device.task, report.counts.failed, events) == (0, 1, ["failed"])
     assert Watched(folder, store).look()[1] == []  # another process knows it, too
     (folder / "newer.sdlora").write_bytes(built(fleet, 1))
     assert Watched(folder, store).look()[1] == ["applied"]
@@ -199,7 +205,7 @@ def test_a_packet_that_kills_its_process_is_given_up(
 def test_a_packet_given_up_is_tried_again_after_a_pause_or_a_restart(
     fleet: Fleet, store: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The memory may have been another program's. Each pause is twice as long; a new start of the machine ends it."""
+    """Another program may have taken the memory. Each pause is twice as long; a restart ends it."""
     shutil.copy(fleet.packets[0], folder / "1.sdlora")
     digest, clock, boot = sha256(fleet.packets[0].read_bytes()), [1e9], tmp_path / "boot_id"
     monkeypatch.setattr(time, "time", lambda: clock[0])
@@ -247,15 +253,15 @@ def test_a_packet_damaged_after_it_was_applied_is_repaired(
     assert watched.look()[1] == [], "not looked for all the time"
     monkeypatch.setattr(service, "HEARTBEAT", 0.0)
     report, events = watched.look()
-    assert (report["task"], report["damage"], events) == (1, [], ["applied"])
+    assert (report.device.task, report.device.damage, events) == (1, (), ["applied"])
     assert not Store(store).damaged([kept.name])
     kept.write_bytes(b"")
     (folder / fleet.packets[0].name).unlink()
-    assert watched.look()[0]["damage"] != []
+    assert watched.look()[0].device.damage != ()
     monkeypatch.setattr(service, "HEARTBEAT", 3600.0)
     shutil.copy(fleet.packets[0], folder)
     report, events = watched.look()
-    assert (report["task"], report["damage"], events) == (1, [], ["applied"]), (
+    assert (report.device.task, report.device.damage, events) == (1, (), ["applied"]), (
         "as soon as its file comes"
     )
     assert watched.look()[1] == []
@@ -275,14 +281,14 @@ def test_a_wrong_signature_is_not_verified_again_before_the_keys_change(
 ) -> None:
     other, _ = signing.new_key("other", tmp_path / "keys")
     (folder / "forged.sdlora").write_bytes(built(fleet, 1, key=other))
-    verified, read_any = [0], service.read_any
+    verified, read_any = [0], policy.read_any
 
     def counted(data: bytes, trust: signing.Trust) -> Any:
         verified[0] += 1
         return read_any(data, trust)
 
     watched = Watched(folder, store)
-    monkeypatch.setattr(service, "read_any", counted)
+    monkeypatch.setattr(policy, "read_any", counted)
     for path in fleet.packets:
         shutil.copy(path, folder)
         watched.look()
@@ -295,7 +301,7 @@ def test_of_two_watchers_one_waits(fleet: Fleet, store: Path, folder: Path) -> N
     shutil.copy(fleet.packets[0], folder)
     with Store(store).lock("watch.lock"):
         report, events = watched.look()
-        assert (report["task"], events) == (None, ["trouble"])
+        assert (report.device.task, events) == (None, ["trouble"])
         assert not (store / "watch.json").exists()
     assert watched.look()[1] == ["applied", "recovered"]
 
@@ -308,9 +314,9 @@ def test_what_was_rolled_back_by_hand_stays_so(fleet: Fleet, store: Path, folder
     Device.open(store).rollback()
     for again in (watched, Watched(folder, store)):
         report, _ = again.look()
-        assert report["task"] == 1
+        assert report.device.task == 1
     shutil.copy(fleet.packets[2], folder)
-    assert Watched(folder, store).look()[0]["task"] == 1, "task 3 does not follow task 1"
+    assert Watched(folder, store).look()[0].device.task == 1, "task 3 does not follow task 1"
 
 
 def test_new_keys_and_revocations_go_before_updates(
@@ -329,17 +335,17 @@ def test_new_keys_and_revocations_go_before_updates(
     assert events.count("applied") == 1, (
         "the keys alone: the old key's packet is not trusted after them"
     )
-    assert report["task"] == 0
+    assert report.device.task == 0
     report, events = watched.look()
-    assert (report["task"], "applied" in events) == (1, True)
+    assert (report.device.task, "applied" in events) == (1, True)
     revocation = control.build_revocation(
         Run.open(fleet.run).lineage,
         control.Revoked(1, 0),
         lambda payload: signing.sign(payload, [new]),
     )
     (folder / "y.sdlora").write_bytes(revocation)
-    assert watched.look()[0]["task"] == 0
-    assert watched.look()[0]["task"] == 0, "what was revoked is not taken again"
+    assert watched.look()[0].device.task == 0
+    assert watched.look()[0].device.task == 0, "what was revoked is not taken again"
 
 
 def test_a_packet_damaged_in_the_store_is_repaired_from_the_folder(
@@ -352,9 +358,9 @@ def test_a_packet_damaged_in_the_store_is_repaired_from_the_folder(
     newest.write_bytes(newest.read_bytes()[:-1])
     watched = Watched(folder, store)
     report, _ = watched.look()
-    assert (report["task"], len(report["damage"])) == (2, 1)
+    assert (report.device.task, len(report.device.damage)) == (2, 1)
     report, events = watched.look()
-    assert (report["task"], report["damage"], events) == (3, [], ["applied"])
+    assert (report.device.task, report.device.damage, events) == (3, (), ["applied"])
 
 
 def test_damaged_keys_and_what_retired_keys_signed_are_repaired_from_the_folder(
@@ -373,9 +379,9 @@ def test_damaged_keys_and_what_retired_keys_signed_are_repaired_from_the_folder(
     for path in chain:
         shutil.copy(path, folder)
     report, events = watched.look()
-    assert (report["task"], report["damage"], set(events)) == (2, [], {"applied"})
+    assert (report.device.task, report.device.damage, set(events)) == (2, (), {"applied"})
     report, events = watched.look()
-    assert (report["task"], events) == (3, ["applied"])
+    assert (report.device.task, events) == (3, ["applied"])
 
 
 def test_a_missing_folder_an_unreadable_file_and_a_full_disk_are_survived(
@@ -406,13 +412,13 @@ def test_a_missing_folder_an_unreadable_file_and_a_full_disk_are_survived(
         disk.setattr(atomic, "write", full)
         report, events = watched.look()
         assert events == ["trouble", "status"]
-        assert "No space left" in report["trouble"]
+        assert "No space left" in report.trouble
         assert watched.look()[1] == []
     with Store(store).lock():
         assert watched.look()[1] == ["trouble"], "another error, and the packet is tried each time"
     report, events = watched.look()
     assert events == ["applied", "recovered"]
-    assert report["trouble"] is None
+    assert report.trouble is None
     assert json.loads((tmp_path / "status.json").read_text())["task"] == 1
 
 
@@ -489,11 +495,11 @@ def test_a_stick_pulled_while_packets_are_applied(
             assert watched.look()[1] == []
     else:
         watcher = watched.watcher
-        watcher._events.emit = lambda event, fields: (
+        watcher._journal.events.emit = lambda event, fields: (
             folder.rename(away) if event == "applied" else None
         )  # type: ignore[assignment]
         watcher.look(settled=False)
-        watcher._events.emit = lambda event, fields: watched.events.append((event, fields))
+        watcher._journal.events.emit = lambda event, fields: watched.events.append((event, fields))
     assert watched.look()[1] == ["folder"]
     away.rename(folder)
     assert "refused" not in watched.look()[1]
@@ -511,11 +517,11 @@ def test_what_came_in_a_packets_place_is_not_held_against_it(
         if event == "applied":  # the first one
             (folder / "2.sdlora").write_bytes(built(fleet, 2, shift=1.0))
 
-    watched.watcher._events.emit = replaced
+    watched.watcher._journal.events.emit = replaced
     watched.watcher.look(settled=False)
     shutil.copy(fleet.packets[1], folder / "2.sdlora")
-    watched.watcher._events.emit = lambda event, fields: None
-    assert watched.look()[0]["task"] == 2
+    watched.watcher._journal.events.emit = lambda event, fields: None
+    assert watched.look()[0].device.task == 2
 
 
 def test_the_trouble_with_a_file_ends_with_the_file(
@@ -527,4 +533,4 @@ def test_the_trouble_with_a_file_ends_with_the_file(
         patch.setattr(atomic, "receive", lambda path, limit: atomic.read(path / "none"))
         assert watched.look()[1] == ["unreadable"]
     (folder / "p.sdlora").unlink()
-    assert watched.look()[0]["trouble"] is None
+    assert watched.look()[0].trouble is None

@@ -1,4 +1,4 @@
-"""A watcher among odd files, with a log that cannot be written, asked to stop at any moment: it goes on, and ends when asked."""
+"""A watcher goes on among odd files and with a log that fails, and stops whenever it is asked to."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from conftest import Fleet, Result, within
 from sdlora_edge.device import Device
 from sdlora_edge.device.watch import service as watch
 from sdlora_edge.device.watch.events import AT_ONCE, Events, notify, to_stderr
+from sdlora_edge.device.watch.journal import WatchReport
+from sdlora_edge.device.watch.scan import Scan
 from sdlora_edge.device.watch.service import Watcher
 from sdlora_edge.errors import ResourceError, UsageError
 from sdlora_edge.formats.packet import LIMITS
@@ -38,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def looked(watcher: Watcher) -> dict[str, Any]:
+def looked(watcher: Watcher) -> WatchReport:
     return within(60, lambda: watcher.look(settled=False))
 
 
@@ -60,7 +62,7 @@ def test_an_odd_file_is_told_once_and_hides_nothing(
     shutil.copy(fleet.packets[0], folder / "z.sdlora")
     events: list[tuple[str, dict[str, Any]]] = []
     watcher = Watcher(folder, store, emit=lambda *event: events.append(event), threads=1)
-    assert looked(watcher)["task"] == 1
+    assert looked(watcher).device.task == 1
     looked(watcher)
     odd = [
         (event, fields["exit_code"])
@@ -86,8 +88,8 @@ def test_a_file_for_which_there_is_no_memory_hides_nothing_and_is_tried_again(
 
         with monkeypatch.context() as patch:
             patch.setattr(atomic, "receive", short)
-            assert looked(watcher)["task"] == 1
-    assert looked(watcher)["task"] == 2
+            assert looked(watcher).device.task == 1
+    assert looked(watcher).device.task == 2
 
 
 def test_rubbish_is_told_up_to_a_bound_and_read_once(
@@ -106,7 +108,7 @@ def test_rubbish_is_told_up_to_a_bound_and_read_once(
     events: list[tuple[str, dict[str, Any]]] = []
     watcher = Watcher(folder, store, emit=lambda *event: events.append(event), threads=1)
     report = looked(watcher)
-    assert (report["task"], report["counts"]["refused"]) == (1, 3 * AT_ONCE)
+    assert (report.device.task, report.counts.refused) == (1, 3 * AT_ONCE)
     told = [event for event, _ in events]
     assert told.count("applied") == told.count("more") == 1
     assert len(told) <= AT_ONCE + 2
@@ -131,39 +133,37 @@ def test_of_a_large_file_that_is_no_packet_only_the_beginning_is_read(
 
     monkeypatch.setattr(disk, "read", counted)
     watcher = Watcher(folder, store, emit=lambda event, fields: None, threads=1)
-    assert looked(watcher)["counts"]["refused"] == 3
+    assert looked(watcher).counts.refused == 3
     assert size[0] <= 3 * 2 * disk.CHUNK
 
 
 def test_a_look_ends_in_time_and_the_next_one_goes_on(
     fleet: Fleet, store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was found is applied meanwhile; systemd hears of each slow file; whoever asks for one look gets all of it."""
+    """What was found is applied meanwhile; systemd hears of each slow file; one look alone reads all."""
     shutil.copy(fleet.packets[0], folder / "0.sdlora")
     for number in range(1, 10):
         (folder / f"{number}.sdlora").write_bytes(b"%d" % number)
-    clock, has_header, told = [0.0], Watcher._has_header, list[str]()
+    clock, has_header, told = [0.0], Scan._has_header, list[str]()
 
-    def slowly(self: Watcher, path: Path) -> bool:
+    def slowly(self: Scan, path: Path) -> bool:
         clock[0] += watch.LOOK / 2
         return has_header(self, path)
 
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(Watcher, "_has_header", slowly)
+    monkeypatch.setattr(Scan, "_has_header", slowly)
     monkeypatch.setattr(watch, "notify", told.append)
     watcher = Watcher(folder, store, emit=lambda event, fields: None, threads=1)
     watcher.look()
     refused = []
     for look in range(4):
         report = watcher.look()
-        refused.append(report["counts"]["refused"])
-        assert report["task"] == 1, look
+        refused.append(report.counts.refused)
+        assert report.device.task == 1, look
     assert refused == [2, 5, 8, 9]
     assert told.count("WATCHDOG=1") >= 10
     assert (
-        Watcher(folder, store, emit=lambda event, fields: None).look(settled=False)["counts"][
-            "refused"
-        ]
+        Watcher(folder, store, emit=lambda event, fields: None).look(settled=False).counts.refused
         == 9
     )
 
@@ -192,7 +192,7 @@ def test_an_emit_that_raises_stops_nothing(fleet: Fleet, store: Path, folder: Pa
     for name, path in zip("ab", fleet.packets, strict=False):
         shutil.copy(path, folder / f"{name}.sdlora")
     (folder / "c.sdlora").write_bytes(b"rubbish")
-    assert looked(Watcher(folder, store, emit=fails, threads=1))["counts"]["applied"] == 2
+    assert looked(Watcher(folder, store, emit=fails, threads=1)).counts.applied == 2
 
 
 @contextlib.contextmanager
@@ -362,7 +362,7 @@ def test_a_service_without_a_log_ends_at_once_though_it_waits(store: Path, folde
 def test_stop_may_come_between_any_two_lines(
     store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As from a signal handler: in the thread that looks and waits, whatever locks it holds just then."""
+    """As from a signal handler: in the thread that looks and waits, whatever locks it holds."""
     monkeypatch.setattr(Watcher, "look", lambda self: {})
     monkeypatch.setattr(Watcher, "_report", lambda self: {})
 

@@ -20,13 +20,14 @@ import torch
 from conftest import shared
 from sdlora_edge.export import executorch as exporting
 from sdlora_edge.export.executorch import write_program
+from sdlora_edge.export.form import ModelForm
 from timm.models.efficientnet import EfficientNet
 from torch import nn
 from torch.func import functional_call
 
 from sdlora_edge.device.engines.executorch_runtime import ExecutorchEngine, patched
 from sdlora_edge.errors import InputError, ResourceError, StorageError, UsageError
-from sdlora_edge.formats.bundle import HEAD_BIAS, HEAD_WEIGHT
+from sdlora_edge.formats.bundle import CONSTANTS, HEAD_BIAS, HEAD_WEIGHT
 from sdlora_edge.method import backbones
 from sdlora_edge.method.backbones import shaped
 from sdlora_edge.storage import atomic, disk
@@ -34,6 +35,10 @@ from sdlora_edge.storage import atomic, disk
 pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install executorch")
 
 CAPACITY = 12
+
+
+def form(size: int, precision: str = "fp32") -> ModelForm:
+    return ModelForm(size, precision, CONSTANTS, CAPACITY)
 
 
 def some_weights(backbone: nn.Module, classes: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -98,7 +103,7 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Any, dic
     weights = some_weights(backbone, 5)
     return (
         backbone,
-        pair(folder, write_program(backbone, 16, weights, folder, "fp32", CAPACITY)),
+        pair(folder, write_program(backbone, weights, folder, form(16))),
         weights,
     )
 
@@ -125,7 +130,7 @@ def test_convolutions_with_batch_norm_behind_them_stay_replaceable(tmp_path: Pat
     backbone, images = small_convolutions(), some_images(32)
     weights = some_weights(backbone, 4)
     assert len(weights) > 6
-    bundle = pair(tmp_path, write_program(backbone, 32, weights, tmp_path, "fp32", CAPACITY))
+    bundle = pair(tmp_path, write_program(backbone, weights, tmp_path, form(32)))
     engine = ExecutorchEngine(bundle, 0, tmp_path / "work")
     for other in (weights, some_weights(backbone, 7, 1)):
         np.testing.assert_allclose(
@@ -153,7 +158,7 @@ def test_batch_norm_after_a_linear_layer_stays_apart_too(tmp_path: Path) -> None
         name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()
     }
     engine = ExecutorchEngine(
-        pair(tmp_path, write_program(backbone, 8, weights, tmp_path, "fp32", CAPACITY)),
+        pair(tmp_path, write_program(backbone, weights, tmp_path, form(8))),
         0,
         tmp_path / "w",
     )
@@ -169,7 +174,7 @@ def test_program_and_places_do_not_depend_on_the_values_of_the_weights(
     """Not even where weights are equal: ExecuTorch stores equal constants once, and replacing one would replace them all."""
     backbone, bundle, weights = micro
     zeros = {name: np.zeros_like(array) for name, array in weights.items()}
-    assert write_program(backbone, 16, zeros, tmp_path, "fp32", CAPACITY) == bundle.manifest.weights
+    assert write_program(backbone, zeros, tmp_path, form(16)) == bundle.manifest.weights
     assert (tmp_path / "model.pte").read_bytes() == (bundle.path / "model.pte").read_bytes()
     assert len({place["offset"] for place in bundle.manifest.weights.values()}) == len(weights)
 
@@ -184,7 +189,7 @@ def test_the_real_vit_computes_what_torch_computes_at_every_precision(tmp_path: 
     for precision, bound in {"fp32": 1e-4, "int8": 0.1, "int8-dynamic": 0.2}.items():
         folder = tmp_path / precision
         folder.mkdir()
-        places = write_program(backbone, 64, weights, folder, precision, CAPACITY)
+        places = write_program(backbone, weights, folder, form(64, precision))
         engine = ExecutorchEngine(pair(folder, places), 0, folder / "work")
         found = engine.run(engine.load(weights), images)
         assert np.abs(found - reference).max() <= bound, precision
@@ -195,15 +200,13 @@ def test_the_real_vit_computes_what_torch_computes_at_every_precision(tmp_path: 
 def test_what_executorch_cannot_do_is_refused_by_what_it_can(micro: Any, tmp_path: Path) -> None:
     backbone, _, weights = micro
     with pytest.raises(UsageError, match=r"fp16.*choose fp32, int8, int8-dynamic"):
-        write_program(backbone, 16, weights, tmp_path, "fp16", CAPACITY)
+        write_program(backbone, weights, tmp_path, form(16, "fp16"))
     with pytest.raises(UsageError, match="no linear layer"):
         write_program(
             nn.Flatten(),
-            16,
             {n: weights[n] for n in (HEAD_WEIGHT, HEAD_BIAS)},
             tmp_path,
-            "int8",
-            CAPACITY,
+            form(16, "int8"),
         )
     assert not list(tmp_path.iterdir())
 
@@ -396,5 +399,5 @@ def test_a_weight_that_a_compiler_would_change_is_not_exported(
 ) -> None:
     monkeypatch.setattr(exporting, "_keep_apart", lambda *_: None)
     backbone = small_convolutions()
-    with pytest.raises(InputError, match="does not lie raw in"):
-        write_program(backbone, 32, some_weights(backbone, 4), tmp_path, "fp32", CAPACITY)
+    with pytest.raises(InputError, match="does not lie as raw bytes in"):
+        write_program(backbone, some_weights(backbone, 4), tmp_path, form(32))

@@ -13,6 +13,7 @@ from conftest import Fleet, snapshot
 from faults.scenarios import wrong_canary
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.parity import host_logits
+from sdlora_edge.export.requests import ExportOptions
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.device import IN_PLACE
@@ -28,7 +29,9 @@ pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip insta
 def bundle(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("executorch") / "bundle"
     trust = [str(fleet.key.with_suffix(".pub"))]
-    export_bundle(Run.open(fleet.run), out, 0, trust, target="executorch", max_classes=9)
+    export_bundle(
+        Run.open(fleet.run), out, 0, trust, ExportOptions(target="executorch", max_classes=9)
+    )
     return out
 
 
@@ -137,7 +140,7 @@ def test_what_makes_no_sense_is_said_in_one_line(
     )
     for options, message in {
         ("--weights-as", "inputs"): "constants alone",
-        ("--precision", "fp16"): "precision 'fp16' is none of fp32",
+        ("--precision", "fp16"): "no precision 'fp16': choose fp32",
         ("--max-classes", "2"): "knows 10 classes already",
         ("--also", "onnx-adapter"): "goes with --target onnx",
     }.items():
@@ -161,5 +164,5 @@ def test_export_without_the_package(
             tmp_path / "b",
             0,
             [str(fleet.key.with_suffix(".pub"))],
-            target="executorch",
+            ExportOptions(target="executorch"),
         )

@@ -12,6 +12,7 @@ from conftest import Fleet, shared
 from sdlora_edge.export import onnx as exporting
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.parity import compare, host_logits
+from sdlora_edge.export.requests import ExportOptions
 
 from sdlora_edge.demo import ship
 from sdlora_edge.device import Device
@@ -87,7 +88,9 @@ def test_export_fails_where_the_engine_computes_something_else(
             export_bundle(Run.open(fleet.run), tmp_path / "bundle", 0)
     assert not (tmp_path / "bundle").exists()
     with pytest.raises(HealthError, match="logits differ by"):
-        export_bundle(Run.open(fleet.run), tmp_path / "bundle", 0, tolerance=1e-12)
+        export_bundle(
+            Run.open(fleet.run), tmp_path / "bundle", 0, options=ExportOptions(tolerance=1e-12)
+        )
     assert not (tmp_path / "bundle").exists()
 
 

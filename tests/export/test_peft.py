@@ -18,8 +18,9 @@ import torch
 from conftest import Fleet, Result, make_images
 from forge import Draft
 from sdlora_edge.export.bundles import export_bundle
+from sdlora_edge.export.from_peft import from_peft, read_adapter
 from sdlora_edge.export.parity import host_logits
-from sdlora_edge.export.peft import from_peft, read_adapter, to_peft, write_adapter
+from sdlora_edge.export.peft import AdaptedModel, to_peft, write_adapter
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -148,7 +149,9 @@ def test_any_backbone_any_ranks_and_magnitudes_of_projections(
     state = TaskState(
         3, "t", "00" * 32, tuple("abcde"), random.standard_normal((3, len(projections))), *head, {}
     )
-    found = write_adapter(state, factors, projections, name, size, tmp_path / "adapter")
+    found = write_adapter(
+        AdaptedModel(name, size, projections), state, factors, tmp_path / "adapter"
+    )
     torch.manual_seed(0)
     sized = {"img_size": size} if name.startswith(("vit", "eva")) else {}
     model = timm.create_model(name, num_classes=5, **sized).eval()
@@ -157,7 +160,7 @@ def test_any_backbone_any_ranks_and_magnitudes_of_projections(
         p for n, p in model.named_parameters() if n.endswith("gamma")
     ):  # 1e-6 in a fresh ConvNeXt
         parameter.data.fill_(1.0)
-    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(found["head"])}
+    weights = {k: v for k, v in model.state_dict().items() if not k.startswith(str(found.head))}
     ours.load_state_dict(weights)
     merged = merge(
         sdlora.adapted_weights(ours, projections), projections, factors, state.magnitudes
@@ -525,7 +528,7 @@ def test_no_smaller_rank_holds_the_whole_update(fleet: Fleet, tmp_path: Path) ->
     A, B = (
         found[f"base_model.model.blocks.0.attn.qkv.lora_{part}.weight"].double() for part in "AB"
     )
-    assert written["rank"] == len(A) == int(torch.linalg.matrix_rank(B @ A)) == 24
+    assert written.rank == len(A) == int(torch.linalg.matrix_rank(B @ A)) == 24
 
 
 def test_packets_from_before_and_after_a_change_of_keys(

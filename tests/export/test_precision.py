@@ -13,6 +13,7 @@ from sdlora_edge.export import onnx as exporting
 from sdlora_edge.export import precision as precisions
 from sdlora_edge.export.bundles import check_bundle, engine_logits, export_bundle
 from sdlora_edge.export.parity import compare, host_logits
+from sdlora_edge.export.requests import ExportOptions
 
 from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, NotForThisDevice, UsageError
@@ -24,7 +25,9 @@ from sdlora_edge.train.run import Run
 
 def exported(fleet: Fleet, out: Path, task: int = 0, **options: object) -> Path:
     trust = [str(fleet.key.with_suffix(".pub"))]
-    export_bundle(Run.open(fleet.run), out, task, trust, min_agreement=0.9, **options)  # type: ignore[arg-type]
+    export_bundle(
+        Run.open(fleet.run), out, task, trust, ExportOptions(min_agreement=0.9, **options)
+    )  # type: ignore[arg-type]
     return out
 
 
@@ -216,9 +219,9 @@ def test_a_manifest_that_says_something_else_than_the_run_is_found(
     [
         ({"tolerance": 2.0}, "--tolerance 2"),
         ({"max_classes": 10**12}, "--max-classes 1000000000000"),
-        ({"precision": "int3"}, "precision 'int3' is none of"),
-        ({"target": "tpu"}, "target 'tpu' is none of"),
-        ({"weights_as": "files"}, "neither inputs nor constants"),
+        ({"precision": "int3"}, "precision 'int3' is unknown"),
+        ({"target": "tpu"}, "target 'tpu' is unknown"),
+        ({"weights_as": "files"}, "choose inputs or constants"),
     ],
 )
 def test_options_that_make_no_sense(

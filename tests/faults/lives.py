@@ -148,7 +148,7 @@ class Life:
         )
         self.events.clear()
         report = self.watcher.look(settled=False)
-        assert report["trouble"] is None
+        assert report.trouble is None
         assert {event["exit_code"] for event in self.events if "exit_code" in event} <= {4, 5, 6}, (
             self.events
         )

@@ -13,6 +13,7 @@ from PIL import Image
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.expected import record
 from sdlora_edge.export.packets import build_packets
+from sdlora_edge.export.requests import ExportOptions
 
 from sdlora_edge.formats import signing
 from sdlora_edge.train.config import resolve
@@ -54,7 +55,11 @@ def make(folder: Path) -> None:
         precision, weights_as = name.split()
         bundle = folder / "bundles" / name.replace(" ", "-")
         export_bundle(
-            Run.open(run.path), bundle, 1, [str(public)], precision=precision, weights_as=weights_as
+            Run.open(run.path),
+            bundle,
+            1,
+            [str(public)],
+            ExportOptions(precision=precision, weights_as=weights_as),
         )
     build_packets(run.path, folder / "bundles" / "fp32-inputs", key, out=folder / "packets")
     record(Run.open(run.path), made, folder / "expected")

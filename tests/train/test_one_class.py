@@ -61,8 +61,8 @@ def test_a_device_takes_it_and_gives_it_back(fleet_of_one: Fleet, tmp_path: Path
     built = build_packets(
         fleet_of_one.run, fleet_of_one.bundle, fleet_of_one.key, out=tmp_path / "packets"
     )
-    assert [b["task"] for b in built if b["bytes"] < 4000] == [4, 5]
-    run, packets = Run.open(fleet_of_one.run), [Path(b["file"]) for b in built]
+    assert [b.task for b in built if b.bytes < 4000] == [4, 5]
+    run, packets = Run.open(fleet_of_one.run), [b.file for b in built]
     device = Device.init(fleet_of_one.bundle, tmp_path / "store")
     serving = Device.open(tmp_path / "store")
     for task, path in enumerate(packets, 1):

@@ -1,1 +1,1 @@
-"""The watcher: a folder of packets is applied as they arrive."""
+"""The watcher: applies packets as they arrive in a folder."""

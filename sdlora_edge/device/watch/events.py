@@ -1,4 +1,7 @@
-"""What a watcher tells: one JSON line for each event. To tell never fails, never waits for long, and has a bound."""
+"""What a watcher tells: one JSON line for each event.
+
+Telling never fails, never waits for long, and never floods a log.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +19,32 @@ from datetime import datetime, timezone
 from typing import Any
 
 AT_ONCE, PAUSE = 100, 10.0
-"""events of files that are told at once, and the seconds after which there may be one more"""
+"""how many events of files are told at once, and the seconds after which one more may follow"""
 PATIENCE = 1.0
-"""seconds to wait for whoever reads stderr: after that the line is lost, and the watcher goes on"""
+"""seconds to wait for a slow reader of stderr; then the line is lost, and the watcher goes on"""
 Emit = Callable[[str, dict[str, Any]], None]
 
 
 def now() -> str:
+    """The time in UTC, as ISO 8601 with seconds."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def to_stderr(event: str, fields: dict[str, Any]) -> None:
-    """One JSON line on stderr; it is lost if stderr is full, closed, or a pipe that nobody reads from."""
+    """One JSON line on stderr. It is lost if stderr is full, closed, or a pipe without a reader."""
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr and _takes_a_line():
             line = _line({"time": now(), "event": event, **fields})
             try:
                 descriptor = sys.stderr.fileno()
-            except (OSError, ValueError):  # it is no file
+            except (OSError, ValueError):  # it is not a file
                 print(line, file=sys.stderr, end="", flush=True)
             else:
                 os.write(descriptor, line.encode("ascii"))
 
 
 def _line(fields: dict[str, Any]) -> str:
-    """JSON of at most PIPE_BUF bytes: the longest values are cut short."""
+    """JSON of at most PIPE_BUF bytes: the longest values are cut."""
     while len(line := json.dumps(fields) + "\n") > select.PIPE_BUF:
         longest = max(fields, key=lambda key: len(json.dumps(fields[key])))
         text = str(fields[longest]).removesuffix("...")
@@ -51,10 +55,9 @@ def _line(fields: dict[str, Any]) -> str:
 def _takes_a_line() -> bool:
     ready = select.poll()
     try:
-        ready.register(
-            sys.stderr.fileno(), select.POLLOUT
-        )  # of a pipe: it has room for PIPE_BUF bytes, and no more
-    except (OSError, ValueError):  # it is no file
+        # of a pipe, POLLOUT promises room for PIPE_BUF bytes and no more: hence the bound in _line
+        ready.register(sys.stderr.fileno(), select.POLLOUT)
+    except (OSError, ValueError):  # it is not a file
         return True
     return bool(ready.poll(1000 * PATIENCE))
 
@@ -67,7 +70,7 @@ class JsonLog(logging.Handler):
 
 
 class Events:
-    """Passes events on to `emit`, whose errors are nobody's: an update is committed before it is told."""
+    """Hands events to `emit` and ignores its errors: an update is in force before it is told."""
 
     def __init__(self, emit: Emit) -> None:
         self.emit = emit
@@ -79,14 +82,14 @@ class Events:
             self.emit(event, fields)
 
     def tell_of_file(self, event: str, fields: dict[str, Any]) -> None:
-        """Of one file, of which there may be very many: those beyond the bound are only counted."""
+        """An event of one file. Beyond the bound, events are only counted."""
         if self._may(reserve=1):
             self.tell(event, fields)
         else:
             self._untold[event] += 1
 
     def sum_up(self) -> None:
-        """An event that says how many of each kind were not told."""
+        """Tell how many events of each kind were not told."""
         if self._untold and self._may():
             self.tell("more", dict(self._untold))
             self._untold.clear()
@@ -101,8 +104,8 @@ class Events:
 
 
 def notify(message: str) -> None:
-    """Tell systemd, where it has started this process (sd_notify: one datagram)."""
+    """Tell systemd, if it has started this process (sd_notify: one datagram)."""
     if address := os.environ.get("NOTIFY_SOCKET", ""):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
-            to.setblocking(False)  # nobody is waited for
+            to.setblocking(False)  # a full queue must not stop the watcher
             to.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)

@@ -1,8 +1,11 @@
-"""What a watcher remembers of packets beyond its own process: those that failed, and those that processes ended at.
+"""What a watcher remembers beyond its own process: packets that failed, packets that killed it.
 
-In the store, under the watcher's lock: {"failed": digests of packets whose canary failed, oldest first; "trying": that of the one
-being applied, or null; "killed": {digest: how many processes have ended while they applied it}; "paused": {digest: [until when,
-in which boot]}}.
+It lies in the store, under the watcher's lock:
+
+    failed    digests of packets whose canary failed, oldest first
+    trying    digest of the packet that is being applied, or null
+    killed    {digest: how many processes were killed while they applied it}
+    paused    {digest: [until when (Unix seconds), in which boot]}
 """
 
 from __future__ import annotations
@@ -15,13 +18,10 @@ from ...formats.canonical import dump_json, is_sha256, parse_json
 from ...formats.container import natural
 from ...storage import atomic
 from ..store import MEMORY, Store
+from . import policy
 
 FAILED_LIMIT = 1000
-KILLED_LIMIT = 3
-"""times that a process may end at the same packet before it is paused: a power cut is not the packet's fault, nor is memory that
-another program takes"""
-PAUSE, LONGEST_PAUSE = 3600, 86_400
-"""seconds"""
+KILLED_COUNT_LIMIT = 100
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -35,36 +35,40 @@ class Memory:
         self._paused: dict[str, tuple[int, str]] = {}
 
     def left_alone(self) -> set[str]:
-        """Packets not to try now. A clock that was set back makes no pause longer than a day."""
+        """Packets not to try now."""
         boot, clock = _boot(), time.time()
         paused = {
-            d
-            for d, (until, when) in self._paused.items()
-            if when == boot and 0 < until - clock <= LONGEST_PAUSE
+            digest
+            for digest, (until, when) in self._paused.items()
+            if when == boot and policy.paused(until, clock)
         }
         return {*self.failed, *paused}
 
     def recollect(self) -> None:
-        """Read what other processes have left: one that was trying a packet has ended, for this one holds the lock.
+        """Read what other processes have left.
 
-        Raises InputError for what is no memory, HealthError for a packet that is left alone from now on, StorageError.
+        If one was trying a packet, it has ended: this process holds the lock.
+
+        Raises:
+            InputError: the memory is malformed.
+            HealthError: a packet pauses from now on.
+            StorageError: the memory cannot be written.
         """
         last = self._read()
         if not is_sha256(last) or last in self._store.current().digests:
             return
-        times = self._killed[last] = min(self._killed.get(last, 0) + 1, 100)
-        if times >= KILLED_LIMIT:
-            pause = min(PAUSE * 2 ** (times - KILLED_LIMIT), LONGEST_PAUSE)
+        times = self._killed[last] = min(self._killed.get(last, 0) + 1, KILLED_COUNT_LIMIT)
+        if pause := policy.pause_seconds(times):
             self._paused[last] = int(time.time()) + pause, _boot()
         self.write()
-        if times >= KILLED_LIMIT:
-            again = f"it is tried again in {pause // 3600} h, or after a restart of the machine"
+        if pause:
             raise HealthError(
-                f"packet {last}: {times} processes ended while they applied it: free memory; {again}"
+                f"packet {last}: {times} processes were killed while they applied it: free memory; "
+                f"the next try is in {pause // 3600} h, or after this machine restarts"
             )
 
     def _read(self) -> str:
-        """The digest that a process was trying, if one was."""
+        """The digest that a process was trying; "" if none was."""
         if not self._path.exists():
             return ""
         memory = parse_json(atomic.read(self._path), MEMORY)
@@ -75,10 +79,9 @@ class Memory:
                 for digest, times in memory["killed"].items()
                 if is_sha256(digest)
             }
-            paused = memory.get("paused", {}).items()
             self._paused = {
                 digest: (natural(until), str(boot))
-                for digest, (until, boot) in paused
+                for digest, (until, boot) in memory.get("paused", {}).items()
                 if is_sha256(digest)
             }
             last = memory["trying"]
@@ -87,13 +90,13 @@ class Memory:
         return last if isinstance(last, str) else ""
 
     def tried(self, digest: str) -> None:
-        """No process ended at it."""
+        """This process was not killed while it applied the packet."""
         self._killed.pop(digest, None)
         self._paused.pop(digest, None)
         self.write()
 
     def write(self, trying: str | None = None) -> None:
-        """Raises StorageError: on a full disk no packet could be applied either."""
+        """Raises StorageError, as applying a packet would: the disk is full, or read-only."""
         self.failed = dict.fromkeys(list(self.failed)[-FAILED_LIMIT:])
         memory = {
             "failed": list(self.failed),
@@ -105,7 +108,7 @@ class Memory:
 
 
 def _boot() -> str:
-    """Which start of this machine it is; "" if the system does not say."""
+    """The id of this start of the machine; "" if the system does not say."""
     try:
         return BOOT.read_text().strip()
     except OSError:

@@ -1,17 +1,8 @@
-"""`device watch`: packets applied as they appear in a folder, however they get there: a USB stick, MQTT, rsync, scp.
+"""`device watch`: applies packets as they appear in a folder, whoever puts them there.
 
-A file counts once two looks in a row find it unchanged, and then by its bytes alone: what its signature proves decides the
-order in which packets are tried, never a name or a time. What becomes of one is remembered by its digest:
-
-    applied, or nothing to do     for as long as it lies there
-    refused, or out of order      until the device is in another generation: predecessors may have come
-    not signed by trusted keys    until other keys are in force
-    canary failed                 for ever, in the store: until a newer packet comes in its place
-    process killed while at it    counted, in the store: from the third time on it is left alone until the machine has started
-                                  anew, or for an hour; for twice as long each time after that, up to a day
-    disk full, store locked, ...  not at all: it is tried again, ever less often
-
-Nothing in the folder is ever changed. The model is loaded only while there is something to apply.
+A USB stick, MQTT, rsync and scp all end as files in a folder. `scan` says what lies there, `policy`
+decides what to do, `journal` keeps what happened. This module is the process: the loop, signals,
+systemd, the status file. The model is loaded only while there is something to apply.
 """
 
 from __future__ import annotations
@@ -19,56 +10,75 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import queue
-import stat
+import signal
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ...errors import (
     UNWRITTEN,
     HealthError,
     InputError,
-    LimitError,
-    NotForThisDevice,
-    NothingToDo,
     ResourceError,
     SdloraError,
-    TrustError,
     UsageError,
 )
-from ...formats.canonical import sha256
-from ...formats.container import opened
-from ...formats.control import Revocation, read_any
-from ...formats.packet import LIMITS, SUFFIX, Packet
-from ...formats.signing import Trust
-from ...storage import atomic, disk
+from ...storage import atomic
 from ..device import IN_PLACE, Device
-from ..store import Store
-from .events import Emit, Events, notify, now, to_stderr
+from ..store import Generation, Store
+from . import policy
+from .events import Emit, notify, now, to_stderr
+from .journal import Journal, Served, WatchReport
 from .memory import Memory
+from .policy import Verdict
+from .scan import Scan
 
-LONGEST_WAIT = 300.0
-"""seconds between two looks when the store cannot be written, at most"""
 HEARTBEAT = 60.0
-"""seconds after which the status file is written anew though nothing has happened"""
+"""seconds after which the status file is written even if nothing has happened"""
 LOOK = 30.0
-"""seconds after which a look begins to read, or to verify, no further file: the next one goes on from there"""
-Verdict = tuple[str, int]
-"""what a packet was refused in: it is tried again in another ("generation", counter), or with other ("keys", version)"""
-NEVER: Verdict = "any", 0
-Stamp = tuple[int, int, int, int]
-"""inode, bytes, time of change of bytes and of attributes: a file with the same stamp is not read again"""
+"""seconds after which a look starts to read or verify no further file: the next look goes on"""
 SHORTEST, LONGEST = 0.01, 86_400.0
-"""seconds that may be asked for between two looks"""
+"""bounds of the seconds between two looks"""
+T = TypeVar("T")
+
+
+def watch(
+    folder: Path | str, store: Path | str, interval: float = 5.0, status: Path | None = None
+) -> WatchReport:
+    """Apply packets as they appear in a folder, until SIGTERM or Ctrl-C. Events go to stderr.
+
+    Args:
+        folder: where packets appear. It may be missing for a while.
+        store: the device's directory.
+        interval: seconds between two looks.
+        status: a JSON file to keep for monitoring.
+
+    Raises:
+        InputError: `store` is not a store.
+        UsageError: the interval is out of bounds, or this is not the main thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        raise UsageError("watch() takes signals: call it in the main thread, or use Watcher.run()")
+    watcher = Watcher(Path(folder), Path(store), status)
+    before = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        for number in before:
+            signal.signal(number, lambda *_: watcher.stop())
+        return watcher.run(interval)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Watcher:
-    """One folder and one store. Errors of packets, folder and disk become events; only a store that is none raises."""
+    """One folder and one store.
+
+    Errors of packets, folder and disk become events. Only a store that is not a store raises.
+    """
 
     def __init__(
         self,
@@ -78,303 +88,197 @@ class Watcher:
         emit: Emit = to_stderr,
         threads: int = 0,
     ) -> None:
-        """status: the JSON file to keep. threads: of the engine. Raises InputError where `store` is no store."""
-        self._folder, self._store, self._status, self._threads = (
-            folder,
-            Store(store),
-            status,
-            threads,
-        )
-        self._events = Events(emit)
-        self._stopped = False
-        self._wake: queue.SimpleQueue[None] = (
-            queue.SimpleQueue()
-        )  # a signal handler would wait for the lock of an Event
-        self._paths: dict[
-            str, Path
-        ] = {}  # kept: a hundred thousand new ones take a second to compare
-        self._stamps: dict[Path, Stamp | None] = {}
-        """of every packet in the folder; None for what is there and is no file to read"""
-        self._digests: dict[Path, tuple[Stamp, str]] = {}
-        self._verdicts: dict[str, Verdict] = {}
-        self._counts: Counter[str] = Counter()
-        self._said: dict[object, str] = {}
+        """status: the JSON file to keep. threads: of the engine; 0: its own choice.
+
+        Raises InputError if `store` is not a store.
+        """
+        self._store, self._status, self._threads = Store(store), status, threads
+        self._journal = Journal(emit)
+        self._scan = Scan(folder, self._journal)
         self._memory = Memory(self._store)
-        self._troubles = 0
-        self._device: dict[str, Any] = {}
-        """its status, when it was last open"""
-        self._generation = -1
-        """in force then"""
-        self._damaged, self._proved = set[str](), time.monotonic()
-        """packets in force that are damaged, and when that was last looked for"""
-        self._last_error: dict[str, Any] | None = None
+        self._verdicts: dict[str, Verdict] = {}
+        self._stopped = False
+        # a queue, because a signal handler that sets an Event would wait for the Event's lock
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._failed_looks = 0
+        # of the device, when it was last open; -1: it must be opened before the next report
+        self._generation, self._served = -1, Served()
+        self._keys: int | None = None
+        # packets in force whose files are damaged, and when that was last looked for
+        self._damaged, self._proved = frozenset[str](), time.monotonic()
         self._written: tuple[str, float] = "", 0.0
 
     def stop(self) -> None:
-        """Make `run` return before the next packet. May be called by a signal handler, or another thread."""
+        """Make `run` return before the next packet. Any thread or signal handler may call it."""
         self._stopped = True
         self._wake.put(None)
 
-    def run(self, interval: float) -> None:
-        """Look every `interval` seconds, until `stop`. Raises UsageError for an interval that is none."""
+    def run(self, interval: float) -> WatchReport:
+        """Look every `interval` seconds until `stop`.
+
+        Raises UsageError if the interval is out of bounds.
+        """
         if not SHORTEST <= interval <= LONGEST:
             raise UsageError(
                 f"an interval of {interval:g} s: give seconds between {SHORTEST:g} and {LONGEST:g}"
             )
-        self._events.tell("started", {"folder": str(self._folder), "store": str(self._store.path)})
+        self._journal.events.tell(
+            "started", {"folder": str(self._scan.folder), "store": str(self._store.path)}
+        )
         while not self._stopped:
             self.look()
             notify("READY=1\nWATCHDOG=1")
             with contextlib.suppress(queue.Empty):
-                self._wake.get(
-                    timeout=min(interval * 2**self._troubles, max(interval, LONGEST_WAIT))
-                )
+                self._wake.get(timeout=policy.wait_seconds(interval, self._failed_looks))
         notify("STOPPING=1")
-        self._report()
-        self._events.tell("stopped", dict(self._counts))
+        report = self._report()
+        self._journal.events.tell("stopped", dict(self._journal.counts))
+        return report
 
-    def look(self, settled: bool = True) -> dict[str, Any]:
-        """One look at the folder: apply what can be applied, and return what the status file holds.
+    def look(self, settled: bool = True) -> WatchReport:
+        """Look at the folder once: apply what can be applied.
 
-        settled: leave a file alone that has changed since the look before, and what takes longer than LOOK to the next one.
+        Args:
+            settled: leave a file alone if it has changed since the look before, and leave what
+                takes longer than LOOK to the next look.
         """
         try:
             self._look(settled)
-            self._troubles = 0
-            self._say("trouble", "")
-        except (
-            Exception
-        ) as error:  # whatever it was, the next look may go better, and the device serves meanwhile
-            self._troubles = min(self._troubles + 1, 30)
-            self._trouble("trouble", error)
-        self._events.sum_up()
+            self._failed_looks = 0
+            self._journal.recovered("trouble")
+        except Exception as error:  # the next look may go better, and the device serves meanwhile
+            self._failed_looks = min(self._failed_looks + 1, 30)
+            self._journal.trouble("trouble", error)
+        self._journal.events.sum_up()
         return self._report()
 
     def _look(self, settled: bool) -> None:
-        before, self._stamps = self._stamps, self._stamps_now()
-        self._digests = {
-            path: known for path, known in self._digests.items() if path in self._stamps
-        }
-        self._said = {
-            key: text
-            for key, text in self._said.items()
-            if not isinstance(key, Path) or key in self._stamps
-        }
-        steady = [
-            path
-            for path, stamp in self._stamps.items()
-            if stamp and (not settled or before.get(path) == stamp)
-        ]
-        generation = self._store.current()
-        steady.sort(
-            key=lambda path: bool(self._said.get(path))
-        )  # what could not be read keeps nothing else from its turn
-        found = {
-            digest: path
-            for path in self._in_time(steady, settled)
-            if (digest := self._digest(path))
-        }
-        here = {digest for _, digest in self._digests.values()}
-        self._verdicts = {
-            digest: verdict for digest, verdict in self._verdicts.items() if digest in here
-        }
-        # a packet that the store holds is applied; where one is damaged there, its file here may repair it
-        damaged = self._damaged_among(generation.digests)
-        now = (
-            NEVER,
-            ("generation", generation.counter),
-            ("keys", self._device.get("trust_version")),
-        )
-        decided = {digest for digest, verdict in self._verdicts.items() if verdict in now}
-        decided -= {digest for digest in damaged if self._verdicts.get(digest) == NEVER}
-        decided |= {*self._memory.left_alone(), *(set(generation.digests) - damaged)}
-        candidates = {digest: path for digest, path in found.items() if digest not in decided}
-        if repairing := {
-            digest: path for digest, path in candidates.items() if digest in generation.digests
-        }:
-            candidates = repairing  # first: only then is it known who may sign the others, and what they may follow
-            self._verdicts = {
-                digest: verdict for digest, verdict in self._verdicts.items() if verdict == NEVER
-            }
-        with (
-            self._store.lock("watch.lock") if candidates else contextlib.nullcontext()
-        ):  # another watch may be at it
-            if candidates:
+        self._scan.look()
+        record = self._store.current()
+        wanted = self._wanted(record, settled)
+        with self._store.lock("watch.lock") if wanted else contextlib.nullcontext():
+            if wanted:  # the lock kept other watchers out: only now is it known who was killed
                 self._recollect()
                 left_alone = self._memory.left_alone()
-                candidates = {
-                    digest: path for digest, path in candidates.items() if digest not in left_alone
-                }
-            if candidates or generation.counter != self._generation:
-                device = Device.open(self._store.path, self._threads, swap=IN_PLACE)
-                self._device, self._generation = device.status(), generation.counter
-                self._apply(device, candidates, settled)
-                self._damaged, self._proved = (
-                    set(),
-                    -math.inf if self._device["damage"] else time.monotonic(),
-                )
+                wanted = {d: path for d, path in wanted.items() if d not in left_alone}
+            if wanted or record.counter != self._generation:
+                self._open_and_apply(record, wanted, settled)
 
-    def _in_time(self, paths: Iterable[Any], bounded: bool) -> Iterator[Any]:
-        """One after the other, until it is time to stop. systemd hears of each that takes long: more would fill its queue."""
+    def _wanted(self, record: Generation, settled: bool) -> dict[str, Path]:
+        """The packets in the folder that are to be tried now, by digest."""
+        found = {
+            digest: path
+            for path in self._in_time(self._scan.steady(settled), settled)
+            if (digest := self._scan.digest(path))
+        }
+        here = self._scan.digests
+        self._verdicts = {d: verdict for d, verdict in self._verdicts.items() if d in here}
+        plan = policy.plan(found, self._situation(record))
+        if plan.repairing:
+            self._verdicts = policy.for_good(self._verdicts)
+        return {digest: found[digest] for digest in plan.digests}
+
+    def _situation(self, record: Generation) -> policy.Situation:
+        return policy.Situation(
+            damaged=self._damaged_among(record.digests),  # may reset self._generation
+            generation=record.counter,
+            keys=self._keys,
+            held=frozenset(record.digests),
+            left_alone=self._memory.left_alone(),
+            verdicts=self._verdicts,
+        )
+
+    def _in_time(self, items: Iterable[T], bounded: bool) -> Iterator[T]:
+        """One after the other, until it is time to stop.
+
+        systemd hears of each that takes long. More messages would fill its queue.
+        """
         end = (told := time.monotonic()) + LOOK
-        for path in paths:
+        for item in items:
             if self._stopped or (bounded and told > end):
                 return
-            yield path
+            yield item
             if (clock := time.monotonic()) - told >= 1:
                 notify("WATCHDOG=1")
                 told = clock
 
-    def _damaged_among(self, digests: Iterable[str]) -> set[str]:
-        """Those of the packets in force whose files are damaged: they are all read for this, now and then."""
+    def _damaged_among(self, digests: Iterable[str]) -> frozenset[str]:
+        """The packets in force whose files are damaged. To know, all are read, once a HEARTBEAT."""
         if time.monotonic() - self._proved >= HEARTBEAT:
-            self._damaged, self._proved = set(self._store.damaged(digests)), time.monotonic()
-            if self._damaged and not self._device.get("damage"):
-                self._generation = -1  # open it anew: the status must say so
+            self._damaged = frozenset(self._store.damaged(digests))
+            self._proved = time.monotonic()
+            if self._damaged and not self._served.damage:
+                self._generation = -1  # open the device again: its status must say so
         return self._damaged
 
-    def _stamps_now(self) -> dict[Path, Stamp | None]:
-        """The packets in the folder; none if it is missing, as a USB stick's folder often is."""
-        names = []
-        try:
-            with os.scandir(self._folder) as entries:
-                names = sorted(
-                    e.name
-                    for e in entries
-                    if e.name.endswith(SUFFIX) and not e.name.startswith(".")
-                )
-            self._say("folder", "")
-        except OSError as error:
-            self._trouble("folder", InputError(f"{self._folder}: {error.strerror or error}"))
-        self._paths = {name: self._paths.get(name) or self._folder / name for name in names}
-        return {path: self._stamp(path) for path in self._paths.values()}
-
-    def _stamp(self, path: Path) -> Stamp | None:
-        """None for what is no file, which is said once: one bad link does not hide what lies beside it."""
-        try:
-            s = path.stat()
-            if stat.S_ISREG(s.st_mode):
-                return s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns
-            problem = "not a file: remove it"
-        except OSError as error:
-            problem = error.strerror or str(error)
-        if os.path.lexists(path):  # else it has gone meanwhile
-            self._trouble("unreadable", InputError(f"{path}: {problem}"), path)
-        return None
-
-    def _digest(self, path: Path) -> str | None:
-        """Of the file's bytes, read once for each stamp; None where it cannot be read, or is too large."""
-        if (stamp := self._stamps[path]) is None:
-            return None
-        if path not in self._digests or self._digests[path][0] != stamp:
-            digest = ""
-            try:
-                if stamp[1] > LIMITS.packet or self._has_header(path):
-                    digest = sha256(atomic.receive(path, LIMITS.packet))
-                self._said.pop(path, None)
-            except LimitError as error:
-                self._refuse("refused", path, error)
-            except (
-                InputError,
-                MemoryError,
-                ResourceError,
-            ) as error:  # tried again at every look, reported once
-                self._trouble("unreadable", error, path)
-                return None
-            self._digests[path] = stamp, digest
-        return self._digests[path][1] or None
-
-    def _has_header(self, path: Path) -> bool:
-        """What has none is no packet, and is not read any further, however much of it there is."""
-        with atomic.reading(path):
-            begin = b"".join(islice(disk.read(path), 1 + -(-LIMITS.header // disk.CHUNK)))
-        try:
-            opened(begin)
-        except InputError as error:
-            self._refuse("refused", path, error)
-            return False
-        return True
-
-    def _apply(self, device: Device, candidates: dict[str, Path], bounded: bool) -> None:
-        """Try them in order."""
-        for digest, path in self._in_order(device.trust, candidates, bounded):
+    def _open_and_apply(self, record: Generation, wanted: dict[str, Path], bounded: bool) -> None:
+        device = Device.open(self._store.path, self._threads, swap=IN_PLACE)
+        self._note_served(device.status())
+        self._generation = record.counter
+        for digest, path in self._in_order(device, wanted, bounded):
             if self._stopped:
-                return
+                break
             if (verdict := self._try(device, digest, path)) is not None:
                 self._verdicts[digest] = verdict
             notify("WATCHDOG=1")
+        self._damaged = frozenset()
+        self._proved = -math.inf if self._served.damage else time.monotonic()
+
+    def _note_served(self, status: Mapping[str, Any]) -> None:
+        self._keys = status["trust_version"]
+        known = {field.name: status[field.name] for field in fields(Served)}
+        lists = {name: tuple(known[name]) for name in ("classes", "damage")}
+        self._served = Served(**(known | lists))
 
     def _in_order(
-        self, trust: Trust, candidates: dict[str, Path], bounded: bool
+        self, device: Device, wanted: dict[str, Path], bounded: bool
     ) -> list[tuple[str, Path]]:
-        """Those whose signatures hold, in the order in which they can follow each other; before them, keys first, what the store
-        names already: its bytes prove it, whoever signs now."""
-        record, found = self._store.current(), []
+        """The packets whose signatures hold, in the order in which they can follow each other."""
+        record, trust, found = self._store.current(), device.trust, []
         named = [*(digest for digest, _ in record.trust), *record.packets]
-        for digest, path in self._in_time(candidates.items(), bounded):
-            if (data := self._still(path, digest)) is None:
+        for digest, path in self._in_time(wanted.items(), bounded):
+            if (data := self._scan.still(path, digest)) is None:
                 continue
             try:
-                rank = (-1, named.index(digest)) if digest in named else _rank(data, trust)
-                found.append((rank, digest, path))
+                found.append((policy.rank(data, digest, named, trust), digest, path))
             except (MemoryError, ResourceError) as error:
-                self._trouble("unreadable", error, path)
+                self._journal.trouble("unreadable", error, path)
             except SdloraError as error:
-                # other keys may come; a damaged file stays damaged
-                self._verdicts[digest] = (
-                    ("keys", trust.version) if isinstance(error, TrustError) else NEVER
-                )
-                self._refuse("refused", path, error)
+                self._verdicts[digest] = policy.unverified(error, trust.version)
+                self._journal.refused("refused", path, error)
         return [(digest, path) for _, digest, path in sorted(found)]
 
-    def _still(self, path: Path, digest: str) -> bytes | None:
-        """The file's bytes, unless it has changed since, or is gone with the stick it was on: then the next look reads it anew."""
-        try:
-            data = atomic.receive(path, LIMITS.packet)
-        except (InputError, MemoryError, ResourceError):
-            data = b""
-        if sha256(data) == digest:
-            return data
-        self._digests.pop(path, None)
-        return None
-
     def _try(self, device: Device, digest: str, path: Path) -> Verdict | None:
-        """The verdict; None where the file has changed meanwhile. Raises what is no fault of the packet."""
+        """The verdict; None if the file has changed meanwhile.
+
+        Raises if the packet is not at fault.
+        """
         self._memory.write(trying=digest)
         try:
-            return self._apply_one(device, digest, path)
-        finally:  # not where the process is killed
+            return self._apply(device, digest, path)
+        finally:  # is skipped if this process is killed: that is how the next one knows
             self._memory.tried(digest)
 
-    def _apply_one(self, device: Device, digest: str, path: Path) -> Verdict | None:
+    def _apply(self, device: Device, digest: str, path: Path) -> Verdict | None:
         try:
-            self._device = device.apply(path)
+            done = device.apply(path)
         except (*UNWRITTEN, UsageError):
             raise
         except SdloraError as error:
-            if self._still(path, digest) is None:
+            if self._scan.still(path, digest) is None:
                 return None
-            if isinstance(error, NothingToDo):
-                return NEVER
-            if isinstance(error, HealthError):
-                self._refuse("failed", path, error)
+            outcome = policy.outcome(error, self._generation)
+            if outcome.event:
+                self._journal.refused(outcome.event, path, error)
+            if outcome.failed:
                 self._memory.failed[digest] = None
-                return NEVER
-            self._refuse(
-                "waiting" if isinstance(error, NotForThisDevice) else "refused", path, error
-            )
-            return "generation", self._generation
-        now = self._device
-        self._generation = (
-            self._store.current().counter
-        )  # not what is served of it, where there is damage still
-        facts = {
-            key: now[key]
-            for key in ("kind", "task", "task_name", "generation", "apply_ms", "canary_difference")
-        }
-        self._counts["applied"] += 1
-        self._events.tell("applied", {"file": str(path), **facts})
-        return NEVER
+            return outcome.verdict
+        self._note_served(done)
+        # by the store: if there is still damage, the device serves less than what is in force
+        self._generation = self._store.current().counter
+        told = ("kind", "task", "task_name", "generation", "apply_ms", "canary_difference")
+        self._journal.applied({"file": str(path), **{name: done[name] for name in told}})
+        return policy.NEVER
 
     def _recollect(self) -> None:
         try:
@@ -382,88 +286,31 @@ class Watcher:
         except UNWRITTEN:
             raise
         except HealthError as error:
-            self._counts["failed"] += 1
-            self._trouble("failed", error)
+            self._journal.counts["failed"] += 1
+            self._journal.trouble("failed", error)
         except InputError as error:
-            self._trouble("forgotten", error)
+            self._journal.trouble("forgotten", error)
 
-    def _refuse(self, event: str, path: Path, error: SdloraError) -> None:
-        self._counts[event] += 1
-        self._note(error, path)
-        tell = self._events.tell if event == "failed" else self._events.tell_of_file
-        tell(event, {"file": str(path), "error": str(error), "exit_code": error.exit_code})
-
-    def _trouble(self, event: str, error: Exception, path: Path | None = None) -> None:
-        """What does not go away by itself is said once."""
-        text = str(error) if isinstance(error, SdloraError) else repr(error)
-        if self._say(path or event, text):
-            self._note(error, path)
-            fields = {"error": text, "exit_code": getattr(error, "exit_code", 1)}
-            if path is None:
-                self._events.tell(event, fields)
-            else:
-                self._events.tell_of_file(event, {"file": str(path), **fields})
-
-    def _say(self, key: object, text: str) -> bool:
-        """Whether `text` is news; an end of trouble is an event of its own."""
-        before, self._said[key] = self._said.get(key, ""), text
-        if before and not text:
-            self._events.tell("recovered", {"from": before})
-        return text != before
-
-    def _note(self, error: Exception, path: Path | None) -> None:
-        text = str(error) if isinstance(error, SdloraError) else repr(error)
-        code = getattr(error, "exit_code", 1)
-        self._last_error = {
-            "time": now(),
-            "file": path and str(path),
-            "error": text,
-            "exit_code": code,
-        }
-
-    def _report(self) -> dict[str, Any]:
-        """Write the status file, where anything has changed or a minute has passed."""
-        shown = (
-            "generation",
-            "task",
-            "task_name",
-            "classes",
-            "state",
-            "lineage",
-            "bundle",
-            "store_bytes",
-            "damage",
+    def _report(self) -> WatchReport:
+        """Write the status file if anything has changed, or a HEARTBEAT has passed."""
+        report = WatchReport(
+            time="",
+            running=not self._stopped,
+            folder=self._scan.folder,
+            store=self._store.path,
+            device=self._served,
+            files=self._scan.files,
+            counts=self._journal.known_counts(),
+            trouble=self._journal.first_trouble,
+            last_error=self._journal.last_error,
         )
-        value = {
-            "running": not self._stopped,
-            "folder": str(self._folder),
-            "store": str(self._store.path),
-            **{key: self._device.get(key) for key in shown},
-            "files": sum(stamp is not None for stamp in self._stamps.values()),
-            "counts": {
-                key: self._counts[key] for key in ("applied", "waiting", "refused", "failed")
-            },
-            "trouble": next((text for key, text in self._said.items() if text), None),
-            "last_error": self._last_error,
-        }
-        text, clock = json.dumps(value), time.monotonic()
-        report = {"time": now(), **value}
+        text, clock = json.dumps(report.to_dict()), time.monotonic()
+        report = replace(report, time=now())
         if self._status and (text != self._written[0] or clock - self._written[1] >= HEARTBEAT):
             try:
-                atomic.write(self._status, json.dumps(report, indent=1).encode() + b"\n")
+                atomic.write(self._status, json.dumps(report.to_dict(), indent=1).encode() + b"\n")
                 self._written = text, clock
-                self._said.pop("status", None)
+                self._journal.forget("status")
             except Exception as error:  # as in `look`
-                self._trouble("status", error)
+                self._journal.trouble("status", error)
         return report
-
-
-def _rank(data: bytes, trust: Trust) -> tuple[int, ...]:
-    """Where a packet stands in the order of trying, smaller first: other keys, revocations, and updates in their order.
-
-    Keys come first: what a retired key signed may be forged. Raises InputError, LimitError, TrustError.
-    """
-    found = read_any(data, trust)
-    if isinstance(found, Packet):
-        return 2, found.revision, found.sequence
-    return (1,) if isinstance(found, Revocation) else (0, found.trust.version)

@@ -1,0 +1,24 @@
+"""How a model is written, whatever its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..formats.bundle import INPUTS
+
+
+@dataclass(frozen=True)
+class ModelForm:
+    """The shape and the precision of an exported model.
+
+    Attributes:
+        size: side of its square images in pixels.
+        precision: of all that is not adapted.
+        weights_as: `bundle.INPUTS` or CONSTANTS.
+        capacity: rows of the head. 0: as many as there are classes, and any number later.
+    """
+
+    size: int
+    precision: str = "fp32"
+    weights_as: str = INPUTS
+    capacity: int = 0
