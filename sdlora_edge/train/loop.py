@@ -25,12 +25,13 @@ from . import distributed, folder, inventory, plan, splits
 from .base import train_base
 from .evaluator import slices
 from .fit import PARTIAL, Checkpoint, writer
-from .folder import locked, point_latest
+from .folder import Pending, locked, point_latest
+from .plan import ClassChanges
 from .run import Base, Run
 from .score import Learned, Scorer
 from .settings import Settings
 from .splits import Part, Source
-from .task import Direction, Lesson, learn_task
+from .task import Direction, Lesson, change_classes, learn_task
 from .tasks import Kept
 
 log = logging.getLogger("sdlora_edge")
@@ -115,26 +116,28 @@ def resume(
 
 def add_task(
     path: Path,
-    images: str,
+    images: str | None = None,
     name: str | None = None,
+    changes: ClassChanges = ClassChanges(),
     report: Report = _no_report,
-    direction: Direction | None = None,
-    command: str = "train",
 ) -> Run:
-    """Learn ONE more task from a new folder or ZIP: new classes, known ones in a new domain, or both.
+    """Learn ONE more task: from new images, by changes of known classes, or both.
 
-    A class that comes alone gets a head row and no direction. Earlier tasks are scored again if their own test images can still
-    be read, and left out if they cannot.
+    The images may show new classes, known ones in a new domain, or both. A class that comes alone gets a head row and no
+    direction. Earlier tasks are scored again if their own test images can still be read, and left out if they cannot.
 
     Args:
         path: The run.
         images: A folder or ZIP with a folder for each class.
         name: The task's name. Default: the name of the folder.
+        changes: Classes to retire and rename. A retired class is never answered again; its name may come back as a new class.
         report: Called when the task is written.
-        direction: One that was learned elsewhere; then the head alone is trained.
-        command: What the user called, for messages.
+
+    Raises:
+        UsageError: The run does not take the images or the changes.
+        InputError: The folder is not a run, or the images cannot be read.
     """
-    return learn(plan.one_more(path, images, name), report, direction, command)
+    return learn(plan.one_more(path, images, name, changes), report)
 
 
 def learn(
@@ -143,30 +146,51 @@ def learn(
     direction: Direction | None = None,
     command: str = "train",
 ) -> Run:
-    """`add_task`, for a task that was checked."""
+    """`add_task`, for a task that was checked.
+
+    direction: one that was learned elsewhere; then the head alone is trained. command: what the user called, for messages.
+    """
     settings = Run.settings(task.run)
     settings = settings if task.strict is None else settings.changed(strict=task.strict)
     distributed.begin(backbones.resolve_device(settings.training.device))
+    source, part = _checked_task(task, settings)
+    with _only_writer(task.run):
+        if source and distributed.first():
+            inventory.record(task.run, source)
+        run = Run.open(task.run)
+        scorer = Scorer(run, {source.name: source} if source else {})
+        if direction is None:
+            goes_on = f"train --run {task.run}"
+            kept = _pending(task)
+        else:  # only the same command can go on
+            data = f"--data {task.images} --name {shlex.quote(task.name)}"
+            goes_on, kept = f"{command} --run {task.run} {data}", contextlib.nullcontext()
+        with kept, _interruptible(goes_on):
+            _learn(part, scorer, task.changes, direction)
+    report(run)
+    return run
+
+
+def _checked_task(task: plan.NewTask, settings: Settings) -> tuple[Source | None, Part]:
+    """(a task's images, what it learns), after every image was looked at."""
+    if task.source is None:
+        return None, Part(task.name, (), {}, {}, "")
 
     def cut(source: Source) -> list[Part]:
         part = splits.part(source, task.name, source.classes, (), settings)
         return [part] if part else []
 
     source, (part,) = inventory.checked(task.source, cut, settings)
-    with _only_writer(task.run):
-        if distributed.first():
-            inventory.record(task.run, source)
-        run = Run.open(task.run)
-        pending: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        goes_on = f"{command} --run {task.run} --data {task.images} --name {shlex.quote(task.name)}"
-        if direction is None:  # with a direction only its own command can go on
-            goes_on = f"train --run {task.run}"
-            if distributed.first():
-                pending = folder.adding(task.run, task.source.name, task.name, task.strict)
-        with pending, _interruptible(goes_on):
-            _learn(part, Scorer(run, {source.name: source}), direction)
-    report(run)
-    return run
+    return source, part
+
+
+def _pending(task: plan.NewTask) -> contextlib.AbstractContextManager[None]:
+    """Note the task in the run while it is learned, so that `train --run RUN` can go on with it."""
+    if not distributed.first():
+        return contextlib.nullcontext()
+    images = task.source.name if task.source else ""
+    asked = Pending(images, task.name, task.strict, task.changes.retired, task.changes.renamed)
+    return folder.adding(task.run, asked)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +210,9 @@ class _Start:
         )
         size = settings.backbone.image_size or None
         backbone, prepared = backbones.create(settings.backbone.backbone, size, weights, pretrained)
-        own = {name: value for name in ("mean", "std") if (value := getattr(settings, name))}
+        own = {
+            name: value for name in ("mean", "std") if (value := getattr(settings.backbone, name))
+        }
         return cls(backbone, Preprocessing(**prepared | own), torch.get_rng_state())
 
 
@@ -283,16 +309,26 @@ def _base_session(path: Path, start: _Start, part: Part) -> Base:
     return Base("base", part.classes, head, Kept(frozen, plain, aligned), seconds)
 
 
-def _learn(part: Part, scorer: Scorer, direction: Direction | None = None) -> None:
+def _learn(
+    part: Part,
+    scorer: Scorer,
+    changes: ClassChanges = ClassChanges(),
+    direction: Direction | None = None,
+) -> None:
     """Learn one task, score it and write it."""
     run, begin = scorer.run, time.perf_counter()
     run.backbone.to(_device(run.config))
-    lesson = Lesson.of(run, part)
-    result = learn_task(lesson, direction)
+    lesson = Lesson.of(run, part, changes)
+    if part.classes:
+        result = learn_task(lesson, direction)
+    else:
+        result = change_classes(lesson) if distributed.first() else None
     if result is not None:
         facts = {
             "training_images": len(lesson.images),
             "seconds": round(time.perf_counter() - begin, 2),
+            "retired": list(changes.retired),
+            "renamed": dict(changes.renamed),
             **(result.metrics or {}),
             "packet_bytes": run.packet_bytes(result.update),
         }

@@ -55,28 +55,33 @@ def summary(correct: Sequence[Sequence[int]], totals: Sequence[Sequence[int]]) -
     Args:
         correct: correct[i][j], j <= i: test images of task j that are answered correctly after task i, out of all classes
             known then.
-        totals: totals[i][j]: how many test images of task j there were after task i. A task has fewer if its classes retire.
+        totals: totals[i][j]: how many test images of task j there were after task i. A task has fewer if its classes retire,
+            and none if it brought no images; then it counts in no mean.
 
     Raises:
-        ValueError: A task has no test images.
+        ValueError: There are no test images at all after a task.
     """
     count = len(correct)
     R, sizes = np.full((count, count), np.nan), np.zeros((count, count))
     for i, (row, total) in enumerate(zip(correct, totals, strict=True)):
-        sizes[i, : i + 1] = total[: i + 1]
-        if (sizes[i, : i + 1] <= 0).any():
-            raise ValueError("a task without test images cannot be scored")
-        R[i, : i + 1] = np.array(row[: i + 1]) / sizes[i, : i + 1]
-    seen = [float((R[i, : i + 1] * sizes[i, : i + 1]).sum() / sizes[i].sum()) for i in range(count)]
-    old = range(count - 1)
-    forgetting = [R[j:-1, j].max() - R[-1, j] for j in old]
+        sizes[i, : i + 1], scored = total[: i + 1], np.array(total[: i + 1]) > 0
+        if not scored.any():
+            raise ValueError(f"no test images are left after task {i}: it cannot be scored")
+        R[i, : i + 1][scored] = np.array(row[: i + 1])[scored] / sizes[i, : i + 1][scored]
+    seen = [
+        float(np.nansum(R[i, : i + 1] * sizes[i, : i + 1]) / sizes[i, : i + 1].sum())
+        for i in range(count)
+    ]
+    # A task whose classes are all retired by now has nothing that could be forgotten.
+    old = [j for j in range(count - 1) if sizes[-1, j] and sizes[j, j]]
+    forgetting = [np.nanmax(R[j:-1, j]) - R[-1, j] for j in old]
     transfer = [R[-1, j] - R[j, j] for j in old]
     return Summary(
         accuracy=tuple(seen),
         last=seen[-1],
         average_anytime=float(np.mean(seen)),
-        forgetting=float(np.mean(forgetting)) if count > 1 else 0.0,
-        backward_transfer=float(np.mean(transfer)) if count > 1 else 0.0,
+        forgetting=float(np.mean(forgetting)) if old else 0.0,
+        backward_transfer=float(np.mean(transfer)) if old else 0.0,
     )
 
 

@@ -45,7 +45,7 @@ class Learned:
     def heads(self) -> dict[str, Head]:
         """The heads by the names of HEADS."""
         shipped = self.state.head_weight, self.state.head_bias
-        heads = shipped, self.kept.plain, self.kept.frozen.discriminant()
+        heads = shipped, self.kept.plain, self.kept.frozen.discriminant(self.state.live)
         return dict(zip(HEADS, heads, strict=True))
 
 
@@ -58,12 +58,14 @@ class _Tally:
     truths: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int64)])
     guesses: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int64)])
     hter: dict[str, Hter] = field(default_factory=dict)
+    complete: bool = True
 
     def skip(self, total: int) -> None:
         """A task whose images cannot be read; total: how many there were."""
         for row in self.rows.values():
             row.append(None)
         self.totals.append(total)
+        self.complete = False
 
 
 @dataclass(eq=False)
@@ -74,6 +76,7 @@ class Scorer:
     sources: dict[str, Source | None] = field(default_factory=dict)
     _tests: dict[int, Images | None] = field(default_factory=dict)
     _frozen: dict[int, np.ndarray] = field(default_factory=dict)
+    _rows: dict[int, np.ndarray] = field(default_factory=dict)
 
     def entry(self, part: Part, learned: Learned, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Make the metrics.json of the newest task, which has learned `part`.
@@ -88,9 +91,7 @@ class Scorer:
             for name, row in tally.rows.items()
         }
         counted = [*(entry["counted"][-1] for entry in self.run.metrics), tally.totals]
-        correct = matrices["correct"]
-        complete = all(c is not None for row in correct for c in row)
-        complete = complete and all(total for row in counted for total in row)
+        complete = tally.complete and all("accuracy" in entry for entry in self.run.metrics)
         truth, guess = np.concatenate(tally.truths), np.concatenate(tally.guesses)
         return {
             "task": state.task,
@@ -103,7 +104,7 @@ class Scorer:
             **matrices,
             "totals": tally.totals,
             "counted": counted,
-            **(metrics.summary(correct, counted).to_dict() if complete else {}),
+            **(metrics.summary(matrices["correct"], counted).to_dict() if complete else {}),
             **({"hter": {n: h.to_dict() for n, h in tally.hter.items()}} if tally.hter else {}),
             "per_class": metrics.per_class(truth, guess, state.classes),
             "confusions": metrics.confusions(truth, guess, state.classes),
@@ -124,6 +125,8 @@ class Scorer:
             counts = live[test.targets]
             truth, seen = test.targets[counts], evaluator.features(test)
             tally.totals.append(len(truth))
+            # A task without a class that can be answered has nothing to score; any other one should have.
+            tally.complete &= len(truth) > 0 or not live[self._rows[task]].any()
             for name, (weight, bias) in heads.items():
                 features = self._frozen[task] if name == "frozen_correct" else seen
                 logits = (features @ weight.T + bias)[counts]
@@ -152,29 +155,30 @@ class Scorer:
             task = entry["task"]
             if task not in self._tests:
                 images = found.get(task)
-                classes = self.run.states[task].classes
-                read = self._read(images, entry["classes"], classes) if images else None
-                self._tests[task] = read
+                self._tests[task] = None
+                if images is not None:
+                    self._read(task, images, entry["classes"], self.run.states[task])
             yield task, self._tests[task]
         if state.task not in self._tests:
-            self._tests[state.task] = self._read(part.test, part.classes, state.classes)
+            self._read(state.task, part.test, part.classes, state)
         yield state.task, self._tests[state.task]
 
     def _read(
         self,
+        task: int,
         images: Mapping[str, Sequence[ImageFile]],
         classes: Sequence[str],
-        rows: Sequence[str | None],
-    ) -> Images:
-        """The test images of a task, kept decoded while there is room. rows: the class of each head row at that time.
+        state: TaskState,
+    ) -> None:
+        """Read the test images of a task; keep them decoded while there is room. state: that after the task.
 
         Targets are head rows: they never move, whatever becomes of the classes' names.
         """
         used = sum(t.pixels.nbytes for t in self._tests.values() if isinstance(t, Decoded))
         room = self.run.config.training.cache_gb - used / 2**30
         test = splits.read(images, classes, self.run.preprocessing, room, need=False)
-        index = np.array([rows.index(c) for c in classes])
-        return replace(test, targets=index[test.targets])
+        rows = np.array([state.classes.index(c) for c in classes], np.int64)
+        self._rows[task], self._tests[task] = rows, replace(test, targets=rows[test.targets])
 
 
 def test_images(
@@ -189,6 +193,9 @@ def test_images(
     for entry in run.metrics[: task + 1]:
         if entry["task"] > task:
             break
+        if not entry["classes"]:  # it only retired or renamed classes
+            found[entry["task"]] = {}
+            continue
         if (name := entry["source"]) not in opened:
             try:
                 opened[name] = splits.load_for(run.config, name)
@@ -218,9 +225,15 @@ def test_images(
 
 
 def test_images_by_class(run: Run, task: int) -> dict[str, list[ImageFile]]:
-    """All test images up to `task` that can still be read, by class; those of one class from several tasks together."""
+    """All test images up to `task` that can still be read, by what their class is called after `task`.
+
+    Images of one class from several tasks come together; those of retired classes are left out.
+    """
     found: dict[str, list[ImageFile]] = {}
-    for images in test_images(run, task).values():
+    names = run.states[task].classes
+    for number, images in test_images(run, task).items():
         for label, own in (images or {}).items():
-            found.setdefault(label, []).extend(own)
+            row = run.states[number].classes.index(label)
+            if (name := names[row]) is not None:
+                found.setdefault(name, []).extend(own)
     return found

@@ -1,11 +1,12 @@
 """Learning one task: its direction, its head rows, and what the host keeps of its classes.
 
-There are three ways, by what the task brings:
+There are four ways, by what the task brings:
 
     several classes        a direction, all magnitudes and the classes' rows are trained (`method.sdlora`)
     a direction            it was learned elsewhere: the classes' rows alone are trained
     one class, alone       nothing is trained, for there is no other class to tell it from: its row is fitted to its features
                            (`FeatureStatistics.beside`)
+    no images              nothing is trained or fitted: classes are only retired or renamed
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -37,12 +38,14 @@ from ..method.sdlora import (
     SDLoRA,
     SharedA,
     Variant,
+    zero_head,
 )
-from ..state import TaskState, TaskUpdate, changed_rows, extended, factor_tensors
+from ..state import UNUSED, TaskState, TaskUpdate, changed_rows, extended, factor_tensors
 from . import distributed, splits
 from .augment import views
 from .evaluator import Evaluator
 from .fit import Checkpoint, Training, diverged, fit, writer
+from .plan import ClassChanges
 from .run import Run
 from .settings import Settings
 from .splits import Decoded, Images, Part
@@ -61,19 +64,25 @@ DIRECTIONS = {"free": Directions(), "shared": SharedA()}
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """A task while it is learned: what it brings to a run whose newest task is the one before it."""
+    """A task while it is learned: what it brings to a run whose newest task is the one before it.
+
+    Changes of known classes come before the new classes, as in `TaskUpdate`. So the name of a retired class may come back as a
+    new class in the same task; it gets a new row.
+    """
 
     run: Run
     part: Part
     images: Images
+    changes: ClassChanges = field(default_factory=ClassChanges)
 
     @classmethod
-    def of(cls, run: Run, part: Part) -> Lesson:
-        """Read the images of a task."""
-        images = splits.read(
-            part.train, part.classes, run.preprocessing, run.config.training.cache_gb
+    def of(cls, run: Run, part: Part, changes: ClassChanges = ClassChanges()) -> Lesson:
+        """Read the images of a task. Raises UsageError for a change that the run's classes do not allow."""
+        changes.check(run.states[-1].names)
+        cache_gb = run.config.training.cache_gb
+        return cls(
+            run, part, splits.read(part.train, part.classes, run.preprocessing, cache_gb), changes
         )
-        return cls(run, part, images)
 
     @property
     def number(self) -> int:
@@ -86,19 +95,41 @@ class Lesson:
         return self.run.states[-1]
 
     @cached_property
+    def retired(self) -> tuple[int, ...]:
+        """The rows of classes that the task retires, ascending."""
+        return tuple(sorted(self.before.classes.index(name) for name in self.changes.retired))
+
+    @cached_property
+    def renamed(self) -> tuple[tuple[int, str], ...]:
+        """(row, new name) of classes that the task renames, ascending."""
+        names = self.changes.renamed.items()
+        return tuple(sorted((self.before.classes.index(old), new) for old, new in names))
+
+    @cached_property
+    def known(self) -> tuple[str | None, ...]:
+        """The class of each head row after the changes, without the new classes."""
+        names = {**dict(enumerate(self.before.classes)), **dict(self.renamed)}
+        return tuple(None if row in self.retired else name for row, name in names.items())
+
+    @cached_property
     def new(self) -> tuple[str, ...]:
         """The classes that the run does not know."""
-        return tuple(c for c in self.part.classes if c not in self.before.classes)
+        return tuple(c for c in self.part.classes if c not in self.known)
 
     @cached_property
     def classes(self) -> tuple[str | None, ...]:
         """The class of each head row after the task; None if it is retired."""
-        return self.before.classes + self.new
+        return self.known + self.new
+
+    @cached_property
+    def live(self) -> list[int]:
+        """The head rows that may be answered after the task, ascending."""
+        return [row for row, name in enumerate(self.classes) if name is not None]
 
     @cached_property
     def rows(self) -> np.ndarray:
         """int (n,): the head row of each class of the task."""
-        return np.array([self.classes.index(c) for c in self.part.classes])
+        return np.array([self.classes.index(c) for c in self.part.classes], np.int64)
 
     @cached_property
     def targets(self) -> np.ndarray:
@@ -108,10 +139,12 @@ class Lesson:
 
     @cached_property
     def plain(self) -> Head:
-        """The plain head of all classes to start from; rows of new classes are zero."""
+        """The plain head of all classes to start from; rows of new classes are zero, retired ones are never answered."""
         weight, bias = self.run.kept.plain
-        more = np.zeros((len(self.new), weight.shape[1]), np.float32)
-        return np.concatenate([weight, more]), np.concatenate([bias, more[:, 0]])
+        more = zero_head(len(self.new), weight.shape[1])
+        weight, bias = np.concatenate([weight, more[0]]), np.concatenate([bias, more[1]])
+        weight[list(self.retired)], bias[list(self.retired)] = 0.0, UNUSED
+        return weight, bias
 
     @cached_property
     def head(self) -> Head:
@@ -124,10 +157,28 @@ class Lesson:
         return Evaluator.at(self.run, self.before.task)
 
 
-def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult | None:
-    """Learn one task. The rows of classes that the run knows are trained on.
+def change_classes(lesson: Lesson) -> TaskResult:
+    """Make the task that retires and renames classes and learns nothing. All other head rows stay as they are."""
+    run, before = lesson.run, lesson.before
+    frozen, aligned = run.kept.frozen, run.kept.aligned
+    head = before.head_weight, before.head_bias
+    update = _update(lesson, ({}, no_deltas(run)), head)
+    return TaskResult(update, Kept(frozen, lesson.plain, aligned), {}, {"rank": 0})
 
-    Returns what `Run.append` takes, without metrics; None on all processes of torchrun but the first.
+
+def _update(lesson: Lesson, direction: Direction, head: Head) -> TaskUpdate:
+    """The task as it is shipped. head: the whole head after it."""
+    factors, deltas = direction
+    rows = changed_rows(lesson.before, *head, lesson.retired)
+    changes = lesson.retired, lesson.renamed
+    name, new = lesson.part.name, lesson.new
+    return TaskUpdate(lesson.number, name, new, deltas, rows, factors, *changes)
+
+
+def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult | None:
+    """Learn one task from its images. The rows of classes that the run knows are trained on.
+
+    Returns what `Run.append` takes, without the scores; None on all processes of torchrun but the first.
     """
     run = lesson.run
     device = next(run.backbone.parameters()).device
@@ -153,13 +204,12 @@ def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult
         head, aligned = _beside(lesson)
     elif run.kept.aligned is not None:
         aligned = _aligned(lesson, run.kept.aligned, Evaluator(run, run.weights_with(*shipped)))
-        head = aligned.discriminant()
+        head = aligned.discriminant(lesson.live)
     else:
         head, aligned = plain, None
     seen = Evaluator(run, {}).features(lesson.images)
     frozen = run.kept.frozen.with_images(seen, lesson.targets, len(lesson.classes))
-    rows = changed_rows(lesson.before, *head)
-    update = TaskUpdate(lesson.number, lesson.part.name, lesson.new, shipped[1], rows, shipped[0])
+    update = _update(lesson, shipped, head)
     _require_bounded(update, run.config)
     return TaskResult(update, Kept(frozen, plain, aligned), exact, facts)
 
@@ -213,7 +263,8 @@ def _training(lesson: Lesson, given: _Given | None) -> Training:
     run, part = lesson.run, lesson.part
     direction = [tensors_digest(factor_tensors(given.shipped[0]))] if given else []
     data = part.source, part.name, part.classes, len(lesson.images)
-    key = (lesson.number, *data, lesson.before.digest, run.config, *direction)
+    changes = lesson.retired, lesson.renamed
+    key = (lesson.number, *data, *changes, lesson.before.digest, run.config, *direction)
     return Training(
         run.config,
         run.preprocessing,
@@ -248,7 +299,7 @@ def _beside(lesson: Lesson) -> tuple[Head, FeatureStatistics]:
     seen = lesson.under_old_weights.features(lesson.images)
     statistics = known.with_images(seen, lesson.targets, len(lesson.classes))
     old = lesson.before.head_weight, lesson.before.head_bias
-    return statistics.beside(*old, lesson.rows), statistics
+    return statistics.beside(*old, lesson.rows, lesson.live), statistics
 
 
 def _aligned(lesson: Lesson, known: FeatureStatistics, after: Evaluator) -> FeatureStatistics:

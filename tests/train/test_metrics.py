@@ -41,7 +41,7 @@ def test_one_task_has_nothing_to_forget() -> None:
 
 
 def test_a_task_without_test_images_is_an_error() -> None:
-    with pytest.raises(ValueError, match="without test images"):
+    with pytest.raises(ValueError, match="no test images are left after task 0"):
         summary([[0]], [[0]])
 
 

@@ -18,7 +18,7 @@ from ..images import ImageFile
 from .summary import Confusion
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..evaluator import Evaluator
 
 PAIRS, IMAGES, SIDE = 6, 4, 64
 """pairs of classes that are shown, images of each pair, pixels of an image's side"""
@@ -48,7 +48,6 @@ def confused(path: Path, confusions: Sequence[Confusion]) -> tuple[Confused, ...
     images can no longer be read are left out.
     """
     from ..evaluator import Evaluator  # torch
-    from ..run import Run
     from ..score import test_images_by_class
 
     with stage("finding confused images"):
