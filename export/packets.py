@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,13 @@ from ..formats.bundle import MANIFEST, TRUST, Bundle, describe
 from ..formats.canonical import dump_json
 from ..formats.container import LIMITS, countersigned, opened
 from ..inputs import canary
-from ..method.sdlora import logits
+from ..method.merged import logits_of
 from ..progress import stage
 from ..results import Result
 from ..state import TaskState
 from ..storage import atomic
-from ..train import splits
-from ..train.evaluator import BATCH, images_of
+from ..train.evaluator import Evaluator, decoded_by_class, host_logits, images_of
 from ..train.run import Run
-from .parity import host_logits
 from .requests import PacketOptions, PacketRequest, Signing
 
 
@@ -250,42 +248,28 @@ def accuracies(run: Run, task: int, folder: str) -> Accuracies:
     known = {
         label: own for label, own in images_of(run, folder)[0].items() if label in after.classes
     }
-    decoded = {
-        label: splits.decode({label: own}, [label], run.preprocessing, need=False).pixels
-        for label, own in known.items()
-    }
-    total = sum(map(len, decoded.values()))
-    if not total:
-        raise InputError(f"{folder} has no readable test image of a class known after task {task}")
-    weight, bias = (
+    rows = (
         np.concatenate([b, a[len(b) :]])
         for b, a in ((before.head_weight, after.head_weight), (before.head_bias, after.head_bias))
     )
-    kept = replace(after, head_weight=weight, head_bias=bias)
-    weights = run.weights(task)
-    return Accuracies(
-        before=_right(run, run.weights(task - 1), before, decoded) / total,
-        after=_right(run, weights, after, decoded) / total,
-        after_without_old_rows=_right(run, weights, kept, decoded) / total,
-        images=total,
-    )
+    kept = replace(after, **dict(zip(("head_weight", "head_bias"), rows)))
+    old, new, total = Evaluator.at(run, task - 1), Evaluator.at(run, task), 0
+    right = dict.fromkeys(("before", "after", "after_without_old_rows"), 0)
+    for label, decoded in decoded_by_class(run, known):
+        total += len(decoded)
+        seen = new.features(decoded)
+        right["after"] += _right(after, label, seen)
+        right["after_without_old_rows"] += _right(kept, label, seen)
+        if label in before.classes:
+            right["before"] += _right(before, label, old.features(decoded))
+    if not total:
+        raise InputError(f"{folder} has no readable test image of a class known after task {task}")
+    return Accuracies(**{name: count / total for name, count in right.items()}, images=total)
 
 
-def _right(
-    run: Run, weights: Mapping[str, np.ndarray], state: TaskState, decoded: Mapping[str, np.ndarray]
-) -> int:
-    """How many images get their own class. decoded: uint8 (N, size, size, 3) by class."""
-    right = 0
-    for label, pixels in decoded.items():
-        for start in range(0, len(pixels) if label in state.classes else 0, BATCH):
-            scores = logits(
-                run.backbone,
-                weights,
-                state,
-                run.preprocessing.normalise(pixels[start : start + BATCH]),
-            )
-            right += int((scores.argmax(axis=1) == state.classes.index(label)).sum())
-    return right
+def _right(state: TaskState, label: str, seen: np.ndarray) -> int:
+    """How many images of a class are answered correctly, by their features."""
+    return int((logits_of(state, seen).argmax(axis=1) == state.classes.index(label)).sum())
 
 
 def _trusting(bundle: Bundle, signers: Sequence[Any], folder: Path) -> Path:

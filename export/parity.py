@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import HealthError
-from ..method import sdlora
 from ..results import Result
-from ..train.run import Run
+from ..train.evaluator import host_logits
 
 BATCH = 64
+__all__ = ["BATCH", "Parity", "compare", "host_logits"]
 
 
 @dataclass(frozen=True)
@@ -75,20 +75,3 @@ def compare(ours: np.ndarray, reference: np.ndarray) -> Parity:
         difference,
         largest,
     )
-
-
-def host_logits(run: Run, task: int, inputs: np.ndarray) -> np.ndarray:
-    """Compute in float64 what the model answers after a task.
-
-    Args:
-        run: the run.
-        task: number of the task.
-        inputs: float32 (N, 3, size, size), preprocessed.
-
-    Returns:
-        float32 (N, live classes): rows of retired classes have no logit.
-    """
-    weights, state = run.weights(task), run.states[task]
-    parts = [inputs[i : i + BATCH] for i in range(0, len(inputs), BATCH)]
-    found = [sdlora.logits(run.backbone, weights, state, part, exact=True) for part in parts]
-    return np.concatenate(found)[:, state.live]

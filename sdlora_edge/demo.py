@@ -67,29 +67,30 @@ def ship(run: Run, out: Path, task: int) -> dict[str, Any]:
 
 
 def _compare(run: Run, device: Device, task: int) -> dict[str, Any]:
-    from .export.parity import BATCH, compare, host_logits
+    """Answer all test images up to a task on both sides. The host decodes each once and computes in float64."""
+    from .export.parity import BATCH, compare
+    from .method.merged import logits_of
     from .train import splits
+    from .train.evaluator import Evaluator, slices
     from .train.score import test_images_by_class
 
     by_class = test_images_by_class(run, task)
-    classes = run.states[task].classes
-    known = [c for c in classes if c in by_class]
+    state = run.states[task]
+    names = state.names
+    known = [name for name in names if name in by_class]
     decoded = splits.decode(by_class, known, run.preprocessing, need=False)
-    inputs = run.preprocessing.normalise(decoded.pixels)
-    reference = host_logits(run, task, inputs)
-    images = [p.open() for c in known for p in by_class[c]]
-    predictions = device.predict(images)
-    truth = np.array([i for i, c in enumerate(classes) if c in by_class for _ in by_class[c]])
-    answers = np.array([classes.index(p.top[0][0]) for p in predictions])
-    batches = range(0, len(inputs), BATCH)
-    parity = compare(
-        np.concatenate([device.logits(inputs[i : i + BATCH]) for i in batches]), reference
-    )
+    seen = Evaluator.at(run, task, exact=True).features(decoded)
+    reference = logits_of(state, seen)[:, state.live]
+    predictions = device.predict([image.open() for name in known for image in by_class[name]])
+    truth = np.array([names.index(known[target]) for target in decoded.targets])
+    answers = np.array([names.index(p.top[0][0]) for p in predictions])
+    batches = (decoded.pixels[rows] for rows in slices(len(decoded), BATCH))
+    logits = [device.logits(run.preprocessing.normalise(pixels)) for pixels in batches]
     return {
         "task": task,
         "host_accuracy": float((reference.argmax(axis=1) == truth).mean()),
         "device_accuracy": float((answers == truth).mean()),
-        "max_logit_difference": parity.difference,
+        "max_logit_difference": compare(np.concatenate(logits), reference).difference,
         "same_top": int((answers == reference.argmax(axis=1)).sum()),
         "images": len(truth),
     }

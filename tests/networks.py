@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sdlora_edge.method import backbones
-from sdlora_edge.method.sdlora import SDLoRA
+from sdlora_edge.method.sdlora import Past, SDLoRA, Variant, zero_head
 from sdlora_edge.state import TaskState, TaskUpdate, advance, changed_rows
 
 
@@ -17,6 +19,18 @@ def small_vit() -> VisionTransformer:
     return VisionTransformer(
         img_size=8, patch_size=4, embed_dim=16, depth=2, num_heads=2, num_classes=0
     ).eval()
+
+
+def model_of(
+    backbone: nn.Module,
+    states: list[TaskState],
+    rank: int = 3,
+    kind: type[SDLoRA] = SDLoRA,
+    **variant: Any,
+) -> SDLoRA:
+    """The model of the next task, of two classes, by the backbone's default projections."""
+    past = Past.of(backbones.projections(backbone), states)
+    return kind(backbone, past, zero_head(2, 16), Variant(rank, **variant))
 
 
 def learned(model: SDLoRA, state: TaskState, names: tuple[str, ...]) -> TaskUpdate:
@@ -31,7 +45,6 @@ def learned(model: SDLoRA, state: TaskState, names: tuple[str, ...]) -> TaskUpda
 
 def chain(backbone: nn.Module, tasks: int, rank: int = 3) -> list[TaskState]:
     """States of so many tasks, each with random directions and magnitudes."""
-    projections = backbones.projections(backbone)
     states = [
         TaskState(
             0,
@@ -45,7 +58,7 @@ def chain(backbone: nn.Module, tasks: int, rank: int = 3) -> list[TaskState]:
         )
     ]
     for t in range(1, tasks + 1):
-        model = SDLoRA(backbone, projections, states, 2, rank)
+        model = model_of(backbone, states, rank)
         shake(model, t)
         model.finish_task()
         states.append(advance(states[-1], learned(model, states[-1], (f"{t}a", f"{t}b"))))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from . import arguments
 from .output import Json, Line, emit, spaced, table
+
+if TYPE_CHECKING:
+    from ..train.evaluator import Evaluation
 
 
 def evaluate(
@@ -32,36 +35,36 @@ def evaluate(
     from ..train.run import Run
 
     value = score(Run.open(path), data, task, source)
-    emit(value, json, lambda: _text(value))
+    emit(value.to_dict(), json, lambda: _text(value))
 
 
-def _text(value: dict[str, Any]) -> list[Line]:
-    by_class = sorted(value["per_class"].items(), key=lambda item: item[1][0] / item[1][1])
+def _text(value: Evaluation) -> list[Line]:
+    """Paragraphs: the accuracy, the classes, the worst confusions, and HTER for two classes."""
+    by_class = sorted(value.per_class.items(), key=lambda item: item[1][0] / item[1][1])
     rows = [
         [name, f"{100 * right / total:.1f} %", str(right), str(total)]
         for name, (right, total) in by_class
     ]
+    share = f"{value.correct} of {value.total}"
     parts: list[list[Line]] = [
         [
-            f"accuracy {100 * value['accuracy']:.2f} % ({value['correct']} of {value['total']}) after task {value['task']}; "
-            f"images: {value['images']}"
+            f"accuracy {100 * value.accuracy:.2f} % ({share}) after task {value.task}; "
+            f"images: {value.images}"
         ],
-        table(["class, worst first", "accuracy", "right", "images"], rows),
+        table(["class, worst first", "accuracy", "correct", "images"], rows),
     ]
-    if value["confusions"]:
-        parts.append(
-            table(
-                ["worst confusions", "taken for", "times"],
-                [[t, p, str(n)] for t, p, n in value["confusions"][:10]],
-            )
-        )
-    if found := value.get("hter"):
+    if value.confusions:
+        confusions = [[t, p, str(n)] for t, p, n in value.confusions[:10]]
+        parts.append(table(["worst confusions", "taken for", "times"], confusions))
+    if found := value.hter:
+        rates = f"FAR {100 * found.far:.2f} %, FRR {100 * found.frr:.2f} %"
         parts.append(
             [
-                f"HTER {100 * found['hter']:.2f} % (lower is better): FAR {100 * found['far']:.2f} %, FRR {100 * found['frr']:.2f} %, "
-                f"genuine is {found['genuine']}, at threshold {found['threshold']:g} on its logit minus the other's, which is argmax"
+                f"HTER {100 * found.hter:.2f} % (lower is better): {rates}. "
+                f"The genuine class is {found.genuine}, accepted if its logit minus the other's is at least "
+                f"{found.threshold:g}, which equals argmax"
             ]
         )
-    elif "hter" in value:
+    elif value.classes == 2:
         parts.append(["no HTER: it needs images of both classes"])
     return spaced(parts)

@@ -1,9 +1,9 @@
 """The aligned head: a shared-covariance Gaussian discriminant over all classes, from feature statistics instead of images.
 
 The host keeps a mean for each class and one within-class scatter, never an image. As a new task moves the backbone, features
-of old classes drift; nobody has their images, but the new task's images show the motion. It is fitted on their features f
-before the task and f' after it (m: mean of f, c: mean of f' - f), and the old statistics follow it. Then every head row is
-fitted again:
+of old classes drift. Nobody has their images, but the new task's images show the motion. It is fitted on their features f
+before the task and f' after it (m: mean of f, c: mean of f' - f), and the old statistics follow it. Then every head row of a
+live class is fitted again:
 
     motion        g(f) = f + c + (f - m) R + sum_i k(f, f_i) a_i
                   R = argmin ||(F - m) R - (F' - F - c)||^2 + ridge ||R||^2            what moves all features alike
@@ -13,31 +13,38 @@ fitted again:
     discriminant  w_c = S^-1 (mu_c - mu),  b_c = -(mu_c - mu)' S^-1 (mu_c + mu) / 2,    mu = mean of the mu_c
                   S = (1 - s) * scatter / (n - C) + s * (tr / d) I                     (s: shrinkage)
 
-A class learned alone moves no features, and its row alone is new. No answer changes if all logits are multiplied by one number and
-shifted by one linear function of the features, so `beside` brings the fitted rows as near as that allows to a head's old rows, and
-those stay as they are.
+A class that is learned alone moves no features, and its row alone is new. No answer changes if all logits are multiplied by
+one number and shifted by one linear function of the features. So `beside` brings the fitted rows as near as that allows to a
+head's old rows, which stay as they are. For the same reason a task that only retires or renames classes fits nothing again:
+the rows that are left already are the discriminant of their classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..state import UNUSED
+
 SHRINKAGE = 0.3
 RIDGE = 500
-"""as strong as so many images of mean variance"""
+"""number of images of mean variance that it is as strong as"""
 KERNEL_WIDTH, KERNEL_NOISE, KERNEL_POINTS = 0.5, 1.0, 2000
-"""width and noise as above; the most images that are points of the kernel"""
+"""width and noise as above; the largest number of images that are points of the kernel"""
 SCALE = 5.0
-"""the root mean square over classes of a class mean's own logit. It only sets how sure the softmax sounds; twice as large, float32's
-rounding takes logits 1e-4 away from torch's, which export refuses"""
+"""root mean square over classes of a class mean's own logit. It only sets how confident the softmax is. If it were twice as
+large, float32's rounding would take logits 1e-4 away from torch's, which export refuses"""
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """means: float64 (C, d). scatter: float64 (d, d), summed over all images, each about its class mean. counts: int64 (C,),
-    images of each class."""
+    """Statistics of the features of all classes so far. Row c of each array belongs to row c of the head, retired classes included.
+
+    means: float64 (C, d). scatter: float64 (d, d), summed over all images, each about its class mean. counts: int64 (C,), images
+    of each class.
+    """
 
     means: np.ndarray
     scatter: np.ndarray
@@ -45,10 +52,11 @@ class FeatureStatistics:
 
     @classmethod
     def empty(cls, width: int) -> FeatureStatistics:
+        """Those of no class. width: d."""
         return cls(np.zeros((0, width)), np.zeros((width, width)), np.zeros(0, np.int64))
 
     def drifted(self, before: np.ndarray, after: np.ndarray) -> FeatureStatistics:
-        """Follow the backbone: the same new images' features (n, d) before and after the task."""
+        """Follow the backbone. before, after: the same new images' features (n, d) before and after the task."""
         if not len(self.means):
             return self
         before, after = before.astype(np.float64), after.astype(np.float64)
@@ -68,9 +76,9 @@ class FeatureStatistics:
     def with_images(
         self, features: np.ndarray, targets: np.ndarray, classes: int
     ) -> FeatureStatistics:
-        """Add images of new or known classes: features (n, d), targets (n,) in [0, classes); classes >= C.
+        """Add images of new or known classes.
 
-        Two groups of one class, n and m images, are pooled exactly (Chan et al., 1979): their scatters add up with
+        features: (n, d). targets: rows, int (n,), in [0, classes). classes: rows after that, at least C. Two groups of one class, n and m images, are pooled exactly (Chan et al., 1979): their scatters add up with
         n m / (n + m) times the outer product of their means' difference.
         """
         features = features.astype(np.float64)
@@ -89,48 +97,75 @@ class FeatureStatistics:
             counts[c] = n + m
         return FeatureStatistics(means, scatter, counts)
 
-    def discriminant(self, shrinkage: float = SHRINKAGE) -> tuple[np.ndarray, np.ndarray]:
-        """(weight float32 (C, d), bias float32 (C,)) of the head that the statistics imply, equal priors."""
+    def discriminant(
+        self, live: Sequence[int] | None = None, shrinkage: float = SHRINKAGE
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Fit the head that the statistics imply, with equal priors.
+
+        live: rows that may be answered; None for all. The other rows get weight 0 and bias UNUSED. Returns (weight float32
+        (C, d), bias float32 (C,)).
+        """
+        rows = np.arange(len(self.means)) if live is None else np.array(live, np.int64)
+        weight, bias = (
+            np.zeros(shape, np.float32) for shape in (self.means.shape, len(self.means))
+        )
+        bias[:] = UNUSED
+        if len(rows):
+            weight[rows], bias[rows] = self._fitted(self.means[rows], shrinkage)
+        return weight, bias
+
+    def _fitted(self, means: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
+        """The discriminant's rows for these class means, float64 (n, d)."""
         classes, width = self.means.shape
         covariance = self.scatter / max(1, int(self.counts.sum()) - classes)
         S = (1 - shrinkage) * covariance + (
             shrinkage * np.trace(covariance) / width + 1e-12
         ) * np.eye(width)
-        middle = self.means.mean(axis=0)
-        weight = np.linalg.solve(S, (self.means - middle).T).T
-        bias = -0.5 * (weight * (self.means + middle)).sum(axis=1)
-        own = 0.5 * (weight * (self.means - middle)).sum(axis=1)
+        middle = means.mean(axis=0)
+        weight = np.linalg.solve(S, (means - middle).T).T
+        bias = -0.5 * (weight * (means + middle)).sum(axis=1)
+        own = 0.5 * (weight * (means - middle)).sum(axis=1)
         scale = SCALE / max(1e-12, float(np.sqrt(np.mean(own**2))))
         return (weight * scale).astype(np.float32), (bias * scale).astype(np.float32)
 
     def beside(
-        self, weight: np.ndarray, bias: np.ndarray, rows: np.ndarray
+        self,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        rows: np.ndarray,
+        live: Sequence[int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The head (weight float32 (K, d), bias float32 (K,)), K <= C, with `rows` alone fitted again: int (n,), new classes included."""
-        fitted_weight, fitted_bias = self.discriminant()
-        kept = np.setdiff1d(np.arange(len(weight)), rows)
+        """Fit some rows of a head again, and leave the others as they are.
+
+        Args:
+            weight: float32 (K, d), K <= C, the head so far.
+            bias: float32 (K,).
+            rows: int (n,), the rows to fit; those of new classes must be among them.
+            live: Rows that may be answered; None for all.
+
+        Returns:
+            Weight float32 (C, d) and bias float32 (C,).
+        """
+        fitted_weight, fitted_bias = self.discriminant(live)
+        known = np.arange(len(weight)) if live is None else np.array(live, np.int64)
+        kept = np.setdiff1d(known[known < len(weight)], rows)
         if not len(kept):
             return fitted_weight, fitted_bias
         old, new = weight[kept].astype(np.float64), fitted_weight[kept].astype(np.float64)
         aside, centred = old.mean(axis=0), new - new.mean(axis=0)
         spread = float((centred**2).sum())
-        scale = (
-            float(((old - aside) * centred).sum()) / spread if spread else 1.0
-        )  # one row alone says nothing of it
-        shift = (
-            aside - scale * new.mean(axis=0),
-            float((bias[kept] - scale * fitted_bias[kept]).mean()),
-        )
-        whole = (
-            (scale * fitted_weight + shift[0]).astype(np.float32),
-            (scale * fitted_bias + shift[1]).astype(np.float32),
-        )
-        whole[0][kept], whole[1][kept] = weight[kept], bias[kept]
-        return whole
+        # A single kept row says nothing of the scale.
+        scale = float(((old - aside) * centred).sum()) / spread if spread else 1.0
+        shift = aside - scale * new.mean(axis=0)
+        lift = float((bias[kept] - scale * fitted_bias[kept]).mean())
+        fitted_weight[rows] = (scale * fitted_weight[rows] + shift).astype(np.float32)
+        fitted_bias[rows] = (scale * fitted_bias[rows] + lift).astype(np.float32)
+        fitted_weight[kept], fitted_bias[kept] = weight[kept], bias[kept]
+        return fitted_weight, fitted_bias
 
 
 def _kernel_ridge(X: np.ndarray, Y: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """What a Gaussian kernel ridge regression of Y (n, d) on X (n, d), centred, says at other places (m, d)."""
+    """Predict at other places (m, d) by a Gaussian kernel ridge regression of Y (n, d) on X (n, d), both centred."""
     scale = 2 * KERNEL_WIDTH * max(1e-12, float((X**2).sum(axis=1).mean()))
 
     def kernel(A: np.ndarray) -> np.ndarray:

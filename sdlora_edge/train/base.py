@@ -30,11 +30,14 @@ def train_base(
     backbone: nn.Module,
     images: Decoded,
     prepare: Preprocessing,
-    classes: int,
     settings: Settings,
     checkpoint: Checkpoint,
 ) -> nn.Linear:
-    """Train the backbone in place, and freeze it. Returns the head of the upright classes."""
+    """Train the backbone in place and freeze it.
+
+    Returns the head of the upright classes. Raises DivergedError if the loss is no longer finite.
+    """
+    classes = int(images.targets.max()) + 1
     device = next(backbone.parameters()).device
     head = nn.Linear(backbones.features(backbone), TURNS * classes).to(device)
     model = nn.ModuleList([backbone.requires_grad_(True), head])

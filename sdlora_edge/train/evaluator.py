@@ -1,69 +1,182 @@
-"""A run's state on any folder of images: accuracy, by class, the confusions, and HTER where there are two classes."""
+"""The one scoring loop: images to features and logits under the weights of a state, in batches."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import InputError
-from ..method.sdlora import logits
+from ..method.merged import Merged, logits_of
+from ..results import Result
+from ..state import TaskState
 from . import metrics, splits
+from .fit import precision
 from .folder import require_known
 from .images import ImageFile, counted
+from .metrics import Confusion, Hter
 from .run import Run
 from .source import Source
+from .splits import Decoded, Images
 
 log = logging.getLogger("sdlora_edge")
-BATCH = 128
+BATCH, EXACT_BATCH = 128, 64
+"""images in a batch; fewer in float64, which takes twice the memory"""
+
+
+class Evaluator:
+    """What a run's model answers under one set of weights, which are uploaded once.
+
+    Args:
+        run: Its backbone, preprocessing, precision and workers are used.
+        weights: W_t of every adapted weight, {tensor: float32 (rows, columns)}; empty for the frozen backbone.
+        exact: Compute in float64 instead of the run's precision, for comparison with a device.
+    """
+
+    def __init__(self, run: Run, weights: Mapping[str, np.ndarray], exact: bool = False) -> None:
+        self.run, self.exact = run, exact
+        self.model = Merged(run.backbone, weights, exact)
+
+    @classmethod
+    def at(cls, run: Run, task: int, exact: bool = False) -> Evaluator:
+        """Under the weights after a task."""
+        return cls(run, run.weights(task), exact)
+
+    def features(self, images: Images) -> np.ndarray:
+        """What the head sees of each image: float32 (N, features), float64 if exact."""
+        batches = images.batches(slices(len(images), self._batch), self.run.config.training.workers)
+        return self._features(self.run.preprocessing.normalise(pixels) for pixels in batches)
+
+    def features_of(self, inputs: np.ndarray) -> np.ndarray:
+        """The same for preprocessed images, float32 (N, 3, size, size)."""
+        return self._features(inputs[rows] for rows in slices(len(inputs), self._batch))
+
+    def class_features(
+        self, images: Mapping[str, Sequence[ImageFile]]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """(class, features of its readable images), class by class: one class's images are decoded at a time."""
+        for label, decoded in decoded_by_class(self.run, images):
+            yield label, self.features(decoded)
+
+    @property
+    def _batch(self) -> int:
+        return EXACT_BATCH if self.exact else BATCH
+
+    def _features(self, batches: Iterator[np.ndarray]) -> np.ndarray:
+        empty = np.zeros((0, self.run.states[0].head_weight.shape[1]), np.float32)
+        with self._precision():
+            return np.concatenate([empty, *map(self.model.features, batches)])
+
+    def _precision(self) -> AbstractContextManager[None]:
+        if self.exact:
+            return nullcontext()
+        return precision(self.run.backbone, self.run.config.training.precision, self.model.device)
+
+
+def host_logits(run: Run, task: int, inputs: np.ndarray) -> np.ndarray:
+    """Compute in float64 what the model answers after a task.
+
+    inputs: float32 (N, 3, size, size), preprocessed. Returns float32 (N, live classes): rows of retired classes have no logit.
+    """
+    state = run.states[task]
+    seen = Evaluator.at(run, task, exact=True).features_of(inputs)
+    return logits_of(state, seen)[:, state.live]
+
+
+def class_scores(
+    run: Run, state: TaskState, images: Mapping[str, Sequence[ImageFile]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(logits float32 (N, rows), truth int64 (N,)) under a state of the run; truth is the row of the image's class."""
+    scores, truth = [np.zeros((0, len(state.classes)), np.float32)], [np.zeros(0, np.int64)]
+    for label, seen in Evaluator.at(run, state.task).class_features(images):
+        scores.append(logits_of(state, seen))
+        truth.append(np.full(len(seen), state.classes.index(label)))
+    return np.concatenate(scores), np.concatenate(truth)
+
+
+def decoded_by_class(
+    run: Run, images: Mapping[str, Sequence[ImageFile]]
+) -> Iterator[tuple[str, Decoded]]:
+    """(class, its readable images), decoded one class after the other."""
+    for label, own in images.items():
+        yield label, splits.decode({label: own}, [label], run.preprocessing, need=False)
+
+
+def slices(count: int, size: int = BATCH) -> list[np.ndarray]:
+    """0..count-1 in order, `size` at a time."""
+    return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+@dataclass(frozen=True)
+class Evaluation(Result):
+    """How well a state answers the images of a folder, out of all classes it knows.
+
+    images: in words, which images of the folder were used. classes: how many the state knows. per_class: (correct, images)
+    of each class that has images. confusions: the most frequent first. hter: of a state of two classes, if both have images.
+    """
+
+    run: Path
+    data: str
+    images: str
+    task: int
+    classes: int
+    correct: int
+    total: int
+    accuracy: float
+    per_class: Mapping[str, tuple[int, int]]
+    confusions: tuple[Confusion, ...]
+    hter: Hter | None
 
 
 def evaluate(
     run: Run, folder: str, task: int | None = None, source: Source | None = None
-) -> dict[str, Any]:
-    """Score a folder or ZIP of class folders with the state after `task` (default: the last), out of all its classes.
+) -> Evaluation:
+    """Score a folder or ZIP of class folders with the state after `task` (default: the last).
 
-    Which images: see `images_of`. Returns accuracy, correct, total, per_class and confusions as in metrics.json, and for
-    runs of exactly two classes `hter` (see `metrics.binary`). Raises UsageError for a class or a task that the run does not know,
-    InputError where no image can be read.
+    `images_of` says which images count.
+
+    Raises:
+        UsageError: The run does not know a class or the task.
+        InputError: No image can be read.
     """
     state = run.state(task)
     images, which = images_of(run, folder, source)
     require_known(list(images), run.path, state.task, folder)
-    scores, truth = score(run, state.task, images)
+    scores, truth = class_scores(run, state, images)
     if not len(truth):
-        raise InputError(f"{folder} has no readable test image")
+        raise InputError(f"{folder} has no readable test image: add images, or name another folder")
     guess = scores.argmax(axis=1)
-    result = {
-        "run": str(run.path),
-        "data": folder,
-        "images": which,
-        "task": state.task,
-        "correct": int((guess == truth).sum()),
-        "total": len(truth),
-        "accuracy": float((guess == truth).mean()),
-        "per_class": metrics.per_class(truth, guess, state.classes),
-        "confusions": metrics.confusions(truth, guess, state.classes),
-    }
-    return result | (
-        {"hter": metrics.binary(scores, truth, state.classes)} if len(state.classes) == 2 else {}
+    return Evaluation(
+        run=run.path,
+        data=folder,
+        images=which,
+        task=state.task,
+        classes=len(state.classes),
+        correct=int((guess == truth).sum()),
+        total=len(truth),
+        accuracy=float((guess == truth).mean()),
+        per_class=metrics.per_class(truth, guess, state.classes),
+        confusions=metrics.confusions(truth, guess, state.classes),
+        hter=metrics.binary(scores, truth, state.classes),
     )
 
 
 def images_of(
     run: Run, folder: str, source: Source | None = None
 ) -> tuple[dict[str, Sequence[ImageFile]], str]:
-    """The test images of a source by class, and in words which they are: those of test/ where there is a split, else all.
+    """(the test images of a source by class, in words which they are).
 
-    Of a source the run itself was trained on, only those it has not seen in training. Classes without any are left out.
+    They are those of test/ if the source is split, else all. Of a source that the run was trained on, they are those that it
+    has not seen in training. Classes without images are left out.
     """
     source = source or splits.load_for(run.config, folder)
     if source.skipped:
-        log.warning(
-            "%s: files that are not used: %s", folder, counted(p.problem for p in source.skipped)
-        )
+        reasons = counted(p.problem for p in source.skipped)
+        log.warning("%s: files that are not used: %s", folder, reasons)
     if source.is_split:
         chosen, which = dict(source.test), "test/"
     elif source.name in {entry["source"] for entry in run.metrics}:
@@ -71,32 +184,3 @@ def images_of(
     else:
         chosen, which = {c: [*source.train[c], *source.test[c]] for c in source.classes}, "all"
     return {label: own for label, own in chosen.items() if own}, which
-
-
-def score(
-    run: Run, task: int, images: Mapping[str, Sequence[ImageFile]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(logits float32 (N, classes), truth int64 (N,)) under the state after `task`; truth indexes the classes of that state.
-
-    Class by class, so that only one class's images are held decoded.
-    """
-    state, weights = run.states[task], run.weights(task)
-    scores, truth = [np.zeros((0, len(state.classes)), np.float32)], [np.zeros(0, np.int64)]
-    for label, own in images.items():
-        pixels = splits.decode({label: own}, [label], run.preprocessing, need=False).pixels
-        scores.append(logits_of(run, task, weights, pixels))
-        truth.append(np.full(len(pixels), state.classes.index(label)))
-    return np.concatenate(scores), np.concatenate(truth)
-
-
-def logits_of(
-    run: Run, task: int, weights: Mapping[str, np.ndarray], pixels: np.ndarray
-) -> np.ndarray:
-    """Decoded images, uint8 (N, size, size, 3), to logits, float32 (N, classes). weights: run.weights(task)."""
-    state = run.states[task]
-    parts = (
-        run.preprocessing.normalise(pixels[start : start + BATCH])
-        for start in range(0, len(pixels), BATCH)
-    )
-    found = [logits(run.backbone, weights, state, batch) for batch in parts]
-    return np.concatenate([np.zeros((0, len(state.classes)), np.float32), *found])

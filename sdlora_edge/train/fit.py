@@ -1,4 +1,4 @@
-"""One task's training: minimise the cross-entropy over its own classes, resumable at every epoch, on one process or several."""
+"""Training one task: minimise the cross-entropy over its own classes. It resumes at any epoch, on one process or several."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import hashlib
 import io
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from .splits import Images
 
 log = logging.getLogger("sdlora_edge")
 PARTIAL = "partial.pt"
+Note = Callable[[str, float, int], None]
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda groups, **more: torch.optim.SGD(groups, momentum=0.9, **more),
@@ -36,15 +39,16 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class Checkpoint:
-    """The epoch a training is in: trained numbers, optimizer, random states; nothing of an image. One file, made anew each epoch.
+    """The last finished epoch of a training: trained numbers, optimizer, random states, losses. It holds nothing of an image.
 
-    key: what the training is of. A file left by another training is not taken.
+    It is one file, replaced after each epoch. key: what identifies the training. The file of another training is not taken.
     """
 
     def __init__(self, run: Path, *key: object) -> None:
         self.path, self.key = run / PARTIAL, hashlib.sha256(repr(key).encode()).hexdigest()
 
     def load(self) -> dict[str, Any] | None:
+        """What was saved; None if there is nothing of this training."""
         if not self.path.is_file():
             return None
         try:
@@ -52,140 +56,186 @@ class Checkpoint:
                 io.BytesIO(atomic.read(self.path)), map_location="cpu", weights_only=True
             )
         except Exception as error:  # torch raises many kinds on a damaged file
-            log.warning("%s cannot be read (%r): its task begins anew", self.path, error)
+            log.warning("%s cannot be read (%r): its task begins again", self.path, error)
             return None
         return found if found.get("key") == self.key else None
 
     def save(self, value: dict[str, Any]) -> None:
+        """Replace the file; of torchrun's processes the first one does."""
         if distributed.first():
             buffer = io.BytesIO()
             torch.save(value | {"key": self.key}, buffer)
             atomic.write(self.path, buffer.getvalue())
 
     def clear(self) -> None:
+        """Remove the file: the training is over."""
         if distributed.first():
             self.path.unlink(missing_ok=True)
 
 
-def fit(
-    model: SDLoRA,
-    images: Images,
-    settings: Settings,
-    prepare: Preprocessing,
-    task: int,
-    checkpoint: Checkpoint,
-    note: Callable[[str, float, int], None] = lambda name, value, step: None,
-) -> None:
-    """Train a model in place for `settings.training.epochs`. The backbone stays in eval mode: it is frozen.
+@dataclass(frozen=True, eq=False)
+class Training:
+    """How a task is trained. task: its number. note: takes (name, value, step) of what a log may want."""
 
-    note: called with (name, value, step) of what a log may want. Raises DivergedError if the loss or a trained number is no longer finite.
+    settings: Settings
+    prepare: Preprocessing
+    task: int
+    checkpoint: Checkpoint
+    note: Note = lambda name, value, step: None
+
+    @property
+    def title(self) -> str:
+        """The task's name in messages."""
+        return f"task {self.task}"
+
+
+def fit(model: SDLoRA, images: Images, training: Training) -> list[float]:
+    """Train a model in place for the settings' number of epochs. The backbone stays in eval mode: it is frozen.
+
+    Returns the mean loss of each epoch, of those before a restart too. Raises DivergedError if the loss or a trained number is
+    no longer finite.
     """
-    device = next(model.parameters()).device
-    optimizer = _optimizer(model, settings)
-    scaler = torch.amp.GradScaler(device.type, enabled=settings.training.precision == "fp16")
-    order = torch.Generator().manual_seed(settings.training.seed)
-    parts: dict[str, Any] = {"optimizer": optimizer, "scaler": scaler}
-    begin = _restore(checkpoint, model, parts, order)
-    call = _wrapped(model, settings, device)
-    title = f"task {task}"
-    with tqdm(
-        total=settings.training.epochs * len(images),
-        initial=begin * len(images),
-        desc=title,
-        unit="image",
-        disable=None,
-    ) as bar:
-        for epoch in range(begin, settings.training.epochs):
-            batches = torch.randperm(len(images), generator=order).tensor_split(
-                math.ceil(len(images) / settings.training.batch_size)
-            )
-            chances = [draw(len(batch), settings.data.augment, order) for batch in batches]
-            shares = [distributed.share(len(batch)) for batch in batches]
-            own = [batch[share] for batch, share in zip(batches, shares, strict=True)]
-            total = torch.zeros((), device=device)
-            for step, pixels in enumerate(
-                images.batches([part.numpy() for part in own], settings.training.workers)
-            ):
-                inputs = augment(
-                    torch.from_numpy(prepare.normalise(pixels)),
-                    chances[step][shares[step]],
-                    settings.data.augment,
-                )
-                targets = torch.from_numpy(images.targets)[own[step]]
-                optimizer.zero_grad()
-                loss = _backward(
-                    model, call, scaler, inputs, targets, len(batches[step]), settings, device
-                )
-                scaler.step(optimizer)
-                scaler.update()
-                total += loss
-                bar.update(len(batches[step]))
-            mean = distributed.summed(total).item() / len(batches)
-            if not math.isfinite(mean):
-                raise diverged(title, f"the loss of epoch {epoch + 1} is not finite", settings)
-            bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
-            note(f"loss/{title}", mean, epoch + 1)
-            trained = {
-                name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad
+    return _Fitting(model, images, training).run()
+
+
+class _Fitting:
+    """A training in progress: the model and everything that its checkpoint holds."""
+
+    def __init__(self, model: SDLoRA, images: Images, training: Training) -> None:
+        settings = training.settings
+        self.model, self.images, self.training, self.settings = model, images, training, settings
+        self.device = next(model.parameters()).device
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=settings.training.precision == "fp16"
+        )
+        self.optimizer = _optimizer(model, settings)
+        self.order = torch.Generator().manual_seed(settings.training.seed)
+        self.losses: list[float] = []
+        self._restore()
+        self.call = _wrapped(model, settings, self.device)
+
+    def run(self) -> list[float]:
+        images, epochs, title = len(self.images), self.settings.training.epochs, self.training.title
+        done = len(self.losses)
+        total = epochs * images
+        # Without a terminal tqdm shows nothing, so each epoch logs one line.
+        with tqdm(
+            total=total, initial=done * images, desc=title, unit="image", disable=None
+        ) as bar:
+            for epoch in range(done + 1, epochs + 1):
+                begin = time.perf_counter()
+                loss = self._epoch(bar)
+                self._require_finite(epoch, loss)
+                self.losses.append(loss)
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                if bar.disable and distributed.first():
+                    speed = images / (time.perf_counter() - begin)
+                    line = "%s, epoch %d of %d: loss %.3f, %.0f images/s"
+                    log.info(line, title, epoch, epochs, loss, speed)
+                self.training.note(f"loss/{title}", loss, epoch)
+                self._save(epoch)
+        return self.losses
+
+    def _epoch(self, bar: tqdm[Any]) -> float:
+        """One pass over the images. Returns the mean loss of its steps, over all processes."""
+        settings, images = self.settings, self.images
+        steps = math.ceil(len(images) / settings.training.batch_size)
+        batches = torch.randperm(len(images), generator=self.order).tensor_split(steps)
+        # Chances are drawn for whole batches, so a seed gives the same views on any number of processes.
+        chances = [draw(len(batch), settings.data.augment, self.order) for batch in batches]
+        shares = [distributed.share(len(batch)) for batch in batches]
+        own = [batch[share] for batch, share in zip(batches, shares, strict=True)]
+        total = torch.zeros((), device=self.device)
+        decoded = images.batches([part.numpy() for part in own], settings.training.workers)
+        for step, pixels in enumerate(decoded):
+            inputs = torch.from_numpy(self.training.prepare.normalise(pixels))
+            inputs = augment(inputs, chances[step][shares[step]], settings.data.augment)
+            targets = torch.from_numpy(images.targets)[own[step]]
+            self.optimizer.zero_grad()
+            total += self._backward(inputs, targets, len(batches[step]))
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            bar.update(len(batches[step]))
+        return distributed.summed(total).item() / len(batches)
+
+    def _backward(self, inputs: Tensor, targets: Tensor, batch: int) -> Tensor:
+        """Gradients of this process's share of one step, in `accumulate` parts.
+
+        batch: images of the step over all processes; `inputs` are fewer if there are several. Returns this process's share of
+        the loss, detached.
+        """
+        total = torch.zeros((), device=self.device)
+        chunks = [
+            c for c in torch.arange(len(targets)).chunk(self.settings.training.accumulate) if len(c)
+        ]
+        for chunk in chunks:
+            with self._synchronised(chunk is chunks[-1]):
+                with precision(self.model.backbone, self.settings.training.precision, self.device):
+                    logits = self.call(_to(inputs[chunk], self.device))
+                own = _to(targets[chunk], self.device)
+                loss = nn.functional.cross_entropy(logits, own, reduction="sum") / batch
+                # DistributedDataParallel averages gradients over processes; the sum is wanted.
+                self.scaler.scale(loss * distributed.size()).backward()
+            total += loss.detach()
+        return total
+
+    def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Several processes exchange gradients at the last part of a step only."""
+        if last or not isinstance(self.call, DistributedDataParallel):
+            return contextlib.nullcontext()
+        no_sync: contextlib.AbstractContextManager[None] = self.call.no_sync()
+        return no_sync
+
+    def _require_finite(self, epoch: int, loss: float) -> None:
+        what = ""
+        if not math.isfinite(loss):
+            what = f"the loss of epoch {epoch} is not finite"
+        # The last step of an epoch comes after its loss, so the numbers themselves are checked too.
+        elif not all(value.isfinite().all() for value in self._trained().values()):
+            what = f"a number learned in epoch {epoch} is not finite"
+        if what:
+            raise diverged(self.training.title, what, self.settings)
+
+    def _trained(self) -> dict[str, Tensor]:
+        parameters = self.model.named_parameters()
+        return {name: p.detach().cpu() for name, p in parameters if p.requires_grad}
+
+    def _save(self, epoch: int) -> None:
+        self.training.checkpoint.save(
+            {
+                "epoch": epoch,
+                "losses": self.losses,
+                "model": self._trained(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "order": self.order.get_state(),
+                "random": torch.get_rng_state(),
             }
-            if not all(
-                p.isfinite().all() for p in trained.values()
-            ):  # the last step comes after its loss
-                raise diverged(
-                    title, f"a number learned in epoch {epoch + 1} is not finite", settings
-                )
-            states = {name: part.state_dict() for name, part in parts.items()}
-            checkpoint.save(
-                {
-                    "epoch": epoch + 1,
-                    "model": trained,
-                    "order": order.get_state(),
-                    "random": torch.get_rng_state(),
-                    **states,
-                }
-            )
+        )
+
+    def _restore(self) -> None:
+        """Go on where the checkpoint stands, if there is one."""
+        found = self.training.checkpoint.load()
+        if found is None:
+            return
+        parameters = dict(self.model.named_parameters())
+        with torch.no_grad():
+            for name, value in found["model"].items():
+                parameters[name].copy_(value)
+        self.optimizer.load_state_dict(found["optimizer"])
+        self.scaler.load_state_dict(found["scaler"])
+        self.order.set_state(found["order"])
+        torch.set_rng_state(found["random"])
+        self.losses = list(found["losses"])
+        log.info("%s goes on at epoch %d", self.training.title, found["epoch"] + 1)
 
 
 def diverged(title: str, what: str, settings: Settings) -> DivergedError:
+    """The error of a training whose numbers are no longer finite, or too large."""
     return DivergedError(
-        f"{title} diverged: {what}. Begin a run with a smaller --lr than {settings.training.lr:g}; this run keeps its earlier tasks"
+        f"{title} diverged: {what}. Begin a run with a smaller --lr than {settings.training.lr:g}; "
+        "this run keeps its earlier tasks"
     )
-
-
-def _backward(
-    model: SDLoRA,
-    call: nn.Module,
-    scaler: torch.amp.GradScaler,
-    inputs: Tensor,
-    targets: Tensor,
-    batch: int,
-    settings: Settings,
-    device: torch.device,
-) -> Tensor:
-    """Gradients of this process's share of one step, in `accumulate` parts; returns its share of the loss, detached.
-
-    batch: images of the step over all processes; more than `inputs` there. Gradients are averaged over processes, hence the
-    factor.
-    """
-    total = torch.zeros((), device=device)
-    chunks = [c for c in torch.arange(len(targets)).chunk(settings.training.accumulate) if len(c)]
-    for number, chunk in enumerate(chunks):
-        last = number == len(chunks) - 1
-        synchronised = (
-            contextlib.nullcontext()
-            if last or not isinstance(call, DistributedDataParallel)
-            else call.no_sync()
-        )
-        with synchronised:
-            with precision(model.backbone, settings.training.precision, device):
-                logits = call(_to(inputs[chunk], device))
-            loss = (
-                nn.functional.cross_entropy(logits, _to(targets[chunk], device), reduction="sum")
-                / batch
-            )
-            scaler.scale(loss * distributed.size()).backward()
-            total += loss.detach()
-    return total
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
@@ -193,16 +243,13 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _optimizer(model: SDLoRA, settings: Settings) -> torch.optim.Optimizer:
+    """Three groups with their own rates: the new direction, which alone has weight decay; the magnitudes; the head."""
+    factors = [p for p in (*model.A, *model.B) if p.requires_grad]
+    magnitudes = [p for p in [model.magnitudes] if p.requires_grad]
     lr = settings.training.lr
-    groups = [
-        {
-            "params": [p for p in (*model.A, *model.B) if p.requires_grad],
-            "weight_decay": settings.training.weight_decay,
-        },
-        {
-            "params": [p for p in [model.magnitudes] if p.requires_grad],
-            "lr": lr * settings.training.magnitude_lr_factor,
-        },
+    groups: list[dict[str, Any]] = [
+        {"params": factors, "weight_decay": settings.training.weight_decay},
+        {"params": magnitudes, "lr": lr * settings.training.magnitude_lr_factor},
         {"params": list(model.head.parameters()), "lr": lr * settings.training.head_lr_factor},
     ]
     return _OPTIMIZERS[settings.training.optimizer](
@@ -210,27 +257,8 @@ def _optimizer(model: SDLoRA, settings: Settings) -> torch.optim.Optimizer:
     )
 
 
-def _restore(
-    checkpoint: Checkpoint, model: SDLoRA, parts: dict[str, Any], order: torch.Generator
-) -> int:
-    """Take up a training where its checkpoint stands; returns the epochs that are done."""
-    found = checkpoint.load()
-    if found is None:
-        return 0
-    with torch.no_grad():
-        parameters = dict(model.named_parameters())
-        for name, value in found["model"].items():
-            parameters[name].copy_(value)
-    for name, part in parts.items():
-        part.load_state_dict(found[name])
-    order.set_state(found["order"])
-    torch.set_rng_state(found["random"])
-    log.info("going on at epoch %d", found["epoch"] + 1)
-    return int(found["epoch"])
-
-
 def _wrapped(model: SDLoRA, settings: Settings, device: torch.device) -> nn.Module:
-    """The model as it is called: compiled, and spread over processes, where that is asked for."""
+    """The model as it is called: compiled, and spread over processes, if that is asked for."""
     call: nn.Module = model
     if settings.training.compile:
         call = torch.compile(call)  # type: ignore[assignment]
@@ -241,10 +269,10 @@ def _wrapped(model: SDLoRA, settings: Settings, device: torch.device) -> nn.Modu
 
 @contextlib.contextmanager
 def precision(backbone: nn.Module, name: str, device: torch.device) -> Iterator[None]:
-    """Compute in the precision of that name, by autocast.
+    """Compute in a precision, by autocast. name: fp32, bf16 or fp16.
 
-    On a CPU in half precision torch's fused attention takes half of a ViT-Tiny's step (96 px: 160 against 330 images a second
-    without it, one core), so it is left out there.
+    On a CPU in half precision torch's fused attention is switched off: it takes half of a ViT-Tiny's step (96 px, one core: 160
+    images a second with it, 330 without).
     """
     fused = [m for m in backbone.modules() if getattr(m, "fused_attn", False)]
     slow = device.type == "cpu" and name in _HALF
@@ -258,15 +286,19 @@ def precision(backbone: nn.Module, name: str, device: torch.device) -> Iterator[
             module.fused_attn = True  # type: ignore[assignment]
 
 
-def writer(run: Path, settings: Settings) -> Callable[[str, float, int], None]:
-    """Where losses and scores go: TensorBoard event files in the run, if asked for. Raises UsageError without tensorboard."""
+def writer(run: Path, settings: Settings) -> Note:
+    """Writes losses and scores to TensorBoard event files in the run, if that is asked for.
+
+    Raises UsageError if tensorboard is not installed.
+    """
     if not (settings.training.tensorboard and distributed.first()):
         return lambda name, value, step: None
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UsageError(
-            "--tensorboard needs the package tensorboard: pip install tensorboard"
+            "--tensorboard needs the package tensorboard, which is not installed: "
+            "run `pip install tensorboard`"
         ) from error
     events = SummaryWriter(str(run / "events"))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import safetensors
 
 from ..errors import InputError, StorageError, UsageError
 from ..formats.canonical import dump_json, parse_json
+from ..results import Result
 from ..shortage import verdict
 from ..state import Projection, lineage_id
 from ..storage import atomic, disk
@@ -32,7 +34,7 @@ LOCK = "run.lock"
 SKIPPED = "skipped.csv"
 """files of the dataset that the run does not use"""
 PENDING = "pending.json"
-"""the task that is being added: {"images": where its images are, "name": its own, "strict": true, false or null}"""
+"""the task that is being added: a `Pending`"""
 
 
 def newest(root: Path = Path("runs")) -> Path:
@@ -111,24 +113,45 @@ def metrics(path: Path) -> list[dict[str, Any]]:
     return [parse_json(atomic.read(file), str(file)) for file in found if file.is_file()]
 
 
-def classes(path: Path, task: int) -> tuple[str, ...]:
-    """Those known after a task. Raises InputError where a task's file is damaged."""
-    found: list[str] = []
+def classes(path: Path, task: int) -> tuple[str | None, ...]:
+    """The class of each head row after a task; None if it is retired. Raises InputError if a task's file is damaged."""
+    found: list[str | None] = []
     for number in range(task + 1):
         file = path / "tasks" / f"{number:03d}" / STATE
         try:
             with safetensors.safe_open(file, framework="numpy") as opened:
-                found += json.loads(opened.metadata()["task"])["classes"]
-        except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
+                facts = json.loads(opened.metadata()["task"])
+            # The same order as in `state.classes_after`: retire, rename, new classes.
+            for row, name in [*((row, None) for row in facts["retired"]), *facts["renamed"]]:
+                found[row] = name
+            found += facts["classes"]
+        except (OSError, LookupError, TypeError, ValueError, safetensors.SafetensorError) as error:
             raise verdict(error, InputError(f"{file} cannot be read: {error}")) from error
     return tuple(found)
 
 
+@dataclass(frozen=True)
+class Pending(Result):
+    """A task that is being added to a run: where its images are ("" for none), its name, and what it was asked for.
+
+    strict: whether warnings about the images are errors; None leaves it to the run's settings. retired, renamed: as in
+    `plan.ClassChanges`.
+    """
+
+    images: str
+    name: str
+    strict: bool | None = None
+    retired: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = field(default_factory=dict)
+
+
 @contextlib.contextmanager
-def adding(path: Path, images: str, name: str, strict: bool | None) -> Iterator[None]:
-    """Keep what a task was asked for while it is learned: `train --run RUN` goes on with it if this block is interrupted, or the
-    process is killed; not if it fails."""
-    atomic.write(path / PENDING, dump_json({"images": images, "name": name, "strict": strict}))
+def adding(path: Path, task: Pending) -> Iterator[None]:
+    """Note a task in the run while it is learned.
+
+    If this block is interrupted or its process is killed, `train --run RUN` goes on with the task; if it fails, it does not.
+    """
+    atomic.write(path / PENDING, dump_json(task.to_dict()))
     try:
         yield
     except Exception:
@@ -137,16 +160,17 @@ def adding(path: Path, images: str, name: str, strict: bool | None) -> Iterator[
     (path / PENDING).unlink(missing_ok=True)
 
 
-def pending(path: Path) -> tuple[str, str, bool | None] | None:
-    """(images, name, strict) of a task that was being added when its process was stopped."""
+def pending(path: Path) -> Pending | None:
+    """The task that was being added when its process was stopped."""
     if not (path / PENDING).exists():
         return None
     found = parse_json(atomic.read(path / PENDING, 1 << 20), str(path / PENDING))
     try:
-        return str(found["images"]), str(found["name"]), found["strict"]
-    except KeyError as error:
+        changes = tuple(found["retired"]), dict(found["renamed"])
+        return Pending(found["images"], found["name"], found["strict"], *changes)
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path / PENDING} lacks {error}: remove it, and add the task again"
+            f"{path / PENDING} does not describe a task ({error!r}): remove it and add the task again"
         ) from error
 
 

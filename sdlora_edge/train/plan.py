@@ -111,8 +111,9 @@ def resumed(path: Path) -> Source | NewTask:
     settings = folder.settings(path)
     folder.require_free(path)
     if found := folder.pending(path):
-        images, name, strict = found
-        return replace(one_more(path, images, name), strict=strict)
+        changes = ClassChanges(found.retired, found.renamed)
+        task = one_more(path, found.images or None, found.name, changes)
+        return replace(task, strict=found.strict)
     return splits.load_for(settings)
 
 
@@ -171,6 +172,7 @@ def _new_images(path: Path, images: str, settings: Settings) -> Source:
 def _learned_from(source: Source, path: Path, settings: Settings) -> set[str]:
     """Return the classes that the run has learned from these very images, by their names."""
     known = [entry for entry in folder.metrics(path) if entry["source"] == source.name]
+    live = folder.classes(path, folder.last_task(path))  # a retired class may come back
     again = [
         (e, splits.part(source, e["name"], e["classes"], e.get("domains", ()), settings))
         for e in known
@@ -180,6 +182,7 @@ def _learned_from(source: Source, path: Path, settings: Settings) -> set[str]:
         for entry, part in again
         if part and splits.trained_on(part) == entry["trained_on"]
         for c in entry["classes"]
+        if c in live
     }
 
 

@@ -10,94 +10,90 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from ..method.sdlora import features
+from ..method.sdlora import Head
+from ..state import TaskState, advance
 from . import metrics, splits
-from .fit import precision
+from .evaluator import Evaluator
 from .images import ImageFile
+from .metrics import Hter
 from .run import Run
 from .source import Source
 from .splits import Decoded, Images, Part
+from .tasks import Kept, TaskResult
 
 log = logging.getLogger("sdlora_edge")
-BATCH = 128
+HEADS = "correct", "plain_correct", "frozen_correct"
+"""keys of metrics.json: the shipped head; the plain head; the frozen backbone with an aligned head of its own"""
 
 
-def seen_features(run: Run, weights: Mapping[str, np.ndarray], images: Images) -> np.ndarray:
-    """What the head sees of all images under merged weights, in the run's precision: float32 (N, features)."""
-    found = [np.zeros((0, run.plain[0].shape[1]), np.float32)]
-    with precision(
-        run.backbone, run.config.training.precision, next(run.backbone.parameters()).device
-    ):
-        for pixels in images.batches(slices(len(images)), run.config.training.workers):
-            found.append(features(run.backbone, weights, run.preprocessing.normalise(pixels)))
-    return np.concatenate(found)
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """A run's state to score: after its newest task, or after a result that is not written yet."""
+
+    state: TaskState
+    kept: Kept
+    weights: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, run: Run, result: TaskResult | None = None) -> Learned:
+        """The state after `result`; None stands for the run's newest state."""
+        if result is None:
+            return cls(run.states[-1], run.kept, run.weights(len(run.updates)))
+        update = result.update
+        weights = run.weights_with(update.factors, update.deltas)
+        return cls(advance(run.states[-1], update), result.kept, weights)
+
+    def heads(self) -> dict[str, Head]:
+        """The heads by the names of HEADS."""
+        shipped = self.state.head_weight, self.state.head_bias
+        heads = shipped, self.kept.plain, self.kept.frozen.discriminant(self.state.live)
+        return dict(zip(HEADS, heads, strict=True))
 
 
-def slices(count: int, size: int = BATCH) -> list[np.ndarray]:
-    """0..count-1 in order, `size` at a time."""
-    return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
+@dataclass(eq=False)
+class _Tally:
+    """What is counted while the tasks' test images are answered."""
+
+    rows: dict[str, list[int | None]] = field(default_factory=lambda: {name: [] for name in HEADS})
+    totals: list[int] = field(default_factory=list)
+    truths: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int64)])
+    guesses: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int64)])
+    hter: dict[str, Hter] = field(default_factory=dict)
+    complete: bool = True
+
+    def skip(self, total: int) -> None:
+        """A task whose images cannot be read; total: how many there were."""
+        for row in self.rows.values():
+            row.append(None)
+        self.totals.append(total)
+        self.complete = False
 
 
 @dataclass(eq=False)
 class Scorer:
-    """Scores a run's newest state; keeps every task's decoded test images (and their features under W_0) between tasks."""
+    """Scores a run's states. It keeps the decoded test images of all tasks, and their features under W_0, between tasks."""
 
     run: Run
     sources: dict[str, Source | None] = field(default_factory=dict)
     _tests: dict[int, Images | None] = field(default_factory=dict)
     _frozen: dict[int, np.ndarray] = field(default_factory=dict)
+    _rows: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def entry(
-        self, part: Part, images: int, seconds: float, facts: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        """metrics.json of the newest task, which learned `part`.
+    def entry(self, part: Part, learned: Learned, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Make the metrics.json of the newest task, which has learned `part`.
 
-        correct[i][j], totals[j]: as in `metrics.summary`; None where a task's images can no longer be read. plain_correct:
-        the same with the plain head, unrounded; frozen_correct: of the frozen backbone with its own
-        aligned head. per_class, confusions: of the newest state over all tasks.
+        correct[i][j]: as in `metrics.summary`; None if the images of task j could not be read then. plain_correct,
+        frozen_correct: the same with the other HEADS. totals[j]: test images of task j; counted[i][j]: how many of them
+        counted after task i, without those of retired classes. per_class, confusions: of the newest state over all tasks.
         """
-        run, state = self.run, self.run.states[-1]
-        self.sources.setdefault(part.source, None)
-        tests = [*self._earlier(state.task), self._of(state.task, part.test, part.classes)]
-        weights = run.weights(len(run.updates))
-        heads = {
-            "correct": (state.head_weight, state.head_bias),
-            "plain_correct": run.plain,
-            "frozen_correct": run.frozen_head(),
-        }
-        rows: dict[str, list[int | None]] = {name: [] for name in heads}
-        truths, guesses, errors = [], [], {}
-        for task, test in tests:
-            if test is None:
-                for row in rows.values():
-                    row.append(None)
-                continue
-            seen = seen_features(run, weights, test)
-            if task not in self._frozen:
-                self._frozen[task] = seen_features(run, {}, test)
-            for name, (weight, bias) in heads.items():
-                logits = (
-                    self._frozen[task] if name == "frozen_correct" else seen
-                ) @ weight.T + bias
-                rows[name].append(
-                    int((logits.argmax(axis=1) == test.targets).sum()) if len(test) else 0
-                )
-                if name == "correct" and len(test):
-                    truths.append(test.targets)
-                    guesses.append(logits.argmax(axis=1))
-                    if len(state.classes) == 2 and (
-                        found := metrics.binary(logits, test.targets, state.classes)
-                    ):
-                        errors[self._name(task, part)] = found
+        state, tally = learned.state, self._tally(part, learned)
         matrices = {
-            name: [*(entry[name][-1] for entry in run.metrics), row] for name, row in rows.items()
+            name: [*(entry[name][-1] for entry in self.run.metrics), row]
+            for name, row in tally.rows.items()
         }
-        correct = matrices["correct"]
-        totals = [*(entry["totals"][-1] for entry in run.metrics), len(tests[-1][1] or ())]
-        whole = all(c is not None for row in correct for c in row) and all(totals)
-        truth, guess = (
-            np.concatenate([np.zeros(0, np.int64), *parts]) for parts in (truths, guesses)
-        )
+        counted = [*(entry["counted"][-1] for entry in self.run.metrics), tally.totals]
+        complete = tally.complete and all("accuracy" in entry for entry in self.run.metrics)
+        truth, guess = np.concatenate(tally.truths), np.concatenate(tally.guesses)
         return {
             "task": state.task,
             "name": part.name,
@@ -105,61 +101,102 @@ class Scorer:
             "source": part.source,
             "domains": list(part.domains),
             "trained_on": splits.trained_on(part),
-            "training_images": images,
-            "seconds": round(seconds, 2),
             **facts,
             **matrices,
-            "totals": totals,
-            **(metrics.summary(correct, totals) if whole else {}),
-            **({"hter": errors} if errors else {}),
+            "totals": tally.totals,
+            "counted": counted,
+            **(metrics.summary(matrices["correct"], counted).to_dict() if complete else {}),
+            **({"hter": {n: h.to_dict() for n, h in tally.hter.items()}} if tally.hter else {}),
             "per_class": metrics.per_class(truth, guess, state.classes),
             "confusions": metrics.confusions(truth, guess, state.classes),
         }
 
-    def _name(self, task: int, part: Part) -> str:
-        return next(
-            (str(entry["name"]) for entry in self.run.metrics if entry["task"] == task), part.name
-        )
+    def _tally(self, part: Part, learned: Learned) -> _Tally:
+        """Answer the test images of every task with every head."""
+        self.sources.setdefault(part.source, None)
+        evaluator, frozen = Evaluator(self.run, learned.weights), Evaluator(self.run, {})
+        tally, heads, state = _Tally(), learned.heads(), learned.state
+        live = np.array([name is not None for name in state.classes], bool)
+        for task, test in self._all_tests(part, state):
+            if test is None:
+                tally.skip(self._entry(task)["totals"][-1])
+                continue
+            if task not in self._frozen:
+                self._frozen[task] = frozen.features(test)
+            counts = live[test.targets]
+            truth, seen = test.targets[counts], evaluator.features(test)
+            tally.totals.append(len(truth))
+            # A task without a class that can be answered has nothing to score; any other one should have.
+            tally.complete &= len(truth) > 0 or not live[self._rows[task]].any()
+            for name, (weight, bias) in heads.items():
+                features = self._frozen[task] if name == "frozen_correct" else seen
+                logits = (features @ weight.T + bias)[counts]
+                guess = logits.argmax(axis=1) if len(logits) else np.zeros(0, np.int64)
+                tally.rows[name].append(int((guess == truth).sum()))
+                if name == "correct":
+                    tally.truths.append(truth)
+                    tally.guesses.append(guess)
+                    if found := metrics.binary(logits, truth, state.classes):
+                        tally.hter[
+                            part.name if task == state.task else self._entry(task)["name"]
+                        ] = found
+        return tally
 
-    def _of(
-        self, task: int, images: Mapping[str, Sequence[ImageFile]], classes: Sequence[str]
-    ) -> tuple[int, Images | None]:
-        """The test images of a task, kept decoded while there is room; targets index the classes of the run."""
-        if task not in self._tests:
-            used = sum(t.pixels.nbytes for t in self._tests.values() if isinstance(t, Decoded))
-            room = self.run.config.training.cache_gb - used / 2**30
-            test = splits.read(images, classes, self.run.preprocessing, room, need=False)
-            index = np.array([self.run.states[-1].classes.index(c) for c in classes])
-            self._tests[task] = replace(test, targets=index[test.targets])
-        return task, self._tests[task]
+    def _entry(self, task: int) -> dict[str, Any]:
+        return next(entry for entry in self.run.metrics if entry["task"] == task)
 
-    def _earlier(self, task: int) -> Iterator[tuple[int, Images | None]]:
-        known = [entry for entry in self.run.metrics if entry["task"] < task]
-        missing = [e for e in known if e["task"] not in self._tests]
-        found = (
-            test_images(self.run, task - 1, *(s for s in self.sources.values() if s))
-            if missing
-            else {}
-        )
+    def _all_tests(self, part: Part, state: TaskState) -> Iterator[tuple[int, Images | None]]:
+        """(task, its test images) of every scored task and the newest one; None if they cannot be read."""
+        known = [entry for entry in self.run.metrics if entry["task"] < state.task]
+        found: dict[int, dict[str, Sequence[ImageFile]] | None] = {}
+        if any(entry["task"] not in self._tests for entry in known):
+            opened = (source for source in self.sources.values() if source)
+            found = test_images(self.run, state.task - 1, *opened)
         for entry in known:
-            images = found.get(entry["task"])
-            if images is None and entry["task"] not in self._tests:
-                self._tests[entry["task"]] = None
-            yield self._of(entry["task"], images or {}, entry["classes"])
+            task = entry["task"]
+            if task not in self._tests:
+                images = found.get(task)
+                self._tests[task] = None
+                if images is not None:
+                    self._read(task, images, entry["classes"], self.run.states[task])
+            yield task, self._tests[task]
+        if state.task not in self._tests:
+            self._read(state.task, part.test, part.classes, state)
+        yield state.task, self._tests[state.task]
+
+    def _read(
+        self,
+        task: int,
+        images: Mapping[str, Sequence[ImageFile]],
+        classes: Sequence[str],
+        state: TaskState,
+    ) -> None:
+        """Read the test images of a task; keep them decoded while there is room. state: that after the task.
+
+        Targets are head rows: they never move, whatever becomes of the classes' names.
+        """
+        used = sum(t.pixels.nbytes for t in self._tests.values() if isinstance(t, Decoded))
+        room = self.run.config.training.cache_gb - used / 2**30
+        test = splits.read(images, classes, self.run.preprocessing, room, need=False)
+        rows = np.array([state.classes.index(c) for c in classes], np.int64)
+        self._rows[task], self._tests[task] = rows, replace(test, targets=rows[test.targets])
 
 
 def test_images(
     run: Run, task: int, *sources: Source
 ) -> dict[int, dict[str, Sequence[ImageFile]] | None]:
-    """By task up to `task`: the test images of each of its classes, or None where they can no longer be read.
+    """By task up to `task`: the test images of each of its classes, or None if they can no longer be read.
 
-    sources: already open; the others are opened where the run says they lie.
+    sources: those that are open already; others are opened at the place that the run has noted.
     """
     opened: dict[str, Source | None] = {source.name: source for source in sources}
     found: dict[int, dict[str, Sequence[ImageFile]] | None] = {}
     for entry in run.metrics[: task + 1]:
         if entry["task"] > task:
             break
+        if not entry["classes"]:  # it only retired or renamed classes
+            found[entry["task"]] = {}
+            continue
         if (name := entry["source"]) not in opened:
             try:
                 opened[name] = splits.load_for(run.config, name)
@@ -172,15 +209,14 @@ def test_images(
         )
         if source and not part:
             log.warning(
-                "%s no longer has the classes of task %d: that task is left out of the score",
+                "%s no longer has the classes of task %d: it is left out of the score",
                 name,
                 entry["task"],
             )
-        if (
-            part and splits.trained_on(part) != entry["trained_on"]
-        ):  # split anew, it would be tested on what it was trained on
+        # A source that is split differently now would be tested on images that it was trained on.
+        if part and splits.trained_on(part) != entry["trained_on"]:
             log.warning(
-                "%s has changed since task %d was learned: that task is left out of the score",
+                "%s has changed since task %d was learned: it is left out of the score",
                 name,
                 entry["task"],
             )
@@ -190,9 +226,15 @@ def test_images(
 
 
 def test_images_by_class(run: Run, task: int) -> dict[str, list[ImageFile]]:
-    """All test images up to `task` that can still be read, those of one class from several tasks together."""
+    """All test images up to `task` that can still be read, by what their class is called after `task`.
+
+    Images of one class from several tasks come together; those of retired classes are left out.
+    """
     found: dict[str, list[ImageFile]] = {}
-    for images in test_images(run, task).values():
+    names = run.states[task].classes
+    for number, images in test_images(run, task).items():
         for label, own in (images or {}).items():
-            found.setdefault(label, []).extend(own)
+            row = run.states[number].classes.index(label)
+            if (name := names[row]) is not None:
+                found.setdefault(name, []).extend(own)
     return found

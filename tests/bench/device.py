@@ -54,9 +54,8 @@ def make(folder: Path, model: str, target: str, weights_as: str) -> None:
     """folder/bundle and folder/packets/NNN.sdlora of a random run."""
     import random_runs  # torch: not in the processes that are measured
     from sdlora_edge.export.bundles import export_bundle
+    from sdlora_edge.export.parity import host_logits
     from sdlora_edge.export.requests import ExportOptions
-
-    from sdlora_edge.method import sdlora
 
     shutil.rmtree(folder, ignore_errors=True)
     run = random_runs.make_run(model, folder / "run", TASKS, BASE, NEW)
@@ -73,9 +72,7 @@ def make(folder: Path, model: str, target: str, weights_as: str) -> None:
     (folder / "packets").mkdir()
     for update, before in zip(run.updates, run.states, strict=False):
         inputs = canary.inputs(update.task, run.preprocessing)
-        logits = sdlora.logits(
-            run.backbone, run.weights(update.task), run.states[update.task], inputs
-        )
+        logits = host_logits(run, update.task, inputs)
         contents = packet.Contents(
             lineage=run.lineage,
             begin=before.digest,

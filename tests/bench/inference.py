@@ -40,6 +40,7 @@ import random_runs
 import torch
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.onnx import OPSET
+from sdlora_edge.export.parity import host_logits
 from sdlora_edge.export.requests import ExportOptions
 from torch import Tensor, nn
 
@@ -48,7 +49,7 @@ from sdlora_edge.device.engines.onnx_runtime import ort  # telemetry is off then
 from sdlora_edge.formats import packet, signing
 from sdlora_edge.formats.bundle import CONSTANTS
 from sdlora_edge.inputs import canary
-from sdlora_edge.method import backbones, sdlora
+from sdlora_edge.method import backbones
 from sdlora_edge.state import Factors, TaskState
 from sdlora_edge.train.run import Run
 
@@ -136,9 +137,7 @@ def make_models(model: str, folder: Path) -> None:
     device = Device.init(folder / "bundle", folder / "store")
     for update, before in zip(run.updates, run.states, strict=False):
         inputs = canary.inputs(update.task, run.preprocessing, 1)
-        logits = sdlora.logits(
-            run.backbone, run.weights(update.task), run.states[update.task], inputs
-        )
+        logits = host_logits(run, update.task, inputs)
         contents = packet.Contents(
             lineage=run.lineage,
             begin=before.digest,

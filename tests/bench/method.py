@@ -140,9 +140,10 @@ def summary(entries: list[dict[str, Any]], matrix: str, domains: bool) -> dict[s
     old = np.cumsum([0] + [e["classes"] for e in entries[:-1]]) * (
         matrix == "plain_correct" and not domains
     )
-    found = metrics(entries[-1][matrix], entries[-1]["totals"])
+    totals = entries[-1]["totals"]
+    found = metrics(entries[-1][matrix], [totals[: i + 1] for i in range(len(totals))]).to_dict()
     return {
-        **{c: 100 * float(found[c]) for c in ("last", "average_anytime", "forgetting")},  # type: ignore[arg-type]
+        **{c: 100 * float(found[c]) for c in ("last", "average_anytime", "forgetting")},
         "seconds_per_task": float(np.mean([e["seconds"] for e in entries])),
         "packet_bytes": float(
             np.mean([e["packet_bytes"] - ROW_BYTES * n for e, n in zip(entries, old, strict=True)])

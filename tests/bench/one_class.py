@@ -17,6 +17,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,13 +27,15 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
+from sdlora_edge.method.merged import logits_of
 from sdlora_edge.state import TaskUpdate, changed_rows
-from sdlora_edge.train import loop, splits
+from sdlora_edge.train import loop, splits, task
+from sdlora_edge.train.evaluator import Evaluator
 from sdlora_edge.train.fit import _optimizer, precision
 from sdlora_edge.train.run import Run
-from sdlora_edge.train.score import seen_features
 from sdlora_edge.train.settings import Settings
 from sdlora_edge.train.splits import Part
+from sdlora_edge.train.tasks import Kept, TaskResult
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("SDLORA_EDGE_DATA", "../shared/data"))
@@ -80,28 +83,22 @@ def base_run(name: str) -> Path:
     return loop.train(Settings().changed(**values), path).path
 
 
-class Unscored:
-    """Stands for `score.Scorer`: the tasks are scored at the end, not after each class."""
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-
-    def entry(
-        self, part: Part, images: int, seconds: float, facts: dict[str, Any]
-    ) -> dict[str, Any]:
-        task = self.run.states[-1].task
-        return {
-            "task": task,
-            "name": part.name,
-            "source": part.source,
-            "seconds": seconds,
-            "classes": list(part.classes),
-            **facts,
-        }
+def write(run: Run, part: Part, result: TaskResult) -> None:
+    """Write a task without a score: the tasks are scored at the end, not after each class."""
+    facts = {
+        "task": result.update.task,
+        "name": part.name,
+        "source": part.source,
+        "classes": list(part.classes),
+        **(result.metrics or {}),
+    }
+    run.append(replace(result, metrics=facts))
 
 
 def row(run: Run, part: Part) -> None:
-    loop._train_task(run, part, Unscored(run))  # type: ignore[arg-type]
+    result = task.learn_task(task.Lesson.of(run, part))
+    assert result is not None
+    write(run, part, result)
 
 
 def direction(run: Run, part: Part, steps: int, rate: float = 1.0) -> None:
@@ -109,48 +106,34 @@ def direction(run: Run, part: Part, steps: int, rate: float = 1.0) -> None:
 
 
 def all_rows(run: Run, part: Part) -> None:
-    learn(run, part, loop._nothing(run))
+    learn(run, part, ({}, task.no_deltas(run)))
 
 
-def learn(run: Run, part: Part, learned: loop.Direction) -> None:
+def learn(run: Run, part: Part, learned: task.Direction) -> None:
     """What the trainer does with a direction: old statistics follow, all rows are fitted again."""
-    assert run.statistics is not None
-    factors, deltas = learned
-    state, images = (
-        run.states[-1],
-        splits.decode(part.train, part.classes, run.preprocessing, need=True),
-    )
-    classes = len(state.classes) + 1
-    targets = np.full(len(images), classes - 1)
-    before, after = run.weights(state.task), run.weights_with(factors, deltas)
-    run.statistics = loop._aligned(run, run.statistics, before, after, images, targets, classes)
-    run.frozen = run.frozen.with_images(seen_features(run, {}, images), targets, classes)
-    run.plain = tuple(
-        np.concatenate([a, np.zeros((1, *a.shape[1:]), np.float32)]) for a in run.plain
-    )  # type: ignore[assignment]
-    rows = changed_rows(state, *run.statistics.discriminant())
-    run.follow(TaskUpdate(state.task + 1, part.name, part.classes, deltas, rows, factors))
-    run.exact = factors
-    run.record(
-        Unscored(run).entry(
-            part, len(images), 0.0, {"packet_bytes": run.packet_bytes(state.task + 1)}
-        )
-    )
+    lesson, known = task.Lesson.of(run, part), run.kept.aligned
+    assert known is not None
+    aligned = task._aligned(lesson, known, Evaluator(run, run.weights_with(*learned)))
+    seen = Evaluator(run, {}).features(lesson.images)
+    frozen = run.kept.frozen.with_images(seen, lesson.targets, len(lesson.classes))
+    rows = changed_rows(lesson.before, *aligned.discriminant())
+    update = TaskUpdate(lesson.number, part.name, part.classes, learned[1], rows, learned[0])
+    write(run, part, TaskResult(update, Kept(frozen, lesson.plain, aligned), learned[0]))
 
 
-def trained(run: Run, part: Part, steps: int, rate: float) -> loop.Direction:
+def trained(run: Run, part: Part, steps: int, rate: float) -> task.Direction:
     """The direction of one class: its images against samples of the other classes' Gaussians, which the frozen old rows see."""
-    assert run.statistics is not None
-    settings, state, known = run.config, run.states[-1], run.statistics
+    settings, state, known = run.config, run.states[-1], run.kept.aligned
+    assert known is not None
     torch.manual_seed(settings.training.seed + state.task)
     random = np.random.RandomState(settings.training.seed + state.task)
     images = splits.decode(part.train, part.classes, run.preprocessing, need=True)
-    seen = seen_features(run, run.weights(state.task), images)
+    seen = Evaluator.at(run, state.task).features(images)
     classes = len(state.classes) + 1
     start = known.with_images(seen, np.full(len(seen), classes - 1), classes)
     weight, bias = start.beside(state.head_weight, state.head_bias, np.array([classes - 1]))
     old = torch.from_numpy(weight[:-1]), torch.from_numpy(bias[:-1])
-    model = loop._learning(run, (weight[-1:], bias[-1:]))
+    model = task.new_model(run, (weight[-1:], bias[-1:]))
     root = np.linalg.cholesky(
         known.scatter / (known.counts.sum() - classes + 1) + 1e-6 * np.eye(len(known.scatter))
     )
@@ -160,7 +143,7 @@ def trained(run: Run, part: Part, steps: int, rate: float) -> loop.Direction:
         label = random.randint(classes - 1, size=4 * len(inputs))
         sample = known.means[label] + random.randn(len(label), len(root)) @ root.T
         with precision(model.backbone, settings.training.precision, inputs.device):
-            _, own = model(inputs, True)
+            own = model.features(inputs)
         shown = torch.cat([own.float(), torch.from_numpy(sample.astype(np.float32))])
         logits = torch.cat([shown @ old[0].T + old[1], model.head(shown)], dim=1)
         target = torch.cat([torch.full((len(inputs),), classes - 1), torch.from_numpy(label)])
@@ -218,7 +201,7 @@ def measure(name: str, way: str) -> dict[str, Any]:
         if count in (5, 10, len(parts)):
             rows.append(score(run, first, parts[:count]))
             print(name, way, rows[-1], flush=True)
-    sizes = [run.packet_bytes(task) for task in range(begun + 1, len(run.states))]
+    sizes = [run.packet_bytes(update) for update in run.updates[begun:]]
     result = {"scores": rows, "packet_bytes": float(np.mean(sizes))}
     target.write_text(json.dumps(result))
     return result
@@ -226,14 +209,14 @@ def measure(name: str, way: str) -> dict[str, Any]:
 
 def score(run: Run, old: Sequence[Part], new: Sequence[Part]) -> dict[str, Any]:
     """Shares of right answers on test images, out of all classes known: of old classes, of new ones, and of all."""
-    state, weights = run.states[-1], run.weights(len(run.updates))
+    state, evaluator = run.states[-1], Evaluator.at(run, len(run.updates))
     right, total = {}, {}
     for side, parts in (("old", old), ("new", new)):
         right[side] = total[side] = 0
         for part in parts:
             test = splits.decode(part.test, part.classes, run.preprocessing, need=False)
             truth = np.array([state.classes.index(c) for c in part.classes])[test.targets]
-            logits = seen_features(run, weights, test) @ state.head_weight.T + state.head_bias
+            logits = logits_of(state, evaluator.features(test))
             right[side] += int((logits.argmax(axis=1) == truth).sum())
             total[side] += len(truth)
     shares = {side: right[side] / total[side] if total[side] else None for side in right}

@@ -13,7 +13,8 @@ from sdlora_edge.method import backbones
 from sdlora_edge.method.head import FeatureStatistics
 from sdlora_edge.state import Projection, TaskUpdate, changed_rows
 from sdlora_edge.train.config import resolve
-from sdlora_edge.train.run import Run
+from sdlora_edge.train.run import Base, Run
+from sdlora_edge.train.tasks import Kept
 
 RANK = 10
 
@@ -44,18 +45,11 @@ def make_run(
     width = backbones.features(backbone)
     head = _head(random, base_classes, width)
     Run.begin(path, settings)
-    base = "base", tuple(f"class {i}" for i in range(base_classes)), *head
-    run = Run.create(
-        path,
-        settings,
-        backbone,
-        Preprocessing(**prepared),
-        base,
-        FeatureStatistics.empty(width),
-        head,
-    )
+    classes = tuple(f"class {i}" for i in range(base_classes))
+    base = Base("base", classes, head, Kept(FeatureStatistics.empty(width), head))
+    run = Run.create(path, settings, backbone, Preprocessing(**prepared), base)
     for _ in range(tasks):
-        run.follow(_random_update(run, random, new_classes))
+        run.history.follow(_random_update(run, random, new_classes))
     return run
 
 

@@ -36,7 +36,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sdlora_edge.method import backbones
-from sdlora_edge.method.sdlora import SDLoRA
+from sdlora_edge.method.sdlora import Past, SDLoRA, Variant, zero_head
 from sdlora_edge.state import Factors, TaskState
 
 RANK, CLASSES, THREADS = 10, 10, 2
@@ -113,9 +113,9 @@ def build(variant: str, backbone: nn.Module) -> nn.Module:
     """The variant as a module from images to logits; parameters of the backbone are shared, not copied."""
     name, _, task = variant.partition("_")
     if name == "sdlora":
-        return SDLoRA(
-            backbone, backbones.projections(backbone), states(backbone, int(task)), CLASSES, RANK
-        )
+        past = Past.of(backbones.projections(backbone), states(backbone, int(task)))
+        head = zero_head(CLASSES, backbones.features(backbone))
+        return SDLoRA(backbone, past, head, Variant(RANK))
     own = copy.deepcopy(backbone, {id(p): p for p in backbone.parameters()})
     head = nn.Linear(backbones.features(backbone), CLASSES)
     if name == "peft":

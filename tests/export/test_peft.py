@@ -28,9 +28,10 @@ from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
 from sdlora_edge.formats import control, signing
 from sdlora_edge.method import backbones, sdlora
+from sdlora_edge.method.merged import Merged, adapted_weights, logits_of
 from sdlora_edge.state import Factors, TaskState, merge
-from sdlora_edge.train import loop
-from sdlora_edge.train.evaluator import score
+from sdlora_edge.train import task as learning
+from sdlora_edge.train.evaluator import class_scores
 from sdlora_edge.train.run import Run
 from sdlora_edge.train.source import images_in
 
@@ -162,12 +163,10 @@ def test_any_backbone_any_ranks_and_magnitudes_of_projections(
         parameter.data.fill_(1.0)
     weights = {k: v for k, v in model.state_dict().items() if not k.startswith(str(found.head))}
     ours.load_state_dict(weights)
-    merged = merge(
-        sdlora.adapted_weights(ours, projections), projections, factors, state.magnitudes
-    )
+    merged = merge(adapted_weights(ours, projections), projections, factors, state.magnitudes)
     image = np.random.default_rng(1).standard_normal((2, 3, size, size)).astype(np.float32)
-    reference = sdlora.logits(ours, merged, state, image, exact=True)
-    plain = sdlora.logits(ours, {}, state, image, exact=True)
+    reference = logits_of(state, Merged(ours, merged, exact=True).features(image))
+    plain = logits_of(state, Merged(ours, {}, exact=True).features(image))
     scale = np.abs(reference).max()
     assert np.abs(plain - reference).max() > 1e-2 * scale
     adapted = PeftModel.from_pretrained(model, str(tmp_path / "adapter"))
@@ -233,7 +232,7 @@ def test_a_shipped_direction_comes_back_as_a_task_and_reaches_a_device(
     images = {
         label: [p for p in images_in(data)[""] if p.label == label] for label in ("gear", "hook")
     }
-    scores, truth = score(run, 4, images)
+    scores, truth = class_scores(run, run.states[4], images)
     assert (
         scores[:, -2:].argmax(axis=1) == truth - len(run.states[3].classes)
     ).mean() > 0.8  # the head's new rows were fitted
@@ -295,8 +294,8 @@ def test_an_adapter_that_peft_trained_moves_the_weights_as_peft_does(
         trained_on(model, *arguments)
         held.update({name: w.detach().numpy() for name, w in model.weights().items()})
 
-    trained_on = loop.fit
-    monkeypatch.setattr(loop, "fit", spy)
+    trained_on = learning.fit
+    monkeypatch.setattr(learning, "fit", spy)
     run = from_peft(path, run_copy, str(data))
     peft = PeftModel.from_pretrained(backbone(run_copy, 3), str(path)).merge_and_unload()
     before, after = run.weights(3), run.weights(4)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from networks import chain, shake, small_vit
+from networks import chain, model_of, shake, small_vit
 
 from sdlora_edge.method import absorb, backbones
-from sdlora_edge.method.sdlora import SDLoRA, adapted_weights
+from sdlora_edge.method.merged import adapted_weights
 from sdlora_edge.state import Factors, merge
 
 NAMES = ("q", "v")
@@ -66,7 +66,7 @@ def test_an_absorbed_task_takes_no_part_and_the_first_task_has_nothing_to_fit_by
 def test_absorbing_moves_alpha_t_times_c_into_the_old_magnitudes_and_ships_no_factors() -> None:
     backbone = small_vit()
     projections, states = backbones.projections(backbone), chain(backbone, 2)
-    model = SDLoRA(backbone, projections, states, 2, 6)
+    model = model_of(backbone, states, 6)
     shake(model, 4)
     with torch.no_grad():  # the new direction IS 0.5 D_1 - 2 D_2
         for i, p in enumerate(projections):

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from sdlora_edge.demo import ship
 from sdlora_edge.errors import InputError, UsageError
 from sdlora_edge.method import backbones
-from sdlora_edge.method.sdlora import SDLoRA, adapted_weights, features
+from sdlora_edge.method.merged import Merged, adapted_weights
+from sdlora_edge.method.sdlora import Past, SDLoRA, Variant, zero_head
 from sdlora_edge.state import TaskState, TaskUpdate, advance, changed_rows, merge
 from sdlora_edge.train.config import resolve
 from sdlora_edge.train.loop import train
@@ -175,10 +176,16 @@ def shake(model: SDLoRA) -> None:
         parameter += 0.2 * torch.randn(parameter.shape).to(parameter)
 
 
+def model_of(backbone: nn.Module, states: list[TaskState]) -> SDLoRA:
+    """The model of the next task, of one class."""
+    past = Past.of(backbones.projections(backbone), states)
+    return SDLoRA(backbone, past, zero_head(1, backbones.features(backbone)), Variant(2))
+
+
 def chain(backbone: nn.Module, tasks: int) -> list[TaskState]:
     states = [first_state(backbone)]
     for t in range(1, tasks + 1):
-        model = SDLoRA(backbone, backbones.projections(backbone), states, 1, 2)
+        model = model_of(backbone, states)
         shake(model)
         model.finish_task()
         weight = np.concatenate(
@@ -226,9 +233,8 @@ def test_folding_is_an_explicit_low_rank_branch_and_gradients_reach_everything_t
     family: str,
 ) -> None:
     backbone = small(family).double()
-    model = SDLoRA(
-        backbone, backbones.projections(backbone), [first_state(backbone)], 2, 3
-    ).double()
+    past = Past.of(backbones.projections(backbone), [first_state(backbone)])
+    model = SDLoRA(backbone, past, zero_head(2, backbones.features(backbone)), Variant(3)).double()
     shake(model)
     nn.init.normal_(model.head.weight)
     x = images(family).double()
@@ -261,7 +267,7 @@ def test_folding_is_an_explicit_low_rank_branch_and_gradients_reach_everything_t
 def test_what_is_shipped_merges_to_what_training_folds(family: str) -> None:
     backbone = small(family)
     projections, states = backbones.projections(backbone), chain(backbone, 2)
-    model = SDLoRA(backbone, projections, states, 1, 2)  # B_3 = 0: the state after task 2
+    model = model_of(backbone, states)  # B_3 = 0: the state after task 2
     merged = merge(
         adapted_weights(backbone, projections),
         projections,
@@ -278,9 +284,9 @@ def test_what_is_shipped_merges_to_what_training_folds(family: str) -> None:
     inputs = images(family).numpy()
     assert seen.shape == (2, backbones.features(backbone))
     for exact in (False, True):
-        found = features(backbone, merged, inputs, exact)
+        found = Merged(backbone, merged, exact).features(inputs)
         assert np.abs(found - seen).max() < 1e-4 * max(1, np.abs(seen).max())
-    assert np.abs(seen - features(backbone, {}, inputs)).max() > 1e-3
+    assert np.abs(seen - Merged(backbone, {}).features(inputs)).max() > 1e-3
     assert not backbone.training
 
 

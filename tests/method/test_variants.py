@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from networks import chain, learned, shake, small_vit
+from networks import chain, learned, model_of, shake, small_vit
 from torch import nn
 
 from sdlora_edge.errors import UsageError
 from sdlora_edge.method import backbones
-from sdlora_edge.method.sdlora import SDLoRA, adapted_weights
+from sdlora_edge.method.authors import AuthorsSDLoRA
+from sdlora_edge.method.lora import OneLoRA
+from sdlora_edge.method.merged import adapted_weights
+from sdlora_edge.method.sdlora import (
+    FixedMagnitudes,
+    Past,
+    ResetMagnitudes,
+    SDLoRA,
+    SharedA,
+    Variant,
+)
 from sdlora_edge.state import TaskState, advance, merge
 from sdlora_edge.train.settings import Settings
 
@@ -20,10 +32,10 @@ IMAGES, TARGETS = (
 )
 
 
-def grown(backbone: nn.Module, tasks: int, **variant: object) -> list[TaskState]:
+def grown(backbone: nn.Module, tasks: int, **variant: Any) -> list[TaskState]:
     states = chain(backbone, 0)
     for t in range(1, tasks + 1):
-        model = SDLoRA(backbone, backbones.projections(backbone), states, 2, 3, **variant)  # type: ignore[arg-type]
+        model = model_of(backbone, states, **variant)
         shake(model, t)
         model.finish_task()
         states.append(advance(states[-1], learned(model, states[-1], (f"{t}a", f"{t}b"))))
@@ -34,49 +46,15 @@ def test_rank_schedule_counts_tasks_from_one() -> None:
     settings = Settings().changed(rank="10,8@4,6@8")
     assert [settings.method.rank_of(t) for t in range(1, 10)] == [10, 10, 10, 8, 8, 8, 8, 6, 6]
     backbone = small_vit()
-    model = SDLoRA(backbone, backbones.projections(backbone), chain(backbone, 2, rank=5), 2, 2)
+    model = model_of(backbone, chain(backbone, 2, rank=5), 2)
     assert {tuple(A.shape) for A in model.A} == {(2, 16)}
     assert model.weights()["blocks.0.attn.qkv.weight"].shape == (48, 16)
-
-
-def test_a_magnitude_of_each_projection_is_learned_shipped_and_merged_by_itself() -> None:
-    backbone = small_vit()
-    projections = backbones.projections(backbone)
-    states = grown(backbone, 2, magnitude_scope="projection")
-    assert states[-1].magnitudes.shape == (2, 4)
-    model = SDLoRA(backbone, projections, states, 2, 3, magnitude_scope="projection")
-    np.testing.assert_allclose(
-        model.magnitudes[:-1].detach().numpy(), states[-1].magnitudes, atol=1e-6
-    )
-    shake(model, 9)
-    loss = nn.functional.cross_entropy(model(IMAGES), TARGETS)
-    (gradient,) = torch.autograd.grad(loss, [model.magnitudes])
-    assert (gradient != 0).all()
-    weights = {name: w.detach().numpy() for name, w in model.weights().items()}
-    for i, p in enumerate(projections):  # the equation, projection by projection
-        expected = adapted_weights(backbone, projections)[p.tensor][p.start : p.stop].copy()
-        for k, state in enumerate(states[1:]):
-            f = state.factors[p.name]
-            expected += model.magnitudes[k, i].item() * (
-                f.B.astype(np.float32) @ f.A.astype(np.float32)
-            )
-        expected += model.magnitudes[2, i].item() * (model.B[i] @ model.A[i]).detach().numpy()
-        np.testing.assert_allclose(weights[p.tensor][p.start : p.stop], expected, atol=1e-5)
-    model.finish_task()
-    assert [
-        torch.linalg.matrix_norm(B @ A).item() for A, B in zip(model.A, model.B, strict=True)
-    ] == pytest.approx([1] * 4, abs=1e-5)
-    deltas, factors = model.deltas(), [*(s.factors for s in states[1:]), model.directions()]
-    magnitudes = np.concatenate([states[-1].magnitudes, np.zeros((1, 4))]) + deltas
-    merged = merge(adapted_weights(backbone, projections), projections, factors, magnitudes)
-    for name in weights:
-        np.testing.assert_allclose(merged[name], weights[name], atol=2e-3)
 
 
 def test_fixed_magnitudes_stay_and_the_new_one_moves() -> None:
     backbone = small_vit()
     states = chain(backbone, 2)
-    model = SDLoRA(backbone, backbones.projections(backbone), states, 2, 3, magnitudes="fixed")
+    model = model_of(backbone, states, magnitudes=FixedMagnitudes())
     shake(model, 3)
     (gradient,) = torch.autograd.grad(
         nn.functional.cross_entropy(model(IMAGES), TARGETS), [model.magnitudes]
@@ -88,9 +66,9 @@ def test_fixed_magnitudes_stay_and_the_new_one_moves() -> None:
 def test_the_authors_norm_divides_an_old_direction_by_both_factors_and_leaves_the_new_one() -> None:
     backbone = small_vit()
     projections = backbones.projections(backbone)
-    authors = {"magnitudes": "reset", "magnitude_init": 0.8, "magnitude_norm": "factors"}
+    authors = {"kind": AuthorsSDLoRA, "magnitudes": ResetMagnitudes(), "magnitude_init": 0.8}
     states = grown(backbone, 2, **authors)
-    model = SDLoRA(backbone, projections, states, 2, 3, **authors)  # type: ignore[arg-type]
+    model = model_of(backbone, states, **authors)
     shake(model, 3)
     weights = {name: w.detach().numpy() for name, w in model.weights().items()}
     alpha = model.magnitudes.detach().numpy()
@@ -112,27 +90,27 @@ def test_the_authors_norm_divides_an_old_direction_by_both_factors_and_leaves_th
 
 def test_a_shared_A_is_that_of_the_first_task_and_frozen() -> None:
     backbone = small_vit()
-    states = grown(backbone, 2, directions="shared")
-    model = SDLoRA(backbone, backbones.projections(backbone), states, 2, 3, directions="shared")
+    states = grown(backbone, 2, directions=SharedA())
+    model = model_of(backbone, states, directions=SharedA())
     for i, p in enumerate(model.projections):
         np.testing.assert_array_equal(
             model.A[i].detach().numpy(), states[1].factors[p.name].A.astype(np.float32)
         )
         assert not model.A[i].requires_grad
         assert model.B[i].abs().max() == 0
-    smaller = SDLoRA(backbone, model.projections, states, 2, 2, directions="shared")
+    smaller = model_of(backbone, states, 2, directions=SharedA())
     np.testing.assert_array_equal(smaller.A[0].detach(), model.A[0][:2].detach())
     with pytest.raises(UsageError, match="rank 4"):
-        SDLoRA(backbone, model.projections, states, 2, 4, directions="shared")
+        model_of(backbone, states, 4, directions=SharedA())
 
 
 def test_one_lora_goes_on_from_where_it_was_and_replaces_itself() -> None:
     backbone = small_vit()
     projections = backbones.projections(backbone)
-    lora = {"magnitudes": "none", "directions": "continue"}
+    lora = {"kind": OneLoRA}
     states = grown(backbone, 2, **lora)
     assert (states[-1].magnitudes[0], len(states[-1].magnitudes)) == (0.0, 2)
-    model = SDLoRA(backbone, projections, states, 2, 3, **lora)  # type: ignore[arg-type]
+    model = model_of(backbone, states, **lora)
     merged = merge(
         adapted_weights(backbone, projections),
         projections,
@@ -146,7 +124,7 @@ def test_one_lora_goes_on_from_where_it_was_and_replaces_itself() -> None:
 
 def test_a_frozen_backbone_has_no_direction() -> None:
     backbone = small_vit()
-    model = SDLoRA(backbone, backbones.projections(backbone), chain(backbone, 0), 2, 0)
+    model = model_of(backbone, chain(backbone, 0), 0)
     torch.testing.assert_close(model(IMAGES), model.head(backbone(IMAGES)), rtol=0, atol=1e-6)
     model.finish_task()
     assert model.directions() == {}
@@ -156,6 +134,7 @@ def test_a_frozen_backbone_has_no_direction() -> None:
 def test_known_classes_start_from_their_rows() -> None:
     backbone = small_vit()
     head = np.full((2, 16), 0.5, np.float32), np.array([1, -1], np.float32)
-    model = SDLoRA(backbone, backbones.projections(backbone), chain(backbone, 0), 2, 3, head=head)
+    past = Past.of(backbones.projections(backbone), chain(backbone, 0))
+    model = SDLoRA(backbone, past, head, Variant(3))
     np.testing.assert_array_equal(model.head.weight.detach().numpy(), head[0])
     np.testing.assert_array_equal(model.head.bias.detach().numpy(), head[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from sdlora_edge.train import splits
 from sdlora_edge.train.config import resolve
 from sdlora_edge.train.evaluator import evaluate
 from sdlora_edge.train.loop import train
-from sdlora_edge.train.metrics import binary
+from sdlora_edge.train.metrics import Hter, binary
 from sdlora_edge.train.run import Run
 from sdlora_edge.train.score import test_images as readable_images
 
@@ -43,7 +44,7 @@ def test_equals_the_runs_own_score_on_the_same_images(
     assert sum(right for right, _ in value["per_class"].values()) == value["correct"]
     assert sum(count for *_, count in value["confusions"]) <= value["total"] - value["correct"]
     assert value["images"] == "all"
-    assert "hter" not in value
+    assert value["hter"] is None
 
 
 def test_the_text_is_worst_first(fleet: Fleet, tested: Path, cli: Callable[..., Result]) -> None:
@@ -61,22 +62,22 @@ def test_an_earlier_task_knows_only_its_own_classes(
     assert cli("eval", "--run", fleet.run, "--data", tested, "--task", 0).code == 2
     for label in run.states[0].classes:
         shutil.copytree(tested / label, tmp_path / label)
-    assert evaluate(run, str(tmp_path), 0)["correct"] == run.metrics[0]["correct"][0][0]
+    assert evaluate(run, str(tmp_path), 0).correct == run.metrics[0]["correct"][0][0]
 
 
 def test_of_the_runs_own_source_only_what_it_did_not_train_on(fleet: Fleet) -> None:
     run = Run.open(fleet.run)
     value = evaluate(run, "digits")
-    assert value["images"] == "the run's own test images"
-    assert value["accuracy"] == pytest.approx(run.metrics[-1]["last"])
+    assert value.images == "the run's own test images"
+    assert value.accuracy == pytest.approx(run.metrics[-1]["last"])
 
 
 def test_of_a_split_only_the_test_side(fleet: Fleet, tmp_path: Path) -> None:
     make_images(tmp_path / "train", ["1", "2"], 5)
     make_images(tmp_path / "test", ["1", "2"], 3)
     value = evaluate(Run.open(fleet.run), str(tmp_path))
-    assert (value["images"], value["total"]) == ("test/", 6)
-    assert evaluate(Run.open(fleet.run), str(tmp_path / "train"))["total"] == 10
+    assert (value.images, value.total) == ("test/", 6)
+    assert evaluate(Run.open(fleet.run), str(tmp_path / "train")).total == 10
 
 
 def test_a_zip_is_scored_as_its_folder_is(fleet: Fleet, tmp_path: Path) -> None:
@@ -87,8 +88,8 @@ def test_a_zip_is_scored_as_its_folder_is(fleet: Fleet, tmp_path: Path) -> None:
         shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path / "set"),
     )
     folder, archive = evaluate(run, str(tmp_path / "set")), evaluate(run, zipped)
-    assert archive | {"data": ""} == folder | {"data": ""}
-    assert archive["total"] == 6
+    assert replace(archive, data="") == replace(folder, data="")
+    assert archive.total == 6
 
 
 def test_what_the_run_cannot_score(
@@ -124,12 +125,13 @@ def test_two_classes_are_scored_by_hter(tmp_path: Path, cli: Callable[..., Resul
     )
     make_images(tmp_path / "two", ["live", "spoof"], 6, seed=5)
     found = evaluate(run, str(tmp_path / "two"), 0)
-    by_class, hter = found["per_class"], found["hter"]
-    assert hter["genuine"] == "live"
-    assert hter["frr"] == pytest.approx(1 - by_class["live"][0] / 6)
-    assert hter["far"] == pytest.approx(1 - by_class["spoof"][0] / 6)
+    by_class, hter = found.per_class, found.hter
+    assert hter is not None
+    assert hter.genuine == "live"
+    assert hter.frr == pytest.approx(1 - by_class["live"][0] / 6)
+    assert hter.far == pytest.approx(1 - by_class["spoof"][0] / 6)
     out = cli("eval", "--run", run.path, "--data", tmp_path / "two", "--task", 0).out
-    assert f"HTER {100 * hter['hter']:.2f} % (lower is better)" in out
+    assert f"HTER {100 * hter.hter:.2f} % (lower is better)" in out
     assert "threshold 0 " in out
     shutil.rmtree(tmp_path / "two" / "spoof")
     assert "no HTER" in cli("eval", "--run", run.path, "--data", tmp_path / "two", "--task", 0).out
@@ -138,6 +140,6 @@ def test_two_classes_are_scored_by_hter(tmp_path: Path, cli: Callable[..., Resul
 def test_the_genuine_class_is_the_one_so_named_else_the_first() -> None:
     scores, truth = np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0]], np.float32), np.array([0, 1, 1])
     found = binary(scores, truth, ["attack", "Real"])
-    assert found == {"genuine": "Real", "far": 0.0, "frr": 0.5, "hter": 0.25, "threshold": 0.0}
+    assert found == Hter("Real", 0.25, 0.0, 0.5, 0.0)
     found = binary(scores, truth, ["attack", "other"])
-    assert found == {"genuine": "attack", "far": 0.5, "frr": 0.0, "hter": 0.25, "threshold": 0.0}
+    assert found == Hter("attack", 0.25, 0.5, 0.0, 0.0)

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_images
-from networks import chain, small_vit
+from networks import chain, model_of, small_vit
 from PIL import Image
 
 from sdlora_edge.errors import DivergedError, UsageError
 from sdlora_edge.inputs.image import Preprocessing
-from sdlora_edge.method import backbones
 from sdlora_edge.method.sdlora import SDLoRA
 from sdlora_edge.state import TaskUpdate, changed_rows
 from sdlora_edge.train import fit as fits
-from sdlora_edge.train import loop, splits
+from sdlora_edge.train import loop, splits, task
 from sdlora_edge.train.augment import augment, draw, views
-from sdlora_edge.train.fit import Checkpoint, fit
+from sdlora_edge.train.fit import Checkpoint, Training, fit
 from sdlora_edge.train.settings import Settings
 
 PREPARE = Preprocessing(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -42,9 +41,9 @@ def trained(
 ) -> SDLoRA:
     backbone = small_vit()
     torch.manual_seed(5)
-    model = SDLoRA(backbone, backbones.projections(backbone), chain(backbone, 1), 2, 3)
+    model = model_of(backbone, chain(backbone, 1))
     config = Settings().changed(**{"epochs": 3, "batch_size": 6, "lr": 0.1, **settings})
-    fit(model, shown or images(), config, PREPARE, 2, Checkpoint(folder, settings))
+    fit(model, shown or images(), Training(config, PREPARE, 2, Checkpoint(folder, settings)))
     return model
 
 
@@ -169,13 +168,13 @@ def test_a_new_domain_trains_the_same_head_rows(
     ]
     assert (run.states[2].head_weight != run.states[1].head_weight).any()
     assert run.updates[1].classes == ()
-    assert run.frozen.counts.tolist() == [12, 12]
+    assert run.kept.frozen.counts.tolist() == [12, 12]
     assert len(run.metrics[-1]["correct"][-1]) == 2
     # and a third one, later, from a folder of its own, with one class that is new
     more = make_images(tmp_path / "fog", ["cat", "fox"], 8, size=32, seed=1)
     added = loop.add_task(run.path, str(more))
     assert added.states[-1].classes == ("cat", "dog", "fox")
-    assert added.frozen.counts.tolist() == [18, 12, 6]
+    assert added.kept.frozen.counts.tolist() == [18, 12, 6]
     with pytest.raises(UsageError, match="learned already"):
         loop.add_task(run.path, str(more))
 
@@ -288,7 +287,7 @@ def test_numbers_that_no_device_takes_are_not_recorded() -> None:
         chain(small_vit(), 1)[-1], np.zeros((3, 16), np.float32), np.full(3, 1e5, np.float32)
     )
     with pytest.raises(DivergedError, match="it learned 100000, and 10000 is the largest number"):
-        loop._require_bounded(TaskUpdate(2, "t", ("x",), np.zeros(2), head, {}), Settings())
+        task._require_bounded(TaskUpdate(2, "t", ("x",), np.zeros(2), head, {}), Settings())
 
 
 def test_a_direction_that_hardly_moves_is_said(

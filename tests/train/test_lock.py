@@ -14,11 +14,11 @@ import pytest
 from conftest import Fleet, Result, make_images, snapshot
 
 from sdlora_edge.errors import UsageError
-from sdlora_edge.state import TaskUpdate
 from sdlora_edge.train import loop
 from sdlora_edge.train.config import resolve
 from sdlora_edge.train.folder import locked
 from sdlora_edge.train.run import Run
+from sdlora_edge.train.tasks import TaskResult
 
 HOLD = "import sys; from pathlib import Path; from sdlora_edge.train.folder import locked\nwith locked(Path(sys.argv[1])): print(1, flush=True); sys.stdin.read()"
 
@@ -112,13 +112,8 @@ def test_a_task_that_another_process_has_recorded_is_not_said_to_be_in_the_way(
     run = Run.open(run_copy)
     loop.resume(run_copy)
     update = Run.open(run_copy).updates[-1]
-    run.follow(
-        TaskUpdate(
-            update.task, update.name, update.classes, update.deltas, update.head, update.factors
-        )
-    )
     with pytest.raises(UsageError, match="has learned task 3 since it was opened: open it again"):
-        run.record({})
+        run.append(TaskResult(update, run.kept))
 
 
 def test_a_folder_that_cannot_be_written_is_not_in_use(run_copy: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SMALL, Fleet, Result, inputs, make_fleet, make_images
-from networks import chain, small_vit
+from networks import chain, model_of, small_vit
 from sdlora_edge.export.packets import build_packets
 from sdlora_edge.export.parity import host_logits
 
@@ -18,7 +18,7 @@ from sdlora_edge.device import Device
 from sdlora_edge.errors import UsageError
 from sdlora_edge.method import backbones
 from sdlora_edge.method.head import FeatureStatistics
-from sdlora_edge.method.sdlora import SDLoRA
+from sdlora_edge.method.lora import OneLoRA
 from sdlora_edge.state import TaskUpdate, advance, changed_rows
 from sdlora_edge.train import loop, plan
 from sdlora_edge.train.config import resolve
@@ -53,8 +53,8 @@ def test_a_class_alone_moves_nothing_but_its_own_row(fleet_of_one: Fleet) -> Non
         assert entry["correct"][task][task] == entry["totals"][task]  # known at once
         assert entry["packet_bytes"] < 4000
     assert run.states[6].factors  # those who came together have a direction again
-    assert run.statistics is not None
-    assert run.statistics.counts[-4:].tolist() == [6, 6, 6, 6]
+    assert run.kept.aligned is not None
+    assert run.kept.aligned.counts[-4:].tolist() == [6, 6, 6, 6]
 
 
 def test_a_device_takes_it_and_gives_it_back(fleet_of_one: Fleet, tmp_path: Path, cli: Cli) -> None:
@@ -137,8 +137,8 @@ def test_a_task_with_one_class_of_a_known_name_fits_its_row_again(
     run = loop.add_task(path, str(make_images(tmp_path / "fog", ["bolt"], 8, seed=9)))
     known = run.states[-2].classes.index("bolt")
     assert run.updates[-1].head.index.tolist() == [known]
-    assert run.statistics is not None
-    assert run.statistics.counts[known] == 12
+    assert run.kept.aligned is not None
+    assert run.kept.aligned.counts[known] == 12
 
 
 def test_a_plain_head_takes_no_class_alone(fleet: Fleet, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_one_lora_goes_on_after_a_task_without_a_direction() -> None:
         )
     )
     projections = backbones.projections(backbone)
-    model = SDLoRA(backbone, projections, states, 2, 3, magnitudes="none", directions="continue")
+    model = model_of(backbone, states, kind=OneLoRA)
     last = states[1].factors[projections[0].name]
     expected = states[1].magnitudes[0] * last.B.astype(np.float32) @ last.A.astype(np.float32)
     np.testing.assert_allclose((model.B[0] @ model.A[0]).detach().numpy(), expected, atol=1e-6)

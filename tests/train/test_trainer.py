@@ -107,8 +107,14 @@ def test_a_run_keeps_no_image(fleet: Fleet) -> None:
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text(
-        '[data]\ndata = "x"\n[method]\nrank = 3\n[training]\nlr = 1\n[backbone]\nmean = [0, 0.5, 1]\n'
+    (tmp_path / "c.toml").write_text('data = "x"\nrank = 3\nlr = 1\nmean = [0, 0.5, 1]\n')
+    found = config.resolve(tmp_path / "c.toml", {"rank": "7", "lr": None})
+    assert (found.data, found.rank, found.lr, found.mean, found.epochs) == (
+        "x",
+        "7",
+        1.0,
+        (0.0, 0.5, 1.0),
+        Settings().epochs,
     )
     found = config.resolve(tmp_path / "c.toml", {"rank": "7", "lr": None})
     changed = {"data": "x", "rank": "7", "lr": 1.0, "mean": (0.0, 0.5, 1.0)}
@@ -203,7 +209,7 @@ def test_a_folder_is_learned_again_if_its_images_are_new(
     shutil.rmtree(folder / "x")
     make_images(folder, ["z"], 6, seed=1)
     loop.add_task(run_copy, str(folder))
-    assert "no longer has the classes of task 4: that task is left out of the score" in caplog.text
+    assert "no longer has the classes of task 4: it is left out of the score" in caplog.text
 
 
 def test_a_task_that_was_being_added_is_gone_on_with(

@@ -167,7 +167,7 @@ def _summary(
         scores={name: last[name] for name in SCORES if name in last},
         unreadable=_unreadable(entries),
         task_count=len(states) - 1,
-        classes=folder.classes(path, len(states) - 1),
+        classes=tuple(c for c in folder.classes(path, len(states) - 1) if c is not None),
         model_bytes=_model_bytes(path, states),
         matrix=_matrix(last["correct"], last["totals"]),
         tasks=_tasks(entries),

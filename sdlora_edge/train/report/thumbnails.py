@@ -18,7 +18,7 @@ from ..images import ImageFile
 from .summary import Confusion
 
 if TYPE_CHECKING:
-    from ..run import Run
+    from ..evaluator import Evaluator
 
 PAIRS, IMAGES, SIDE = 6, 4, 64
 """pairs of classes that are shown, images of each pair, pixels of an image's side"""
@@ -47,15 +47,17 @@ def confused(path: Path, confusions: Sequence[Confusion]) -> tuple[Confused, ...
     The images are read from the run's sources and scored with its newest state. Pairs whose
     images can no longer be read are left out.
     """
-    from ..run import Run  # torch
+    from ..evaluator import Evaluator  # torch
+    from ..run import Run
     from ..score import test_images_by_class
 
     with stage("finding confused images"):
         run = Run.open(path)
         files = test_images_by_class(run, run.states[-1].task)
+        evaluator = Evaluator.at(run, run.states[-1].task)
         wanted = confusions[:PAIRS]
         guesses = {
-            truth: _guesses(run, truth, files.get(truth, []))
+            truth: _guesses(evaluator, truth, files.get(truth, []))
             for truth in dict.fromkeys(c.truth for c in wanted)
         }
     pairs = []
@@ -68,13 +70,13 @@ def confused(path: Path, confusions: Sequence[Confusion]) -> tuple[Confused, ...
 
 
 def _guesses(
-    run: Run, label: str, images: Sequence[ImageFile]
+    evaluator: Evaluator, label: str, images: Sequence[ImageFile]
 ) -> list[tuple[str, np.ndarray, str]]:
     """(name, pixels, answer) of the readable images of a class, under the newest state."""
+    from ...method.merged import logits_of
     from .. import splits
-    from ..evaluator import logits_of
 
-    state = run.states[-1]
+    run, state = evaluator.run, evaluator.run.states[-1]
     decoded = [
         (p.name, splits.decode({label: [p]}, [label], run.preprocessing, need=False).pixels)
         for p in images
@@ -83,8 +85,9 @@ def _guesses(
     if not readable:
         return []
     pixels = np.stack([pixels for _, pixels in readable])
-    guess = logits_of(run, state.task, run.weights(state.task), pixels).argmax(axis=1)
-    return [(name, pixels, state.classes[g]) for (name, pixels), g in zip(readable, guess)]
+    seen = evaluator.features_of(run.preprocessing.normalise(pixels))
+    guess = logits_of(state, seen).argmax(axis=1)
+    return [(name, pixels, state.classes[g] or "") for (name, pixels), g in zip(readable, guess)]
 
 
 def _data_uri(pixels: np.ndarray) -> str:

@@ -1,0 +1,366 @@
+"""Learning one task: its direction, its head rows, and what the host keeps of its classes.
+
+There are four ways, by what the task brings:
+
+    several classes        a direction, all magnitudes and the classes' rows are trained (`method.sdlora`)
+    a direction            it was learned elsewhere: the classes' rows alone are trained
+    one class, alone       nothing is trained, for there is no other class to tell it from: its row is fitted to its features
+                           (`FeatureStatistics.beside`)
+    no images              nothing is trained or fitted: classes are only retired or renamed
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..formats.canonical import tensors_digest
+from ..formats.container import LIMITS
+from ..formats.encoding import Factors, encode
+from ..method import absorb
+from ..method.authors import AuthorsSDLoRA
+from ..method.head import FeatureStatistics
+from ..method.lora import OneLoRA
+from ..method.sdlora import (
+    Directions,
+    FixedMagnitudes,
+    Head,
+    Magnitudes,
+    Past,
+    ResetMagnitudes,
+    SDLoRA,
+    SharedA,
+    Variant,
+    zero_head,
+)
+from ..state import UNUSED, TaskState, TaskUpdate, changed_rows, extended, factor_tensors
+from . import distributed, splits
+from .augment import views
+from .evaluator import Evaluator
+from .fit import Checkpoint, Training, diverged, fit, writer
+from .plan import ClassChanges
+from .run import Run
+from .settings import Settings
+from .splits import Decoded, Images, Part
+from .tasks import Kept, TaskResult
+
+log = logging.getLogger("sdlora_edge")
+Direction = tuple[Mapping[str, Factors], np.ndarray]
+"""one that was learned elsewhere: its factors, float32, and the magnitude deltas of `TaskUpdate`"""
+NEGLIGIBLE = 1e-4
+"""a direction's share of the weights' norm; those of real tasks were 0.005 to 0.02"""
+VIEWS, VIEWS_UP_TO = 3, 2000
+"""random views of each new image by which the drift is measured, and the most images that is done with"""
+MAGNITUDES = {"carry": Magnitudes(), "reset": ResetMagnitudes(), "fixed": FixedMagnitudes()}
+DIRECTIONS = {"free": Directions(), "shared": SharedA()}
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """A task while it is learned: what it brings to a run whose newest task is the one before it.
+
+    Changes of known classes come before the new classes, as in `TaskUpdate`. So the name of a retired class may come back as a
+    new class in the same task; it gets a new row.
+    """
+
+    run: Run
+    part: Part
+    images: Images
+    changes: ClassChanges = field(default_factory=ClassChanges)
+
+    @classmethod
+    def of(cls, run: Run, part: Part, changes: ClassChanges = ClassChanges()) -> Lesson:
+        """Read the images of a task. Raises UsageError for a change that the run's classes do not allow."""
+        changes.check(run.states[-1].names)
+        cache_gb = run.config.training.cache_gb
+        return cls(
+            run, part, splits.read(part.train, part.classes, run.preprocessing, cache_gb), changes
+        )
+
+    @property
+    def number(self) -> int:
+        """t, counted from 1."""
+        return len(self.run.states)
+
+    @cached_property
+    def before(self) -> TaskState:
+        """The state of task t-1."""
+        return self.run.states[-1]
+
+    @cached_property
+    def retired(self) -> tuple[int, ...]:
+        """The rows of classes that the task retires, ascending."""
+        return tuple(sorted(self.before.classes.index(name) for name in self.changes.retired))
+
+    @cached_property
+    def renamed(self) -> tuple[tuple[int, str], ...]:
+        """(row, new name) of classes that the task renames, ascending."""
+        names = self.changes.renamed.items()
+        return tuple(sorted((self.before.classes.index(old), new) for old, new in names))
+
+    @cached_property
+    def known(self) -> tuple[str | None, ...]:
+        """The class of each head row after the changes, without the new classes."""
+        names = {**dict(enumerate(self.before.classes)), **dict(self.renamed)}
+        return tuple(None if row in self.retired else name for row, name in names.items())
+
+    @cached_property
+    def new(self) -> tuple[str, ...]:
+        """The classes that the run does not know."""
+        return tuple(c for c in self.part.classes if c not in self.known)
+
+    @cached_property
+    def classes(self) -> tuple[str | None, ...]:
+        """The class of each head row after the task; None if it is retired."""
+        return self.known + self.new
+
+    @cached_property
+    def live(self) -> list[int]:
+        """The head rows that may be answered after the task, ascending."""
+        return [row for row, name in enumerate(self.classes) if name is not None]
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """int (n,): the head row of each class of the task."""
+        return np.array([self.classes.index(c) for c in self.part.classes], np.int64)
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """int (N,): the head row of each image."""
+        rows: np.ndarray = self.rows[self.images.targets]
+        return rows
+
+    @cached_property
+    def plain(self) -> Head:
+        """The plain head of all classes to start from; rows of new classes are zero, retired ones are never answered."""
+        weight, bias = self.run.kept.plain
+        more = zero_head(len(self.new), weight.shape[1])
+        weight, bias = np.concatenate([weight, more[0]]), np.concatenate([bias, more[1]])
+        weight[list(self.retired)], bias[list(self.retired)] = 0.0, UNUSED
+        return weight, bias
+
+    @cached_property
+    def head(self) -> Head:
+        """The plain head's rows of this task's classes to start from."""
+        return self.plain[0][self.rows], self.plain[1][self.rows]
+
+    @cached_property
+    def under_old_weights(self) -> Evaluator:
+        """The evaluator under the weights before the task."""
+        return Evaluator.at(self.run, self.before.task)
+
+
+def change_classes(lesson: Lesson) -> TaskResult:
+    """Make the task that retires and renames classes and learns nothing. All other head rows stay as they are."""
+    run, before = lesson.run, lesson.before
+    frozen, aligned = run.kept.frozen, run.kept.aligned
+    head = before.head_weight, before.head_bias
+    update = _update(lesson, ({}, no_deltas(run)), head)
+    return TaskResult(update, Kept(frozen, lesson.plain, aligned), {}, {"rank": 0})
+
+
+def _update(lesson: Lesson, direction: Direction, head: Head) -> TaskUpdate:
+    """The task as it is shipped. head: the whole head after it."""
+    factors, deltas = direction
+    rows = changed_rows(lesson.before, *head, lesson.retired)
+    changes = lesson.retired, lesson.renamed
+    name, new = lesson.part.name, lesson.new
+    return TaskUpdate(lesson.number, name, new, deltas, rows, factors, *changes)
+
+
+def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult | None:
+    """Learn one task from its images. The rows of classes that the run knows are trained on.
+
+    Returns what `Run.append` takes, without the scores; None on all processes of torchrun but the first.
+    """
+    run = lesson.run
+    device = next(run.backbone.parameters()).device
+    torch.manual_seed(run.config.training.seed * 1009 + lesson.number)
+    alone = len(lesson.part.classes) == 1 and run.kept.aligned is not None and direction is None
+    if alone:
+        direction = {}, no_deltas(run)
+    given = _Given.of(lesson, direction) if direction else None
+    model = (given.model(lesson) if given else new_model(run, lesson.head)).to(device)
+    facts: dict[str, Any] = {}
+    if not alone:
+        training = _training(lesson, given)
+        facts["losses"] = fit(model, lesson.images, training)
+        _warn_if_still(lesson, model)
+        model.finish_task()
+    if not distributed.first():
+        return None
+    facts |= _absorb(run, model)
+    shipped, exact = (given.shipped, given.exact) if given else _learned(lesson, model)
+    facts["rank"] = max((f.A.shape[0] for f in shipped[0].values()), default=0)
+    plain = _with_rows(lesson, model)
+    if alone:
+        head, aligned = _beside(lesson)
+    elif run.kept.aligned is not None:
+        aligned = _aligned(lesson, run.kept.aligned, Evaluator(run, run.weights_with(*shipped)))
+        head = aligned.discriminant(lesson.live)
+    else:
+        head, aligned = plain, None
+    seen = Evaluator(run, {}).features(lesson.images)
+    frozen = run.kept.frozen.with_images(seen, lesson.targets, len(lesson.classes))
+    update = _update(lesson, shipped, head)
+    _require_bounded(update, run.config)
+    return TaskResult(update, Kept(frozen, plain, aligned), exact, facts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """A direction that is not trained. shipped: as it is encoded; exact: as it was learned."""
+
+    shipped: Direction
+    exact: Mapping[str, Factors]
+
+    @classmethod
+    def of(cls, lesson: Lesson, direction: Direction) -> _Given:
+        encoding = lesson.run.config.method.encoding
+        shipped = {name: encode(f, encoding) for name, f in direction[0].items()}
+        return cls((shipped, direction[1]), direction[0])
+
+    def model(self, lesson: Lesson) -> SDLoRA:
+        """The model that has the direction as one more old one, and learns nothing but its head."""
+        past, (factors, deltas) = lesson.run.past, self.shipped
+        magnitudes = extended(past.magnitudes, deltas) + deltas
+        known = Past(past.projections, [*past.factors, factors], magnitudes)
+        return SDLoRA(lesson.run.backbone, known, lesson.head, Variant(rank=0))
+
+
+def new_model(run: Run, head: Head) -> SDLoRA:
+    """The model that learns the next task by the run's settings. head: its rows to start from."""
+    settings, number = run.config, len(run.states)
+    variant = Variant(
+        settings.method.rank_of(number) if settings.method.method != "frozen" else 0,
+        settings.method.magnitude_init,
+        MAGNITUDES[settings.method.magnitudes],
+        DIRECTIONS[settings.method.directions],
+    )
+    kind = AuthorsSDLoRA if settings.method.magnitude_norm == "factors" else SDLoRA
+    kind = OneLoRA if settings.method.method == "lora" else kind
+    return kind(run.backbone, run.past, head, variant)
+
+
+def no_deltas(run: Run) -> np.ndarray:
+    """The magnitude deltas of a task without a direction: zeros (t,) or (t, projections)."""
+    settings, tasks = run.config, len(run.states)
+    wide = (
+        settings.method.magnitude_norm == "factors"
+    )  # the authors' norm differs between projections
+    return np.zeros((tasks, len(run.projections)) if wide else tasks)
+
+
+def _training(lesson: Lesson, given: _Given | None) -> Training:
+    """How the task is trained. Its checkpoint has a key of all that it depends on, so none of another training is taken."""
+    run, part = lesson.run, lesson.part
+    direction = [tensors_digest(factor_tensors(given.shipped[0]))] if given else []
+    data = part.source, part.name, part.classes, len(lesson.images)
+    changes = lesson.retired, lesson.renamed
+    key = (lesson.number, *data, *changes, lesson.before.digest, run.config, *direction)
+    return Training(
+        run.config,
+        run.preprocessing,
+        lesson.number,
+        Checkpoint(run.path, *key),
+        writer(run.path, run.config),
+    )
+
+
+def _learned(lesson: Lesson, model: SDLoRA) -> tuple[Direction, Mapping[str, Factors]]:
+    """(the trained direction as it is shipped, its factors as they were learned)."""
+    settings = lesson.run.config
+    try:
+        return (model.directions(settings.method.encoding), model.deltas()), model.directions(
+            "fp32"
+        )
+    except ValueError as error:
+        raise diverged(f"task {lesson.number}", str(error), settings) from error
+
+
+def _with_rows(lesson: Lesson, model: SDLoRA) -> Head:
+    """The plain head with the rows that the model has trained."""
+    weight, bias = lesson.plain[0].copy(), lesson.plain[1].copy()
+    weight[lesson.rows], bias[lesson.rows] = _numpy(model.head.weight), _numpy(model.head.bias)
+    return weight, bias
+
+
+def _beside(lesson: Lesson) -> tuple[Head, FeatureStatistics]:
+    """(the head with the row of one class fitted, the statistics with its images). All other rows stay."""
+    known = lesson.run.kept.aligned
+    assert known is not None
+    seen = lesson.under_old_weights.features(lesson.images)
+    statistics = known.with_images(seen, lesson.targets, len(lesson.classes))
+    old = lesson.before.head_weight, lesson.before.head_bias
+    return statistics.beside(*old, lesson.rows, lesson.live), statistics
+
+
+def _aligned(lesson: Lesson, known: FeatureStatistics, after: Evaluator) -> FeatureStatistics:
+    """The statistics of all classes after the task: old classes follow the drift, the new images are added."""
+    if len(known.means):
+        shown = _views(lesson.images, lesson.run.config.training.seed)
+        known = known.drifted(lesson.under_old_weights.features(shown), after.features(shown))
+    seen = after.features(lesson.images)
+    return known.with_images(seen, lesson.targets, len(lesson.classes))
+
+
+def _views(images: Images, seed: int) -> Decoded:
+    """The new images and random views of them, at most VIEWS_UP_TO: what the drift is measured on."""
+    random = np.random.RandomState(seed)
+    (pixels,) = images.batches([np.sort(random.permutation(len(images))[:VIEWS_UP_TO])])
+    more = min(VIEWS, max(0, VIEWS_UP_TO // len(pixels) - 1))
+    shown = np.concatenate([pixels, *(views(pixels, random) for _ in range(more))])
+    return Decoded(shown, np.zeros(len(shown), np.int64))
+
+
+def _warn_if_still(lesson: Lesson, model: SDLoRA) -> None:
+    """Warn if the new direction changes next to nothing. The first step moves the head alone, which starts at zero."""
+    if not (model.rank and distributed.first()):
+        return
+    run = lesson.run
+    moved = float((model.norm() * model.coefficients()[-1].detach().abs()).max())
+    rows = [run.base_weights[p.tensor][p.start : p.stop] for p in model.projections]
+    squares = sum(float(np.square(weight, dtype=np.float64).sum()) for weight in rows)
+    size = math.sqrt(squares / len(rows))
+    if moved <= NEGLIGIBLE * size:
+        log.warning(
+            "task %d: after %d step(s) its direction changes the weights by %.1g of their norm, which is next to nothing: "
+            "begin a run with more --epochs, a smaller --batch-size or another --lr",
+            lesson.number,
+            run.config.training.epochs
+            * math.ceil(len(lesson.images) / run.config.training.batch_size),
+            moved / max(size, 1e-12),
+        )
+
+
+def _require_bounded(update: TaskUpdate, settings: Settings) -> None:
+    """Raises DivergedError for numbers that no device takes."""
+    head = update.head
+    numbers = [update.deltas, head.new_weight, head.new_bias, head.scale, head.bias]
+    numbers += [array for f in update.factors.values() for array in (f.A, f.B)]
+    largest = max(float(np.abs(array.astype(np.float64)).max(initial=0.0)) for array in numbers)
+    if not largest <= LIMITS.magnitude:
+        what = f"it learned {largest:g}, and {LIMITS.magnitude:g} is the largest number"
+        raise diverged(f"task {update.task}", what, settings)
+
+
+def _absorb(run: Run, model: SDLoRA) -> dict[str, Any]:
+    """KD: give the finished direction to the magnitudes of the old ones, if they can reproduce it."""
+    old = run.past.factors
+    if not (run.config.method.absorb and model.rank and any(old)):
+        return {}
+    shares, residual = absorb.fit(model.directions(run.config.method.encoding), old)
+    if absorbed := residual <= run.config.method.absorb:
+        model.absorb(shares)
+    return {"residual": residual, "absorbed": absorbed}
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()
