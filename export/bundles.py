@@ -18,6 +18,8 @@ from ..device.engines import open_engine
 from ..errors import HealthError, InputError, NotForThisDevice, UsageError
 from ..formats import bundle
 from ..formats.bundle import (
+    CANARY_LOGITS,
+    CLASSES,
     CONSTANTS,
     FACTORS,
     HEAD_BIAS,
@@ -27,9 +29,11 @@ from ..formats.bundle import (
     TRUST,
     Bundle,
     Manifest,
+    classes_json,
+    load_tensors,
     open_bundle,
 )
-from ..formats.canonical import dump_json
+from ..formats.canonical import dump_json, tensors_digest
 from ..inputs import canary
 from ..method import backbones
 from ..state import TaskState, factor_tensors
@@ -129,20 +133,22 @@ def export_bundle(
                 precision,
                 weights_as,
                 capacity,
-                metadata(facts),
+                metadata(facts, state),
             )
         else:
             places = executorch.write_program(
                 run.backbone, size, weights, folder, precision, capacity
             )
-        atomic.write(folder / FACTORS, _factors(run, state.task))
-        atomic.write(folder / TRUST, dump_json(keys.to_dict()))
         seen = host_logits(run, state.task, canary.inputs(CANARY_SEED, run.preprocessing))
-        expected = {"seed": CANARY_SEED, "logits": seen.tolist(), "tolerance": bounds.canary}
+        logits = {CANARY_LOGITS: seen.astype(np.float32)}
+        atomic.write(folder / FACTORS, safetensors.numpy.save(_factors(run, state.task) | logits))
+        atomic.write(folder / CLASSES, classes_json(state.classes))
+        atomic.write(folder / TRUST, dump_json(keys.to_dict()))
         described = {path.name: bundle.describe(path) for path in sorted(folder.iterdir())}
+        expected = bundle.Canary(CANARY_SEED, len(seen), bounds.canary)
         manifest = Manifest(**facts, weights=places, canary=expected, files=described)
         atomic.write(folder / MANIFEST, manifest.to_json())
-        proved = check_bundle(run, folder)
+        proved = check_bundle(run, folder, tolerance, min_agreement)
         opened = open_bundle(folder)
         if extra is not None:
             adapter.write_adapter(opened, weights, state.task, extra)
@@ -186,11 +192,17 @@ def check_bundle(
             raise InputError(
                 f"{path / MANIFEST} was changed: its {name} is not that of {run.path}; export the bundle again"
             )
-    if atomic.read(path / FACTORS) != _factors(run, manifest.task):
+    if opened.state.classes != run.state(manifest.task).classes:
+        raise InputError(
+            f"{path / CLASSES} was changed: it does not hold the classes of {run.path}; export the bundle again"
+        )
+    stored = load_tensors(path / FACTORS)
+    stored.pop(CANARY_LOGITS)
+    if tensors_digest(stored) != tensors_digest(_factors(run, manifest.task)):
         raise InputError(
             f"{path / FACTORS} was changed: it does not hold the factors of {run.path}; export the bundle again"
         )
-    inputs = canary.inputs(manifest.canary["seed"], run.preprocessing)
+    inputs = canary.inputs(manifest.canary.seed, run.preprocessing, manifest.canary.count)
     known = len(inputs)
     pixels = _some_pixels(
         run, manifest.task, PARITY_IMAGES_QUANTISED if bounds.quantised else PARITY_IMAGES
@@ -200,14 +212,9 @@ def check_bundle(
     else:
         log.warning("no test image can be read: the exported model is compared on its canary only")
     logits, reference = engine_logits(opened, inputs), host_logits(run, manifest.task, inputs)
-    if (
-        canary.largest_difference(
-            np.array(manifest.canary["logits"], np.float32), reference[:known]
-        )
-        > 1e-5
-    ):
+    if canary.largest_difference(opened.canary_logits, reference[:known]) > 1e-5:
         raise InputError(
-            f"{path / MANIFEST} was changed: its canary is not what {run.path} computes; export the bundle again"
+            f"{path / FACTORS} was changed: its canary is not what {run.path} computes; export the bundle again"
         )
     allowed = manifest.tolerance if tolerance is None else tolerance
     agreement = manifest.min_agreement if min_agreement is None else min_agreement
@@ -216,9 +223,9 @@ def check_bundle(
     )
     if (
         difference := canary.largest_difference(logits[:known], reference[:known])
-    ) > opened.canary_tolerance:
+    ) > manifest.canary.tolerance:
         raise HealthError(
-            f"the {manifest.precision} model fails its canary: {difference:.2g} (allowed {opened.canary_tolerance:g})"
+            f"the {manifest.precision} model fails its canary: {difference:.2g} (allowed {manifest.canary.tolerance:g})"
         )
     return found
 
@@ -226,17 +233,13 @@ def check_bundle(
 def _facts(run: Run, state: TaskState) -> dict[str, Any]:
     """What the manifest says that the run alone decides."""
     return {
-        "lineage": run.lineage,
-        "state": state.digest,
         "states": state.states,
-        "task": state.task,
         "task_name": state.name,
         "model": run.config.backbone.backbone,
         "encoding": run.config.method.encoding,
         "revisions": tuple(run.revision(task) for task in range(1, state.task + 1)),
-        "classes": state.classes,
         "magnitudes": tuple(state.magnitudes.tolist()),
-        "preprocessing": asdict(run.preprocessing),
+        "preprocessing": run.preprocessing.to_manifest(),
         "projections": run.projections,
     }
 
@@ -252,14 +255,13 @@ def _plain(value: Any) -> bytes:
     )
 
 
-def _factors(run: Run, task: int) -> bytes:
-    """FACTORS of the tasks up to `task`."""
-    stored = {
-        f"{k}.{n}": t
+def _factors(run: Run, task: int) -> dict[str, np.ndarray]:
+    """The factors of the tasks up to `task`, by their names in FACTORS."""
+    return {
+        f"{k}.{n}": np.ascontiguousarray(t)
         for k, f in enumerate(run.factors(task), 1)
         for n, t in factor_tensors(f).items()
     }
-    return safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in stored.items()})
 
 
 def engine_logits(opened: Bundle, inputs: np.ndarray) -> np.ndarray:

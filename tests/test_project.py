@@ -25,6 +25,7 @@ ORDER = [
     "formats.encoding",
     "state",
     "formats.container",
+    "formats.fields",
     "formats.packet",
     "formats.fit",
     "formats.control",

@@ -455,7 +455,7 @@ class Device:
     def _build(self, record: Generation) -> Live:
         """The generation of a record, made from the bundle; where its keys are damaged, that is its damage."""
         manifest = self.bundle.manifest
-        seed, logits = manifest.canary["seed"], np.array(manifest.canary["logits"], np.float32)
+        seed, logits = manifest.canary.seed, self.bundle.canary_logits
         keys = self._chain.trust(record)
         flashed = Live(record, (), self.bundle.state, (), seed, logits, keys, manifest.revision)
         damage = self._chain.lost_keys(record)
@@ -505,7 +505,7 @@ class Device:
         return canary.check(
             logits,
             live.canary_logits,
-            self.bundle.canary_tolerance,
+            self.bundle.manifest.canary.tolerance,
             live.state.task,
             self._engine.advice,
         )

@@ -10,7 +10,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Union
 
@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError, SdloraError
+from ..formats.canonical import UNIT
+from ..formats.fields import in_units
 from ..shortage import shortage
 from ..storage import disk
 from .limits import MAX_FILE as MAX_FILE
@@ -52,6 +54,8 @@ SUFFIXES = frozenset(suffix for own in FORMATS.values() for suffix in own)
 MAX_ASPECT = 50
 """a thread of pixels would be blown up to gigabytes"""
 MAX_SIDE = 1 << 14
+MAX_SHIFT = 1000
+"""of a mean or a standard deviation"""
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -98,24 +102,36 @@ class Preprocessing:
             raise ValueError(
                 f"interpolation {self.interpolation!r} is none of {', '.join(_FILTERS)}"
             )
-        numbers = [*self.mean, *self.std]
-        if (
-            len(self.mean) != 3
-            or len(self.std) != 3
-            or not np.isfinite(numbers).all()
-            or not all(s > 0 for s in self.std)
+        # Host and device must use the same numbers, and the manifest holds multiples of UNIT.
+        for name in ("mean", "std"):
+            exact = tuple(in_units(number) * UNIT for number in getattr(self, name))
+            object.__setattr__(self, name, exact)
+        if not (
+            len(self.mean) == len(self.std) == 3
+            and all(abs(m) <= MAX_SHIFT for m in self.mean)
+            and all(0 < s <= MAX_SHIFT for s in self.std)
         ):
             raise ValueError(
-                f"mean {self.mean} and std {self.std} must be three numbers each, std above 0"
+                f"mean {self.mean} and std {self.std} must be three numbers each of at most "
+                f"{MAX_SHIFT}, std above 0"
             )
 
     @classmethod
     def from_manifest(cls, value: Mapping[str, Any]) -> Preprocessing:
-        """Raises InputError where the fields do not make sense."""
+        """The inverse of `to_manifest`. Raises InputError if a field is missing, unknown or out of bounds."""
         try:
-            return cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"the manifest's preprocessing is malformed: {error!r}") from error
+            shifts = {name: tuple(value[name]) for name in ("mean", "std")}
+            if not all(type(number) is int for shift in shifts.values() for number in shift):
+                raise TypeError("mean and std must be integers in units of 2^-24")
+            fractions = {name: tuple(n * UNIT for n in shift) for name, shift in shifts.items()}
+            return cls(**{**value, **fractions})
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"the manifest's preprocessing is malformed: {error}") from error
+
+    def to_manifest(self) -> dict[str, Any]:
+        """JSON with integers only: mean and std in units of 2^-24."""
+        shifts = {name: [in_units(n) for n in getattr(self, name)] for name in ("mean", "std")}
+        return {**asdict(self), **shifts}
 
     def pixels(self, picture: ImageLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """uint8 (size, size, 3), upright. Raises InputError naming an image that cannot be read or has more than `max_pixels`."""

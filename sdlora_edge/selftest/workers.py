@@ -34,7 +34,7 @@ def ask(device: Device) -> list[Prediction]:
     """Images made from a seed, and all there is to say about them."""
     random = np.random.default_rng(0)
     images = list(random.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8))
-    return device.predict(images, top=len(device.bundle.manifest.classes) + 10_000)
+    return device.predict(images, top=len(device.bundle.state.classes) + 10_000)
 
 
 def follow(store: str) -> None:

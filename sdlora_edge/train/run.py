@@ -154,7 +154,7 @@ class Run:
             path / CONFIG, (config.to_toml(settings) + "\n" + tomli_w.dumps(recorded)).encode()
         )
         facts = {
-            "preprocessing": dump_json(preprocessing.__dict__).decode(),
+            "preprocessing": dump_json(preprocessing.to_manifest()).decode(),
             "base_seconds": f"{seconds:.2f}",
         }
         _save(path / BACKBONE, weights, facts)
