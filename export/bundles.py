@@ -151,7 +151,7 @@ def export_bundle(
         proved = check_bundle(run, folder, tolerance, min_agreement)
         opened = open_bundle(folder)
         if extra is not None:
-            adapter.write_adapter(opened, weights, state.task, extra)
+            adapter.write_adapter(opened, weights, opened.state, extra)
     return {
         "bundle": str(out),
         **({"adapter": str(extra)} if extra is not None else {}),

@@ -26,6 +26,7 @@ ORDER = [
     "state",
     "formats.container",
     "formats.fields",
+    "formats.current",
     "formats.packet",
     "formats.fit",
     "formats.control",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,8 +31,10 @@ try:
 except ImportError:  # Pillow before 11.3
     _AVIF = False
 
-ImageLike = Union[str, Path, io.BytesIO, Image.Image, np.ndarray]
+ImageLike = Union[str, Path, bytes, io.BytesIO, Image.Image, np.ndarray]
 """A file or its bytes, a Pillow image, or a uint8 array (H, W) or (H, W, 3)."""
+_IMAGES = (str, Path, bytes, io.BytesIO, Image.Image, np.ndarray)
+ACCEPTED = "a path (str or Path), the bytes of an image file, a Pillow image, or a uint8 array (H, W, 3) or (H, W)"
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -133,14 +135,20 @@ class Preprocessing:
         shifts = {name: [in_units(n) for n in getattr(self, name)] for name in ("mean", "std")}
         return {**asdict(self), **shifts}
 
-    def pixels(self, picture: ImageLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """uint8 (size, size, 3), upright. Raises InputError naming an image that cannot be read or has more than `max_pixels`."""
-        with reading(str(picture) if isinstance(picture, (str, Path)) else "the image"):
-            if isinstance(picture, (str, Path, io.BytesIO)):
-                with open_image(picture) as opened:
+    def pixels(self, image: ImageLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """An image, upright, as uint8 (size, size, 3).
+
+        Raises:
+            InputError: It cannot be read, or has more than `max_pixels` pixels; the message names it.
+        """
+        with reading(str(image) if isinstance(image, (str, Path)) else "the image"):
+            if isinstance(image, bytes):
+                image = io.BytesIO(image)
+            if isinstance(image, (str, Path, io.BytesIO)):
+                with open_image(image) as opened:
                     return self.prepared(opened, max_pixels)
             return self.prepared(
-                Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture, max_pixels
+                Image.fromarray(image) if isinstance(image, np.ndarray) else image, max_pixels
             )
 
     def prepared(self, image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -178,6 +186,39 @@ class Preprocessing:
         scaled -= np.array(self.mean, np.float32)
         scaled /= np.array(self.std, np.float32)
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def one_or_many(value: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[ImageLike], bool]:
+    """The images in a value, and whether the value is itself one image. An array (N, H, W, 3) holds many.
+
+    Raises:
+        TypeError: It is neither an image nor an iterable.
+    """
+    if isinstance(value, np.ndarray) and value.ndim == 4:
+        return list(value), False
+    if isinstance(value, _IMAGES):
+        return [require_image(value)], True
+    if not isinstance(value, Iterable):
+        raise _no_image(value)
+    return value, False
+
+
+def require_image(value: ImageLike) -> ImageLike:
+    """The same value. Raises TypeError if it is no image."""
+    if not isinstance(value, _IMAGES):
+        raise _no_image(value)
+    if isinstance(value, np.ndarray) and not (
+        value.dtype == np.uint8 and (value.ndim == 2 or value.shape[2:] == (3,))
+    ):
+        raise _no_image(value)
+    return value
+
+
+def _no_image(value: object) -> TypeError:
+    what = f"{type(value).__name__}"
+    if isinstance(value, np.ndarray):
+        what = f"{value.dtype} array {value.shape}"
+    return TypeError(f"a {what} is no image: pass {ACCEPTED}, or an iterable of these")
 
 
 @contextmanager

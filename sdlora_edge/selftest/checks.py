@@ -168,8 +168,8 @@ def parity(kit: Kit) -> dict[str, Any]:
         )
         for path in (None, *kit.chain):
             if path is not None:
-                canaries.append(device.apply(path)["canary_difference"])
-            recorded = known["states"].get(device.status()["state"])
+                canaries.append(device.apply(path).canary_difference)
+            recorded = known["states"].get(device.status().state)
             if recorded is None:
                 continue
             states += 1
@@ -188,7 +188,7 @@ def parity(kit: Kit) -> dict[str, Any]:
         )
     return {
         "canaries": len(canaries),
-        "largest_canary_difference": max(canaries),
+        "largest_canary_difference": max(canaries, key=lambda found: found or 0.0),
         "images": len(known["images"]),
         "states": states,
         "answers": answers,
@@ -221,7 +221,7 @@ def hot_swap(kit: Kit, updates: int = 20, threads: int = 2, processes: int = 1) 
     with kit.store() as store:
         right = _answers_by_task(kit, store)
         device = Device.open(store, threads=1)
-        tasks = {device.status()["generation"]: device.status()["task"]}
+        tasks = {device.status().generation: device.status().task}
 
         def keep_asking() -> None:
             try:
@@ -241,7 +241,7 @@ def hot_swap(kit: Kit, updates: int = 20, threads: int = 2, processes: int = 1) 
             begin = time.perf_counter()
             try:
                 for status in itertools.islice(endless_updates(device, kit.chain), updates):
-                    tasks[status["generation"]] = status["task"]
+                    tasks[status.generation] = status.task
                 seconds = time.perf_counter() - begin
             finally:
                 done.set()
@@ -278,7 +278,7 @@ def _answers_by_task(kit: Kit, store: Path) -> dict[int, list[tuple[tuple[str, f
     device, found = Device.open(store, threads=1), {}
     up_and_down = itertools.islice(endless_updates(device, kit.chain), 2 * len(kit.chain))
     for status in itertools.chain([device.status()], up_and_down):  # lazily: an answer after each
-        found[status["task"]] = [answer.top for answer in ask(device)]
+        found[status.task] = [answer.top for answer in ask(device)]
     if any(
         _same(found[one], top)
         for one, two in itertools.permutations(found, 2)
@@ -343,18 +343,18 @@ def kill_and_reopen(kit: Kit, kills: int = 5) -> dict[str, Any]:
             begin = time.perf_counter()
             device = Device.open(store, threads=1)
             found.append(1000 * (time.perf_counter() - begin))
-            task = device.status()["task"]
+            task = device.status().task
             if not all(_same(right[task], answer.top) for answer in ask(device)):
                 raise HealthError(
                     f"after a kill the device says task {task}, and does not answer as that task does"
                 )
         _next_update_works(Device.open(store, threads=1), kit)
-        generation = device.status()["generation"]
+        generation = device.status().generation
     return {"kills": kills, "generations": generation, "longest_open_ms": round(max(found), 1)}
 
 
 def _next_update_works(device: Device, kit: Kit) -> None:
-    held = device.status()["packets"]
+    held = device.status().packets
     device.rollback() if held == len(kit.chain) else device.apply(kit.chain[held], allow_older=True)
 
 

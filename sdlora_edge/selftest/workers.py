@@ -19,9 +19,10 @@ from ..device.answers import Prediction
 from ..device.device import Device
 from ..device.trial import child
 from ..errors import HealthError
+from ..results import Status
 
 
-def endless_updates(device: Device, chain: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def endless_updates(device: Device, chain: Sequence[Path]) -> Iterator[Status]:
     """Update after update, without end: up the chain, down again."""
     while True:
         for path in chain:
@@ -83,7 +84,7 @@ def outcome(process: subprocess.Popen[str], seconds: float = 600.0) -> str:
 def churn(store: str, *chain: str) -> None:
     """Update all the time, until it is killed."""
     device = Device.open(store, threads=1)
-    while device.status()["packets"]:
+    while device.status().packets:
         device.rollback()
     print("open", flush=True)
     for _ in endless_updates(device, [Path(path) for path in chain]):
@@ -107,12 +108,12 @@ def lifetime(store: str, seconds: str, *chain: str) -> None:
         "two_images_ms": statistics.median(before),
         "two_images_ms_longest": max(before),
         "two_images_ms_after_all_packets": statistics.median(latencies(device, float(seconds))),
-        "apply_ms": statistics.median(status["apply_ms"] for status in applied),
-        "apply_ms_longest": max(status["apply_ms"] for status in applied),
+        "apply_ms": statistics.median(status.apply_ms for status in applied),
+        "apply_ms_longest": max(status.apply_ms for status in applied),
         "steady_bytes": steady,
         "peak_over_steady_bytes": peak - steady,
         "weights_bytes": sum(array.nbytes for array in device.current()[1].values()),
-        "store_bytes": applied[-1]["store_bytes"],
+        "store_bytes": dict(applied[-1].store_bytes),
     }
     print(
         json.dumps(

@@ -40,8 +40,8 @@ def test_after_every_packet_the_device_computes_what_the_host_does(
     for task, path in enumerate([None, *fleet.packets]):
         if path:
             status = device.apply(path)
-            assert status["task"] == task
-            assert status["canary_difference"] <= 1e-4
+            assert status.task == task
+            assert status.canary_difference <= 1e-4
         reference = host_logits(run, task, inputs(device))
         np.testing.assert_allclose(device.logits(inputs(device)), reference, atol=1e-4)
         answers = device.predict(images(), top=2)
@@ -77,7 +77,7 @@ def test_a_rollback_is_exact_and_a_store_opens_as_it_was_left(fleet: Fleet, stor
         seen.append(device.logits(inputs(device)))
     np.testing.assert_array_equal(Device.open(store).logits(inputs(device)), seen[-1])
     for task in (2, 1, 0):
-        assert device.rollback()["task"] == task
+        assert device.rollback().task == task
         np.testing.assert_array_equal(device.logits(inputs(device)), seen[task])
         np.testing.assert_array_equal(Device.open(store).logits(inputs(device)), seen[task])
     with pytest.raises(NothingToDo):
@@ -96,7 +96,7 @@ def test_a_bundle_of_any_task_takes_the_same_packets(
     with pytest.raises(NothingToDo, match="applied already"):  # the bundle knows it
         later.apply(fleet.packets[0])
     for path in fleet.packets[1:]:
-        assert first.apply(path)["state"] == later.apply(path)["state"]
+        assert first.apply(path).state == later.apply(path).state
         np.testing.assert_allclose(
             first.logits(inputs(first)), later.logits(inputs(first)), atol=1e-4
         )
@@ -111,9 +111,9 @@ def test_a_failing_canary_leaves_the_old_generation_in_force(
         device.apply(wrong_canary(fleet, tmp_path))
     for opened in (device, Device.open(store)):
         np.testing.assert_array_equal(opened.logits(inputs(device)), before)
-        assert opened.status()["state"] == status["state"]
-        assert opened.status()["highest_task"] == 0
-    assert device.apply(fleet.packets[0])["task"] == 1
+        assert opened.status().state == status.state
+        assert opened.status().highest_task == 0
+    assert device.apply(fleet.packets[0]).task == 1
 
 
 def test_a_pending_or_damaged_record_is_never_in_force(fleet: Fleet, store: Path) -> None:
@@ -182,7 +182,7 @@ def test_two_writers_do_not_meet_and_a_second_process_is_followed(
     with Store(store).lock(), pytest.raises(UsageError, match="another process"):
         one.apply(fleet.packets[0])
     one.apply(fleet.packets[0])
-    assert two.apply(fleet.packets[1])["task"] == 2
+    assert two.apply(fleet.packets[1]).task == 2
 
 
 def test_init_refuses_what_exists_and_a_failed_apply_writes_no_packet(

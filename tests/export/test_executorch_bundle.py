@@ -53,7 +53,7 @@ def test_the_same_packets_up_to_the_capacity(fleet: Fleet, bundle: Path, tmp_pat
     gc.collect()
     before = {path: path.stat().st_ctime_ns for path in (tmp_path / "store").rglob("*")}
     found = verify(tmp_path / "store")
-    assert (found["whole"], found["serves"]["task"]) == (True, 1)
+    assert (found.intact, found.serves.task) == (True, 1)
     assert {path: path.stat().st_ctime_ns for path in (tmp_path / "store").rglob("*")} == before
 
 

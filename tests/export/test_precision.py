@@ -97,7 +97,7 @@ def test_constants_are_constants_and_have_a_capacity(fleet: Fleet, tmp_path: Pat
     with pytest.raises(NotForThisDevice, match="capacity of 7"):
         device.apply(fleet.packets[1])
     assert sorted(p.name for p in (tmp_path / "store").rglob("*")) == before
-    assert device.status()["task"] == 1
+    assert device.status().task == 1
     with pytest.raises(UsageError, match="--max-classes 3"):
         exported(fleet, tmp_path / "small", max_classes=3)
 

@@ -205,17 +205,17 @@ class Life:
         self.chance.choice([self.repair_all, self.watch_all])(name)
         assert self.damaged() == []
         self.check({name})
-        if device.status()["task"] == len(orders.old):
+        if device.status().task == len(orders.old):
             device.rollback()
-        task = device.status()["task"]
+        task = device.status().task
         packets = (
-            orders.renewed_and_revised if device.status()["trust_version"] > 1 else orders.revised
+            orders.renewed_and_revised if device.status().trust_version > 1 else orders.revised
         )
         self.tell(f"{name} goes on to task {task + 1}")
         status = device.apply(packets[task], allow_older=True)
-        assert (status["task"], status["damage"]) == (task + 1, [])
+        assert (status.task, status.damage) == (task + 1, ())
         assert self.unfinished() == []
-        assert verify(self.store)["whole"]
+        assert verify(self.store).intact
         self.check(set(self.devices))
 
     def repair_all(self, name: str) -> None:
@@ -252,7 +252,7 @@ class Life:
             self.check_running(name, fresh, record, damaged)
         for name, one in {**self.devices, "fresh": device}.items():
             status = one.status()
-            assert self.fixture.digest(one) == self.fixture.logits[status["task"]], (
+            assert self.fixture.digest(one) == self.fixture.logits[status.task], (
                 f"{name} does not answer as its task does"
             )
         assert self.in_force() == record
@@ -271,45 +271,45 @@ class Life:
     def check_fresh(self, status: dict[str, Any], record: Generation, damaged: list[str]) -> None:
         """It serves the longest beginning that can be served, and says what is missing."""
         served = self.whole_beginning(record, damaged)
-        assert (status["packets"], status["task"]) == (len(served), self.stock.task_after(served))
-        assert status["generation"] == (record.counter if served == record.packets else 0)
+        assert (status.packets, status.task) == (len(served), self.stock.task_after(served))
+        assert status.generation == (record.counter if served == record.packets else 0)
         lost = any(digest in damaged for digest, _ in record.trust)
-        assert status["trust_version"] == (0 if lost else 1 + len(record.trust))
-        assert status["revoked"] == [[r.sequence, r.revision] for r in record.revoked]
+        assert status.trust_version == (0 if lost else 1 + len(record.trust))
+        assert status.revoked == [[r.sequence, r.revision] for r in record.revoked]
         damaged = lost or served != record.packets or None in Store(self.store).records().values()
-        assert bool(status["damage"]) == damaged, status["damage"]
+        assert bool(status.damage) == damaged, status.damage
 
     def check_verified(self, fresh: dict[str, Any], damaged: list[str]) -> None:
         """`verify` and a program that opens the store say the same."""
         found = verify(self.store)
-        assert found["serves"] == {"generation": fresh["generation"], "task": fresh["task"]}
-        assert found["whole"] == (not fresh["damage"])
+        assert found.serves == {"generation": fresh.generation, "task": fresh.task}
+        assert found.intact == (not fresh.damage)
         records = {path.name for path, one in Store(self.store).records().items() if one is None}
         named = records | {f"packets/{digest}" for digest in damaged}
         if found[
             "damage"
         ]:  # where no file is damaged, a packet that was revoked while it was has been repaired
-            assert {entry["file"] for entry in found["damage"]} == (named or {"."})
+            assert {entry["file"] for entry in found.damage} == (named or {"."})
 
     def check_running(
         self, name: str, fresh: dict[str, Any], record: Generation, damaged: list[str]
     ) -> None:
         """It agrees with a fresh one; but it may know what has been damaged since it was read."""
         status = self.devices[name].status()
-        assert status["revoked"] == fresh["revoked"]
-        assert status["highest_task"] == fresh["highest_task"]
+        assert status.revoked == fresh.revoked
+        assert status.highest_task == fresh.highest_task
         if not damaged:  # the words may name the generation in which the damage was found
-            assert {**status, "damage": len(status["damage"])} == {
+            assert {**status, "damage": len(status.damage)} == {
                 **fresh,
-                "damage": len(fresh["damage"]),
+                "damage": len(fresh.damage),
             }, name
-        served = record.packets[: status["packets"]]
-        assert len(served) >= fresh["packets"]
-        assert status["task"] == self.stock.task_after(served)
+        served = record.packets[: status.packets]
+        assert len(served) >= fresh.packets
+        assert status.task == self.stock.task_after(served)
         assert not any(self.is_revoked(digest, record) for digest in served), (
             f"{name} serves what was revoked"
         )
-        assert status["trust_version"] in (0, 1 + len(record.trust))
+        assert status.trust_version in (0, 1 + len(record.trust))
 
     # what the store holds, found without the code that is tested, but for the reading of a record
 

@@ -125,12 +125,12 @@ class Fixture:
             return NOTHING
         device = Device.open(store, threads=1)
         status = device.status()
-        revoked = tuple((sequence, revision) for sequence, revision in status["revoked"])
+        revoked = tuple((sequence, revision) for sequence, revision in status.revoked)
         return Found(
-            status["generation"],
-            status["highest_task"],
+            status.generation,
+            status.highest_task,
             self.digest(device),
-            status["trust_version"],
+            status.trust_version,
             revoked,
         )
 
@@ -141,16 +141,16 @@ class Fixture:
         if found == NOTHING:
             Device.init(self.fleet.bundle, store)
         device = Device.open(store, threads=1)
-        if device.status()["task"] == len(self.fleet.packets):
+        if device.status().task == len(self.fleet.packets):
             device.rollback()
-        task = device.status()["task"]
+        task = device.status().task
         assert self.digest(device) == self.logits[task]
-        if device.status()["trust_version"] == 0:
+        if device.status().trust_version == 0:
             device.apply(self.orders.rotation)
         device.apply(self.orders.packet_for(device.status()), allow_older=True)
         again = Device.open(store, threads=1)
-        assert again.status()["task"] == task + 1
-        assert again.status()["damage"] == []
+        assert again.status().task == task + 1
+        assert again.status().damage == ()
         assert self.digest(again) == self.digest(device) == self.logits[task + 1]
         assert not [p for p in store.rglob("*") if p.name.startswith(".tmp-")]
         return found
@@ -279,7 +279,7 @@ class Fixture:
 def rollback_to(task: int) -> Step:
     def step(store: Path) -> None:
         device = Device.open(store, threads=1)
-        if device.status()["task"] > task:
+        if device.status().task > task:
             device.rollback()
         else:
             acknowledge(store)
@@ -359,12 +359,12 @@ class Orders:
         """What a device takes next, by the keys it obeys and what was revoked."""
         packets = (
             self.renewed
-            if status["trust_version"] == 2
+            if status.trust_version == 2
             else self.revised
-            if status["revoked"]
+            if status.revoked
             else self.old
         )
-        return packets[status["task"]]
+        return packets[status.task]
 
     def _again(self, one: Packet, signer: signing.CryptoSigner, revision: int) -> Path:
         before, name = (

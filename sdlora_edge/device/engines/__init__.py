@@ -19,7 +19,7 @@ import numpy as np
 from ...errors import InputError, UsageError
 from ...formats.bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle
 from ...shortage import verdict
-from ...state import UNUSED
+from ...state import UNUSED, TaskState
 
 GROUP = "sdlora_edge.engines"
 BUILT_IN = {"onnx": "onnx_runtime:OnnxEngine", "executorch": "executorch_runtime:ExecutorchEngine"}
@@ -62,15 +62,15 @@ class Engine(ABC):
             f"target {bundle.manifest.target} has no use for --unproved: its updates are proved on this device"
         )
 
-    def published(self, loaded: Any) -> bool:
-        """Whether programs beside this one know of it already: then `publish` has nothing to do, and needs no lock."""
+    def published(self, loaded: Any, state: TaskState) -> bool:
+        """Whether other programs know of this generation already: then `publish` has nothing to do, and needs no lock."""
         return type(self).publish is Engine.publish
 
     def require_publishing(self) -> None:  # noqa: B027
         """Asked before an update is built. Raises StorageError if `publish` could not write."""
 
-    def publish(self, loaded: Any) -> None:  # noqa: B027 (most engines have nothing to do)
-        """`loaded` is the generation in force now: let programs beside this one know. Called again after a power cut."""
+    def publish(self, loaded: Any, state: TaskState) -> None:  # noqa: B027 (most have nothing to do)
+        """Let other programs know of the generation in force now. Called again after a power cut. Raises StorageError."""
 
 
 def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = False) -> Engine:

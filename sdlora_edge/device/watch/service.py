@@ -207,7 +207,7 @@ class Watcher:
                 }
             if candidates or generation.counter != self._generation:
                 device = Device.open(self._store.path, self._threads, swap=IN_PLACE)
-                self._device, self._generation = device.status(), generation.counter
+                self._device, self._generation = device.status().to_dict(), generation.counter
                 self._apply(device, candidates, settled)
                 self._damaged, self._proved = (
                     set(),
@@ -348,7 +348,7 @@ class Watcher:
 
     def _apply_one(self, device: Device, digest: str, path: Path) -> Verdict | None:
         try:
-            self._device = device.apply(path)
+            self._device = device.apply(path).to_dict()
         except (*UNWRITTEN, UsageError):
             raise
         except SdloraError as error:
