@@ -140,7 +140,7 @@ def export_bundle(
                 run.backbone, size, weights, folder, precision, capacity
             )
         seen = host_logits(run, state.task, canary.inputs(CANARY_SEED, run.preprocessing))
-        logits = {CANARY_LOGITS: seen.astype(np.float32)}
+        logits = {CANARY_LOGITS: np.ascontiguousarray(seen, np.float32)}
         atomic.write(folder / FACTORS, safetensors.numpy.save(_factors(run, state.task) | logits))
         atomic.write(folder / CLASSES, classes_json(state.classes))
         atomic.write(folder / TRUST, dump_json(keys.to_dict()))

@@ -105,7 +105,7 @@ def build(request: PacketRequest, by: Signing) -> list[dict[str, Any]]:
                         "bytes": len(sealed),
                         "signatures": signing.good_signatures(opened(sealed)[0].encode(), keys),
                         "threshold": keys.threshold,
-                        "canary_difference": status["canary_difference"],
+                        "canary_difference": status.canary_difference,
                     }
                 )
     return built

@@ -14,7 +14,7 @@ from conftest import Fleet, Result, snapshot
 from sdlora_edge.export.bundles import export_bundle
 
 from sdlora_edge.device import Device
-from sdlora_edge.device.store import Generation
+from sdlora_edge.device.records import Generation
 from sdlora_edge.errors import InputError, LimitError, NotForThisDevice, TrustError
 from sdlora_edge.formats import container, control, packet, signing
 from sdlora_edge.formats.control import Revoked, with_revocation
@@ -468,7 +468,7 @@ def test_a_revoked_task_is_taken_back_and_replaced(
     order = revocation(cli, fleet, tmp_path / "revocation.sdlora")
     assert apply(order).code == 0
     again = Device.open(store)
-    assert (again.status().task, again.status().revoked) == (1, [[2, 0]])
+    assert (again.status().task, again.status().revoked) == (1, ((2, 0),))
     np.testing.assert_array_equal(again.logits(inputs(again)), seen)
     unchanged(store, lambda: apply(order), 7, "revoked already")
     for older in ((), ("--allow-older",)):

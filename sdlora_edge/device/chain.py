@@ -23,7 +23,8 @@ from ..formats.packet import Packet
 from ..formats.packet import read as read_packet
 from ..formats.signing import Trust
 from ..storage import atomic
-from .store import Generation, Store
+from .records import Generation
+from .store import Store
 
 
 class Chain:

@@ -40,7 +40,8 @@ from .answers import Predictor
 from .engines import open_engine
 from .gate import Gate, let_go
 from .generation import Generations, Live
-from .store import Generation, Store
+from .records import Generation
+from .store import Store
 
 log = logging.getLogger("sdlora_edge")
 DOUBLE_BUFFER, IN_PLACE = "double_buffer", "in_place"
@@ -338,33 +339,14 @@ class Device(Predictor):
 
     def status(self) -> Status:
         """Where this device stands. A disk that does not answer is part of the damage."""
-        live, manifest = self._live, self.bundle.manifest
         size: dict[str, int] = {}
-        damage = [live.damage] if live.damage else []
+        damage: list[str] = []
         try:
             size = self._store.size()
             damage += self._store.damage()
         except InputError as error:
             damage.append(str(error))
-        return Status(
-            generation=live.counter,
-            task=live.state.task,
-            task_name=live.state.name,
-            revision=live.revision,
-            highest_task=live.record.highest,
-            revoked=tuple((r.sequence, r.revision) for r in live.record.revoked),
-            trust_version=live.trust.version,
-            state=live.state.digest,
-            lineage=manifest.lineage,
-            bundle=self.bundle.id,
-            model=manifest.model,
-            target=manifest.target,
-            precision=manifest.precision,
-            classes=live.state.names,
-            packets=len(live.packets),
-            store_bytes=size,
-            damage=tuple(damage),
-        )
+        return self._live.status(self.bundle, size, damage)
 
     def _publish(self, wait: float = 0.0) -> None:
         """Let the engine tell other programs, unless they know, or another process has gone on meanwhile.

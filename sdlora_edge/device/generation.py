@@ -17,11 +17,13 @@ from ..formats.packet import Packet
 from ..formats.signing import Trust
 from ..inputs import canary
 from ..inputs.image import Preprocessing
+from ..results import Status
 from ..state import TaskState
 from .chain import Chain
 from .engines import Engine
 from .gate import one_blas_thread
-from .store import Generation, Store
+from .records import Generation
+from .store import Store
 
 
 @dataclass(eq=False)
@@ -60,6 +62,31 @@ class Live:
     def counter(self) -> int:
         """The generation's counter; 0 for what is left of a damaged one."""
         return self.record.counter if self.packets == self.record.packets else 0
+
+    def status(
+        self, bundle: Bundle, store_bytes: Mapping[str, int], damage: Sequence[str]
+    ) -> Status:
+        """Where a device stands that serves this. damage: what is damaged beside it."""
+        manifest = bundle.manifest
+        return Status(
+            generation=self.counter,
+            task=self.state.task,
+            task_name=self.state.name,
+            revision=self.revision,
+            highest_task=self.record.highest,
+            revoked=tuple((r.sequence, r.revision) for r in self.record.revoked),
+            trust_version=self.trust.version,
+            state=self.state.digest,
+            lineage=manifest.lineage,
+            bundle=bundle.id,
+            model=manifest.model,
+            target=manifest.target,
+            precision=manifest.precision,
+            classes=self.state.names,
+            packets=len(self.packets),
+            store_bytes=store_bytes,
+            damage=((self.damage,) if self.damage else ()) + tuple(damage),
+        )
 
 
 class Generations:

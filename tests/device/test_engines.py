@@ -29,7 +29,7 @@ class CountingEngine(Engine):
     def run(self, loaded, inputs):
         return np.concatenate([self.inner.run(loaded, one[None]) for one in inputs])
 
-    def publish(self, loaded):
+    def publish(self, loaded, state):
         self.workspace.mkdir(exist_ok=True)
         with open(self.workspace / "published", "a") as file:
             file.write(f"{loaded.classes}\\n")

@@ -18,7 +18,8 @@ from sdlora_edge.export.parity import host_logits
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.device import DOUBLE_BUFFER, IN_PLACE
-from sdlora_edge.device.store import CONFIRMED, FAILED, PENDING, Generation, Store
+from sdlora_edge.device.records import CONFIRMED, FAILED, PENDING, Generation
+from sdlora_edge.device.store import Store
 from sdlora_edge.errors import HealthError, InputError, NothingToDo, UsageError
 from sdlora_edge.formats.bundle import (
     CANARY_LOGITS,
@@ -137,7 +138,7 @@ def test_a_pending_or_damaged_record_is_never_in_force(fleet: Fleet, store: Path
     )
     assert opened.current() == old
     (store / "generation.1.json").unlink()
-    with pytest.raises(InputError, match="no generation record that is whole"):
+    with pytest.raises(InputError, match="no intact generation record"):
         Device.open(store)
 
 
@@ -345,6 +346,10 @@ def test_canary_logits_have_a_row_for_each_input_and_a_column_for_each_class(
         {"highest": "x"},
         {"status": "fine"},
         {"more": 1},
+        {"format": "sdlora-edge/store/1"},
+        {"counter": 2**53},
+        {"trust": [["0" * 64, 1]]},
+        {"revoked": [{"sequence": 1.0, "revision": 0}]},
         {"before": 5},
         {"before": {}},
     ],
@@ -352,8 +357,12 @@ def test_canary_logits_have_a_row_for_each_input_and_a_column_for_each_class(
 def test_a_senseless_record_is_a_missing_record(store: Path, changes: dict[str, object]) -> None:
     old = Store(store).current()
     body = {
+        "format": "sdlora-edge/store/2",
         "counter": 2,
         "status": CONFIRMED,
+        "revision": 0,
+        "trust": [],
+        "revoked": [],
         "packets": [],
         "highest": 0,
         "bundle": old.bundle,

@@ -101,7 +101,7 @@ def test_a_beginning_is_not_published_over_what_was_repaired_meanwhile(
 ) -> None:
     published: list[int] = []
     monkeypatch.setattr(
-        OnnxEngine, "publish", lambda self, loaded: published.append(loaded.classes)
+        OnnxEngine, "publish", lambda self, loaded, state: published.append(loaded.classes)
     )
     device = Device.open(store, threads=1)
     for path in fleet.packets[:2]:
@@ -109,7 +109,7 @@ def test_a_beginning_is_not_published_over_what_was_repaired_meanwhile(
     damage_newest(store)
     publish = Device._publish
 
-    def slowly(self: Device) -> None:
+    def slowly(self: Device, wait: float = 0.0) -> None:
         monkeypatch.setattr(Device, "_publish", publish)
         Device.open(store, threads=1).apply(fleet.packets[1])
         publish(self)
@@ -125,7 +125,7 @@ def test_what_a_device_with_damaged_keys_goes_back_to_is_published(
 ) -> None:
     published: list[int] = []
     monkeypatch.setattr(
-        OnnxEngine, "publish", lambda self, loaded: published.append(loaded.classes)
+        OnnxEngine, "publish", lambda self, loaded, state: published.append(loaded.classes)
     )
     device = Device.open(store, threads=1)
     for path in (*fleet.packets[:2], device_life.orders.rotation):

@@ -15,7 +15,8 @@ from conftest import Fleet, Result, snapshot
 from faults.scenarios import Fixture, flip
 
 from sdlora_edge.device import Device
-from sdlora_edge.device.store import RECORD_LIMIT, Store
+from sdlora_edge.device.records import RECORD_LIMIT
+from sdlora_edge.device.store import Store
 from sdlora_edge.device.verify import verify
 from sdlora_edge.errors import HealthError, InputError, TrustError
 from sdlora_edge.formats.bundle import open_bundle
@@ -188,7 +189,7 @@ def test_a_revocation_on_a_device_with_a_damaged_packet(
     fleet, store = device_life.fleet, used
     flip(store / "packets" / Store(store).current().packets[damaged - 1], -1)
     device = Device.open(store, threads=1)
-    assert device.apply(device_life.orders.revocation).revoked == [[2, 0]]
+    assert device.apply(device_life.orders.revocation).revoked == ((2, 0),)
     with contextlib.suppress(TrustError):  # the revoked one
         device.apply(fleet.packets[damaged - 1])
     for one in (device, Device.open(store, threads=1)):
@@ -202,8 +203,8 @@ def test_verify_reports_and_changes_nothing(used: Path, cli: Cli, tmp_path: Path
     result = cli("device", "verify", "--store", used, "--json")
     assert result.code == 0
     report = json.loads(result.out)
-    assert report["whole"]
-    assert (report["files"], report["serves"]) == (9, {"generation": 3, "task": 2})
+    assert report["intact"]
+    assert (report["files"], report["serves"]) == (10, {"generation": 3, "task": 2})
     assert report["bytes"] == sum(len(data) for data in snapshot(used).values())
     (used / "packets" / ("ab" * 32)).touch()
     shutil.copytree(used, tmp_path / "damaged")
@@ -218,7 +219,7 @@ def test_verify_reports_and_changes_nothing(used: Path, cli: Cli, tmp_path: Path
     result = cli("device", "verify", "--store", damaged, "--json")
     assert result.code == 3
     report = json.loads(result.out)
-    assert {d.file for d in report["damage"]} == {
+    assert {d["file"] for d in report["damage"]} == {
         "generation.0.json",
         "bundle/model.onnx",
         f"packets/{Store(used).current().packets[0]}",

@@ -64,7 +64,7 @@ def test_damaged_keys_leave_a_device_that_serves_and_obeys_nobody(
         assert name in result.err
     assert snapshot(rotated) == before
     report = json.loads(cli("device", "verify", "--store", rotated, "--json").out)
-    assert (report["whole"], report["serves"]["task"]) == (False, 1)
+    assert (report["intact"], report["serves"]["task"]) == (False, 1)
 
 
 @pytest.mark.parametrize("opened", ["after the damage", "before it"])
@@ -81,7 +81,7 @@ def test_the_same_packet_of_keys_repairs_it(
         "trust",
         2,
         2,
-        [],
+        (),
     )
     assert Store(rotated).current() == record
     assert verify(rotated).intact
@@ -179,7 +179,7 @@ def test_either_record_may_be_lost_after_a_rotation(
     flip(store / name, 20)
     device = Device.open(store, threads=1)
     status = device.status()
-    assert (status.trust_version, status.revoked, len(status.damage)) == (2, [[2, 0]], 1)
+    assert (status.trust_version, status.revoked, len(status.damage)) == (2, ((2, 0),), 1)
     assert device_life.digest(device) == device_life.logits[1]
     before = snapshot(store)
     for path in (fleet.packets[1], device_life.orders.renewed[1]):

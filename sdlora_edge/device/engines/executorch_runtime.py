@@ -162,7 +162,9 @@ class ExecutorchEngine(Engine):
             disk.sync(self._workspace)
         except OSError as error:
             raise atomic.unwritten(data, error) from error
-        current.write(self._workspace, like=self._bundle.path)
+        if Current.read(self._workspace) != current:
+            current.write(self._workspace, like=self._bundle.path)
+        # Only now: until the rename of current.json survives a power cut, the weights before it may be needed.
         self._sweep(current)
 
     def _current(self, loaded: _Loaded, state: TaskState) -> Current:
