@@ -160,7 +160,7 @@ def test_a_damaged_packet_is_repaired_by_applying_it_again(
     status = device.apply(first)
     assert (status.task, status.highest_task, len(status.damage)) == (1, 2, 1)
     status = device.apply(second)
-    assert (status.task, status.damage, status.generation) == (2, [], 3)
+    assert (status.task, status.damage, status.generation) == (2, (), 3)
     assert Store(used).current() == record
     assert device_life.digest(device) == device_life.digest(running) == device_life.logits[2]
     assert device.apply(third).task == 3
