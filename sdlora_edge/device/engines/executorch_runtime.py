@@ -219,19 +219,20 @@ class ExecutorchEngine(Engine):
 
 
 def _runtime(threads: int) -> tuple[Any, Any]:
-    """What loads a pair's method, and what makes a tensor of an array. Raises InputError where executorch is not installed."""
+    """A function that loads a pair's method, and one that makes a tensor of an array. Raises InputError if not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # that the interface is experimental, and the package's own deprecations
+            # The interface is experimental, and the package uses deprecated names of its own.
+            warnings.simplefilter("ignore")
             from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime
-            from torch import from_numpy  # the runtime takes no other arrays, and has imported it
+            from torch import (
+                from_numpy,
+            )  # the runtime accepts no other arrays, and has imported torch
     except ImportError as error:
         missing = InputError(
-            f"ExecuTorch's Python runtime cannot be imported ({error}): run pip install 'sdlora-edge[executorch]', which "
-            "brings torch too; or, if a C++ program loads the pair, use --unproved (docs/executorch.md)"
+            f"ExecuTorch's Python runtime cannot be imported ({error}): run pip install 'sdlora-edge[executorch]', "
+            "which brings torch too; or, if a C++ program loads the pair, use --unproved (docs/executorch.md)"
         )
         raise verdict(error, missing) from error
     if threads and portable_lib._threadpool_get_thread_count() != threads:
