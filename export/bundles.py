@@ -21,6 +21,8 @@ from ..device.engines import open_engine
 from ..errors import HealthError, InputError, NotForThisDevice, UsageError
 from ..formats import bundle
 from ..formats.bundle import (
+    CANARY_LOGITS,
+    CLASSES,
     CONSTANTS,
     FACTORS,
     HEAD_BIAS,
@@ -30,9 +32,11 @@ from ..formats.bundle import (
     TRUST,
     Bundle,
     Manifest,
+    classes_json,
+    load_tensors,
     open_bundle,
 )
-from ..formats.canonical import dump_json
+from ..formats.canonical import dump_json, tensors_digest
 from ..formats.signing import Trust
 from ..inputs import canary
 from ..method import backbones
@@ -138,21 +142,25 @@ def export(run: Run, request: BundleRequest, keys: Trust) -> BundleExport:
     with atomic.new_folder(request.out) as folder:
         if options.target == "onnx":
             with stage("exporting to ONNX"):
-                places = onnx.write_model(run.backbone, weights, folder, form, metadata(facts))
+                places = onnx.write_model(
+                    run.backbone, weights, folder, form, metadata(facts, state)
+                )
         else:
             with stage("exporting to ExecuTorch"):
                 places = executorch.write_program(run.backbone, weights, folder, form)
-        atomic.write(folder / FACTORS, _factors(run, state.task))
-        atomic.write(folder / TRUST, dump_json(keys.to_dict()))
         seen = host_logits(run, state.task, canary.inputs(CANARY_SEED, run.preprocessing))
-        expected = {"seed": CANARY_SEED, "logits": seen.tolist(), "tolerance": bounds.canary}
+        logits = {CANARY_LOGITS: np.ascontiguousarray(seen, np.float32)}
+        atomic.write(folder / FACTORS, safetensors.numpy.save(_factors(run, state.task) | logits))
+        atomic.write(folder / CLASSES, classes_json(state.classes))
+        atomic.write(folder / TRUST, dump_json(keys.to_dict()))
         described = {path.name: bundle.describe(path) for path in sorted(folder.iterdir())}
+        expected = bundle.Canary(CANARY_SEED, len(seen), bounds.canary)
         manifest = Manifest(**facts, weights=places, canary=expected, files=described)
         atomic.write(folder / MANIFEST, manifest.to_json())
-        proved = check_bundle(run, folder)
+        proved = check_bundle(run, folder, options.tolerance, options.min_agreement)
         opened = open_bundle(folder)
         if request.adapter is not None:
-            adapter.write_adapter(opened, weights, state.task, request.adapter)
+            adapter.write_adapter(opened, weights, opened.state, request.adapter)
     return BundleExport(
         bundle=request.out,
         adapter=request.adapter,
@@ -210,7 +218,7 @@ def check_bundle(
     manifest, run = opened.manifest, run.encoded(opened.manifest.encoding)
     _require_same(run, opened)
     bounds = precisions.named(manifest.precision)
-    inputs = canary.inputs(manifest.canary["seed"], run.preprocessing)
+    inputs = canary.inputs(manifest.canary.seed, run.preprocessing, manifest.canary.count)
     known = len(inputs)
     count = PARITY_IMAGES_QUANTISED if bounds.quantised else PARITY_IMAGES
     if len(pixels := _some_pixels(run, manifest.task, count)):
@@ -219,14 +227,9 @@ def check_bundle(
         log.warning("no test image can be read: the exported model is compared on its canary only")
     with stage(f"comparing the {manifest.precision} model with torch"):
         logits, reference = engine_logits(opened, inputs), host_logits(run, manifest.task, inputs)
-    if (
-        canary.largest_difference(
-            np.array(manifest.canary["logits"], np.float32), reference[:known]
-        )
-        > CANARY_ROUNDING
-    ):
+    if canary.largest_difference(opened.canary_logits, reference[:known]) > CANARY_ROUNDING:
         raise InputError(
-            f"{path / MANIFEST} was changed: its canary is not what {run.path} computes; export "
+            f"{path / FACTORS} was changed: its canary is not what {run.path} computes; export "
             "the bundle again"
         )
     allowed = manifest.tolerance if tolerance is None else tolerance
@@ -235,10 +238,10 @@ def check_bundle(
         allowed, agreement, bounds.unit, f"the {manifest.precision} model"
     )
     difference = canary.largest_difference(logits[:known], reference[:known])
-    if difference > opened.canary_tolerance:
+    if difference > manifest.canary.tolerance:
         raise HealthError(
             f"the {manifest.precision} model fails its canary: {difference:.2g} (allowed "
-            f"{opened.canary_tolerance:g})"
+            f"{manifest.canary.tolerance:g})"
         )
     return found
 
@@ -256,7 +259,13 @@ def _require_same(run: Run, opened: Bundle) -> None:
                 f"{path / MANIFEST} was changed: its {name} is not that of {run.path}; export the "
                 "bundle again"
             )
-    if atomic.read(path / FACTORS) != _factors(run, manifest.task):
+    if opened.state.classes != run.state(manifest.task).classes:
+        raise InputError(
+            f"{path / CLASSES} was changed: it does not hold the classes of {run.path}; export the bundle again"
+        )
+    stored = load_tensors(path / FACTORS)
+    stored.pop(CANARY_LOGITS)
+    if tensors_digest(stored) != tensors_digest(_factors(run, manifest.task)):
         raise InputError(
             f"{path / FACTORS} was changed: it does not hold the factors of {run.path}; export the "
             "bundle again"
@@ -266,17 +275,13 @@ def _require_same(run: Run, opened: Bundle) -> None:
 def _facts(run: Run, state: TaskState) -> dict[str, Any]:
     """The fields of the manifest that the run alone decides."""
     return {
-        "lineage": run.lineage,
-        "state": state.digest,
         "states": state.states,
-        "task": state.task,
         "task_name": state.name,
         "model": run.config.backbone.backbone,
         "encoding": run.config.method.encoding,
         "revisions": tuple(run.revision(task) for task in range(1, state.task + 1)),
-        "classes": state.classes,
         "magnitudes": tuple(state.magnitudes.tolist()),
-        "preprocessing": asdict(run.preprocessing),
+        "preprocessing": run.preprocessing.to_manifest(),
         "projections": run.projections,
     }
 
@@ -288,14 +293,13 @@ def _plain(value: Any) -> bytes:
     return dump_json({"": value})
 
 
-def _factors(run: Run, task: int) -> bytes:
-    """FACTORS of the tasks up to `task`."""
-    stored = {
-        f"{k}.{n}": t
+def _factors(run: Run, task: int) -> dict[str, np.ndarray]:
+    """The factors of the tasks up to `task`, by their names in FACTORS."""
+    return {
+        f"{k}.{n}": np.ascontiguousarray(t)
         for k, f in enumerate(run.factors(task), 1)
         for n, t in factor_tensors(f).items()
     }
-    return safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in stored.items()})
 
 
 def engine_logits(opened: Bundle, inputs: np.ndarray) -> np.ndarray:

@@ -6,29 +6,29 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..formats.canonical import dump_json
+from ..state import TaskState
 
 PREFIX = "sdlora_edge."
-_FIELDS = (
-    "lineage",
-    "state",
-    "task",
-    "task_name",
-    "model",
-    "precision",
-    "weights_as",
-    "capacity",
-    "classes",
-    "preprocessing",
-)
+_FIELDS = ("task_name", "model", "precision", "weights_as", "capacity", "preprocessing")
 
 
-def metadata(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of a `Manifest` that say what a model is and how its images are prepared: texts as they are, the rest as JSON.
+def metadata(manifest: Mapping[str, Any], state: TaskState) -> dict[str, str]:
+    """What a model is and how its images are prepared, as texts; whatever is no text is written as JSON.
 
-    Not the bundle's id: that is the digest of the manifest, which holds the digest of the very file these lines stand in.
-    Lineage, state and task name the same model. They are for reading: devices believe the manifest alone.
+    The bundle's id is missing: it is the digest of the manifest, which holds the digest of the file these lines stand in.
+    Lineage, state and task name the same model. Only people read these lines: devices read the manifest.
+
+    Args:
+        manifest: The fields of a `Manifest`.
+        state: The exported state.
     """
-    values = {name: manifest[name] for name in _FIELDS}
+    values = {
+        "lineage": (*state.before, state.digest)[0],
+        "state": state.digest,
+        "task": state.task,
+        "classes": list(state.classes),
+        **{name: manifest[name] for name in _FIELDS},
+    }
     return {
         PREFIX + name: value if isinstance(value, str) else dump_json(value).decode()
         for name, value in values.items()

@@ -169,7 +169,7 @@ def build(request: PacketRequest, by: Signing) -> list[BuiltPacket]:
                         bytes=len(sealed),
                         signatures=signing.good_signatures(opened(sealed)[0].encode(), by.keys),
                         threshold=by.keys.threshold,
-                        canary_difference=status["canary_difference"],
+                        canary_difference=status.canary_difference,
                         accuracy=score,
                     )
                 )

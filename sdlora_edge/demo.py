@@ -61,7 +61,7 @@ def ship(run: Run, out: Path, task: int) -> dict[str, Any]:
     rows = [_compare(run, device, task) | {"packet_bytes": 0, "apply_ms": 0.0}]
     for built in packets:
         applied = device.apply(built.file)
-        shown = {"packet_bytes": built.bytes, "apply_ms": applied["apply_ms"]}
+        shown = {"packet_bytes": built.bytes, "apply_ms": applied.apply_ms}
         rows.append(_compare(run, device, built.task) | shown)
     return {"tasks": rows, "model_bytes": exported.model_bytes}
 

@@ -17,6 +17,112 @@ class Result:
         return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}
 
 
+@dataclass(frozen=True)
+class Status(Result):
+    """Where a device stands.
+
+    Args:
+        generation: Counter of the generation that is served; 0 for what is left of a damaged one.
+        task: Number of the last task in it.
+        task_name: Name of that task.
+        revision: Revision of that task.
+        highest_task: Task of the newest packet ever confirmed here; a rollback does not lower it.
+        revoked: (task, revision) pairs that are never accepted again.
+        trust_version: Version of the keys in force; 0 if a packet of keys is damaged.
+        state: State digest S_t.
+        lineage: State digest S_0.
+        bundle: Bundle id.
+        model: Name of the backbone.
+        target: What runs the model.
+        precision: Precision of the weights that are not adapted.
+        classes: Names of the live classes; retired ones are left out.
+        packets: Number of packets applied on top of the bundle.
+        store_bytes: Bytes on disk of each part of the store.
+        damage: One line for each thing that is damaged; empty if the store is intact.
+    """
+
+    generation: int
+    task: int
+    task_name: str
+    revision: int
+    highest_task: int
+    revoked: tuple[tuple[int, int], ...]
+    trust_version: int
+    state: str
+    lineage: str
+    bundle: str
+    model: str
+    target: str
+    precision: str
+    classes: tuple[str, ...]
+    packets: int
+    store_bytes: Mapping[str, int]
+    damage: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Applied(Status):
+    """A device's status after a packet.
+
+    Args:
+        kind: "update", "trust" or "revocation".
+        canary_difference: Largest difference of the canary; None if the engine runs no model.
+        apply_ms: Milliseconds from the call to the commit.
+    """
+
+    kind: str
+    canary_difference: float | None
+    apply_ms: float
+
+
+@dataclass(frozen=True)
+class Damage(Result):
+    """A damaged or missing file of a store, relative to it, and what to do about it."""
+
+    file: str
+    problem: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Served(Result):
+    """The generation and the task that can be served."""
+
+    generation: int
+    task: int
+
+
+@dataclass(frozen=True)
+class Untried(Result):
+    """Why the model could not be tried: the message and the exit code of the error."""
+
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Verification(Result):
+    """What `device verify` found.
+
+    Args:
+        intact: No file is damaged.
+        damage: The damaged files.
+        leftovers: Files that no record names; the next update removes them.
+        files: Number of files that were compared.
+        bytes: Their size.
+        serves: What can be served in spite of the damage; None if nothing can.
+        untried: Why the model was not tried, which says nothing about the store; None if it was tried.
+    """
+
+    intact: bool
+    damage: tuple[Damage, ...]
+    leftovers: tuple[str, ...]
+    files: int
+    bytes: int
+    serves: Served | None
+    untried: Untried | None
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Result):
         return value.to_dict()

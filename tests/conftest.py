@@ -21,7 +21,7 @@ from sdlora_edge.export.packets import build_packets
 from sdlora_edge.cli import main
 from sdlora_edge.device import Device
 from sdlora_edge.formats import signing
-from sdlora_edge.formats.bundle import MANIFEST
+from sdlora_edge.formats.bundle import MANIFEST, describe
 from sdlora_edge.formats.canonical import dump_json, parse_json
 from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.train.config import resolve
@@ -66,6 +66,16 @@ def retargeted(fleet: Fleet, out: Path, target: str) -> Path:
     manifest = parse_json((out / MANIFEST).read_bytes(), MANIFEST)
     (out / MANIFEST).write_bytes(dump_json({**manifest, "target": target}))
     return out
+
+
+def with_file(bundle: Path, folder: Path, name: str, data: bytes) -> Path:
+    """A copy of a bundle in which one file has other bytes, as its manifest says."""
+    shutil.copytree(bundle, folder)
+    (folder / name).write_bytes(data)
+    manifest = parse_json((folder / MANIFEST).read_bytes(), MANIFEST)
+    manifest["files"][name] = describe(folder / name)
+    (folder / MANIFEST).write_bytes(dump_json(manifest))
+    return folder
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ def test_it_shows_all_that_the_manifest_says(fleet: Fleet, cli: Cli) -> None:
     manifest = json.loads((fleet.bundle / "manifest.json").read_bytes())
     for word in (
         bundle.id,
-        manifest["lineage"],
-        manifest["state"],
+        manifest["states"][0],
+        manifest["states"][-1],
         "micro_vit",
-        *manifest["classes"],
+        *bundle.state.classes,
         fleet.trust.keys[0].keyid,
     ):
         assert word in shown.out
@@ -40,12 +40,14 @@ def test_it_shows_all_that_the_manifest_says(fleet: Fleet, cli: Cli) -> None:
                 line for line in shown.out.splitlines() if line.startswith(path.name)
             )
     value = json.loads(cli("bundle", "inspect", "--bundle", fleet.bundle, "--json").out)
-    assert {name: value[name] for name in manifest if name != "canary"} == {
-        n: v for n, v in manifest.items() if n != "canary"
-    }
+    fractions = {"tolerance", "min_agreement", "magnitudes", "canary"}
+    for name in manifest.keys() - fractions:
+        assert value[name] == manifest[name]
+    assert (value["tolerance"], value["min_agreement"]) == (bundle.manifest.tolerance, 1.0)
+    assert value["classes"] == list(bundle.state.classes)
     assert value["canary"] == {
         "seed": manifest["canary"]["seed"],
-        "images": len(manifest["canary"]["logits"]),
+        "images": manifest["canary"]["count"],
     }
     assert (value["id"], value["trust"]["threshold"], value["trust"]["keys"]) == (
         bundle.id,

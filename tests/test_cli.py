@@ -472,7 +472,7 @@ def test_output_that_cannot_be_written_stops_no_work(
             assert "output is lost" in done.stderr
             assert ("the command did its work" in done.stderr) == (code == 8)
             assert not any(word in done.stderr for word in ("Traceback", "Exception", "internal"))
-    assert Device.open(store).status()["task"] == 2
+    assert Device.open(store).status().task == 2
 
 
 def test_predict_answers_image_by_image(

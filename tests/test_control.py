@@ -14,7 +14,7 @@ from conftest import Fleet, Result, snapshot
 from sdlora_edge.export.bundles import export_bundle
 
 from sdlora_edge.device import Device
-from sdlora_edge.device.store import Generation
+from sdlora_edge.device.records import Generation
 from sdlora_edge.errors import InputError, LimitError, NotForThisDevice, TrustError
 from sdlora_edge.formats import container, control, packet, signing
 from sdlora_edge.formats.control import Revoked, with_revocation
@@ -118,7 +118,7 @@ def test_a_bundle_of_another_encoding_takes_its_own_packets_only(
     for b in built:
         device.apply(b["file"])
         assert b["weight_error"] == run.weight_error(b["task"])
-        assert device.status()["state"] == run.states[b["task"]].digest
+        assert device.status().state == run.states[b["task"]].digest
     assert {
         "fp32": b["weight_error"] == 0,
         "int8": 0 < b["weight_error"] < 0.01,
@@ -468,7 +468,7 @@ def test_a_revoked_task_is_taken_back_and_replaced(
     order = revocation(cli, fleet, tmp_path / "revocation.sdlora")
     assert apply(order).code == 0
     again = Device.open(store)
-    assert (again.status()["task"], again.status()["revoked"]) == (1, [[2, 0]])
+    assert (again.status().task, again.status().revoked) == (1, ((2, 0),))
     np.testing.assert_array_equal(again.logits(inputs(again)), seen)
     unchanged(store, lambda: apply(order), 7, "revoked already")
     for older in ((), ("--allow-older",)):
@@ -635,13 +635,13 @@ def test_a_squash_leads_to_the_same_state_to_the_bit(
     assert value["bytes"] < value["single_bytes"]
     assert cli("packet", "squash", *fleet.packets[1:], "--key", fleet.key, "--out", later).code == 0
     fresh = Device.init(fleet.bundle, tmp_path / "fresh")
-    assert fresh.apply(whole)["task"] == 3
-    assert fresh.status()["state"] == single.status()["state"]
+    assert fresh.apply(whole).task == 3
+    assert fresh.status().state == single.status().state
     assert fresh.logits(inputs(fresh)).tobytes() == single.logits(inputs(single)).tobytes()
     half = Device.init(fleet.bundle, tmp_path / "half")
     half.apply(fleet.packets[0])
-    assert half.apply(later)["state"] == single.status()["state"]
-    assert half.rollback()["task"] == 1
+    assert half.apply(later).state == single.status().state
+    assert half.rollback().task == 1
     # a squash over a state the device is not in
     other = Device.init(fleet.bundle, tmp_path / "other")
     unchanged(

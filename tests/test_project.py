@@ -26,6 +26,8 @@ ORDER = [
     "formats.encoding",
     "state",
     "formats.container",
+    "formats.fields",
+    "formats.current",
     "formats.packet",
     "formats.fit",
     "formats.control",

@@ -132,7 +132,7 @@ def test_an_update_without_memory_is_tried_again(
             with pytest.raises(ResourceError, match=r"about \d+ MB"):
                 device.apply(fleet.packets[0])
         np.testing.assert_array_equal(device.logits(inputs(device)), before)
-        assert Device.open(store, threads=1).status()["damage"] == []
+        assert Device.open(store, threads=1).status().damage == ()
     folder, events = tmp_path / "folder", []
     folder.mkdir()
     shutil.copy(fleet.packets[0], folder)
@@ -154,7 +154,7 @@ def test_without_memory_nothing_is_called_damaged(
     with pytest.raises(ResourceError):
         Device.open(store)
     found = verify(store)
-    assert (found["whole"], found["damage"], found["serves"], found["untried"]["exit_code"]) == (
+    assert (found.intact, found.damage, found.serves, found.untried["exit_code"]) == (
         True,
         [],
         None,

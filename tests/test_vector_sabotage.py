@@ -137,7 +137,7 @@ MISTAKES = {
     "the bundle's magnitudes are not taken off": ("alpha[: len(flashed)] -=", "_ ="),
     "the bundle's factors are ignored": (
         "flashed_factors(bundle, m)",
-        '[{} for _ in range(m["task"])]',
+        "[{} for _ in before]",
     ),
     "projections share the mean magnitude": ("alpha[:, i] if", "alpha.mean(axis=1) if"),
     "a projection's rows are the first ones": ('slice(*p["rows"])', 'slice(p["shape"][0])'),
@@ -148,7 +148,7 @@ MISTAKES = {
     # the canary
     "the canary is not checked": (" <= tolerance * largest", " <= np.inf"),
     "the canary's own tolerance is ignored": (
-        '["canary"].get("tolerance", self.bundle["tolerance"])',
+        '["canary"]["tolerance"]',
         '["tolerance"]',
     ),
     "the canary's tolerance is absolute": ("tolerance * largest", "tolerance"),
@@ -160,7 +160,7 @@ MISTAKES = {
     "the canary lies on its side": ("pixels.transpose(0, 3, 1, 2)", "pixels.transpose(0, 3, 2, 1)"),
     # order, capacity, revocations
     "another lineage is taken": (
-        'need(m["lineage"] == self.bundle["lineage"], 5)\n        need(m["to"]',
+        'need(m["lineage"] == self.bundle["states"][0], 5)\n        need(m["to"]',
         'need(m["to"]',
     ),
     "a packet of another run is known to the bundle by its revisions": (

@@ -37,7 +37,7 @@ Factors = dict[str, tuple[np.ndarray, np.ndarray]]
 """{projection: (A, B)}, float32"""
 Kind = tuple[str, tuple[int, ...]]
 """(dtype, shape)"""
-LARGEST = 10_000
+LARGEST, UNIT = 10_000, 2**24
 
 
 # Section 2: tasks
@@ -115,16 +115,19 @@ class Reader:
         self.bundle = m = json.loads((bundle / "manifest.json").read_bytes())
         self.trust = json.loads((bundle / "trust.json").read_bytes())
         self.weights = {name: flashed_weight(bundle, entry) for name, entry in m["weights"].items()}
-        known = len(m["classes"])
+        classes = json.loads((bundle / "classes.json").read_bytes())["classes"]
+        known = len(classes)
         weight, bias = (
             self.weights.pop("head.weight")[:known],
             self.weights.pop("head.bias")[:known],
         )
-        revision = m["revisions"][-1] if m["task"] else 0
-        alpha, factors = np.array(m["magnitudes"], np.float64), flashed_factors(bundle, m)
-        flashed = State(m["state"], m["task"], revision, m["classes"], alpha, weight, bias, factors)
+        *before, digest = m["states"]
+        task, revision = len(before), m["revisions"][-1] if before else 0
+        alpha = np.array(m["magnitudes"], np.float64) / UNIT
+        flashed = State(digest, task, revision, classes, alpha, weight, bias, [])
+        flashed.factors, flashed.before = flashed_factors(bundle, m), tuple(before)
         self.states = [flashed]
-        self.highest = (revision, m["task"])
+        self.highest = (revision, task)
         self.revoked: list[tuple[int, int]] = []
         self.rotations: set[str] = set()
 
@@ -165,7 +168,7 @@ class Reader:
         need(logits.dtype == np.float32 and logits.ndim == 2)
         need(1 <= len(logits) == whole(m["canary"]["count"], 16))
         need(np.isfinite(logits).all())
-        need(m["lineage"] == self.bundle["lineage"], 5)
+        need(m["lineage"] == self.bundle["states"][0], 5)
         need(m["to"] not in (s.digest, *s.before), 7)
         flashed = self.bundle["revisions"]
         new, end = [name for task in tasks for name in task["classes"]], logits.shape[1]
@@ -262,7 +265,7 @@ class Reader:
     def canary_passes(self, s: State, seed: int, expected: np.ndarray) -> bool:
         inputs = canary_inputs(seed, len(expected), self.bundle["preprocessing"])
         logits = network(inputs, self.merged(s), s.weight, s.bias)
-        tolerance = self.bundle["canary"].get("tolerance", self.bundle["tolerance"])
+        tolerance = self.bundle["canary"]["tolerance"] / UNIT
         largest = max(1, np.abs(expected).max())
         return bool(np.abs(logits - expected).max() <= tolerance * largest)
 
@@ -289,7 +292,7 @@ class Reader:
         need(set(m) == {"format", "kind", "content", "lineage", "sequence", "revision"})
         task, revision = whole(m["sequence"]), whole(m["revision"])
         need(task >= 1 and is_hex(m["lineage"]))
-        need(m["lineage"] == self.bundle["lineage"], 5)
+        need(m["lineage"] == self.bundle["states"][0], 5)
         need(not self.is_revoked(task, revision), 7)
         flashed = enumerate(self.bundle["revisions"], 1)
         need(not any(i >= task and r <= revision for i, r in flashed), 5)
@@ -319,7 +322,7 @@ def flashed_factors(bundle: Path, manifest: Json) -> list[Factors]:
     for name, entry in table.items():
         values = np.frombuffer(content[slice(*entry["data_offsets"])], DTYPES[entry["dtype"]])
         stored[name] = values.reshape(entry["shape"])
-    tasks = [of_task(stored, k) for k in range(1, manifest["task"] + 1)]
+    tasks = [of_task(stored, k) for k in range(1, len(manifest["states"]))]
     names = [p["name"] for p in manifest["projections"]]
     encoding = manifest["encoding"]
     return [{n: decoded(own, n, encoding) for n in names if f"{n}.A" in own} for own in tasks]
@@ -330,7 +333,8 @@ def canary_inputs(seed: int, count: int, preprocessing: Json) -> np.ndarray:
     squares = np.frombuffer(stream.digest(192 * count), np.uint8).reshape(count, 8, 8, 3)
     place = [8 * y // size for y in range(size)]
     pixels = squares[:, place][:, :, place].astype(np.float32) / np.float32(255)
-    pixels = (pixels - np.float32(preprocessing["mean"])) / np.float32(preprocessing["std"])
+    mean, std = (np.float32(np.array(preprocessing[n]) / UNIT) for n in ("mean", "std"))
+    pixels = (pixels - mean) / std
     return pixels.transpose(0, 3, 1, 2)
 
 

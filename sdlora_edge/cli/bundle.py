@@ -65,17 +65,25 @@ def _described(bundle: Bundle) -> dict[str, Any]:
     """The manifest without the canary's numbers, with the id and the keys."""
     from json import loads
 
-    fields = loads(bundle.manifest.to_json())
+    manifest = bundle.manifest
+    fields = loads(manifest.to_json())
     canary = fields.pop("canary")
     shown = {
         "bundle": str(bundle.path),
         "id": bundle.id,
         "bytes": sum(f["size"] for f in fields["files"].values()),
+        "lineage": manifest.lineage,
+        "state": manifest.state,
+        "task": manifest.task,
+        "classes": list(bundle.state.classes),
         **fields,
+        "tolerance": manifest.tolerance,
+        "min_agreement": manifest.min_agreement,
+        "magnitudes": list(manifest.magnitudes),
     }
     trust = {"threshold": bundle.trust.threshold, "keys": [key.keyid for key in bundle.trust.keys]}
     return shown | {
-        "canary": {"seed": canary["seed"], "images": len(canary["logits"])},
+        "canary": {"seed": canary["seed"], "images": canary["count"]},
         "trust": trust,
     }
 

@@ -1,4 +1,4 @@
-"""What a generation record stands for: its keys, and its packets, each verified with the keys in force when it was applied."""
+"""The keys and packets of a generation record. Each packet is verified with the keys in force when it was applied."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from ..formats.packet import Packet
 from ..formats.packet import read as read_packet
 from ..formats.signing import Trust
 from ..storage import atomic
-from .store import Generation, Store
+from .records import Generation
+from .store import Store
 
 
 class Chain:
@@ -37,7 +38,12 @@ class Chain:
         return self._keys(record)[-1][1]
 
     def packets(self, record: Generation) -> list[Packet]:
-        """All of them. Raises InputError (damaged), TrustError (of keys that are lost, or revoked)."""
+        """The packets of a record, verified.
+
+        Raises:
+            InputError: One is damaged.
+            TrustError: One was signed by keys that are lost, or was revoked.
+        """
         found = [
             read_packet(self._store.packet(digest), trust) for digest, trust in self._signed(record)
         ]
@@ -46,19 +52,22 @@ class Chain:
         return found
 
     def lost_keys(self, record: Generation) -> str:
-        """Which packet of keys cannot be read any more, if one cannot."""
+        """Why it is unknown who may sign: a packet of keys that cannot be read any more. Empty if all can."""
         for digest, _ in record.trust:
             try:
                 self._store.packet(digest)
             except InputError as error:
-                return f"no packet is taken before this is repaired: {error}"
+                return f"no packet is accepted before this is repaired: {error}"
         return ""
 
     def revoked(self, record: Generation, revocation: Revocation) -> Generation:
-        """The record after a revocation: before the first packet that it names, where this device holds one. One that is damaged is
-        kept: once it is repaired, `packets` says whether it was revoked.
+        """The record after a revocation: it ends before the first packet that the revocation covers.
 
-        Raises NotForThisDevice (another lineage, or the bundle itself), NothingToDo (revoked already).
+        A damaged packet is kept, because nobody knows what it brings. Once it is repaired, `packets` says whether it was revoked.
+
+        Raises:
+            NotForThisDevice: Another lineage, or a task of the bundle itself.
+            NothingToDo: Revoked already.
         """
         manifest, named = self._bundle.manifest, revocation.revoked
         accept_revocation(
@@ -73,12 +82,13 @@ class Chain:
         return after
 
     def _keys(self, record: Generation) -> list[tuple[int, Trust]]:
-        """The keys a record goes through: each with the place in its packets from which on they are in force."""
+        """The keys of a record, in order: each with the place in its packets from which on they are in force."""
         keys = [(0, self._bundle.trust)]
         for digest, begin in record.trust:
             try:
                 keys.append((begin, follow_trust(keys[-1][1], [self._store.packet(digest)])))
-            except InputError:  # damaged: the keys before it are replaced all the same
+            except InputError:
+                # Damaged. The keys before it were replaced all the same: whoever stole them must not come back in by damage.
                 return [*keys, (begin, NOBODY)]
         return keys
 

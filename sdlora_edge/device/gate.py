@@ -24,8 +24,11 @@ _BLAS, _LIMITED = (
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Products of numpy on the thread that asks for them. BLAS's own threads go on spinning after each one, on the cores that the
-    canary and every prediction need. For the whole process, so one at a time. Raises MemoryError."""
+    """Compute numpy's matrix products on the calling thread.
+
+    BLAS's own threads go on spinning after each product, on the cores that the canary and every prediction need. The limit holds
+    for the whole process, so one caller at a time. Raises MemoryError.
+    """
     with _LIMITED, _BLAS.limit(limits=1, user_api="blas"):
         _reserve()
         yield
@@ -33,23 +36,24 @@ def one_blas_thread() -> Iterator[None]:
 
 @functools.cache
 def _reserve() -> None:
-    """OpenBLAS ends the process if it gets no memory for its first product; what it got it keeps for all later ones."""
+    """Make the first product while memory is known to be there: without it OpenBLAS ends the process. It keeps what it got."""
     require_memory(BLAS_BUFFER)
     some = np.ones((300, 300), np.float32)
     some @ some
 
 
 def let_go(error: BaseException) -> None:
-    """Release what the calls that an error came through still refer to: a model may be among it."""
+    """Release what the frames of an error still refer to: a model may be among it."""
     traceback.clear_frames(error.__traceback__)
     if error.__cause__:
         let_go(error.__cause__)
 
 
 class Gate:
-    """For devices without the memory for two models: any number of threads may be `inside`, none while it is `closed`. Only one
-    thread may close it at a time. A thread that is inside may go in again, as a signal handler does. Raises UsageError if a thread
-    would wait for itself.
+    """For devices without the memory for two models: any number of threads may be `inside`, none while it is `closed`.
+
+    One thread may close it at a time. A thread that is inside may enter again, as a signal handler does. Raises UsageError if a
+    thread would wait for itself.
     """
 
     def __init__(self) -> None:
@@ -59,14 +63,15 @@ class Gate:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """Waits while it is closed, unless this thread is inside already: whoever closes it waits for this thread."""
+        """Enter. Waits while it is closed, unless this thread is inside already: then the closer waits for this thread."""
         me = threading.get_ident()
         with self._changed:
             if self._closed and self._closer == me:
                 raise UsageError(
-                    "a prediction in the midst of an update in place, in one thread: ask from another thread"
+                    "a prediction during an update in place, in the same thread: predict in another thread"
                 )
-            self._changed.notify_all()  # this may be a signal handler, called just before its thread did so on its way out
+            # This may be a signal handler that interrupted its thread just before it notified on its way out.
+            self._changed.notify_all()
             self._changed.wait_for(lambda: not self._closed or me in self._inside)
             self._inside.append(me)
         try:
@@ -78,14 +83,14 @@ class Gate:
 
     @contextlib.contextmanager
     def closed(self) -> Iterator[None]:
-        """Lets nobody in from now on, and waits for those who are inside."""
+        """Close it, and wait for those who are inside."""
         if threading.get_ident() in self._inside:
             raise UsageError(
-                "an update in place in the midst of a prediction, in one thread: ask from another thread"
+                "an update in place during a prediction, in the same thread: update in another thread"
             )
-        try:  # from here on, for a wait may be interrupted
+        try:  # begins here, because a wait may be interrupted
             with self._changed:
-                self._closer = threading.get_ident()  # first: a signal handler may come in between
+                self._closer = threading.get_ident()  # first: a signal handler may run in between
                 self._closed = True
                 self._changed.wait_for(lambda: not self._inside)
             yield

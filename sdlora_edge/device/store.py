@@ -1,18 +1,19 @@
 """A device's directory, and the commit point of an update.
 
     bundle/              what the device was flashed with, never changed
-    packets/<sha256>     applied packets (of tasks, and of keys), never changed, named by their digest
-    generation.0.json    the record of the generation in force, twice: it names packets, in order, and carries a counter and
-    generation.1.json    a checksum. In force is the CONFIRMED record with the highest counter.
-    *.lock               empty files, held while something is written; who only reads takes none
+    packets/<sha256>     applied packets (of tasks and of keys), never changed, named by their digest
+    generation.0.json    the record of the generation in force, twice: the packets in order, a counter and a checksum
+    generation.1.json    (`records.Generation`). The CONFIRMED record with the highest counter is in force.
+    engine/              the engine's own files, for other programs
+    *.lock               empty files, held while something is written; readers take none
 
-Modes do not depend on the umask: folders are 0700, files 0600. A group to share with (`create`) may read, and no more: folders
-are then 2750, files 0640. Locks are 0600 always. What is added later is as readable as the folder it lies in.
+Modes do not depend on the umask: folders are 0700, files 0600. The members of a group to share with (`create`) may read and no
+more: then folders are 2750, files 0640. Locks are always 0600. A file that is added later is as readable as its folder.
 
-A record is replaced by rename, so a power cut leaves the old one or the new one. While a new generation is made, one of the
-two is its PENDING record, which holds a copy of the one in force; the commit is the rename that makes it CONFIRMED, and then
-the other one becomes its copy. So either may be damaged at any time, and nothing is forgotten. Weights are never stored: they
-are computed from bundle and packets.
+A record is replaced by rename, so a power cut leaves the old one or the new one. While a new generation is made, one of the two
+records is PENDING and holds a copy of the one in force. The rename that makes it CONFIRMED is the commit. Then the other record
+becomes its copy. So either record may be damaged at any time, and nothing is forgotten. Weights are never stored: they are
+computed from bundle and packets. docs/adr/ has the reasons.
 """
 
 from __future__ import annotations
@@ -22,131 +23,25 @@ import grp
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ..errors import UNWRITTEN, InputError, LimitError, UsageError
 from ..formats.bundle import MANIFEST, Bundle
-from ..formats.canonical import dump_json, is_sha256, parse_json, sha256
-from ..formats.container import LIMITS, natural
-from ..formats.control import Revoked, with_revocation
-from ..formats.packet import Packet
+from ..formats.canonical import sha256
+from ..formats.limits import LIMITS
 from ..storage import atomic, disk
+from .records import CONFIRMED, FAILED, PENDING, RECORD_LIMIT, Generation
 
 log = logging.getLogger(__name__)
 
-PENDING, CONFIRMED, FAILED = "pending", "confirmed", "failed"
 _RECORDS = ("generation.0.json", "generation.1.json")
-RECORD_LIMIT = 4 * 1024 * 1024
-"""bytes: 30,000 packets"""
-COUNTER_LIMIT = 2**53
 MEMORY = "watch.json"
 """what a watcher remembers, written under a lock of its own"""
 
 
-@dataclass(frozen=True)
-class Generation:
-    """One record.
-
-    packets: digests, in order. revision, highest: of the newest packet ever confirmed on this device, in this order.
-    trust: packets that changed the keys, in order, each as (digest, n): in force for the n-th of `packets` (from 0) and later.
-    revoked: what is never taken again, as (sequence, revision). bundle: the id of the bundle the store was made with.
-    before: in a record that is not confirmed, the one that was in force when it was written.
-    """
-
-    counter: int
-    status: str
-    packets: tuple[str, ...]
-    highest: int
-    revision: int = 0
-    trust: tuple[tuple[str, int], ...] = ()
-    revoked: tuple[Revoked, ...] = ()
-    bundle: str = ""
-    before: Generation | None = None
-
-    @property
-    def digests(self) -> tuple[str, ...]:
-        """Every packet that this record needs, of tasks and of keys."""
-        return (*self.packets, *(digest for digest, _ in self.trust))
-
-    def confirmed(self) -> Generation:
-        """The same, in force."""
-        return replace(self, status=CONFIRMED, before=None)
-
-    def without(self, count: int) -> Generation:
-        """The last `count` packets taken away; keys stay as new as they are."""
-        packets = self.packets[: len(self.packets) - count]
-        return replace(
-            self,
-            packets=packets,
-            trust=tuple((digest, min(n, len(packets))) for digest, n in self.trust),
-        )
-
-    def with_packet(self, digest: str, packet: Packet) -> Generation:
-        """One packet more. One of a higher revision revocations all that was built of its tasks before."""
-        newest = max((self.revision, self.highest), (packet.revision, packet.sequence))
-        revoked = self.revoked
-        for sequence, revision in packet.versions:
-            revoked = (
-                with_revocation(revoked, Revoked(sequence, revision - 1)) if revision else revoked
-            )
-        return replace(
-            self,
-            packets=(*self.packets, digest),
-            revision=newest[0],
-            highest=newest[1],
-            revoked=revoked,
-        )
-
-    def to_json(self) -> bytes:
-        body = asdict(self)
-        return dump_json({**body, "checksum": sha256(dump_json(body))})
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Generation:
-        """Raises InputError unless these are exactly the bytes that `to_json` makes, its checksum among them."""
-        body = parse_json(data, "a generation record")
-        body.pop("checksum", None)
-        record = cls._from_body(body)
-        if record.to_json() != data:
-            raise InputError("a generation record's checksum does not fit")
-        return record
-
-    @classmethod
-    def _from_body(cls, body: dict[str, Any]) -> Generation:
-        try:
-            before = None if body["before"] is None else cls._from_body(body["before"])
-            packets = tuple(body["packets"])
-            trust = tuple((digest, natural(n, len(packets))) for digest, n in body["trust"])
-            revoked = tuple(
-                Revoked(
-                    natural(r["sequence"], LIMITS.sequence), natural(r["revision"], LIMITS.revision)
-                )
-                for r in body["revoked"]
-            )
-            natural(len(revoked), LIMITS.revocations)
-            record = cls(
-                **{**body, "packets": packets, "trust": trust, "revoked": revoked, "before": before}
-            )
-            natural(record.counter, COUNTER_LIMIT)
-            natural(record.highest, LIMITS.sequence)
-            natural(record.revision, LIMITS.revision)
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"a generation record is malformed: {error!r}") from error
-        if record.status not in (PENDING, CONFIRMED, FAILED) or not all(
-            map(is_sha256, record.digests)
-        ):
-            raise InputError("a generation record is malformed")
-        if (record.before is None) != (record.status == CONFIRMED):
-            raise InputError(
-                "a generation record that is not confirmed must hold the one before it"
-            )
-        return record
-
-
 class Store:
-    """The files of one store. Raises InputError where `path` is no store."""
+    """The files of one store. Raises InputError if `path` is no store."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -164,10 +59,16 @@ class Store:
     def create(
         cls, path: Path, bundle: Bundle, prove: Callable[[Path], object], group: str | None = None
     ) -> Store:
-        """A store holding a copy of the bundle, in the bundle's own state; it gets its name once `prove` has looked at it.
+        """Make a store with a copy of the bundle, in the bundle's own state.
 
-        group: a name or number; its members may read the store. Raises UsageError if `path` exists or the group does not, and
-        what `prove` raises.
+        Args:
+            path: The new folder.
+            bundle: An opened bundle.
+            prove: Called with the store under a temporary name; it gets its own name if this raises nothing.
+            group: Name or number of a group whose members may read the store.
+
+        Raises:
+            UsageError: `path` exists, or the group does not.
         """
         shared = None if group is None else _group(group)
         with atomic.new_folder(path, 0o700) as folder:
@@ -188,14 +89,21 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, name: str = "apply.lock", wait: float = 0.0) -> Iterator[None]:
-        """One writer at a time; the operating system frees the lock of a process that dies.
+        """Let one process write at a time; the operating system frees the lock of a process that dies.
 
-        wait: seconds. Raises UsageError if another one still writes then, StorageError if the store cannot be written.
+        Args:
+            name: File name of the lock.
+            wait: Seconds to wait for another process.
+
+        Raises:
+            UsageError: Another process still holds the lock.
+            StorageError: The store cannot be written.
         """
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(disk.lock(self.path / name, wait))
-                # what a killed process has renamed, and not synced, is built upon: let it stay
+                # A killed process may have renamed a record without syncing its folder. What follows builds on that
+                # record, so its name must survive before anything new does.
                 atomic.keep_name(self.path)
                 disk.sync(self.path / "packets")
                 disk.sync(self.path)
@@ -208,37 +116,36 @@ class Store:
             yield
 
     def current(self) -> Generation:
-        """The generation in force. Raises InputError where a record cannot be read, or neither is whole."""
-        whole = [g for g in self.records().values() if g is not None]
-        if confirmed := [g for g in whole if g.status == CONFIRMED]:
+        """The generation in force. Raises InputError if a record cannot be read, or both are damaged."""
+        intact = [g for g in self.records().values() if g is not None]
+        if confirmed := [g for g in intact if g.status == CONFIRMED]:
             return max(confirmed, key=lambda g: g.counter)
-        for (
-            record
-        ) in whole:  # what is in force is damaged, and was about to be followed by this one
-            if record.before is not None:
+        for record in intact:
+            if (
+                record.before is not None
+            ):  # the confirmed record is damaged; this one holds its copy
                 return record.before
         raise InputError(
-            f"{self.path} holds no generation record that is whole: flash the device again with device init"
+            f"{self.path} holds no intact generation record: flash the device again with device init"
         )
 
     def records(self) -> dict[Path, Generation | None]:
-        """Both records; None for one that is missing or damaged. A disk that does not answer is an error: raises InputError."""
+        """Both records; None for one that is missing or damaged. Raises InputError if the disk does not answer."""
         found = {self.path / name: _read_record(self.path / name) for name in _RECORDS}
-        for _ in range(
-            100
-        ):  # both at one moment: a writer may go on twice between one and the other
+        # Readers take no lock, and a writer may commit twice between the two reads. So read until nothing changes.
+        for _ in range(100):
             before, found = found, {path: _read_record(path) for path in found}
             if found == before:
                 break
         return found
 
     def named(self) -> list[Generation]:
-        """Every generation that a whole record holds."""
-        whole = [record for record in self.records().values() if record is not None]
-        return whole + [record.before for record in whole if record.before is not None]
+        """Every generation that an intact record holds."""
+        intact = [record for record in self.records().values() if record is not None]
+        return intact + [record.before for record in intact if record.before is not None]
 
     def damage(self) -> list[str]:
-        """A line for each record that is missing or damaged: the other one is in force, and the next update repairs it."""
+        """A line for each record that is missing or damaged. The other one is in force, and the next update repairs it."""
         return [
             f"{path} is missing or damaged: the other record is used"
             for path, record in self.records().items()
@@ -246,14 +153,14 @@ class Store:
         ]
 
     def leftovers(self) -> list[Path]:
-        """What no record names: packets of failed or replaced generations, and what a cut left half written. Raises InputError."""
+        """Files that no record names: packets of failed or replaced generations, and half-written files. Raises InputError."""
         kept = {digest for record in self.named() for digest in record.digests}
         with atomic.reading(self.path):
             packets = [
                 self._packet(name) for name in disk.names(self.path / "packets") if name not in kept
             ]
             cut = [name for name in disk.names(self.path) if name.startswith(atomic.TEMPORARY)]
-            # a watcher may be writing its memory just now; what is left of that, its next write removes
+            # A watcher may be writing its memory just now; its next write removes what is left of that.
             return packets + [self.path / name for name in cut if name != atomic.TEMPORARY + MEMORY]
 
     def sweep(self) -> None:
@@ -270,18 +177,18 @@ class Store:
         return digest
 
     def packet(self, digest: str) -> bytes:
-        """Raises InputError where its bytes are no longer those of its name."""
+        """The bytes of a packet. Raises InputError if they are no longer those of its name."""
         path = self._packet(digest)
         with contextlib.suppress(InputError):
             if sha256(data := atomic.read(path, LIMITS.packet)) == digest:
                 return data
-        data = atomic.read(path, LIMITS.packet)  # once more: a disk may fail for a moment
+        data = atomic.read(path, LIMITS.packet)  # again: a disk may fail for a moment
         if sha256(data) != digest:
             raise InputError(f"{path} is damaged: apply this packet again")
         return data
 
     def damaged(self, digests: Iterable[str]) -> tuple[str, ...]:
-        """Those of these packets whose files are damaged."""
+        """Those of these packets whose files are damaged or missing."""
         found = []
         for digest in digests:
             try:
@@ -292,9 +199,14 @@ class Store:
 
     @contextlib.contextmanager
     def replacing(self, new: Generation) -> Iterator[Generation]:
-        """The commit point. `new` is the record in force, changed; it gets the next counter. It is pending while the block
-        runs, confirmed where it ends without an error, and failed otherwise; in force is the old one until the record says
-        confirmed."""
+        """The commit point.
+
+        The new record is pending while the block runs, confirmed if it ends without an error, and failed otherwise. The old
+        one is in force until a record says confirmed.
+
+        Args:
+            new: The record in force, changed. It gets the next counter.
+        """
         old = self.current()
         pending = replace(new, counter=old.counter + 1, status=PENDING, before=old)
         path = self._spare()
@@ -312,10 +224,11 @@ class Store:
         except UNWRITTEN as error:
             if self.current().counter != pending.counter:
                 raise
-            # the rename has been done, and what failed came after it: every process sees the new generation
+            # The rename has been done, and what failed came after it: every process sees the new generation.
             log.warning(
                 "%s: in force, but a power cut may bring back the generation before it", error
             )
+        # From here on the new generation is in force. The copy only protects against a record that is damaged later.
         try:
             _write_record(self._other(path), pending.confirmed())
         except UNWRITTEN as error:
@@ -325,7 +238,10 @@ class Store:
             )
 
     def _spare(self) -> Path:
-        """The record to write next: a damaged one, else one that is not confirmed, else the older one, if they differ."""
+        """The record to write next: a damaged one, else one that is not confirmed, else the older one.
+
+        It is never the only intact record that says what is in force.
+        """
         records = self.records()
         return min(
             records,
@@ -340,7 +256,7 @@ class Store:
     def _packet(self, digest: str) -> Path:
         return self.path / "packets" / digest
 
-    def size(self) -> dict[str, Any]:
+    def size(self) -> dict[str, int]:
         """Bytes on disk, by part."""
         found = {}
         for part in ("bundle", "packets"):
@@ -364,7 +280,7 @@ def store_around(path: Path) -> Path | None:
 
 
 def _group(name: str) -> int:
-    """Its number. Raises UsageError."""
+    """The number of a group. Raises UsageError."""
     try:
         number = int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
     except (KeyError, ValueError) as error:
@@ -384,10 +300,10 @@ def _share(folder: Path, group: int) -> None:
 
 
 def _write_record(path: Path, record: Generation) -> None:
-    """Raises StorageError, ResourceError; LimitError for one that no reader would take."""
+    """Raises StorageError, ResourceError, or LimitError if no reader would accept it."""
     if len(data := record.to_json()) > RECORD_LIMIT:
         raise LimitError(
-            f"a generation record of {len(data)} bytes is beyond {RECORD_LIMIT}: flash this device with a newer bundle"
+            f"a generation record of {len(data)} bytes exceeds {RECORD_LIMIT}: flash this device with a newer bundle"
         )
     atomic.write(path, data, like=path.parent)
 
@@ -399,7 +315,7 @@ def _read_record(path: Path) -> Generation | None:
         return None
     try:
         data = atomic.read(path, RECORD_LIMIT)
-    except LimitError:  # nobody wrote it: it is damaged
+    except LimitError:  # no device writes such a record: it is damaged
         return None
     try:
         return Generation.from_json(data)

@@ -1,7 +1,6 @@
-"""A model is tried in a child process before this one opens it: a runtime that crashes must not end
-the program that asked, without a message.
+"""Tries a model in a child process before this one opens it: a runtime that crashes must not end the calling program.
 
-If no child can be had (a frozen program, an interpreter that does not start), nothing is tried.
+If no child process can be started (a frozen program, an interpreter that does not start), nothing is tried.
 """
 
 from __future__ import annotations
@@ -30,17 +29,24 @@ CRASHES = {
     signal.SIGSYS,
     signal.SIGTRAP,
 }
-"""signals by which a process dies of what it does itself; others come from outside"""
+"""Signals that a process causes itself; others come from outside."""
 
 _survived: set[str] = set()
-"""ids of bundles that a child of this process has opened"""
+"""Ids of bundles that a child of this process has opened."""
 
 
 def tried(store: Path, unproved: bool) -> Path:
-    """The store, once a child process has opened it; each bundle is tried once in the life of this one.
+    """The same path, after a child process has opened the store. Each bundle is tried once in the life of this process.
 
-    unproved: nothing is run here, so nothing is tried. Raises HealthError if the child dies by a signal,
-    ResourceError if memory ran out. Any other error is left to this process, which finds it again.
+    Any other error of the child is left to this process, which meets it again.
+
+    Args:
+        store: The store's folder.
+        unproved: No model runs here, so nothing is tried.
+
+    Raises:
+        HealthError: The child crashed.
+        ResourceError: The child ran out of memory.
     """
     data = atomic.read(store / "bundle" / MANIFEST)
     if unproved or sha256(data) in _survived or not sys.executable or getattr(sys, "frozen", False):
@@ -65,10 +71,10 @@ def tried(store: Path, unproved: bool) -> Path:
 
 
 def child(function: Callable[..., None], *arguments: object) -> list[str]:
-    """The command that calls a function of this package in another interpreter, its arguments as text.
+    """The command that calls a function of this package in another interpreter, with its arguments as text.
 
-    It gets this one's `sys.path`, and nothing of its `__main__`. Without -I, a module in the current
-    folder would be taken for one that Python needs before.
+    The child gets this process's `sys.path`, and nothing of its `__main__`. Without -I, Python would import a module in the
+    current folder in place of one of its own.
     """
     call = f"import sys; sys.path[:] = sys.argv[1].split({SEPARATOR!r}); "
     call += f"from {function.__module__} import {function.__name__} as call; call(*sys.argv[2:])"
@@ -83,7 +89,7 @@ def child(function: Callable[..., None], *arguments: object) -> list[str]:
 
 
 def open_store(store: str) -> None:
-    """What the child does: load the model, and run its canary."""
+    """Load the model and run its canary: what the child does."""
     print(BEGUN, flush=True)
     from .device import Device  # which imports this module
     from .store import Store
@@ -92,16 +98,16 @@ def open_store(store: str) -> None:
 
 
 def _signal(number: int) -> signal.Signals:
-    """SIGKILL for one without a name, which comes from outside as well."""
+    """The signal with this number; SIGKILL if it has no name, because it comes from outside too."""
     return signal.Signals(number) if number in set(signal.Signals) else signal.SIGKILL
 
 
 def _error(died: signal.Signals, stderr: str, manifest: Manifest) -> SdloraError:
-    if (
-        died not in CRASHES or "bad_alloc" in stderr
-    ):  # ended by someone who was short of memory, mostly
+    # A signal from outside: most often the kernel, which was short of memory.
+    if died not in CRASHES or "bad_alloc" in stderr:
         return ResourceError(
-            f"the model could not be tried (a child process was ended by {died.name}): free memory, then try again"
+            f"the model could not be tried (a child process was ended by {died.name}): "
+            "free memory, then try again"
         )
     runtime = RUNTIMES.get(manifest.target, f"the engine for target {manifest.target}")
     facts = f"target {manifest.target}, precision {manifest.precision}, weights as {manifest.weights_as}"
@@ -113,5 +119,6 @@ def _error(died: signal.Signals, stderr: str, manifest: Manifest) -> SdloraError
         else ""
     )
     return HealthError(
-        f"the model crashes on this machine ({died.name} in a child process; {facts}): install another version of {runtime}{other}"
+        f"the model crashes on this machine ({died.name} in a child process; {facts}): "
+        f"install another version of {runtime}{other}"
     )

@@ -1,85 +1,89 @@
-"""Everything a store holds, compared with what it should be: for `device verify`, and for monitoring from afar."""
+"""Compares everything a store holds with what it should be: for `device verify`, and for monitoring from afar."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from ..errors import UNWRITTEN, InputError, SdloraError
 from ..formats.bundle import MANIFEST, Manifest, open_bundle
 from ..formats.canonical import sha256
+from ..results import Damage, Served, Status, Untried, Verification
 from ..shortage import noticed
 from ..storage import atomic, disk
 from .device import Device
 from .store import Store
 
-ENGINE = "every file is intact: look for the cause with sdlora-edge device selftest, or flash the device with another bundle"
+ENGINE = (
+    "every file is intact: look for the cause with sdlora-edge device selftest, or flash the device "
+    "with another bundle"
+)
 FLASH, ITSELF = "flash the device again", "the next update writes it anew"
 AGAIN = "apply the packet that has this SHA-256 again, or roll back"
-KEYS = "apply the packet of keys that has this SHA-256 again: until then no other packet is taken"
+KEYS = (
+    "apply the packet of keys that has this SHA-256 again: until then no other packet is accepted"
+)
 
 
-def verify(path: Path | str, unproved: bool = False) -> dict[str, Any]:
-    """Read every byte of a store, and write nothing in it. unproved: as for `Device.open`. Raises InputError where `path` is no store.
+def verify(path: Path | str, unproved: bool = False) -> Verification:
+    """Read every byte of a store, and write nothing in it.
 
-    Returns {"whole": bool, "damage": [{"file", "problem", "remedy"}], "leftovers": [file], "files": how many were compared,
-    "bytes": how many, "serves": {"generation", "task"} of the model that can be served in spite of the damage, or None, "untried":
-    {"message", "exit_code"} of what kept the model from being tried, or None: that says nothing about the store}.
+    Args:
+        path: The store's folder.
+        unproved: As for `Device.open`.
+
+    Raises:
+        InputError: `path` is no store, or its disk does not answer.
     """
-    store, compared, damage = Store(Path(path)), [], []
-
-    def compare(file: Path, problem: str | None, remedy: str) -> None:
-        compared.append(file)
-        if problem is not None:
-            damage.append(
-                {"file": str(file.relative_to(store.path)), "problem": problem, "remedy": remedy}
-            )
-
-    records = store.records()
-    whole = [record for record in records.values() if record is not None]
-    for file, record in records.items():
-        compare(file, "missing or damaged" if record is None else None, ITSELF if whole else FLASH)
-    for file, problem in _bundle(
-        store.path / "bundle", {record.bundle for record in whole}
-    ).items():
-        compare(file, problem, FLASH)
-    keys = {digest for record in store.named() for digest, _ in record.trust}
-    for digest in sorted(_needed(store)):
-        compare(
-            store.path / "packets" / digest,
-            _packet(store, digest),
-            KEYS if digest in keys else AGAIN,
-        )
-    leftovers = store.leftovers()
+    store = Store(Path(path))
+    compared = _compared(store)
+    damage = [
+        Damage(str(file.relative_to(store.path)), problem, remedy)
+        for file, problem, remedy in compared
+        if problem is not None
+    ]
+    leftovers = tuple(str(file.relative_to(store.path)) for file in store.leftovers())
     serves, untried = None, None
     try:
         status = _status(store, unproved)
-        serves = {"generation": status["generation"], "task": status["task"]}
-        if (
-            status["damage"] and not damage
-        ):  # every file is what it was, and still not all of it can be served
-            damage += [
-                {"file": ".", "problem": problem, "remedy": AGAIN} for problem in status["damage"]
-            ]
+        serves = Served(status.generation, status.task)
+        if not damage:  # every file is intact, and still not all of the generation can be served
+            damage = [Damage(".", problem, AGAIN) for problem in status.damage]
     except UNWRITTEN as error:
-        untried = error.to_dict()
+        untried = Untried(**error.to_dict())
     except SdloraError as error:
-        if not damage:  # every file is what it was, and still the model cannot be served
-            damage.append({"file": ".", "problem": str(error), "remedy": ENGINE})
-    return {
-        "whole": not damage,
-        "damage": damage,
-        "leftovers": [str(file.relative_to(store.path)) for file in leftovers],
-        "files": len(compared),
-        "bytes": sum(disk.size(file) or 0 for file in compared),
-        "serves": serves,
-        "untried": untried,
-    }
+        if not damage:  # every file is intact, and still nothing can be served
+            damage = [Damage(".", str(error), ENGINE)]
+    return Verification(
+        intact=not damage,
+        damage=tuple(damage),
+        leftovers=leftovers,
+        files=len(compared),
+        bytes=sum(disk.size(file) or 0 for file, _, _ in compared),
+        serves=serves,
+        untried=untried,
+    )
 
 
-def _status(store: Store, unproved: bool) -> dict[str, Any]:
-    """Of a device on this store, whose engine has a folder elsewhere."""
+def _compared(store: Store) -> list[tuple[Path, str | None, str]]:
+    """(file, what is wrong with it or None, remedy) for each file that the store needs."""
+    records = store.records()
+    intact = [record for record in records.values() if record is not None]
+    found: list[tuple[Path, str | None, str]] = [
+        (file, "missing or damaged" if record is None else None, ITSELF if intact else FLASH)
+        for file, record in records.items()
+    ]
+    problems = _bundle(store.path / "bundle", {record.bundle for record in intact})
+    found += [(file, problem, FLASH) for file, problem in problems.items()]
+    keys = {digest for record in store.named() for digest, _ in record.trust}
+    for digest in sorted(_needed(store)):
+        path = store.path / "packets" / digest
+        found.append((path, _packet(store, digest), KEYS if digest in keys else AGAIN))
+    return found
+
+
+def _status(store: Store, unproved: bool) -> Status:
+    """The status of a device on this store; its engine works in a folder elsewhere, so nothing is written here."""
     with (
         noticed("while the store was opened"),
         tempfile.TemporaryDirectory(dir=atomic.temporary()) as folder,
@@ -89,7 +93,7 @@ def _status(store: Store, unproved: bool) -> dict[str, Any]:
 
 
 def _bundle(folder: Path, ids: set[str]) -> dict[Path, str | None]:
-    """{file: what is wrong with it, or None}. ids: what the records say the bundle is."""
+    """{file: what is wrong with it, or None}. ids: the bundle's id, as the records say it."""
     found: dict[Path, str | None] = {folder / MANIFEST: None}
     try:
         data = atomic.read(folder / MANIFEST)
@@ -108,7 +112,7 @@ def _bundle(folder: Path, ids: set[str]) -> dict[Path, str | None]:
 
 
 def _needed(store: Store) -> set[str]:
-    """What the generation in force consists of; where none is, what any record names."""
+    """The packets of the generation in force; if there is none, those that any record names."""
     try:
         return set(store.current().digests)
     except InputError:
@@ -116,6 +120,7 @@ def _needed(store: Store) -> set[str]:
 
 
 def _packet(store: Store, digest: str) -> str | None:
+    """What is wrong with a packet of the store, or None."""
     path = store.path / "packets" / digest
     try:
         store.packet(digest)

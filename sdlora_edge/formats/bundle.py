@@ -1,19 +1,20 @@
-"""What a device is flashed with: an exported model, its manifest, and the keys it obeys. numpy only.
+"""The bundle: an exported model, its manifest, and the keys that its devices trust. Imports numpy only.
 
-    manifest.json         everything a device must know (the fields of `Manifest`), with the digest of every other file
-    the model             the target's own files: model.onnx, or model.pte and model.ptd
-    weights               W_e of every adapted weight, `head.weight`, `head.bias`, raw in one of these files or in
-                          weights.safetensors, where the manifest says: one copy, read by the engine and by us
-    factors.safetensors   <k>.<projection>.A/.B of the tasks up to e, as shipped
+    manifest.json         facts about the model (the fields of `Manifest`) and the digest of every other file
+    model files           of the target: model.onnx, or model.pte and model.ptd
+    weights               W_e of every adapted weight, `head.weight` and `head.bias`, raw, in one of these files or in
+                          weights.safetensors: the manifest says where. Engine and device read this one copy.
+    factors.safetensors   <k>.<projection>.A/.B of the tasks 1..e as shipped, and `canary.logits`
+    classes.json          the class names in the order of the head's rows, for any program
     trust.json            public keys and threshold
 
-The bundle id is the SHA-256 of manifest.json.
+The bundle id is the SHA-256 of manifest.json. docs/packet.md describes every field.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,107 +25,218 @@ from ..errors import InputError, NotForThisDevice
 from ..shortage import verdict
 from ..state import Merging, Projection, TaskState, extended, factors_from
 from ..storage import atomic
-from .canonical import dump_json, is_sha256, parse_json, sha256, to_units
-from .container import natural
+from .canonical import UNIT, dump_json, parse_exact_json, parse_json, sha256, to_units
 from .encoding import ENCODINGS, Factors
+from .fields import (
+    BYTES,
+    ONE,
+    digest,
+    either,
+    in_units,
+    listed,
+    mapped,
+    one_of,
+    record,
+    text,
+    whole,
+)
+from .limits import LIMITS
 from .packet import magnitudes_from, name_problem
 from .signing import Trust
 
-FORMAT = "sdlora-edge/bundle/3"
+FORMAT, CLASSES_FORMAT = "sdlora-edge/bundle/4", "sdlora-edge/classes/1"
 MANIFEST, TRUST, FACTORS = "manifest.json", "trust.json", "factors.safetensors"
+CLASSES = "classes.json"
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+CANARY_LOGITS = "canary.logits"
 INPUTS, CONSTANTS = "inputs", "constants"
-"""how the model holds its adapted weights: as inputs with defaults, or as constants that a new session is made with"""
+"""how the model holds its adapted weights: inputs with defaults, or constants that need a new session for new values"""
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-"""of the weights in a model's files; they are computed in float32, whatever they are stored in"""
+"""dtypes of weights in a model's files; the arithmetic is float32, whatever the dtype in the file"""
 MANIFEST_LIMIT = 64 * 1024 * 1024
-"""bytes"""
+"""bytes of manifest.json or classes.json"""
+_LARGEST = in_units(LIMITS.magnitude)
+_MAGNITUDE = whole(-_LARGEST, _LARGEST)
+
+KINDS = {
+    "states": listed(digest, 1, LIMITS.sequence + 1),
+    "task_name": text(),
+    "model": text(),
+    "target": text(),
+    "precision": text(),
+    "tolerance": whole(1, ONE - 1),
+    "min_agreement": whole(0, ONE),
+    "weights_as": one_of(INPUTS, CONSTANTS),
+    "capacity": whole(0, LIMITS.rows),
+    "encoding": one_of(*ENCODINGS),
+    "revisions": listed(whole(0, LIMITS.revision), 0, LIMITS.sequence),
+    "magnitudes": listed(
+        either(_MAGNITUDE, listed(_MAGNITUDE, 1, LIMITS.sequence)), 0, LIMITS.sequence
+    ),
+    "preprocessing": mapped(lambda value: None),  # `inputs` checks it: it belongs to the modality
+    "projections": listed(Projection.from_dict, 0, LIMITS.sequence),
+    "weights": mapped(
+        record(
+            {
+                "file": text(),
+                "offset": whole(0, BYTES),
+                "dtype": one_of(*DTYPES),
+                "shape": listed(whole(0, BYTES), 1, 2),
+            }
+        )
+    ),
+    "canary": record(
+        {
+            "seed": whole(0, LIMITS.seed),
+            "count": whole(1, LIMITS.canary_inputs),
+            "tolerance": whole(1, ONE - 1),
+        }
+    ),
+    "made_with": mapped(either(whole(0, BYTES), text())),
+    "files": mapped(record({"sha256": digest, "size": whole(0, BYTES)})),
+}
+"""What the manifest holds beside `format`: the kind and the bounds of each field. `_problems` adds the rules between fields."""
+
+
+@dataclass(frozen=True)
+class Canary:
+    """The bundle's own canary. Its expected outputs are the tensor `canary.logits` of factors.safetensors.
+
+    Args:
+        seed: Makes the inputs (`inputs.canary.inputs`).
+        count: Number of inputs.
+        tolerance: Largest difference that a device may find, as `inputs.canary.largest_difference` measures it.
+    """
+
+    seed: int
+    count: int
+    tolerance: float
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The facts about an exported model. `state` is S_e, `task` is e, `magnitudes` alpha_k(e) for k = 1..e, each a number or,
-    where projections have their own, a list of one for each.
+    """The facts about an exported model, as Python numbers; `to_json` writes fractions as integers.
 
-    revisions: of the tasks 1 to e. precision: of what is not adapted. tolerance: the largest logit difference to torch it may show on
-    images (`export.precision`); min_agreement: the least share of them that gets the same class. weights_as: INPUTS or CONSTANTS. capacity: how many classes the model has room for; 0 where it has room for any number.
-    weights: {tensor: {"file", "offset", "dtype", "shape"}}, where it lies raw, row by row, little endian; the head fills
-    the first rows of its capacity. preprocessing: the fields of `device.preprocessing.Preprocessing`.
-    canary: {"seed": int, "logits": [[float]], "tolerance": float}, what the host got for the canary inputs, and the largest
-    difference that a device may find, as `device.canary` measures it (left out: the other tolerance). made_with: versions.
-    files: {name: {"sha256", "size"}}.
+    Args:
+        states: State digests S_0 to S_e. S_0 is the lineage, S_e the bundle's own state, e its task.
+        task_name: Name of task e.
+        model: Name of the backbone.
+        target: What runs the model: "onnx", "executorch", or the name of another package's engine.
+        precision: Precision of the weights that are not adapted.
+        tolerance: Largest logit difference to torch on images (`export.precision`).
+        min_agreement: Smallest share of these images that must get the same class as with torch.
+        weights_as: INPUTS or CONSTANTS.
+        capacity: Number of head rows the model has room for; 0 for any number.
+        encoding: Encoding of the factors.
+        revisions: Of the tasks 1 to e.
+        magnitudes: alpha_k(e) for k = 1..e, each a number, or a list with one number for each projection.
+        preprocessing: JSON of `inputs.image.Preprocessing`.
+        projections: The adapted slices of the weights.
+        weights: {tensor: {"file", "offset", "dtype", "shape"}}: the tensor's place, raw, row by row, little endian. The
+            head fills the first rows of its capacity.
+        canary: The bundle's own canary.
+        made_with: Versions of the libraries that made the model.
+        files: {name: {"sha256", "size"}} of every other file.
     """
 
-    lineage: str
-    state: str
     states: tuple[str, ...]
-    task: int
     task_name: str
     model: str
     target: str
     precision: str
     tolerance: float
+    min_agreement: float
     weights_as: str
     capacity: int
     encoding: str
-    classes: tuple[str | None, ...]
+    revisions: tuple[int, ...]
     magnitudes: tuple[Any, ...]
     preprocessing: Mapping[str, Any]
     projections: tuple[Projection, ...]
     weights: Mapping[str, Mapping[str, Any]]
-    canary: Mapping[str, Any]
+    canary: Canary
     made_with: Mapping[str, Any]
     files: Mapping[str, Mapping[str, Any]]
-    revisions: tuple[int, ...] = ()
-    min_agreement: float = 1.0
+
+    @property
+    def lineage(self) -> str:
+        """S_0."""
+        return self.states[0]
+
+    @property
+    def state(self) -> str:
+        """S_e."""
+        return self.states[-1]
+
+    @property
+    def task(self) -> int:
+        """e."""
+        return len(self.states) - 1
 
     @property
     def revision(self) -> int:
-        """Of task e."""
+        """Revision of task e."""
         return self.revisions[-1] if self.revisions else 0
 
     def to_json(self) -> bytes:
-        value = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        value["projections"] = [p.to_dict() for p in self.projections]
+        """Canonical JSON with integers only."""
+        value = {field.name: getattr(self, field.name) for field in fields(self)}
+        value["tolerance"] = max(1, in_units(self.tolerance))
+        value["min_agreement"] = in_units(self.min_agreement)
         value["magnitudes"] = to_units(np.array(self.magnitudes, np.float64))
+        value["projections"] = [p.to_dict() for p in self.projections]
+        value["canary"] = asdict(self.canary)
+        value["canary"]["tolerance"] = max(1, in_units(self.canary.tolerance))
         return dump_json({"format": FORMAT, **value})
 
     @classmethod
     def from_json(cls, data: bytes) -> Manifest:
-        """Raises InputError for another format version or a field that is missing or of the wrong kind."""
-        value = parse_json(data, MANIFEST)
+        """Read a manifest.
+
+        Raises:
+            InputError: It has another format version, or a field is missing, unknown, of the wrong kind or out of bounds.
+        """
+        value = parse_exact_json(data, MANIFEST)
         if (found := value.pop("format", None)) != FORMAT:
             raise InputError(
-                f"bundle format {found!r} is not {FORMAT!r}: export it again with this version"
+                f"bundle format {found!r} is not {FORMAT!r}: export the bundle again with this version"
             )
         try:
-            manifest = cls(**value)
-            _check_types(manifest)
-            names = [name for name in manifest.classes if name is not None]
-            if any(map(name_problem, names)) or len(set(names)) != len(names):
-                raise ValueError("a class name is empty, malformed or stands twice")
-            magnitudes = magnitudes_from(
-                manifest.magnitudes, manifest.task, len(manifest.projections)
-            )
-            if not 0 < manifest.tolerance < 1:
-                raise ValueError(f"tolerance {manifest.tolerance}")
-            return replace(
-                manifest,
-                classes=tuple(manifest.classes),
-                states=tuple(manifest.states),
-                revisions=tuple(manifest.revisions),
-                magnitudes=tuple(magnitudes.tolist()),
-                projections=tuple(Projection.from_dict(p) for p in value["projections"]),
-            )
+            record(KINDS)(value)
+            for problem in _problems(value):
+                raise ValueError(problem)
+            tasks = len(value["states"]) - 1
+            magnitudes = magnitudes_from(value["magnitudes"], tasks, len(value["projections"]))
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{MANIFEST} is not a bundle's manifest: {error!r}") from error
+            raise InputError(f"{MANIFEST} is not a bundle's manifest: {error}") from error
+        canary = {**value["canary"], "tolerance": value["canary"]["tolerance"] * UNIT}
+        return cls(
+            **{
+                **value,
+                "states": tuple(value["states"]),
+                "tolerance": value["tolerance"] * UNIT,
+                "min_agreement": value["min_agreement"] * UNIT,
+                "revisions": tuple(value["revisions"]),
+                "magnitudes": tuple(magnitudes.tolist()),
+                "projections": tuple(Projection.from_dict(p) for p in value["projections"]),
+                "canary": Canary(**canary),
+            }
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
     """An opened bundle: every file has been compared with the manifest.
 
-    weights: {tensor: float32 (rows, columns)}, W_e. state: task e. factors: one mapping per task 1..e.
+    Args:
+        path: The folder.
+        id: SHA-256 of manifest.json.
+        manifest: Its facts.
+        trust: The keys a device starts with.
+        weights: {tensor: float32 (rows, columns)}, W_e.
+        state: Task e.
+        factors: One mapping for each of the tasks 1..e.
+        canary_logits: float32 (count, live classes).
     """
 
     path: Path
@@ -134,40 +246,42 @@ class Bundle:
     weights: Mapping[str, np.ndarray]
     state: TaskState
     factors: tuple[Mapping[str, Factors], ...]
+    canary_logits: np.ndarray
 
     def merged(
         self, state: TaskState, factors: Sequence[Mapping[str, Factors]]
     ) -> Mapping[str, np.ndarray]:
-        """W_t and the head of a later state, float32, each computed when it is asked for. factors: of the tasks after e, in order."""
+        """W_t and the head of a later state, float32, each computed when it is read.
+
+        Args:
+            state: The later state.
+            factors: Of the tasks after e, in order.
+        """
         weights = {**self.weights, HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
         coefficients = state.magnitudes - extended(self.state.magnitudes, state.magnitudes)
         return Merging(weights, self.manifest.projections, [*self.factors, *factors], coefficients)
 
     @property
     def model_bytes(self) -> int:
-        """What shipping the whole model instead would cost: graph and weights."""
-        return sum(
-            int(f["size"])
-            for name, f in self.manifest.files.items()
-            if name not in (TRUST, FACTORS)
-        )
-
-    @property
-    def canary_tolerance(self) -> float:
-        """The largest difference of canaries, as `device.canary` measures it."""
-        return float(self.manifest.canary.get("tolerance", self.manifest.tolerance))
+        """Bytes of graph and weights: what shipping the whole model instead would cost."""
+        own = (TRUST, FACTORS, CLASSES)
+        return sum(int(f["size"]) for name, f in self.manifest.files.items() if name not in own)
 
     def require_room(self, classes: int) -> None:
-        """Raises NotForThisDevice where the model has no room for so many classes."""
+        """Raises NotForThisDevice if the model has no room for this number of head rows."""
         if 0 < self.manifest.capacity < classes:
             raise NotForThisDevice(
-                f"{classes} classes are beyond this bundle's capacity of {self.manifest.capacity}: "
-                f"export one with --max-classes {classes} or more"
+                f"{classes} classes exceed this bundle's capacity of {self.manifest.capacity}: "
+                f"export a bundle with --max-classes {classes} or more"
             )
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Read a bundle, comparing every file with the manifest first. Raises InputError naming the file that is wrong."""
+    """Read a bundle after every file has been compared with the manifest.
+
+    Raises:
+        InputError: A file is missing, damaged or contradicts the manifest; the message names it.
+    """
     if not path.is_dir():
         raise InputError(
             f"{path} is not a bundle: no such folder; make one with sdlora-edge export"
@@ -175,117 +289,116 @@ def open_bundle(path: Path) -> Bundle:
     data = atomic.read(path / MANIFEST, MANIFEST_LIMIT)
     manifest = Manifest.from_json(data)
     for name, entry in manifest.files.items():
-        if Path(name).name != name:
-            raise InputError(f"{path / MANIFEST} names a file outside the bundle: {name!r}")
         if atomic.sha256_of(path / name) != (entry["sha256"], entry["size"]):
             raise InputError(
                 f"{path / name} is not the file the manifest names: get the bundle again"
             )
-    if missing := {TRUST, FACTORS, *(str(w.get("file")) for w in manifest.weights.values())} - set(
-        manifest.files
-    ):
-        raise InputError(f"{path / MANIFEST} does not list {', '.join(sorted(missing))}")
     trust = Trust.from_dict(parse_json(atomic.read(path / TRUST), TRUST))
+    classes = read_classes(atomic.read(path / CLASSES, MANIFEST_LIMIT))
     stored = load_tensors(path / FACTORS)
     try:
         weights = {name: _load_raw(path, entry) for name, entry in manifest.weights.items()}
-        known = len(manifest.classes)
-        head_weight, head_bias = weights.pop(HEAD_WEIGHT)[:known], weights.pop(HEAD_BIAS)[:known]
-        for p in manifest.projections:
-            if weights[p.tensor].shape[1:] != (p.columns,) or p.stop > len(weights[p.tensor]):
-                raise ValueError(
-                    f"projection {p.name} does not fit {p.tensor} {weights[p.tensor].shape}"
-                )
-        if len(head_weight) != len(manifest.classes) or head_bias.shape != (len(manifest.classes),):
-            raise ValueError(f"head {head_weight.shape} for {len(manifest.classes)} classes")
+        state = _state(manifest, classes, weights)
         names = [p.name for p in manifest.projections]
         factors = tuple(
             factors_from(stored, names, f"{k}.", manifest.encoding)
             for k in range(1, manifest.task + 1)
         )
+        logits = _canary_logits(stored, manifest, classes)
     except (KeyError, ValueError) as error:
-        raise InputError(
-            f"{path}: manifest and weights do not fit each other: {error!r}"
-        ) from error
+        raise InputError(f"{path}: manifest and files contradict each other: {error}") from error
+    return Bundle(path, sha256(data), manifest, trust, weights, state, factors, logits)
+
+
+def classes_json(classes: Sequence[str | None]) -> bytes:
+    """classes.json: the name of each head row, None for a retired one."""
+    return dump_json({"format": CLASSES_FORMAT, "classes": list(classes)})
+
+
+def read_classes(data: bytes) -> tuple[str | None, ...]:
+    """The class of each head row, in order; None for a retired one. Raises InputError."""
+    value = parse_json(data, CLASSES)
+    if (found := value.get("format")) != CLASSES_FORMAT:
+        raise InputError(f"{CLASSES} has format {found!r}, not {CLASSES_FORMAT!r}: export it again")
+    names = value.get("classes")
+    if not isinstance(names, list) or len(names) > LIMITS.rows:
+        raise InputError(f"{CLASSES} holds no list of at most {LIMITS.rows} classes")
+    live = [name for name in names if name is not None]
+    for name in live:
+        if problem := name_problem(name):
+            raise InputError(f"{CLASSES}: the class name {name!r} {problem}: export it again")
+    if len(set(live)) != len(live):
+        raise InputError(f"{CLASSES} holds a class name twice: export it again")
+    return tuple(names)
+
+
+def _problems(value: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong between the fields of a manifest's JSON; each field has been checked against KINDS."""
+    task, capacity, files = len(value["states"]) - 1, value["capacity"], value["files"]
+    if len(value["revisions"]) != task or sorted(value["revisions"]) != value["revisions"]:
+        yield f"revisions {value['revisions']} for {task} tasks, or revisions that fall"
+    if value["weights_as"] == CONSTANTS and not capacity:
+        yield "weights that are constants need a capacity"
+    rows = value["weights"][HEAD_WEIGHT]["shape"][0]
+    if capacity not in (0, rows):
+        yield f"a capacity of {capacity} for a head of {rows} rows"
+    for name in files:
+        if Path(name).name != name:
+            yield f"{name!r} lies outside the bundle"
+    used = {weight["file"] for weight in value["weights"].values()}
+    if missing := {TRUST, FACTORS, CLASSES, *used} - set(files):
+        yield f"files does not list {', '.join(sorted(missing))}"
+    for name, weight in value["weights"].items():
+        # dtype=object: the product of a hostile shape must not wrap around
+        count = int(np.prod(weight["shape"], dtype=object))
+        end = weight["offset"] + count * DTYPES[weight["dtype"]].itemsize
+        if weight["file"] in files and end > files[weight["file"]]["size"]:
+            yield f"weight {name!r} ends behind the end of {weight['file']}"
+
+
+def _state(
+    manifest: Manifest, classes: tuple[str | None, ...], weights: dict[str, np.ndarray]
+) -> TaskState:
+    """The state of task e. Takes the head out of `weights`. Raises KeyError, ValueError if shapes do not fit."""
+    known = len(classes)
+    weight, bias = weights.pop(HEAD_WEIGHT)[:known], weights.pop(HEAD_BIAS)[:known]
+    if weight.ndim != 2 or len(weight) != known or bias.shape != (known,):
+        raise ValueError(f"head {weight.shape} and {bias.shape} for {known} classes")
+    for p in manifest.projections:
+        if weights[p.tensor].shape[1:] != (p.columns,) or p.stop > len(weights[p.tensor]):
+            raise ValueError(
+                f"projection {p.name} does not fit {p.tensor} {weights[p.tensor].shape}"
+            )
     magnitudes = np.array(manifest.magnitudes, np.float64)
-    state = TaskState(
+    *before, digest = manifest.states
+    return TaskState(
         manifest.task,
         manifest.task_name,
-        manifest.state,
-        manifest.classes,
+        digest,
+        classes,
         magnitudes,
-        head_weight,
-        head_bias,
+        weight,
+        bias,
         {},
-        manifest.states[:-1],
+        tuple(before),
     )
-    return Bundle(path, sha256(data), manifest, trust, weights, state, factors)
 
 
-def _check_types(manifest: Manifest) -> None:
-    """Raises ValueError, TypeError, KeyError or AttributeError unless every field is of its kind."""
-    for name in ("task_name", "model", "target", "precision", "encoding"):
-        if not isinstance(getattr(manifest, name), str):
-            raise ValueError(f"{name} is not a text")
-    if not (is_sha256(manifest.lineage) and is_sha256(manifest.state)):
-        raise ValueError("lineage or state is no SHA-256")
-    states = list(manifest.states)
-    if len(states) != manifest.task + 1 or not all(map(is_sha256, states)):
-        raise ValueError("states are not one SHA-256 for each task, and one before them")
-    if (states[0], states[-1]) != (manifest.lineage, manifest.state):
-        raise ValueError("states do not lead from the lineage to the state")
-    for number in (manifest.task, manifest.capacity):
-        if type(number) is not int or number < 0:
-            raise ValueError(f"task or capacity {number!r}")
-    if manifest.weights_as not in (INPUTS, CONSTANTS):
-        raise ValueError(f"weights as {manifest.weights_as!r}")
-    if manifest.weights_as == CONSTANTS and not manifest.capacity:
-        raise ValueError("constants have no capacity")
-    if manifest.capacity not in (0, manifest.weights[HEAD_WEIGHT]["shape"][0]):
-        raise ValueError(
-            f"a capacity of {manifest.capacity} for a head of {manifest.weights[HEAD_WEIGHT]['shape'][0]} rows"
-        )
-    if not (
-        0 <= manifest.min_agreement <= 1
-        and 0 < manifest.canary.get("tolerance", manifest.tolerance) < 1
-    ):
-        raise ValueError("bounds beyond 1")
-    if 0 < manifest.capacity < len(manifest.classes):
-        raise ValueError(f"{len(manifest.classes)} classes, but capacity for {manifest.capacity}")
-    for name, entry in manifest.weights.items():
-        whole = [entry["offset"], *entry["shape"]]
-        if (
-            entry["dtype"] not in DTYPES
-            or not all(type(n) is int and n >= 0 for n in whole)
-            or len(whole) not in (2, 3)
-        ):
-            raise ValueError(f"weight {name!r} has no place in a file")
-        size = int(np.prod(entry["shape"], dtype=object)) * DTYPES[entry["dtype"]].itemsize
-        if (
-            entry["file"] in manifest.files
-            and entry["offset"] + size > manifest.files[entry["file"]]["size"]
-        ):
-            raise ValueError(f"weight {name!r} lies beyond the end of {entry['file']}")
-    if len(manifest.revisions) != manifest.task or sorted(map(natural, manifest.revisions)) != list(
-        manifest.revisions
-    ):
-        raise ValueError(f"revisions {manifest.revisions!r} of {manifest.task} tasks")
-    if manifest.encoding not in ENCODINGS:
-        raise ValueError(f"encoding {manifest.encoding!r} is unknown")
-    for name, entry in manifest.files.items():
-        if not is_sha256(entry["sha256"]) or type(entry["size"]) is not int or "\0" in name:
-            raise ValueError(f"file {name!r} has no digest and size")
-    logits = np.array(manifest.canary["logits"], np.float32)
-    if (
-        type(manifest.canary["seed"]) is not int
-        or logits.ndim != 2
-        or logits.shape[1] != len([name for name in manifest.classes if name is not None])
-    ):
-        raise ValueError("the canary has no seed, or no logits for each class")
+def _canary_logits(
+    stored: Mapping[str, np.ndarray], manifest: Manifest, classes: Sequence[str | None]
+) -> np.ndarray:
+    """float32 (count, live classes). Raises KeyError, ValueError."""
+    logits = stored[CANARY_LOGITS]
+    live = sum(name is not None for name in classes)
+    if logits.dtype != np.float32 or logits.shape != (manifest.canary.count, live):
+        raise ValueError(f"{CANARY_LOGITS} {logits.dtype} {logits.shape} for {live} classes")
+    if not np.isfinite(logits).all():
+        raise ValueError(f"{CANARY_LOGITS} holds a number that is not finite")
+    return logits
 
 
 def _load_raw(path: Path, entry: Mapping[str, Any]) -> np.ndarray:
-    """A weight where the manifest says that it lies, as float32. Raises ValueError where the file ends before it."""
+    """A weight from its place in a file, as float32. Raises ValueError if the file ends before it."""
     count = int(np.prod(entry["shape"], dtype=object))
     with open(path / entry["file"], "rb") as file:
         raw = np.fromfile(file, DTYPES[entry["dtype"]], count, offset=entry["offset"])

@@ -8,9 +8,9 @@ from __future__ import annotations
 import functools
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Union
 
@@ -18,6 +18,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError, SdloraError
+from ..formats.canonical import UNIT
+from ..formats.fields import in_units
 from ..shortage import shortage
 from ..storage import disk
 from .limits import MAX_FILE as MAX_FILE
@@ -29,8 +31,10 @@ try:
 except ImportError:  # Pillow before 11.3
     _AVIF = False
 
-ImageLike = Union[str, Path, io.BytesIO, Image.Image, np.ndarray]
+ImageLike = Union[str, Path, bytes, io.BytesIO, Image.Image, np.ndarray]
 """A file or its bytes, a Pillow image, or a uint8 array (H, W) or (H, W, 3)."""
+_IMAGES = (str, Path, bytes, io.BytesIO, Image.Image, np.ndarray)
+ACCEPTED = "a path (str or Path), the bytes of an image file, a Pillow image, or a uint8 array (H, W, 3) or (H, W)"
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -52,6 +56,8 @@ SUFFIXES = frozenset(suffix for own in FORMATS.values() for suffix in own)
 MAX_ASPECT = 50
 """a thread of pixels would be blown up to gigabytes"""
 MAX_SIDE = 1 << 14
+MAX_SHIFT = 1000
+"""of a mean or a standard deviation"""
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -98,33 +104,51 @@ class Preprocessing:
             raise ValueError(
                 f"interpolation {self.interpolation!r} is none of {', '.join(_FILTERS)}"
             )
-        numbers = [*self.mean, *self.std]
-        if (
-            len(self.mean) != 3
-            or len(self.std) != 3
-            or not np.isfinite(numbers).all()
-            or not all(s > 0 for s in self.std)
+        # Host and device must use the same numbers, and the manifest holds multiples of UNIT.
+        for name in ("mean", "std"):
+            exact = tuple(in_units(number) * UNIT for number in getattr(self, name))
+            object.__setattr__(self, name, exact)
+        if not (
+            len(self.mean) == len(self.std) == 3
+            and all(abs(m) <= MAX_SHIFT for m in self.mean)
+            and all(0 < s <= MAX_SHIFT for s in self.std)
         ):
             raise ValueError(
-                f"mean {self.mean} and std {self.std} must be three numbers each, std above 0"
+                f"mean {self.mean} and std {self.std} must be three numbers each of at most "
+                f"{MAX_SHIFT}, std above 0"
             )
 
     @classmethod
     def from_manifest(cls, value: Mapping[str, Any]) -> Preprocessing:
-        """Raises InputError where the fields do not make sense."""
+        """The inverse of `to_manifest`. Raises InputError if a field is missing, unknown or out of bounds."""
         try:
-            return cls(**{**value, "mean": tuple(value["mean"]), "std": tuple(value["std"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"the manifest's preprocessing is malformed: {error!r}") from error
+            shifts = {name: tuple(value[name]) for name in ("mean", "std")}
+            if not all(type(number) is int for shift in shifts.values() for number in shift):
+                raise TypeError("mean and std must be integers in units of 2^-24")
+            fractions = {name: tuple(n * UNIT for n in shift) for name, shift in shifts.items()}
+            return cls(**{**value, **fractions})
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"the manifest's preprocessing is malformed: {error}") from error
 
-    def pixels(self, picture: ImageLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """uint8 (size, size, 3), upright. Raises InputError naming an image that cannot be read or has more than `max_pixels`."""
-        with reading(str(picture) if isinstance(picture, (str, Path)) else "the image"):
-            if isinstance(picture, (str, Path, io.BytesIO)):
-                with open_image(picture) as opened:
+    def to_manifest(self) -> dict[str, Any]:
+        """JSON with integers only: mean and std in units of 2^-24."""
+        shifts = {name: [in_units(n) for n in getattr(self, name)] for name in ("mean", "std")}
+        return {**asdict(self), **shifts}
+
+    def pixels(self, image: ImageLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """An image, upright, as uint8 (size, size, 3).
+
+        Raises:
+            InputError: It cannot be read, or has more than `max_pixels` pixels; the message names it.
+        """
+        with reading(str(image) if isinstance(image, (str, Path)) else "the image"):
+            if isinstance(image, bytes):
+                image = io.BytesIO(image)
+            if isinstance(image, (str, Path, io.BytesIO)):
+                with open_image(image) as opened:
                     return self.prepared(opened, max_pixels)
             return self.prepared(
-                Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture, max_pixels
+                Image.fromarray(image) if isinstance(image, np.ndarray) else image, max_pixels
             )
 
     def prepared(self, image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -162,6 +186,39 @@ class Preprocessing:
         scaled -= np.array(self.mean, np.float32)
         scaled /= np.array(self.std, np.float32)
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+
+
+def one_or_many(value: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[ImageLike], bool]:
+    """The images in a value, and whether the value is itself one image. An array (N, H, W, 3) holds many.
+
+    Raises:
+        TypeError: It is neither an image nor an iterable.
+    """
+    if isinstance(value, np.ndarray) and value.ndim == 4:
+        return list(value), False
+    if isinstance(value, _IMAGES):
+        return [require_image(value)], True
+    if not isinstance(value, Iterable):
+        raise _no_image(value)
+    return value, False
+
+
+def require_image(value: ImageLike) -> ImageLike:
+    """The same value. Raises TypeError if it is no image."""
+    if not isinstance(value, _IMAGES):
+        raise _no_image(value)
+    if isinstance(value, np.ndarray) and not (
+        value.dtype == np.uint8 and (value.ndim == 2 or value.shape[2:] == (3,))
+    ):
+        raise _no_image(value)
+    return value
+
+
+def _no_image(value: object) -> TypeError:
+    what = f"{type(value).__name__}"
+    if isinstance(value, np.ndarray):
+        what = f"{value.dtype} array {value.shape}"
+    return TypeError(f"a {what} is no image: pass {ACCEPTED}, or an iterable of these")
 
 
 @contextmanager

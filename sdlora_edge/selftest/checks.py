@@ -136,8 +136,8 @@ def parity(kit: Kit) -> HostParity:
         inputs = _prepared(device, known)
         for path in (None, *kit.chain):
             if path is not None:
-                canaries.append(device.apply(path)["canary_difference"])
-            if (wanted := known.logits.get(device.status()["state"])) is not None:
+                canaries.append(device.apply(path).canary_difference)
+            if (wanted := known.logits.get(device.status().state)) is not None:
                 # one image at a time, as a camera hands them over
                 logits = np.concatenate([device.logits(one[None]) for one in inputs])
                 compared.append((logits, wanted))

@@ -80,9 +80,9 @@ def hot_swap(kit: Kit, updates: int = 20, threads: int = 2, processes: int = 1) 
 def _updated(device: Device, chain: Sequence[Path], updates: int) -> dict[int, int]:
     """The task of each generation that the device goes through."""
     status = device.status()
-    tasks = {status["generation"]: status["task"]}
+    tasks = {status.generation: status.task}
     for status in itertools.islice(endless_updates(device, chain), updates):
-        tasks[status["generation"]] = status["task"]
+        tasks[status.generation] = status.task
     return tasks
 
 
@@ -150,7 +150,7 @@ def _answers_by_task(kit: Kit, store: Path) -> dict[int, list[Top]]:
     up_and_down = itertools.islice(endless_updates(device, kit.chain), 2 * len(kit.chain))
     # chain is lazy: each answer is asked for before the next update
     for status in itertools.chain([device.status()], up_and_down):
-        found[status["task"]] = [answer.top for answer in ask(device)]
+        found[status.task] = [answer.top for answer in ask(device)]
     if any(
         _same(found[one], top)
         for one, two in itertools.permutations(found, 2)
@@ -196,14 +196,14 @@ def kill_and_reopen(kit: Kit, kills: int = 5) -> Kills:
             begin = time.perf_counter()
             device = Device.open(store, threads=1)
             opened.append(1000 * (time.perf_counter() - begin))
-            task = device.status()["task"]
+            task = device.status().task
             if not all(_same(right[task], answer.top) for answer in ask(device)):
                 raise HealthError(
                     f"after a kill the device says task {task}, but answers differently from that "
                     "task"
                 )
         _next_update_works(Device.open(store, threads=1), kit)
-        generation = device.status()["generation"]
+        generation = device.status().generation
     return Kills(kills, generation, round(max(opened), 1))
 
 
@@ -221,7 +221,7 @@ def _kill(kit: Kit, store: Path, after: float) -> None:
 
 
 def _next_update_works(device: Device, kit: Kit) -> None:
-    held = device.status()["packets"]
+    held = device.status().packets
     if held == len(kit.chain):
         device.rollback()
     else:

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from ..device.answers import Prediction
 from ..device.device import Device
 from ..device.trial import child
 from ..errors import HealthError
-from ..results import Result
+from ..results import Result, Status
 
 Top = tuple[tuple[str, float], ...]
 """an answer: (class, probability), best first"""
@@ -31,7 +30,7 @@ Answers = Counter[tuple[int, Top]]
 """how often each answer of each generation was given"""
 
 
-def endless_updates(device: Device, chain: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def endless_updates(device: Device, chain: Sequence[Path]) -> Iterator[Status]:
     """Status after status: apply the whole chain, roll it back, and again, without end."""
     while True:
         for path in chain:
@@ -44,7 +43,7 @@ def ask(device: Device) -> list[Prediction]:
     """The probabilities of all classes for two images made from a seed."""
     random = np.random.default_rng(0)
     images = list(random.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8))
-    return device.predict(images, top=len(device.bundle.manifest.classes) + 10_000)
+    return device.predict(images, top=len(device.bundle.state.classes) + 10_000)
 
 
 def follow(store: str) -> None:
@@ -98,7 +97,7 @@ def outcome(process: subprocess.Popen[str], seconds: float = 600.0) -> str:
 def churn(store: str, *chain: str) -> None:
     """Update all the time, until killed."""
     device = Device.open(store, threads=1)
-    while device.status()["packets"]:
+    while device.status().packets:
         device.rollback()
     print("open", flush=True)
     for _ in endless_updates(device, [Path(path) for path in chain]):
@@ -134,7 +133,7 @@ def lifetime(store: str, seconds: str, *chain: str) -> None:
     forget_peak()
     applied = [device.apply(path) for path in chain]
     peak = memory().peak
-    spent = [status["apply_ms"] for status in applied]
+    spent = [status.apply_ms for status in applied]
     cost = Cost(
         open_ms=round(1000 * (opened - begin), 2),
         open_to_first_answer_ms=round(1000 * (first - begin), 2),
@@ -148,7 +147,7 @@ def lifetime(store: str, seconds: str, *chain: str) -> None:
         steady_bytes=steady,
         peak_over_steady_bytes=peak - steady,
         weights_bytes=sum(array.nbytes for array in device.current()[1].values()),
-        store_bytes=applied[-1]["store_bytes"],
+        store_bytes=dict(applied[-1].store_bytes),
     )
     print(json.dumps(cost.to_dict()))
 

@@ -1,10 +1,11 @@
-"""What is asked of the operating system: eleven operations, and a store's files are touched by no others.
+"""What is asked of the operating system: twelve operations, and a store's files are touched by no others.
 
 Whether a device survives a power cut is decided by their order, for a disk promises no more than this:
 
     write                          when it returns, the file's bytes survive, but not yet its name
     sync                           every name made, changed or removed in a folder survives, or the bytes of a file
-    mkdir, rename, unlink, rmdir   every process sees them at once; they survive when the folder is synced
+    mkdir, rename, link, unlink,   every process sees them at once; they survive when the folder is synced
+    rmdir
     share                          likewise; a cut may leave a folder that fewer people can read
     read, size, names, lock        ask, and change nothing that matters
 
@@ -112,6 +113,11 @@ def sync(path: Path) -> None:
 def rename(source: Path, target: Path) -> None:
     """Give a file or folder another name, in one step, in place of the file that had it."""
     os.replace(source, target)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name."""
+    os.link(source, target)
 
 
 def unlink(path: Path) -> None:

@@ -132,7 +132,7 @@ class Run:
             path / CONFIG, (config.to_toml(settings) + "\n" + tomli_w.dumps(recorded)).encode()
         )
         facts = {
-            "preprocessing": dump_json(preprocessing.__dict__).decode(),
+            "preprocessing": dump_json(preprocessing.to_manifest()).decode(),
             "base_seconds": f"{base.seconds:.2f}",
         }
         # The backbone comes last: a run that has it is complete.

@@ -127,7 +127,7 @@ def test_a_record_that_no_reader_would_take_is_not_written(
     with pytest.raises(LimitError, match="generation record"):
         device.apply(fleet.packets[1])
     assert Store(store).current() == before
-    assert device.status()["task"] == Device.open(store, threads=1).status()["task"] == 1
+    assert device.status().task == Device.open(store, threads=1).status().task == 1
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def parts(folder: Path, store: Path) -> dict[str, Any]:
         "canary_ms": timed(lambda: device.logits(inputs)),
         "canary_images": len(inputs),
     }
-    spent = [device.apply(path)["apply_ms"] for path in packets[:FEW]]
+    spent = [device.apply(path).apply_ms for path in packets[:FEW]]
     return found | {"apply_ms": statistics.median(spent), "apply_ms_longest": max(spent)}
 
 
@@ -133,7 +133,7 @@ def hundred(folder: Path, store: Path) -> dict[str, Any]:
         status = device.apply(path)
     found = {
         "apply_100_packets_s": time.perf_counter() - begin,
-        "store_bytes_100_tasks": status["store_bytes"],
+        "store_bytes_100_tasks": status.store_bytes,
     }
     verified = [packet.read(path.read_bytes(), device.bundle.trust) for path in packets]
     state, bundle = device.current()[0], device.bundle
@@ -150,7 +150,7 @@ def opening(folder: Path, store: Path) -> dict[str, Any]:
     device = Device.open(store, THREADS)
     opened = time.perf_counter()
     device.predict([np.zeros((224, 224, 3), np.uint8)])
-    packets = device.status()["packets"]
+    packets = device.status().packets
     return {
         f"open_ms_{packets}_packets": 1000 * (opened - begin),
         f"open_to_first_answer_ms_{packets}_packets": 1000 * (time.perf_counter() - begin),
@@ -179,7 +179,7 @@ def in_place(folder: Path, store: Path) -> dict[str, Any]:
 
     asker = threading.Thread(target=ask, daemon=True)
     asker.start()
-    times = [device.apply(path)["apply_ms"] for path in chain(folder)[FEW : 2 * FEW]]
+    times = [device.apply(path).apply_ms for path in chain(folder)[FEW : 2 * FEW]]
     done.set()
     asker.join()
     return {
@@ -247,7 +247,7 @@ def under_load(folder: Path, store: Path) -> dict[str, Any]:
                 time.sleep(5)
             done.set()
             asker.join()
-            for _ in range(device.status()["packets"]):
+            for _ in range(device.status().packets):
                 device.rollback()
             found[name][beside] = spent
     alone = statistics.median(found["predict"][False])

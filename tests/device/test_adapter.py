@@ -15,6 +15,8 @@ from conftest import Fleet, Result
 from sdlora_edge.device import Device
 from sdlora_edge.device.adapter import export_adapter, write_adapter
 from sdlora_edge.errors import UsageError
+from sdlora_edge.formats.canonical import sha256
+from sdlora_edge.formats.current import Current
 from sdlora_edge.storage import disk
 
 Cli = Callable[..., Result]
@@ -55,8 +57,16 @@ def test_a_plain_session_gets_the_devices_outputs_after_each_packet(
         np.testing.assert_allclose(found, device.logits(images()), atol=1e-6)
         assert (shown["task"], shown["bytes"]) == (task, out.stat().st_size)
         assert ort.AdapterFormat.read_adapter(str(out)).get_adapter_version() == task
+        current = Current.read(out.parent)
+        assert current is not None
+        assert (current.task, current.state) == (task, device.status().state)
+        assert (current.lineage, list(current.classes)) == (
+            device.status().lineage,
+            shown["classes"],
+        )
+        assert current.files == {out.name: sha256(out.read_bytes())}
     assert found.shape[1] > before.shape[1]  # more classes than it was exported with
-    assert [p.name for p in out.parent.iterdir()] == [out.name]
+    assert {p.name for p in out.parent.iterdir()} == {out.name, "current.json"}
 
 
 def test_other_precisions_and_other_bundles(fleet: Fleet, tmp_path: Path) -> None:
@@ -78,7 +88,7 @@ def test_other_precisions_and_other_bundles(fleet: Fleet, tmp_path: Path) -> Non
     for path in fleet.packets[1:]:
         device.apply(path)
     shown, out = export_adapter(device, tmp_path / "a.onnx_adapter"), tmp_path / "a.onnx_adapter"
-    found, known = run_plainly(tmp_path / "half", out), len(shown["classes"])
+    found, known = run_plainly(tmp_path / "half", out), len(shown.classes)
     np.testing.assert_allclose(found[:, :known], device.logits(images()), atol=1e-5)
     assert (found[:, known:] < -1e4).all()  # rows without a class can never win
     read = ort.AdapterFormat.read_adapter(str(out))
@@ -86,8 +96,9 @@ def test_other_precisions_and_other_bundles(fleet: Fleet, tmp_path: Path) -> Non
     constants = replace(
         device.bundle, manifest=replace(device.bundle.manifest, weights_as="constants")
     )
+    state, weights = device.current()
     with pytest.raises(UsageError, match="--weights-as inputs"):
-        write_adapter(constants, device.current()[1], 3, tmp_path / "b.onnx_adapter")
+        write_adapter(constants, weights, state, tmp_path / "b.onnx_adapter")
     assert not (tmp_path / "b.onnx_adapter").exists()
 
 

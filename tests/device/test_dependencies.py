@@ -257,10 +257,10 @@ def test_a_canary_that_fails_on_arm64_names_the_option(
     monkeypatch.setattr(platform, "machine", lambda: machine)
     device = Device.open(store)
     object.__setattr__(device.bundle.manifest, "precision", precision)
-    device._engine = onnx_runtime.OnnxEngine(device.bundle, 0, store)
+    device._generations.engine = onnx_runtime.OnnxEngine(device.bundle, 0, store)
     device._live.canary_logits[:] += 1
     with pytest.raises(HealthError) as caught:
-        device._check_canary(device._live)
+        device._generations.check_canary(device._live)
     assert (f"{onnx_runtime.CONFIG}=mlas.disable_kleidiai=1" in str(caught.value)) is named
 
 

@@ -29,7 +29,7 @@ class CountingEngine(Engine):
     def run(self, loaded, inputs):
         return np.concatenate([self.inner.run(loaded, one[None]) for one in inputs])
 
-    def publish(self, loaded):
+    def publish(self, loaded, state):
         self.workspace.mkdir(exist_ok=True)
         with open(self.workspace / "published", "a") as file:
             file.write(f"{loaded.classes}\\n")
@@ -69,7 +69,7 @@ def test_an_engine_of_another_package_serves_and_hears_of_every_generation(
         ours.apply(packet)
     inputs = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
     np.testing.assert_allclose(device.logits(inputs), ours.logits(inputs), atol=1e-5)
-    assert device.status()["target"] == "counting"
+    assert device.status().target == "counting"
 
 
 def test_without_it_the_target_is_named(fleet: Fleet, tmp_path: Path) -> None:

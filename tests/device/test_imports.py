@@ -49,7 +49,7 @@ for arguments in (
     ["device", "export-adapter", *store, "--out", folder + "/a.onnx_adapter"],
 ):
     assert main(arguments) == 0, arguments
-assert Device.open(folder + "/s").status()["task"] == len(packets) - 1
+assert Device.open(folder + "/s").status().task == len(packets) - 1
 assert main(["train"]) == 2, "the host's commands must ask for the host's install"
 """
     arguments = [

@@ -45,7 +45,7 @@ with Store(Path(sys.argv[1])).lock():
         with pytest.raises(UsageError, match="another process"):
             device.apply(fleet.packets[0])
         holder.kill()
-    assert device.apply(fleet.packets[0])["task"] == 1
+    assert device.apply(fleet.packets[0]).task == 1
 
 
 def test_refresh_follows_another_process_and_costs_little(fleet: Fleet, store: Path) -> None:
@@ -56,9 +56,9 @@ def test_refresh_follows_another_process_and_costs_little(fleet: Fleet, store: P
         assert reader.refresh() is True
         assert reader.status() == writer.status()
     writer.rollback()
-    assert reader.status()["task"] == 3, "until it is asked to"
+    assert reader.status().task == 3, "until it is asked to"
     assert reader.refresh() is True
-    assert reader.status()["task"] == 2
+    assert reader.status().task == 2
 
 
 def test_threads_that_refresh_beside_an_update_never_go_back(fleet: Fleet, store: Path) -> None:
@@ -69,7 +69,7 @@ def test_threads_that_refresh_beside_an_update_never_go_back(fleet: Fleet, store
     def follow() -> None:
         while not done.is_set():
             device.refresh()
-            seen.append(device.status()["generation"])
+            seen.append(device.status().generation)
 
     thread = threading.Thread(target=follow)
     thread.start()
@@ -81,4 +81,4 @@ def test_threads_that_refresh_beside_an_update_never_go_back(fleet: Fleet, store
         done.set()
         thread.join()
     assert seen == sorted(seen)
-    assert device.status()["generation"] == 11
+    assert device.status().generation == 11

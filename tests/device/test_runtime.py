@@ -11,14 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Fleet, images, inputs, snapshot
+import safetensors.numpy
+from conftest import Fleet, images, inputs, snapshot, with_file
 from faults.scenarios import wrong_canary
 from sdlora_edge.export.parity import host_logits
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.device import DOUBLE_BUFFER, IN_PLACE
-from sdlora_edge.device.store import CONFIRMED, FAILED, PENDING, Generation, Store
+from sdlora_edge.device.records import CONFIRMED, FAILED, PENDING, Generation
+from sdlora_edge.device.store import Store
 from sdlora_edge.errors import HealthError, InputError, NothingToDo, UsageError
+from sdlora_edge.formats.bundle import (
+    CANARY_LOGITS,
+    CLASSES,
+    CLASSES_FORMAT,
+    FACTORS,
+    MANIFEST,
+    open_bundle,
+)
 from sdlora_edge.formats.canonical import dump_json, sha256
 from sdlora_edge.storage import atomic
 from sdlora_edge.train.run import Run
@@ -31,8 +41,8 @@ def test_after_every_packet_the_device_computes_what_the_host_does(
     for task, path in enumerate([None, *fleet.packets]):
         if path:
             status = device.apply(path)
-            assert status["task"] == task
-            assert status["canary_difference"] <= 1e-4
+            assert status.task == task
+            assert status.canary_difference <= 1e-4
         reference = host_logits(run, task, inputs(device))
         np.testing.assert_allclose(device.logits(inputs(device)), reference, atol=1e-4)
         answers = device.predict(images(), top=2)
@@ -68,7 +78,7 @@ def test_a_rollback_is_exact_and_a_store_opens_as_it_was_left(fleet: Fleet, stor
         seen.append(device.logits(inputs(device)))
     np.testing.assert_array_equal(Device.open(store).logits(inputs(device)), seen[-1])
     for task in (2, 1, 0):
-        assert device.rollback()["task"] == task
+        assert device.rollback().task == task
         np.testing.assert_array_equal(device.logits(inputs(device)), seen[task])
         np.testing.assert_array_equal(Device.open(store).logits(inputs(device)), seen[task])
     with pytest.raises(NothingToDo):
@@ -87,7 +97,7 @@ def test_a_bundle_of_any_task_takes_the_same_packets(
     with pytest.raises(NothingToDo, match="applied already"):  # the bundle knows it
         later.apply(fleet.packets[0])
     for path in fleet.packets[1:]:
-        assert first.apply(path)["state"] == later.apply(path)["state"]
+        assert first.apply(path).state == later.apply(path).state
         np.testing.assert_allclose(
             first.logits(inputs(first)), later.logits(inputs(first)), atol=1e-4
         )
@@ -102,9 +112,9 @@ def test_a_failing_canary_leaves_the_old_generation_in_force(
         device.apply(wrong_canary(fleet, tmp_path))
     for opened in (device, Device.open(store)):
         np.testing.assert_array_equal(opened.logits(inputs(device)), before)
-        assert opened.status()["state"] == status["state"]
-        assert opened.status()["highest_task"] == 0
-    assert device.apply(fleet.packets[0])["task"] == 1
+        assert opened.status().state == status.state
+        assert opened.status().highest_task == 0
+    assert device.apply(fleet.packets[0]).task == 1
 
 
 def test_a_pending_or_damaged_record_is_never_in_force(fleet: Fleet, store: Path) -> None:
@@ -128,7 +138,7 @@ def test_a_pending_or_damaged_record_is_never_in_force(fleet: Fleet, store: Path
     )
     assert opened.current() == old
     (store / "generation.1.json").unlink()
-    with pytest.raises(InputError, match="no generation record that is whole"):
+    with pytest.raises(InputError, match="no intact generation record"):
         Device.open(store)
 
 
@@ -173,7 +183,7 @@ def test_two_writers_do_not_meet_and_a_second_process_is_followed(
     with Store(store).lock(), pytest.raises(UsageError, match="another process"):
         one.apply(fleet.packets[0])
     one.apply(fleet.packets[0])
-    assert two.apply(fleet.packets[1])["task"] == 2
+    assert two.apply(fleet.packets[1]).task == 2
 
 
 def test_init_refuses_what_exists_and_a_failed_apply_writes_no_packet(
@@ -231,24 +241,27 @@ def edited(bundle: Path, folder: Path, **changes: object) -> Path:
 
 
 def test_a_device_that_computes_something_else_is_not_flashed(fleet: Fleet, tmp_path: Path) -> None:
-    canary = json.loads((fleet.bundle / "manifest.json").read_text())["canary"]
-    wrong = {**canary, "logits": [[x + 1 for x in row] for row in canary["logits"]]}
+    tensors = safetensors.numpy.load_file(fleet.bundle / FACTORS)
+    tensors[CANARY_LOGITS] += 1
+    wrong = with_file(fleet.bundle, tmp_path / "b", FACTORS, safetensors.numpy.save(tensors))
     with pytest.raises(HealthError):
-        Device.init(edited(fleet.bundle, tmp_path / "b", canary=wrong), tmp_path / "s")
+        Device.init(wrong, tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": "sdlora-edge/bundle/2"}, {"lineage": 5}, {"state": "zz"}, {"task": "1"}, {"task": -1}, {"tolerance": 5}, {"target": []},
+        {"format": "sdlora-edge/bundle/3"}, {"states": 5}, {"states": ["zz"]}, {"states": []}, {"task": 0},
+        {"states": ["0" * 64] * 2}, {"tolerance": 1 << 24}, {"tolerance": 0}, {"tolerance": 0.5}, {"tolerance": True}, {"target": []},
         {"target": "tpu"}, {"files": []}, {"files": {"model.onnx": 5}}, {"files": {}}, {"files": {"../x": {"sha256": "0" * 64, "size": 1}}},
-        {"canary": {}}, {"canary": {"seed": 0, "logits": [[1], [2, 3]]}}, {"classes": ["a", "a", "b", "c"]}, {"classes": 4},
+        {"canary": {}}, {"canary": {"seed": 0, "count": 3, "tolerance": 99}}, {"canary": {"seed": 0, "count": 2}}, {"classes": []},
         {"projections": [{}]}, {"projections": [{"name": "x", "tensor": "y", "rows": [0, 1.0], "shape": [1, 1]}]}, {"magnitudes": [1]},
+        {"magnitudes": [0.5]}, {"magnitudes": [(10_000 << 24) + 1]}, {"magnitudes": 5}, {"revisions": [0]}, {"made_with": {"torch": 1.5}},
         {"weights": {}}, {"weights_as": "x"}, {"capacity": -1}, {"capacity": 1},
         {"weights": {"head.weight": {"file": "model.onnx", "offset": 1 << 40, "dtype": "float32", "shape": [4, 64]}}},
-        {"preprocessing": {"size": 16}}, {"preprocessing": 3}, {"nonsense": 1}, {"classes": ["a/b", "b", "c", "d"]}, {"capacity": 0.0},
-        {"capacity": 5}, {"weights_as": "constants"}, {"min_agreement": 2}, {"revision": -1}, {"encoding": "int3"},
+        {"preprocessing": {"size": 16}}, {"preprocessing": 3}, {"nonsense": 1}, {"capacity": 0.0},
+        {"capacity": 5}, {"weights_as": "constants"}, {"min_agreement": (1 << 24) + 1}, {"revision": -1}, {"encoding": "int3"},
     ],
 )  # fmt: skip
 def test_a_senseless_manifest_is_a_typed_error(
@@ -263,7 +276,13 @@ def test_a_senseless_manifest_is_a_typed_error(
     ("path", "value"),
     [
         ("canary seed", 1.5),
-        ("canary tolerance", 5.0),
+        ("canary seed", 2**53 + 1),
+        ("canary count", 17),
+        ("canary tolerance", 5 << 24),
+        ("preprocessing mean 0", 0.5),
+        ("preprocessing mean 0", 1001 << 24),
+        ("preprocessing std 0", 0),
+        ("preprocessing size", 1 << 15),
         ("weights head.bias shape", [3]),
         ("weights head.bias offset", -4),
         ("weights head.weight shape", [1 << 40, 64]),
@@ -286,6 +305,38 @@ def test_a_manifest_that_does_not_fit_its_own_files_is_a_typed_error(
 
 
 @pytest.mark.parametrize(
+    "classes",
+    [
+        4,
+        ["a", "a", "b", "c"],
+        ["a/b", "b", "c", "d"],
+        ["a", "b", "c"],
+        ["a", "b", "c", "d", "e"],
+        ["a", "b", "c", 4],
+    ],
+)
+def test_senseless_classes_are_a_typed_error(fleet: Fleet, tmp_path: Path, classes: object) -> None:
+    data = dump_json({"format": CLASSES_FORMAT, "classes": classes})
+    with pytest.raises(InputError):
+        open_bundle(with_file(fleet.bundle, tmp_path / "b", CLASSES, data))
+
+
+def test_every_number_of_a_manifest_is_an_integer(fleet: Fleet) -> None:
+    json.loads((fleet.bundle / MANIFEST).read_text(), parse_float=pytest.fail)
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (2, 3), (2, 4, 1)])
+def test_canary_logits_have_a_row_for_each_input_and_a_column_for_each_class(
+    fleet: Fleet, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    tensors = safetensors.numpy.load_file(fleet.bundle / FACTORS)
+    assert tensors[CANARY_LOGITS].shape == (2, 4)
+    changed = safetensors.numpy.save({**tensors, CANARY_LOGITS: np.zeros(shape, np.float32)})
+    with pytest.raises(InputError, match=r"canary\.logits"):
+        open_bundle(with_file(fleet.bundle, tmp_path / "b", FACTORS, changed))
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"counter": "x"},
@@ -295,6 +346,10 @@ def test_a_manifest_that_does_not_fit_its_own_files_is_a_typed_error(
         {"highest": "x"},
         {"status": "fine"},
         {"more": 1},
+        {"format": "sdlora-edge/store/1"},
+        {"counter": 2**53},
+        {"trust": [["0" * 64, 1]]},
+        {"revoked": [{"sequence": 1.0, "revision": 0}]},
         {"before": 5},
         {"before": {}},
     ],
@@ -302,8 +357,12 @@ def test_a_manifest_that_does_not_fit_its_own_files_is_a_typed_error(
 def test_a_senseless_record_is_a_missing_record(store: Path, changes: dict[str, object]) -> None:
     old = Store(store).current()
     body = {
+        "format": "sdlora-edge/store/2",
         "counter": 2,
         "status": CONFIRMED,
+        "revision": 0,
+        "trust": [],
+        "revoked": [],
         "packets": [],
         "highest": 0,
         "bundle": old.bundle,

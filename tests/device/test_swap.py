@@ -85,7 +85,7 @@ def test_what_failed_its_canary_is_given_up_before_what_is_left_is_loaded(
 
     monkeypatch.setattr(device._engine, "run", unhealthy)
     assert device.refresh()
-    assert device.status()["task"] == 1
+    assert device.status().task == 1
     assert (len(counting.models), counting.most) == (1 + 3, 0)
 
 
@@ -318,7 +318,7 @@ def test_a_device_that_can_load_nothing_says_so_and_recovers(
     counting.damaged = False
     assert device.refresh()
     np.testing.assert_array_equal(device.logits(inputs(device)), before)
-    assert device.apply(fleet.packets[0])["task"] == 1
+    assert device.apply(fleet.packets[0]).task == 1
 
 
 def test_another_way_to_swap_is_refused(store: Path) -> None:

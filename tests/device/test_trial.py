@@ -87,9 +87,9 @@ def test_memory_that_runs_out_is_no_verdict(fleet: Fleet, fatal, tmp_path: Path,
 def test_a_child_that_raises_is_no_verdict(fleet: Fleet, fatal, tmp_path: Path) -> None:
     fatal(f"if os.getpid() != {os.getpid()}: raise ValueError")
     assert (
-        Device.init(retargeted(fleet, tmp_path / "bundle", "fatal"), tmp_path / "store").status()[
-            "task"
-        ]
+        Device.init(retargeted(fleet, tmp_path / "bundle", "fatal"), tmp_path / "store")
+        .status()
+        .task
         == 0
     )
 

@@ -149,7 +149,7 @@ def test_a_packet_whose_canary_failed_is_never_tried_again_but_a_newer_one_is(
     assert result.code == 6, result
     assert json.loads(result.out)["counts"]["failed"] == 1
     assert json.loads(result.err.splitlines()[-1])["event"] == "failed"
-    assert Device.open(store).status()["task"] == 0
+    assert Device.open(store).status().task == 0
     generation = Store(store).current().counter
     result = cli("device", "watch", folder, "--store", store, "--once", "--json")
     assert (result.code, result.err) == (0, ""), "another process, and it knows"
@@ -471,7 +471,7 @@ def test_a_service_follows_the_folder_tells_systemd_and_stops_when_asked(
     assert events[-1] == "stopped"
     assert events.count("applied") == 3
     assert service.returncode == 0
-    assert Device.open(store).status()["task"] == 3
+    assert Device.open(store).status().task == 3
 
 
 @pytest.mark.parametrize("pulled", ["while the model loads", "between two packets"])
@@ -503,7 +503,7 @@ def test_a_stick_pulled_while_packets_are_applied(
     assert watched.look()[1] == ["folder"]
     away.rename(folder)
     assert "refused" not in watched.look()[1]
-    assert Device.open(store, threads=1).status()["task"] == 2
+    assert Device.open(store, threads=1).status().task == 2
 
 
 def test_what_came_in_a_packets_place_is_not_held_against_it(

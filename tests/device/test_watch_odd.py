@@ -349,7 +349,7 @@ def test_a_service_whose_log_takes_nothing(
         service(folder, store, "--interval", "0.05", stderr=descriptor) as status,
     ):
         until(lambda: json.loads(status.read_text())["task"] == 1)
-    assert Device.open(store, threads=1).status()["task"] == 1
+    assert Device.open(store, threads=1).status().task == 1
 
 
 @pytest.mark.usefixtures("interruptible")

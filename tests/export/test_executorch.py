@@ -28,8 +28,11 @@ from torch.func import functional_call
 from sdlora_edge.device.engines.executorch_runtime import ExecutorchEngine, patched
 from sdlora_edge.errors import InputError, ResourceError, StorageError, UsageError
 from sdlora_edge.formats.bundle import CONSTANTS, HEAD_BIAS, HEAD_WEIGHT
+from sdlora_edge.formats.canonical import sha256
+from sdlora_edge.formats.current import CURRENT, Current
 from sdlora_edge.method import backbones
 from sdlora_edge.method.backbones import shaped
+from sdlora_edge.state import TaskState
 from sdlora_edge.storage import atomic, disk
 
 pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install executorch")
@@ -73,7 +76,23 @@ def some_images(size: int, count: int = 3) -> np.ndarray:
 
 def pair(folder: Path, places: Mapping[str, Any], capacity: int = CAPACITY) -> Any:
     """What the engine reads of an opened bundle."""
-    return SimpleNamespace(path=folder, manifest=SimpleNamespace(weights=places, capacity=capacity))
+    files = {"model.pte": {"sha256": sha256((folder / "model.pte").read_bytes())}}
+    manifest = SimpleNamespace(weights=places, capacity=capacity, files=files, lineage="00" * 32)
+    return SimpleNamespace(path=folder, manifest=manifest)
+
+
+def state(task: int = 0) -> TaskState:
+    none = np.zeros(0, np.float32)
+    return TaskState(task, "t", f"{task:064x}", ("a",), none, none, none, {})
+
+
+def in_force(work: Path) -> dict[str, bytes]:
+    """What a C++ program loads: the files that current.json names, each the one it says."""
+    current = Current.read(work)
+    assert current is not None
+    files = {name: (work / name).read_bytes() for name in current.files}
+    assert {name: sha256(data) for name, data in files.items()} == current.files
+    return files
 
 
 def small_convolutions() -> nn.Module:
@@ -287,9 +306,9 @@ def test_publishing_moves_from_one_whole_pair_to_the_next(
     backbone, bundle, first = micro
     engine = ExecutorchEngine(bundle, 0, tmp_path)
     old = engine.load(first)
-    engine.publish(old)
-    published = {p.name: p.read_bytes() for p in tmp_path.glob("model.*")}
-    assert set(published) == {"model.pte", "model.ptd"}
+    engine.publish(old, state())
+    published = in_force(tmp_path)
+    assert sorted(path.suffix for path in map(Path, published)) == [".ptd", ".pte"]
     assert published["model.pte"] == (bundle.path / "model.pte").read_bytes()
 
     second = some_weights(backbone, 6, 1)
@@ -298,22 +317,29 @@ def test_publishing_moves_from_one_whole_pair_to_the_next(
             cut.setattr(disk.os, operation, power_cut)
             with pytest.raises(ResourceError):
                 engine.load(second)
-        assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == published
+        assert in_force(tmp_path) == published
+        assert len(list(tmp_path.iterdir())) == 3
     new = engine.load(second)
     with monkeypatch.context() as cut:
         cut.setattr(disk.os, "replace", power_cut)
         with pytest.raises(ResourceError):
-            engine.publish(new)
-    assert {p.name: p.read_bytes() for p in tmp_path.glob("model.*")} == published
-    engine.publish(new)
-    engine.publish(new)
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["model.ptd", "model.pte"]
-    again = ExecutorchEngine(pair(tmp_path, bundle.manifest.weights), 0, tmp_path / "other")
+            engine.publish(new, state(1))
+    assert in_force(tmp_path) == published
+    engine.publish(new, state(1))
+    engine.publish(new, state(1))
+    files = in_force(tmp_path)
+    assert files.keys() | {CURRENT} == {p.name for p in tmp_path.iterdir()}
+    (tmp_path / "flashed").mkdir()
+    for name, data in files.items():
+        (tmp_path / "flashed" / f"model{Path(name).suffix}").write_bytes(data)
+    again = ExecutorchEngine(
+        pair(tmp_path / "flashed", bundle.manifest.weights), 0, tmp_path / "other"
+    )
     loaded = again.load(second)
     np.testing.assert_array_equal(
         again.run(loaded, some_images(16)), engine.run(new, some_images(16))
     )
-    assert loaded.path.read_bytes() == (tmp_path / "model.ptd").read_bytes()
+    assert loaded.weights.path.read_bytes() in files.values()
 
 
 def test_reopening_writes_nothing_and_what_is_dropped_leaves_nothing(
@@ -321,20 +347,23 @@ def test_reopening_writes_nothing_and_what_is_dropped_leaves_nothing(
 ) -> None:
     _, bundle, weights = micro
     engine = ExecutorchEngine(bundle, 0, tmp_path)
-    engine.publish(engine.load(weights))
-    before = (tmp_path / "model.ptd").stat()
+    engine.publish(engine.load(weights), state())
+    (data,) = tmp_path.glob("*.ptd")
+    before = data.stat()
     with monkeypatch.context() as unwritable:
         unwritable.setattr(atomic, "write", None)
         reopened = ExecutorchEngine(bundle, 0, tmp_path)
         loaded = reopened.load(weights)
-        reopened.publish(loaded)
-    assert (tmp_path / "model.ptd").stat().st_ino == before.st_ino
+        assert reopened.published(loaded, state())
+        assert not reopened.published(loaded, state(1)), "the same weights, but another state"
+        reopened.publish(loaded, state())
+    assert data.stat().st_ino == before.st_ino
     del loaded
     dropped = engine.load({**weights, HEAD_BIAS: weights[HEAD_BIAS] + 1})
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 4
     del dropped
     gc.collect()
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["model.ptd", "model.pte"]
+    assert {p.name for p in tmp_path.iterdir()} == {CURRENT, "model.pte", data.name}
 
 
 def test_whoever_may_only_read_loads_from_elsewhere(
@@ -345,7 +374,7 @@ def test_whoever_may_only_read_loads_from_elsewhere(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     engine, work = ExecutorchEngine(bundle, 0, tmp_path / "work"), tmp_path / "work"
     published = engine.load(weights)
-    engine.publish(published)
+    engine.publish(published, state())
     before = {p.name: p.read_bytes() for p in work.iterdir()}
     other = {**weights, HEAD_BIAS: weights[HEAD_BIAS] + 1}
     with monkeypatch.context() as reader:
@@ -354,8 +383,8 @@ def test_whoever_may_only_read_loads_from_elsewhere(
         loaded = [engine.load(weights), engine.load(other)]
         with pytest.raises(StorageError, match="cannot be written"):
             engine.require_publishing()
-    assert [engine.published(one) for one in loaded] == [True, False]
-    assert {one.path.parent for one in loaded} == {tmp_path / "temporary"}
+    assert [engine.published(one, state()) for one in loaded] == [True, False]
+    assert {one.weights.path.parent for one in loaded} == {tmp_path / "temporary"}
     assert {p.name: p.read_bytes() for p in work.iterdir()} == before
     for one, bias in zip(loaded, (0, 1), strict=True):
         found = engine.run(one, some_images(16))

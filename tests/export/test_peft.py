@@ -73,7 +73,7 @@ def test_peft_computes_what_the_device_computes_after_each_packet(
 ) -> None:
     device = Device.open(store)
     for task, path in enumerate(fleet.packets, 1):
-        classes = device.apply(path)["classes"]
+        classes = device.apply(path).classes
         out = tmp_path / f"adapter{task}"
         result = cli(
             "packet",

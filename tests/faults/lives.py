@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from faults.scenarios import Fixture, flip, leave_rubbish
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.device import DOUBLE_BUFFER, IN_PLACE
-from sdlora_edge.device.store import Generation, Store
+from sdlora_edge.device.records import Generation
+from sdlora_edge.device.store import Store
 from sdlora_edge.device.verify import verify
 from sdlora_edge.device.watch.service import Watcher
 from sdlora_edge.errors import HealthError, NotForThisDevice, NothingToDo, SdloraError, TrustError
 from sdlora_edge.formats.canonical import sha256
 from sdlora_edge.formats.control import read_any
 from sdlora_edge.formats.packet import Packet
+from sdlora_edge.results import Served, Status
 
 STEPS = 30
 SWAPS = {"A": DOUBLE_BUFFER, "B": IN_PLACE}
@@ -205,17 +208,17 @@ class Life:
         self.chance.choice([self.repair_all, self.watch_all])(name)
         assert self.damaged() == []
         self.check({name})
-        if device.status()["task"] == len(orders.old):
+        if device.status().task == len(orders.old):
             device.rollback()
-        task = device.status()["task"]
+        task = device.status().task
         packets = (
-            orders.renewed_and_revised if device.status()["trust_version"] > 1 else orders.revised
+            orders.renewed_and_revised if device.status().trust_version > 1 else orders.revised
         )
         self.tell(f"{name} goes on to task {task + 1}")
         status = device.apply(packets[task], allow_older=True)
-        assert (status["task"], status["damage"]) == (task + 1, [])
+        assert (status.task, status.damage) == (task + 1, ())
         assert self.unfinished() == []
-        assert verify(self.store)["whole"]
+        assert verify(self.store).intact
         self.check(set(self.devices))
 
     def repair_all(self, name: str) -> None:
@@ -252,7 +255,7 @@ class Life:
             self.check_running(name, fresh, record, damaged)
         for name, one in {**self.devices, "fresh": device}.items():
             status = one.status()
-            assert self.fixture.digest(one) == self.fixture.logits[status["task"]], (
+            assert self.fixture.digest(one) == self.fixture.logits[status.task], (
                 f"{name} does not answer as its task does"
             )
         assert self.in_force() == record
@@ -268,48 +271,45 @@ class Life:
         keys = [digest for digest, _ in old.trust]
         assert [digest for digest, _ in new.trust][: len(keys)] == keys
 
-    def check_fresh(self, status: dict[str, Any], record: Generation, damaged: list[str]) -> None:
+    def check_fresh(self, status: Status, record: Generation, damaged: list[str]) -> None:
         """It serves the longest beginning that can be served, and says what is missing."""
         served = self.whole_beginning(record, damaged)
-        assert (status["packets"], status["task"]) == (len(served), self.stock.task_after(served))
-        assert status["generation"] == (record.counter if served == record.packets else 0)
+        assert (status.packets, status.task) == (len(served), self.stock.task_after(served))
+        assert status.generation == (record.counter if served == record.packets else 0)
         lost = any(digest in damaged for digest, _ in record.trust)
-        assert status["trust_version"] == (0 if lost else 1 + len(record.trust))
-        assert status["revoked"] == [[r.sequence, r.revision] for r in record.revoked]
+        assert status.trust_version == (0 if lost else 1 + len(record.trust))
+        assert status.revoked == tuple((r.sequence, r.revision) for r in record.revoked)
         damaged = lost or served != record.packets or None in Store(self.store).records().values()
-        assert bool(status["damage"]) == damaged, status["damage"]
+        assert bool(status.damage) == damaged, status.damage
 
-    def check_verified(self, fresh: dict[str, Any], damaged: list[str]) -> None:
+    def check_verified(self, fresh: Status, damaged: list[str]) -> None:
         """`verify` and a program that opens the store say the same."""
         found = verify(self.store)
-        assert found["serves"] == {"generation": fresh["generation"], "task": fresh["task"]}
-        assert found["whole"] == (not fresh["damage"])
+        assert found.serves == Served(fresh.generation, fresh.task)
+        assert found.intact == (not fresh.damage)
         records = {path.name for path, one in Store(self.store).records().items() if one is None}
         named = records | {f"packets/{digest}" for digest in damaged}
-        if found[
-            "damage"
-        ]:  # where no file is damaged, a packet that was revoked while it was has been repaired
-            assert {entry["file"] for entry in found["damage"]} == (named or {"."})
+        if found.damage:
+            # If no file is damaged, a packet that was revoked while it was damaged has been repaired.
+            assert {entry.file for entry in found.damage} == (named or {"."})
 
     def check_running(
-        self, name: str, fresh: dict[str, Any], record: Generation, damaged: list[str]
+        self, name: str, fresh: Status, record: Generation, damaged: list[str]
     ) -> None:
         """It agrees with a fresh one; but it may know what has been damaged since it was read."""
         status = self.devices[name].status()
-        assert status["revoked"] == fresh["revoked"]
-        assert status["highest_task"] == fresh["highest_task"]
+        assert status.revoked == fresh.revoked
+        assert status.highest_task == fresh.highest_task
         if not damaged:  # the words may name the generation in which the damage was found
-            assert {**status, "damage": len(status["damage"])} == {
-                **fresh,
-                "damage": len(fresh["damage"]),
-            }, name
-        served = record.packets[: status["packets"]]
-        assert len(served) >= fresh["packets"]
-        assert status["task"] == self.stock.task_after(served)
+            assert replace(status, damage=()) == replace(fresh, damage=()), name
+            assert len(status.damage) == len(fresh.damage), name
+        served = record.packets[: status.packets]
+        assert len(served) >= fresh.packets
+        assert status.task == self.stock.task_after(served)
         assert not any(self.is_revoked(digest, record) for digest in served), (
             f"{name} serves what was revoked"
         )
-        assert status["trust_version"] in (0, 1 + len(record.trust))
+        assert status.trust_version in (0, 1 + len(record.trust))
 
     # what the store holds, found without the code that is tested, but for the reading of a record
 

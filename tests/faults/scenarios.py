@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,6 +21,8 @@ from sdlora_edge.formats.canonical import sha256
 from sdlora_edge.formats.control import Revoked
 from sdlora_edge.formats.packet import Packet
 from sdlora_edge.inputs.image import Preprocessing
+from sdlora_edge.results import Status
+from sdlora_edge.state import TaskUpdate, changed_rows
 from sdlora_edge.train.run import Run
 
 Step = Callable[[Path], object]
@@ -77,6 +79,7 @@ NAMES = (
     "repair damaged keys",
     "revocation",
     "squash",
+    "retire and rename",
 )
 
 
@@ -113,6 +116,8 @@ class Fixture:
         for path in fleet.packets:
             device.apply(path)
             self.logits.append(self.digest(device))
+        device.apply(self.orders.retiring)
+        self.logits.append(self.digest(device))
         self.restarts = Restarts(self.restart, folder / "restarts")
         (folder / "restarts").mkdir()
         self._played = 0
@@ -125,12 +130,12 @@ class Fixture:
             return NOTHING
         device = Device.open(store, threads=1)
         status = device.status()
-        revoked = tuple((sequence, revision) for sequence, revision in status["revoked"])
+        revoked = tuple((sequence, revision) for sequence, revision in status.revoked)
         return Found(
-            status["generation"],
-            status["highest_task"],
+            status.generation,
+            status.highest_task,
             self.digest(device),
-            status["trust_version"],
+            status.trust_version,
             revoked,
         )
 
@@ -141,16 +146,16 @@ class Fixture:
         if found == NOTHING:
             Device.init(self.fleet.bundle, store)
         device = Device.open(store, threads=1)
-        if device.status()["task"] == len(self.fleet.packets):
+        while device.status().task >= len(self.fleet.packets):
             device.rollback()
-        task = device.status()["task"]
+        task = device.status().task
         assert self.digest(device) == self.logits[task]
-        if device.status()["trust_version"] == 0:
+        if device.status().trust_version == 0:
             device.apply(self.orders.rotation)
         device.apply(self.orders.packet_for(device.status()), allow_older=True)
         again = Device.open(store, threads=1)
-        assert again.status()["task"] == task + 1
-        assert again.status()["damage"] == []
+        assert again.status().task == task + 1
+        assert again.status().damage == ()
         assert self.digest(again) == self.digest(device) == self.logits[task + 1]
         assert not [p for p in store.rglob("*") if p.name.startswith(".tmp-")]
         return found
@@ -256,6 +261,11 @@ class Fixture:
                 (self.init, first, second), (revocation,), (Promised(2), Promised(1, 1, ((2, 0),)))
             ),
             "squash": Scenario((self.init, first), (squash,), (Promised(1), Promised(3))),
+            "retire and rename": Scenario(
+                (self.init, first, second, third),
+                (self.apply(control.retiring),),
+                (Promised(3), Promised(4)),
+            ),
         }
 
     def init(self, store: Path) -> None:
@@ -279,7 +289,7 @@ class Fixture:
 def rollback_to(task: int) -> Step:
     def step(store: Path) -> None:
         device = Device.open(store, threads=1)
-        if device.status()["task"] > task:
+        if device.status().task > task:
             device.rollback()
         else:
             acknowledge(store)
@@ -354,17 +364,19 @@ class Orders:
             self._squash(read[1:], old),
         ]
         self.squash = self.squashes[-1]
+        self.retiring = self._retiring(read[-1], old)
+        """task 4: it retires the first class and renames the second, and brings nothing else"""
 
-    def packet_for(self, status: dict[str, Any]) -> Path:
+    def packet_for(self, status: Status) -> Path:
         """What a device takes next, by the keys it obeys and what was revoked."""
         packets = (
             self.renewed
-            if status["trust_version"] == 2
+            if status.trust_version == 2
             else self.revised
-            if status["revoked"]
+            if status.revoked
             else self.old
         )
-        return packets[status["task"]]
+        return packets[status.task]
 
     def _again(self, one: Packet, signer: signing.CryptoSigner, revision: int) -> Path:
         before, name = (
@@ -381,6 +393,23 @@ class Orders:
             revisions=(revision,),
         )
         return self._keep(name, packet.build(contents, sign))
+
+    def _retiring(self, last: Packet, signer: signing.CryptoSigner) -> Path:
+        state = self._run.states[last.sequence]
+        head = changed_rows(state, state.head_weight, state.head_bias)
+        deltas = np.zeros(last.sequence + 1)
+        update = TaskUpdate(
+            last.sequence + 1, "changes", (), deltas, head, {}, (0,), ((1, "another name"),)
+        )
+        contents = packet.Contents(
+            lineage=self._run.lineage,
+            begin=state.digest,
+            updates=(update,),
+            canary_seed=last.canary_seed,
+            canary_logits=np.ascontiguousarray(last.canary_logits[:, 1:]),
+        )
+        data = packet.build(contents, lambda payload: signing.sign(payload, [signer]))
+        return self._keep("retiring", data)
 
     def _revocation(self, task: int, signer: signing.CryptoSigner) -> Path:
         """Of a task and those after it, in revision 0."""

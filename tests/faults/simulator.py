@@ -38,6 +38,7 @@ REAL = {
         "write",
         "sync",
         "rename",
+        "link",
         "unlink",
         "mkdir",
         "rmdir",
@@ -143,7 +144,17 @@ class Simulator:
         """In the place of `disk`, for as long as the block runs."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(os, "fsync", lambda descriptor: None)
-            for name in ("write", "sync", "rename", "unlink", "mkdir", "rmdir", "share", "lock"):
+            for name in (
+                "write",
+                "sync",
+                "rename",
+                "link",
+                "unlink",
+                "mkdir",
+                "rmdir",
+                "share",
+                "lock",
+            ):
                 patch.setattr(disk, name, getattr(self, name))
             yield patch
 
@@ -191,6 +202,12 @@ class Simulator:
         node = self._find(source)
         self._hold(target, node)
         self._hold(source, None)
+        self.point()
+
+    def link(self, source: Path, target: Path) -> None:
+        self._operate()
+        REAL["link"](source, target)
+        self._hold(target, self._find(source))
         self.point()
 
     def unlink(self, path: Path) -> None:

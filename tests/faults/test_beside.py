@@ -28,15 +28,15 @@ def test_a_lost_record_whose_number_is_given_again(
     other = Device.open(store, threads=1)
     status = other.rollback() if then == "rollback" else other.apply(device_life.orders.revocation)
     assert (
-        status["generation"] == running.status()["generation"] == 3
+        status.generation == running.status().generation == 3
     )  # another generation of the same number
     assert running.refresh()
     assert not running.refresh()
-    assert running.status()["task"] == status["task"] < 2
-    assert device_life.digest(running) == device_life.logits[status["task"]]
+    assert running.status().task == status.task < 2
+    assert device_life.digest(running) == device_life.logits[status.task]
     with pytest.raises(NotForThisDevice):
         running.apply(fleet.packets[2])
-    assert device_life.digest(Device.open(store, threads=1)) == device_life.logits[status["task"]]
+    assert device_life.digest(Device.open(store, threads=1)) == device_life.logits[status.task]
 
 
 @pytest.mark.parametrize("looks", [True, False])
@@ -57,12 +57,12 @@ def test_what_another_program_has_repaired(
         if looks:
             assert running.refresh()
             assert (
-                running.status()["task"],
-                running.status()["trust_version"],
-                running.status()["damage"],
-            ) == (2, 2, [])
+                running.status().task,
+                running.status().trust_version,
+                running.status().damage,
+            ) == (2, 2, ())
             assert device_life.digest(running) == device_life.logits[2]
-    assert running.apply(orders.renewed[2])["damage"] == []
+    assert running.apply(orders.renewed[2]).damage == ()
 
 
 @pytest.mark.parametrize("swap", [DOUBLE_BUFFER, IN_PLACE])
@@ -76,10 +76,10 @@ def test_a_running_program_goes_back_to_what_is_left_of_packets_damaged_meanwhil
     (store / "packets" / Store(store).current().packets[1]).unlink()
     assert device_life.digest(running) == device_life.logits[3]
     status = running.rollback()
-    assert (status["task"], status["damage"]) == (1, [])
+    assert (status.task, status.damage) == (1, ())
     assert status == Device.open(store, threads=1).status()
     assert device_life.digest(running) == device_life.logits[1]
-    assert running.apply(fleet.packets[1], allow_older=True)["task"] == 2
+    assert running.apply(fleet.packets[1], allow_older=True).task == 2
 
 
 def test_a_running_program_goes_back_to_what_is_left_where_keys_were_damaged_meanwhile(
@@ -90,10 +90,10 @@ def test_a_running_program_goes_back_to_what_is_left_where_keys_were_damaged_mea
         running.apply(path)
     damage_keys(store)
     status = running.rollback()
-    assert (status["task"], status["trust_version"]) == (0, 0)
+    assert (status.task, status.trust_version) == (0, 0)
     assert status == Device.open(store, threads=1).status()
-    assert running.apply(orders.rotation)["damage"] == []
-    assert running.apply(orders.renewed[0], allow_older=True)["task"] == 1
+    assert running.apply(orders.rotation).damage == ()
+    assert running.apply(orders.renewed[0], allow_older=True).task == 1
 
 
 def test_a_beginning_is_not_published_over_what_was_repaired_meanwhile(
@@ -101,7 +101,7 @@ def test_a_beginning_is_not_published_over_what_was_repaired_meanwhile(
 ) -> None:
     published: list[int] = []
     monkeypatch.setattr(
-        OnnxEngine, "publish", lambda self, loaded: published.append(loaded.classes)
+        OnnxEngine, "publish", lambda self, loaded, state: published.append(loaded.classes)
     )
     device = Device.open(store, threads=1)
     for path in fleet.packets[:2]:
@@ -109,7 +109,7 @@ def test_a_beginning_is_not_published_over_what_was_repaired_meanwhile(
     damage_newest(store)
     publish = Device._publish
 
-    def slowly(self: Device) -> None:
+    def slowly(self: Device, wait: float = 0.0) -> None:
         monkeypatch.setattr(Device, "_publish", publish)
         Device.open(store, threads=1).apply(fleet.packets[1])
         publish(self)
@@ -117,7 +117,7 @@ def test_a_beginning_is_not_published_over_what_was_repaired_meanwhile(
     monkeypatch.setattr(Device, "_publish", slowly)
     Device.open(store, threads=1)
     assert len(Store(store).current().packets) == 2
-    assert published[-1] == len(device.status()["classes"])
+    assert published[-1] == len(device.status().classes)
 
 
 def test_what_a_device_with_damaged_keys_goes_back_to_is_published(
@@ -125,11 +125,11 @@ def test_what_a_device_with_damaged_keys_goes_back_to_is_published(
 ) -> None:
     published: list[int] = []
     monkeypatch.setattr(
-        OnnxEngine, "publish", lambda self, loaded: published.append(loaded.classes)
+        OnnxEngine, "publish", lambda self, loaded, state: published.append(loaded.classes)
     )
     device = Device.open(store, threads=1)
     for path in (*fleet.packets[:2], device_life.orders.rotation):
         device.apply(path)
     damage_keys(store)
     status = Device.open(store, threads=1).rollback()
-    assert published[-1] == len(status["classes"])
+    assert published[-1] == len(status.classes)

@@ -15,7 +15,8 @@ from conftest import Fleet, Result, snapshot
 from faults.scenarios import Fixture, flip
 
 from sdlora_edge.device import Device
-from sdlora_edge.device.store import RECORD_LIMIT, Store
+from sdlora_edge.device.records import RECORD_LIMIT
+from sdlora_edge.device.store import Store
 from sdlora_edge.device.verify import verify
 from sdlora_edge.errors import HealthError, InputError, TrustError
 from sdlora_edge.formats.bundle import open_bundle
@@ -82,9 +83,9 @@ def test_one_wrong_byte_in_a_packet_serves_the_generation_before_it(
             device = Device.open(used, threads=1)
             status = device.status()
             assert device_life.digest(device) == device_life.logits[task]
-            assert (status["task"], status["highest_task"], status["generation"]) == (task, 2, 0)
-            assert digest in status["damage"][0]
-            assert [d["file"] for d in verify(used)["damage"]] == [f"packets/{digest}"]
+            assert (status.task, status.highest_task, status.generation) == (task, 2, 0)
+            assert digest in status.damage[0]
+            assert [d.file for d in verify(used).damage] == [f"packets/{digest}"]
             flip(path, place)
     assert device_life.digest(Device.open(used)) == device_life.logits[2]
 
@@ -99,12 +100,12 @@ def test_one_wrong_byte_in_a_record_leaves_the_other_one(device_life: Fixture, u
             flip(used / name, place, bits)
         flip(used / name, 30)
         device = Device.open(used, threads=1)
-        assert (device_life.digest(device), device.status()["generation"]) == (
+        assert (device_life.digest(device), device.status().generation) == (
             device_life.logits[2],
             3,
         )
-        assert name in device.status()["damage"][0]
-        assert [d["file"] for d in verify(used)["damage"]] == [name]
+        assert name in device.status().damage[0]
+        assert [d.file for d in verify(used).damage] == [name]
         flip(used / name, 30)
 
 
@@ -121,10 +122,10 @@ def test_either_record_of_a_fresh_store_may_be_lost(
         (store / name).unlink()
         device = Device.open(store, threads=1)
         assert device_life.digest(device) == device_life.logits[0]
-        assert device.status()["generation"] == 1
+        assert device.status().generation == 1
         (store / name).write_bytes(kept)
     (store / name).unlink()
-    assert Device.open(store).apply(device_life.fleet.packets[0])["damage"] == []
+    assert Device.open(store).apply(device_life.fleet.packets[0]).damage == ()
 
 
 def test_a_record_of_absurd_size_leaves_the_other_one(device_life: Fixture, used: Path) -> None:
@@ -132,15 +133,15 @@ def test_a_record_of_absurd_size_leaves_the_other_one(device_life: Fixture, used
         kept = (used / name).read_bytes()
         os.truncate(used / name, RECORD_LIMIT + 1)
         device = Device.open(used, threads=1)
-        assert name in device.status()["damage"][0]
+        assert name in device.status().damage[0]
         assert device_life.digest(device) == device_life.logits[2]
         (used / name).write_bytes(kept)
 
 
 def test_the_lock_holds_nothing(device_life: Fixture, used: Path) -> None:
     (used / "lock").write_bytes(b"x")
-    assert verify(used)["whole"]
-    assert Device.open(used).apply(device_life.fleet.packets[2])["task"] == 3
+    assert verify(used).intact
+    assert Device.open(used).apply(device_life.fleet.packets[2]).task == 3
 
 
 def test_a_damaged_packet_is_repaired_by_applying_it_again(
@@ -152,17 +153,17 @@ def test_a_damaged_packet_is_repaired_by_applying_it_again(
     for digest in Store(used).current().packets:
         flip(used / "packets" / digest, 50)
     device = Device.open(used, threads=1)
-    assert (device.status()["task"], device.status()["highest_task"]) == (0, 2)
+    assert (device.status().task, device.status().highest_task) == (0, 2)
     with pytest.raises(InputError):
         device.apply(used / "packets" / digest)
     record = Store(used).current()
     status = device.apply(first)
-    assert (status["task"], status["highest_task"], len(status["damage"])) == (1, 2, 1)
+    assert (status.task, status.highest_task, len(status.damage)) == (1, 2, 1)
     status = device.apply(second)
-    assert (status["task"], status["damage"], status["generation"]) == (2, [], 3)
+    assert (status.task, status.damage, status.generation) == (2, (), 3)
     assert Store(used).current() == record
     assert device_life.digest(device) == device_life.digest(running) == device_life.logits[2]
-    assert device.apply(third)["task"] == 3
+    assert device.apply(third).task == 3
 
 
 def test_a_rollback_of_a_damaged_generation_keeps_what_is_left(
@@ -172,11 +173,11 @@ def test_a_rollback_of_a_damaged_generation_keeps_what_is_left(
     assert cli("device", "rollback", "--store", used).code == 0
     device = Device.open(used, threads=1)
     assert (
-        device.status()["task"],
-        device.status()["highest_task"],
-        device.status()["damage"],
-    ) == (1, 2, [])
-    assert device.apply(device_life.fleet.packets[1], allow_older=True)["damage"] == []
+        device.status().task,
+        device.status().highest_task,
+        device.status().damage,
+    ) == (1, 2, ())
+    assert device.apply(device_life.fleet.packets[1], allow_older=True).damage == ()
     assert device_life.digest(device) == device_life.logits[2]
 
 
@@ -188,13 +189,13 @@ def test_a_revocation_on_a_device_with_a_damaged_packet(
     fleet, store = device_life.fleet, used
     flip(store / "packets" / Store(store).current().packets[damaged - 1], -1)
     device = Device.open(store, threads=1)
-    assert device.apply(device_life.orders.revocation)["revoked"] == [[2, 0]]
+    assert device.apply(device_life.orders.revocation).revoked == ((2, 0),)
     with contextlib.suppress(TrustError):  # the revoked one
         device.apply(fleet.packets[damaged - 1])
     for one in (device, Device.open(store, threads=1)):
-        assert one.status()["task"] == 1
+        assert one.status().task == 1
         assert device_life.digest(one) == device_life.logits[1]
-    assert device.apply(device_life.orders.revised[1], allow_older=True)["damage"] == []
+    assert device.apply(device_life.orders.revised[1], allow_older=True).damage == ()
     assert device_life.digest(Device.open(store, threads=1)) == device_life.logits[2]
 
 
@@ -202,8 +203,8 @@ def test_verify_reports_and_changes_nothing(used: Path, cli: Cli, tmp_path: Path
     result = cli("device", "verify", "--store", used, "--json")
     assert result.code == 0
     report = json.loads(result.out)
-    assert report["whole"]
-    assert (report["files"], report["serves"]) == (9, {"generation": 3, "task": 2})
+    assert report["intact"]
+    assert (report["files"], report["serves"]) == (10, {"generation": 3, "task": 2})
     assert report["bytes"] == sum(len(data) for data in snapshot(used).values())
     (used / "packets" / ("ab" * 32)).touch()
     shutil.copytree(used, tmp_path / "damaged")
@@ -227,7 +228,7 @@ def test_verify_reports_and_changes_nothing(used: Path, cli: Cli, tmp_path: Path
     assert "3 damaged" in cli("device", "verify", "--store", damaged).out
     assert snapshot(damaged) == before
     (damaged / "generation.1.json").unlink()
-    assert {d["file"] for d in verify(damaged)["damage"]} >= {
+    assert {d.file for d in verify(damaged).damage} >= {
         "generation.0.json",
         "generation.1.json",
     }

@@ -44,10 +44,10 @@ def test_damaged_keys_leave_a_device_that_serves_and_obeys_nobody(
         assert (
             device_life.digest(device) == device_life.logits[1]
         )  # task 2 was signed by keys that are lost
-        assert (status["task"], status["highest_task"], status["trust_version"]) == (1, 2, 0)
-        (line,) = status["damage"]
+        assert (status.task, status.highest_task, status.trust_version) == (1, 2, 0)
+        (line,) = status.damage
         assert name in line
-        assert [(d["file"], d["remedy"]) for d in verify(rotated)["damage"]] == [(name, KEYS)]
+        assert [(d.file, d.remedy) for d in verify(rotated).damage] == [(name, KEYS)]
         flip(rotated / name, place)
     flip(rotated / name, -1)
     before = snapshot(rotated)
@@ -64,7 +64,7 @@ def test_damaged_keys_leave_a_device_that_serves_and_obeys_nobody(
         assert name in result.err
     assert snapshot(rotated) == before
     report = json.loads(cli("device", "verify", "--store", rotated, "--json").out)
-    assert (report["whole"], report["serves"]["task"]) == (False, 1)
+    assert (report["intact"], report["serves"]["task"]) == (False, 1)
 
 
 @pytest.mark.parametrize("opened", ["after the damage", "before it"])
@@ -77,14 +77,14 @@ def test_the_same_packet_of_keys_repairs_it(
     damage_keys(rotated)
     device = running if opened == "before it" else Device.open(rotated, threads=1)
     status = device.apply(orders.rotation)
-    assert (status["kind"], status["task"], status["trust_version"], status["damage"]) == (
+    assert (status.kind, status.task, status.trust_version, status.damage) == (
         "trust",
         2,
         2,
-        [],
+        (),
     )
     assert Store(rotated).current() == record
-    assert verify(rotated)["whole"]
+    assert verify(rotated).intact
     assert (
         device_life.digest(device)
         == device_life.digest(Device.open(rotated, threads=1))
@@ -92,7 +92,7 @@ def test_the_same_packet_of_keys_repairs_it(
     )
     with pytest.raises(TrustError, match="signature refused"):
         device.apply(device_life.fleet.packets[2])
-    assert device.apply(orders.renewed[2])["task"] == 3
+    assert device.apply(orders.renewed[2]).task == 3
 
 
 def test_keys_and_the_packet_they_signed_are_repaired_in_either_order(
@@ -112,7 +112,7 @@ def test_keys_and_the_packet_they_signed_are_repaired_in_either_order(
                     device.apply(path)
             else:
                 device.apply(path)
-        assert (device.status()["task"], device.status()["damage"]) == (2, [])
+        assert (device.status().task, device.status().damage) == (2, ())
         assert device_life.digest(Device.open(rotated, threads=1)) == device_life.logits[2]
 
 
@@ -127,8 +127,8 @@ def test_a_device_with_damaged_keys_can_go_back_and_stays_closed(
     assert device_life.digest(device) == device_life.logits[2]  # nothing but the keys is lost
     for task in (1, 0):
         status = device.rollback()
-        assert (status["task"], status["trust_version"]) == (task, 0)
-        assert status["damage"]
+        assert (status.task, status.trust_version) == (task, 0)
+        assert status.damage
         assert (
             device_life.digest(device)
             == device_life.digest(Device.open(store, threads=1))
@@ -137,7 +137,7 @@ def test_a_device_with_damaged_keys_can_go_back_and_stays_closed(
     with pytest.raises(TrustError):
         device.apply(fleet.packets[0], allow_older=True)
     device.apply(device_life.orders.rotation)
-    assert device.apply(device_life.orders.renewed[0], allow_older=True)["damage"] == []
+    assert device.apply(device_life.orders.renewed[0], allow_older=True).damage == ()
 
 
 def test_a_rotation_on_a_device_with_a_damaged_packet_and_a_damaged_record(
@@ -150,22 +150,22 @@ def test_a_rotation_on_a_device_with_a_damaged_packet_and_a_damaged_record(
     damage_newest(store)
     flip(store / "generation.0.json", 20)
     device = Device.open(store, threads=1)
-    assert len(device.status()["damage"]) == 2
+    assert len(device.status().damage) == 2
     status = device.apply(device_life.orders.rotation)
     for one in (device, Device.open(store, threads=1)):
         status = one.status()
-        assert (status["task"], status["highest_task"], status["trust_version"]) == (1, 2, 2)
-        assert len(status["damage"]) == 1  # the record is written anew
+        assert (status.task, status.highest_task, status.trust_version) == (1, 2, 2)
+        assert len(status.damage) == 1  # the record is written anew
         assert device_life.digest(one) == device_life.logits[1]
     with pytest.raises((InputError, TrustError)):
         device.apply(store / "packets" / Store(store).current().packets[-1])
-    assert device.apply(fleet.packets[1])["damage"] == []
+    assert device.apply(fleet.packets[1]).damage == ()
     assert (
         device_life.digest(device)
         == device_life.digest(Device.open(store, threads=1))
         == device_life.logits[2]
     )
-    assert device.apply(device_life.orders.renewed[2])["task"] == 3
+    assert device.apply(device_life.orders.renewed[2]).task == 3
 
 
 @pytest.mark.parametrize("name", ["generation.0.json", "generation.1.json"])
@@ -179,7 +179,7 @@ def test_either_record_may_be_lost_after_a_rotation(
     flip(store / name, 20)
     device = Device.open(store, threads=1)
     status = device.status()
-    assert (status["trust_version"], status["revoked"], len(status["damage"])) == (2, [[2, 0]], 1)
+    assert (status.trust_version, status.revoked, len(status.damage)) == (2, ((2, 0),), 1)
     assert device_life.digest(device) == device_life.logits[1]
     before = snapshot(store)
     for path in (fleet.packets[1], device_life.orders.renewed[1]):
@@ -199,6 +199,6 @@ def test_keys_damaged_in_a_running_program_that_goes_back(
         device.apply(orders.revocation)
     device.rollback()
     assert device_life.digest(device) == device_life.logits[1]
-    assert (device.status()["trust_version"], len(device.status()["damage"])) == (0, 1)
-    assert device.apply(orders.rotation)["damage"] == []
-    assert device.apply(orders.renewed[1], allow_older=True)["task"] == 2
+    assert (device.status().trust_version, len(device.status().damage)) == (0, 1)
+    assert device.apply(orders.rotation).damage == ()
+    assert device.apply(orders.renewed[1], allow_older=True).task == 2

@@ -97,7 +97,7 @@ def test_an_update_on_a_disk_that_fails(device_life: Fixture, tmp_path: Path, ki
             raised is not None
         )  # it raises only where the old one stays in force
         if raised is not None:
-            assert device.apply(second)["task"] == 2
+            assert device.apply(second).task == 2
             assert not list(store.rglob(".tmp-*"))
         assert (
             device_life.digest(device)
@@ -157,7 +157,7 @@ def test_opening_serves_what_can_be_read(device_life: Fixture, tmp_path: Path) -
     with unreadable("packets/"):
         device = Device.open(store, threads=1)
         assert device_life.digest(device) == device_life.logits[0]
-        assert "Input/output error" in device.status()["damage"][0]
+        assert "Input/output error" in device.status().damage[0]
     for part in ("generation.0.json", "weights.safetensors"):
         with unreadable(part), pytest.raises(InputError, match=part):
             Device.open(store, threads=1)

@@ -20,9 +20,9 @@ from sdlora_edge.device import Device
 device = Device.open(sys.argv[1], threads=1)
 print("open", flush=True)
 while True:
-    for path in sys.argv[2:][device.status()["task"]:]:
+    for path in sys.argv[2:][device.status().task:]:
         device.apply(path, allow_older=True)
-    while device.status()["task"]:
+    while device.status().task:
         device.rollback()
 """
 
@@ -41,10 +41,10 @@ def test_a_process_killed_over_and_over_leaves_a_store_that_serves(
             process.kill()
         device = Device.open(store, threads=1)
         status = device.status()
-        assert device_life.digest(device) == device_life.logits[status["task"]]
-        assert status["generation"] >= counter
-        assert status["damage"] == []
-        counter = status["generation"]
-        tasks.add(status["task"])
+        assert device_life.digest(device) == device_life.logits[status.task]
+        assert status.generation >= counter
+        assert status.damage == ()
+        counter = status.generation
+        tasks.add(status.task)
     assert counter > KILLS
     assert len(tasks) > 1

@@ -12,7 +12,8 @@ from faults.scenarios import Fixture
 from faults.simulator import Simulator
 
 from sdlora_edge.device import store
-from sdlora_edge.device.store import PENDING, Generation, Store
+from sdlora_edge.device.records import PENDING, Generation
+from sdlora_edge.device.store import Store
 from sdlora_edge.formats.canonical import sha256
 from sdlora_edge.storage import atomic, disk
 

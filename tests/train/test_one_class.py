@@ -66,17 +66,17 @@ def test_a_device_takes_it_and_gives_it_back(fleet_of_one: Fleet, tmp_path: Path
     device = Device.init(fleet_of_one.bundle, tmp_path / "store")
     serving = Device.open(tmp_path / "store")
     for task, path in enumerate(packets, 1):
-        assert device.apply(path)["task"] == task
+        assert device.apply(path).task == task
         assert serving.refresh()
         np.testing.assert_allclose(
             serving.logits(inputs(serving)), host_logits(run, task, inputs(device)), atol=1e-4
         )
-    assert device.rollback()["task"] == 5
-    assert device.rollback()["task"] == 4
+    assert device.rollback().task == 5
+    assert device.rollback().task == 4
     cli("packet", "squash", *packets, "--key", fleet_of_one.key, "--out", tmp_path / "all.sdlora")
     fresh = Device.init(fleet_of_one.bundle, tmp_path / "fresh")
     fresh.apply(tmp_path / "all.sdlora")
-    assert fresh.status()["state"] == run.states[6].digest
+    assert fresh.status().state == run.states[6].digest
 
 
 def test_every_command_takes_a_run_that_ends_with_one(

@@ -21,6 +21,7 @@ from sdlora_edge.device.engines import with_room
 from sdlora_edge.device.engines.onnx_runtime import MODEL
 from sdlora_edge.formats import bundle, encoding, signing
 from sdlora_edge.formats.bundle import (
+    CANARY_LOGITS,
     CONSTANTS,
     FACTORS,
     HEAD_BIAS,
@@ -28,7 +29,9 @@ from sdlora_edge.formats.bundle import (
     INPUTS,
     MANIFEST,
     TRUST,
+    Canary,
     Manifest,
+    classes_json,
 )
 from sdlora_edge.formats.canonical import dump_json, sha256, tensors_digest
 from sdlora_edge.formats.encoding import Factors, HeadUpdate
@@ -205,34 +208,30 @@ class Export:
             for u in self.chain.updates
             for n, t in factor_tensors(u.factors).items()
         }
+        stored[CANARY_LOGITS] = logits = self.chain.logits(SEED)
         atomic.write(
             folder / FACTORS,
             safetensors.numpy.save({n: np.ascontiguousarray(t) for n, t in stored.items()}),
         )
+        atomic.write(folder / bundle.CLASSES, classes_json(state.classes))
         atomic.write(folder / TRUST, dump_json(self.trust.to_dict()))
-        expected: dict[str, Any] = {"seed": SEED, "logits": self.chain.logits(SEED).tolist()}
-        if self.canary_tolerance is not None:
-            expected["tolerance"] = self.canary_tolerance
+        tolerance = 1e-4 if self.dtype == "float32" else 1e-2
         manifest = Manifest(
-            lineage=self.chain.lineage,
-            state=state.digest,
-            task=state.task,
+            states=tuple(state.digest for state in self.chain.states),
             task_name=state.name,
             model="vectors",
             target="onnx",
             precision="fp32" if self.dtype == "float32" else "fp16",
-            tolerance=1e-4 if self.dtype == "float32" else 1e-2,
+            tolerance=tolerance,
+            min_agreement=1.0,
             weights_as=CONSTANTS if self.capacity else INPUTS,
             capacity=self.capacity,
             encoding=self.chain.encoding,
-            classes=state.classes,
             magnitudes=tuple(state.magnitudes.tolist()),
-            preprocessing={
-                name: getattr(PREPROCESSING, name) for name in PREPROCESSING.__dataclass_fields__
-            },
+            preprocessing=PREPROCESSING.to_manifest(),
             projections=PROJECTIONS,
             weights=places,
-            canary=expected,
+            canary=Canary(SEED, len(logits), self.canary_tolerance or tolerance),
             made_with={},
             files={path.name: bundle.describe(path) for path in sorted(folder.iterdir())},
             revisions=self.revisions,

@@ -1,5 +1,7 @@
-"""What runs the model: one file per engine, each an `Engine`. Another package adds one by an entry point, named as the target
-that the manifests of its bundles name (it makes these itself: `export` writes for the built-in targets):
+"""What runs the model: one module for each engine.
+
+Another package adds an engine by an entry point. Its name is the target that the package's bundles name in their manifests
+(`export` writes bundles for the built-in targets only):
 
 [project.entry-points."sdlora_edge.engines"]
 mytarget = "mypackage.engine:MyEngine"
@@ -19,7 +21,7 @@ import numpy as np
 from ...errors import InputError, UsageError
 from ...formats.bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle
 from ...shortage import verdict
-from ...state import UNUSED
+from ...state import UNUSED, TaskState
 
 GROUP = "sdlora_edge.engines"
 BUILT_IN = {"onnx": "onnx_runtime:OnnxEngine", "executorch": "executorch_runtime:ExecutorchEngine"}
@@ -29,52 +31,99 @@ RUNTIMES = {"onnx": "onnxruntime", "executorch": "executorch"}
 
 
 class Engine(ABC):
-    """A loaded model whose adapted weights and head can be replaced while it serves.
+    """A loaded model whose adapted weights and head can be replaced while it serves. The contract for engines of other packages.
 
-    bundle: opened, every file verified. threads: 0 leaves the number to the engine. workspace: a folder of the store, made by
-    the engine if it needs one, for files of its own; whatever lies there can be made again from bundle and packets.
+    A device makes one engine for each time that it opens a store. Then:
+
+    1. `load` takes the weights of a generation; its result stays valid until the device drops it. With double buffering, two
+       are alive at a time. What it holds, files included, is freed with it.
+    2. `run` computes with it. The device compares the canary's logits with the host's; if they differ, the result of `load` is
+       dropped and nothing else happens.
+    3. After the commit, `publish` tells other programs, under a lock that one process holds at a time. It is called again when
+       a store is opened and `published` is False, for example after a power cut between the commit and `publish`. An engine that
+       serves this process alone overrides neither.
+
+    Errors: raise InputError for a model that cannot be loaded, StorageError for a file that cannot be written. MemoryError, and
+    errors of a runtime that say memory or disk ran out (`shortage.verdict`), are reported as ResourceError by the device.
+
+    Args:
+        bundle: Opened, every file verified.
+        threads: Threads to compute with; 0 leaves the number to the engine.
+        workspace: A folder of the store for the engine's own files; the engine makes it if it needs it. Everything in it can be
+            made again from bundle and packets.
     """
 
     runs = True
-    """False for one that only prepares weights for a program beside this one, which then has to prove them itself"""
+    """False for an engine that only prepares weights for another program, which must then try the canary itself."""
     advice = ""
-    """what to try if its canary fails on this machine, as an imperative"""
+    """What to try if the canary fails on this machine, as an imperative."""
 
     @abstractmethod
     def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
-        """Raises InputError where the model cannot be loaded."""
+        """Raises InputError if the model cannot be loaded."""
 
     @abstractmethod
     def load(self, weights: Mapping[str, np.ndarray]) -> Any:
-        """Take float32 weights and head into the engine's own memory; the result is passed to `run`, old ones stay valid.
+        """Take the weights of a generation into the engine's own memory.
 
-        Each weight is computed when it is asked for: take one after the other, and hold none of them twice.
+        Args:
+            weights: {tensor: float32}, adapted weights and head. Each is computed when it is read: read each one once, one after
+                the other, and keep no second copy.
+
+        Returns:
+            What `run` gets as `loaded`. Earlier results stay valid.
         """
 
     @abstractmethod
     def run(self, loaded: Any, inputs: np.ndarray) -> np.ndarray:
-        """float32 (N, 3, size, size) to logits, float32 (N, classes). Called by several threads at once."""
+        """Preprocessed inputs, float32 (N, 3, size, size), to logits, float32 (N, rows). Several threads call it at once.
+
+        A row for each class ever known: a retired one has the logit UNUSED, or near it, and the device leaves it out.
+        """
 
     @classmethod
     def without_running(cls, bundle: Bundle, workspace: Path) -> Engine:
-        """The same engine where its runtime is not installed. Raises UsageError where nothing could be done without it."""
+        """The engine without its runtime, for `--unproved`. Raises UsageError if the engine can do nothing without it."""
         raise UsageError(
-            f"target {bundle.manifest.target} has no use for --unproved: its updates are proved on this device"
+            f"target {bundle.manifest.target} has no use for --unproved, because this device proves its updates: "
+            "leave the option out"
         )
 
-    def published(self, loaded: Any) -> bool:
-        """Whether programs beside this one know of it already: then `publish` has nothing to do, and needs no lock."""
+    def published(self, loaded: Any, state: TaskState) -> bool:
+        """Whether other programs know of this generation already, so that `publish` has nothing to do. Takes no lock."""
         return type(self).publish is Engine.publish
 
     def require_publishing(self) -> None:  # noqa: B027
         """Asked before an update is built. Raises StorageError if `publish` could not write."""
 
-    def publish(self, loaded: Any) -> None:  # noqa: B027 (most engines have nothing to do)
-        """`loaded` is the generation in force now: let programs beside this one know. Called again after a power cut."""
+    def publish(self, loaded: Any, state: TaskState) -> None:  # noqa: B027 (most have nothing to do)
+        """Tell other programs which generation is in force.
+
+        A power cut at any point must leave them the generation before, or this one: write new files, sync them, then switch by
+        one rename.
+
+        Args:
+            loaded: What `load` returned for it.
+            state: Its task state: digest, task and class names.
+
+        Raises:
+            StorageError: It cannot be written. The update is in force all the same.
+        """
 
 
 def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = False) -> Engine:
-    """The engine for the bundle's target; `unproved`: without its runtime. Raises InputError where none is installed."""
+    """The engine for a bundle's target.
+
+    Args:
+        bundle: An opened bundle.
+        threads: As for `Engine`.
+        workspace: As for `Engine`.
+        unproved: Without its runtime (`Engine.without_running`).
+
+    Raises:
+        InputError: No engine is installed for the target, or it cannot be loaded.
+        UsageError: `unproved`, and the engine can do nothing without its runtime.
+    """
     target = bundle.manifest.target
     others = {entry.name: entry for entry in entry_points(group=GROUP)}
     if target in BUILT_IN:
@@ -89,7 +138,8 @@ def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = 
             ) from error
     else:
         raise InputError(
-            f"no engine for target {target!r}: this device has {', '.join(sorted({*BUILT_IN, *others}))}"
+            f"no engine for target {target!r}: this device has {', '.join(sorted({*BUILT_IN, *others}))}; "
+            "install the package of that engine, or export a bundle for one of these"
         )
     return (
         found.without_running(bundle, workspace) if unproved else found(bundle, threads, workspace)
@@ -97,7 +147,7 @@ def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = 
 
 
 def with_room(name: str, weight: np.ndarray, capacity: int) -> np.ndarray:
-    """The same weight; a head's with `capacity` rows: those beyond the classes can never win. As it is where capacity is 0."""
+    """The same weight. A tensor of the head gets `capacity` rows; those without a class can never win. 0 adds no rows."""
     if not capacity or name not in (HEAD_WEIGHT, HEAD_BIAS):
         return weight
     rows = [(0, capacity - len(weight)), *[(0, 0)] * (weight.ndim - 1)]

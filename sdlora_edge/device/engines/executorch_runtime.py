@@ -1,14 +1,21 @@
-"""ExecuTorch: a program (model.pte) and its adapted weights and head, raw in model.ptd. An update writes another .ptd beside the
-old one, patched with numpy alone, and loads the pair anew; the program never changes.
+"""ExecuTorch: a program (model.pte), and a .ptd file with its adapted weights and head, raw. An update writes another .ptd,
+patched with numpy alone, and loads the pair anew; the program never changes.
 
-`workspace` holds model.pte and model.ptd of the generation in force, for programs in C++, Java or Swift beside this one; and
-new-*.ptd, each of a generation that is not in force yet, or of a process that was killed. Whoever may only read it loads from
-a new-*.ptd where temporary files go.
+The workspace is for programs in C++, Java or Swift. It holds:
+
+    current.json      the generation in force, and the SHA-256 of the two files it consists of
+    model.pte         the program
+    <SHA-256>.ptd     weights, under a name that no other content ever has
+    new-*.ptd         of a generation that is not in force yet, or of a process that was killed
+
+The rename of current.json is the commit: at every moment it names a program and weights that are complete and belong together.
+A process that may only read the workspace keeps its new-*.ptd where temporary files go.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 import time
@@ -16,6 +23,7 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,11 +31,15 @@ import numpy as np
 
 from ...errors import InputError, StorageError
 from ...formats.bundle import DTYPES, HEAD_BIAS, Bundle
+from ...formats.current import Current
 from ...shortage import verdict
+from ...state import TaskState
 from ...storage import atomic, disk
 from . import Engine, with_room
 
 PROGRAM, DATA = "model.pte", "model.ptd"
+"""in the bundle"""
+SUFFIX = ".ptd"
 ABANDONED = 3600
 """seconds after which a new-*.ptd that nobody published is one that a killed process left"""
 
@@ -38,10 +50,16 @@ def patched(
     weights: Mapping[str, np.ndarray],
     capacity: int = 0,
 ) -> Iterator[bytes]:
-    """The bytes of a .ptd file with other values, piece by piece: one weight at a time need be held.
+    """The bytes of a .ptd file with other values, in pieces, so that only one weight is held at a time.
 
-    places: as the manifest's `weights`. weights: {tensor: float32, of the place's shape once it has room for `capacity` classes}.
-    Raises InputError for a tensor that has no place, has another shape, or would lie outside the file.
+    Args:
+        data: The .ptd file.
+        places: The manifest's `weights`.
+        weights: {tensor: float32}, of the place's shape once it has room for `capacity` classes.
+        capacity: Rows of the head in the file; 0 if the head has as many as there are classes.
+
+    Raises:
+        InputError: A tensor has no place, has another shape, or would lie outside the file.
     """
     if missing := set(weights) - set(places):
         raise InputError(
@@ -54,7 +72,8 @@ def patched(
         values = with_room(name, weights[name], capacity).astype(DTYPES[places[name]["dtype"]])
         if values.shape != shape or not end <= start <= size - values.nbytes:
             raise InputError(
-                f"{name} {values.shape} does not fit {DATA}, which has {shape} at byte {start} of {size}"
+                f"{name} {values.shape} does not fit {DATA}, which has {shape} at byte {start} of {size}: "
+                "export the bundle again"
             )
         yield data.read(start - end)
         yield values.tobytes()
@@ -62,18 +81,26 @@ def patched(
     yield data.read()
 
 
-class _Loaded:
-    """A loaded pair. path: the .ptd it was loaded from, removed with this object unless it was published."""
+@dataclass(frozen=True)
+class _Weights:
+    """A .ptd file under a name of our own, and the SHA-256 of its content."""
 
-    def __init__(self, method: Any, path: Path, classes: int, published: bool) -> None:
-        self.method, self.path, self.classes, self.published = method, path, classes, published
-        weakref.finalize(self, _remove, path)
+    path: Path
+    sha256: str
+
+
+class _Loaded:
+    """A loaded pair. Its file `weights.path` is removed with this object, unless it was published."""
+
+    def __init__(self, method: Any, weights: _Weights, classes: int) -> None:
+        self.method, self.weights, self.classes = method, weights, classes
+        weakref.finalize(self, _remove, weights.path)
 
 
 class ExecutorchEngine(Engine):
-    """Needs the package executorch, whose Python runtime imports torch; a C++ program that loads the pair needs neither.
+    """Needs the package executorch, whose Python runtime imports torch. A C++ program that loads the pair needs neither.
 
-    threads: ExecuTorch has one pool of threads for the process, so the last engine that was made decides.
+    ExecuTorch has one pool of threads for the process, so the `threads` of the last engine made decide.
     """
 
     def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
@@ -84,34 +111,21 @@ class ExecutorchEngine(Engine):
     @classmethod
     def without_running(cls, bundle: Bundle, workspace: Path) -> ExecutorchEngine:
         engine = cls.__new__(cls)
-        engine._bundle, engine._workspace, engine._load = (
-            bundle,
-            workspace,
-            lambda program, data: None,
-        )
+        engine._bundle, engine._workspace = bundle, workspace
+        engine._load = lambda program, data: None
         engine.runs = False
         return engine
 
     def load(self, weights: Mapping[str, np.ndarray]) -> _Loaded:
-        """Raises InputError where the pair cannot be loaded, StorageError where the .ptd cannot be written."""
-        manifest = self._bundle.manifest
-        path, published = self._place(
-            lambda data: patched(data, manifest.weights, weights, manifest.capacity)
-        )
+        """Raises InputError if the pair cannot be loaded, StorageError if the .ptd cannot be written."""
+        manifest, program = self._bundle.manifest, self._bundle.path / PROGRAM
+        made = self._place(lambda data: patched(data, manifest.weights, weights, manifest.capacity))
         try:
-            return _Loaded(
-                self._load(self._bundle.path / PROGRAM, path),
-                path,
-                len(weights[HEAD_BIAS]),
-                published,
-            )
-        except (
-            Exception
-        ) as error:  # the runtime raises RuntimeError, or what pybind11 makes of the rest
-            _remove(path)
+            return _Loaded(self._load(program, made.path), made, len(weights[HEAD_BIAS]))
+        except Exception as error:  # RuntimeError, or what pybind11 makes of other errors
+            _remove(made.path)
             raise verdict(
-                error,
-                InputError(f"{self._bundle.path / PROGRAM}: ExecuTorch cannot load it: {error}"),
+                error, InputError(f"{program}: ExecuTorch cannot load it: {error}")
             ) from error
 
     def run(self, loaded: _Loaded, inputs: np.ndarray) -> np.ndarray:
@@ -123,8 +137,10 @@ class ExecutorchEngine(Engine):
             found[i] = logits[0, : loaded.classes].numpy()
         return found
 
-    def published(self, loaded: _Loaded) -> bool:
-        return loaded.published and (self._workspace / PROGRAM).exists()
+    def published(self, loaded: _Loaded, state: TaskState) -> bool:
+        current = self._current(loaded, state)
+        names = disk.names(self._workspace) if self._workspace.exists() else {}
+        return Current.read(self._workspace) == current and set(current.files) <= set(names)
 
     def require_publishing(self) -> None:
         if not self._writable():
@@ -132,85 +148,91 @@ class ExecutorchEngine(Engine):
                 f"{self._workspace} cannot be written: let this user write there, or update as its owner"
             )
 
-    def _writable(self) -> bool:
-        return os.access(
-            self._workspace if self._workspace.exists() else self._workspace.parent,
-            os.W_OK,
-            effective_ids=True,
-        )
-
-    def publish(self, loaded: _Loaded) -> None:
-        """Other programs find the pair in the workspace from now on: the old one until the rename, then this one.
-
-        Raises StorageError.
-        """
+    def publish(self, loaded: _Loaded, state: TaskState) -> None:
+        """Other programs find the pair in the workspace from now on. Raises StorageError."""
+        current, made = self._current(loaded, state), loaded.weights
+        data = self._workspace / f"{made.sha256}{SUFFIX}"
         try:
             if not (self._workspace / PROGRAM).exists():
                 self._link_or_copy_program()
-            if not loaded.published:
-                disk.rename(loaded.path, self._workspace / DATA)
-                loaded.published = True
+            # If it is there already it may be damaged, so it is replaced if this process has a copy of its own.
+            if made.path.exists() or not data.exists():
+                disk.rename(made.path, data)
+            # Both files stay before current.json names them: a power cut never leaves it pointing at nothing.
             disk.sync(self._workspace)
         except OSError as error:
-            raise atomic.unwritten(self._workspace / DATA, error) from error
-        for left in [*self._workspace.glob("new-*"), *self._workspace.glob(f"{atomic.TEMPORARY}*")]:
-            with contextlib.suppress(OSError):
-                # a link has the age of what it links to, so its name says when it was made
-                begun = (
-                    int(left.name.split("-")[1])
-                    if left.name.startswith("new-")
-                    else left.stat().st_mtime
-                )
-                if time.time() - begun > ABANDONED:
-                    left.unlink()
+            raise atomic.unwritten(data, error) from error
+        if Current.read(self._workspace) != current:
+            current.write(self._workspace, like=self._bundle.path)
+        # Only now: until the rename of current.json survives a power cut, the weights before it may be needed.
+        self._sweep(current)
 
-    def _place(self, values: Callable[[BinaryIO], Iterator[bytes]]) -> tuple[Path, bool]:
-        """The flashed .ptd with other values, in a file of its own: another name of the published one where that is the same,
-        and whether it is."""
+    def _current(self, loaded: _Loaded, state: TaskState) -> Current:
+        manifest, weights = self._bundle.manifest, loaded.weights.sha256
+        files = {PROGRAM: manifest.files[PROGRAM]["sha256"], f"{weights}{SUFFIX}": weights}
+        return Current.of(manifest.lineage, state, files)
+
+    def _sweep(self, current: Current) -> None:
+        """Remove weights that are no longer in force. What cannot be removed does no harm and stays."""
+        for path in [*self._workspace.glob(f"*{SUFFIX}"), *self._workspace.glob(".tmp-*")]:
+            if path.name not in current.files and not _in_use(path):
+                _remove(path)
+
+    def _writable(self) -> bool:
+        folder = self._workspace if self._workspace.exists() else self._workspace.parent
+        return os.access(folder, os.W_OK, effective_ids=True)
+
+    def _place(self, values: Callable[[BinaryIO], Iterator[bytes]]) -> _Weights:
+        """The flashed .ptd with other values, in a file of its own: a link to the published one if its content is the same."""
         folder = self._workspace if self._writable() else atomic.temporary()
-        path = folder / f"new-{time.time():.0f}-{uuid.uuid4().hex}.ptd"
+        path = folder / f"new-{time.time():.0f}-{uuid.uuid4().hex}{SUFFIX}"
+        flashed = self._bundle.path / DATA
         try:
-            with (
-                atomic.reading(self._bundle.path / DATA),
-                open(self._bundle.path / DATA, "rb") as flashed,
-            ):
-                with contextlib.suppress(OSError):
-                    # by a name of our own, for another process may publish while this one reads
-                    os.link(self._workspace / DATA, path)
-                    if _holds(path, values(flashed)):
-                        return path, True
-                    path.unlink()
-                atomic.write(path, values(flashed), like=self._bundle.path)
-                # whoever may not write may often not give names either
-                return path, folder != self._workspace and _holds(
-                    self._workspace / DATA, values(flashed)
-                )
+            with atomic.reading(flashed), open(flashed, "rb") as file:
+                if published := self._published():
+                    with contextlib.suppress(OSError):
+                        # By a name of our own: another process may publish while this one reads, and remove that file.
+                        disk.link(published, path)
+                        digest = hashlib.sha256()
+                        if _holds(path, _digested(values(file), digest)):
+                            return _Weights(path, digest.hexdigest())
+                        _remove(path)
+                digest = hashlib.sha256()
+                atomic.write(path, _digested(values(file), digest), like=self._bundle.path)
+                return _Weights(path, digest.hexdigest())
         except BaseException:
             _remove(path)
             raise
 
+    def _published(self) -> Path | None:
+        """The weights that current.json names."""
+        current = Current.read(self._workspace)
+        names = [name for name in current.files if name.endswith(SUFFIX)] if current else []
+        return self._workspace / names[0] if names else None
+
     def _link_or_copy_program(self) -> None:
         source, target = self._bundle.path / PROGRAM, self._workspace / PROGRAM
         try:
-            os.link(source, target)
+            disk.link(source, target)
         except OSError:  # another file system, or one without links
             atomic.write(target, atomic.read(source), like=self._bundle.path)
 
 
 def _runtime(threads: int) -> tuple[Any, Any]:
-    """What loads a pair's method, and what makes a tensor of an array. Raises InputError where executorch is not installed."""
+    """A function that loads a pair's method, and one that makes a tensor of an array. Raises InputError if not installed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # that the interface is experimental, and the package's own deprecations
+            # The interface is experimental, and the package uses deprecated names of its own.
+            warnings.simplefilter("ignore")
             from executorch.extension.pybindings import portable_lib
             from executorch.runtime import Runtime
-            from torch import from_numpy  # the runtime takes no other arrays, and has imported it
+            from torch import (
+                from_numpy,
+            )  # the runtime accepts no other arrays, and has imported torch
     except ImportError as error:
         missing = InputError(
-            f"ExecuTorch's Python runtime cannot be imported ({error}): run pip install 'sdlora-edge[executorch]', which "
-            "brings torch too; or, if a C++ program loads the pair, use --unproved (docs/executorch.md)"
+            f"ExecuTorch's Python runtime cannot be imported ({error}): run pip install 'sdlora-edge[executorch]', "
+            "which brings torch too; or, if a C++ program loads the pair, use --unproved (docs/executorch.md)"
         )
         raise verdict(error, missing) from error
     if threads and portable_lib._threadpool_get_thread_count() != threads:
@@ -222,15 +244,37 @@ def _runtime(threads: int) -> tuple[Any, Any]:
     return load, from_numpy
 
 
+def _digested(pieces: Iterator[bytes], digest: Any) -> Iterator[bytes]:
+    """The same pieces, digested as they pass."""
+    for piece in pieces:
+        digest.update(piece)
+        yield piece
+
+
 def _holds(path: Path, pieces: Iterator[bytes]) -> bool:
-    """Whether a file that can be read is made of these pieces."""
-    try:
-        with open(path, "rb") as file:
-            return all(file.read(len(piece)) == piece for piece in pieces) and not file.read(1)
-    except OSError:
-        return False
+    """Whether a file consists of these pieces."""
+    chunks, held = disk.read(path), b""
+    for piece in pieces:
+        while len(held) < len(piece) and (chunk := next(chunks, b"")):
+            held += chunk
+        if held[: len(piece)] != piece:
+            return False
+        held = held[len(piece) :]
+    return not held and not next(chunks, b"")
+
+
+def _in_use(path: Path) -> bool:
+    """Whether a file that is being made may still have an owner: a name with a time in it is younger than ABANDONED."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        if path.name.startswith("new-"):
+            # Not its age: a link is as old as the file it is a link to.
+            return time.time() - int(path.name.split("-")[1]) <= ABANDONED
+        return path.name.startswith(atomic.TEMPORARY) and (
+            time.time() - path.stat().st_mtime <= ABANDONED
+        )
+    return False
 
 
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
-        path.unlink()
+        disk.unlink(path)

@@ -1,5 +1,8 @@
-"""ONNX Runtime. Where weights are inputs, one session serves for ever and an update feeds other values; where they are constants,
-an update makes a session beside the old one, with the new values in place of those in the file."""
+"""ONNX Runtime.
+
+If weights are inputs, one session serves forever and an update feeds other values. If they are constants, an update makes a
+session beside the old one, with new values in place of those in the file.
+"""
 
 from __future__ import annotations
 
@@ -25,21 +28,24 @@ except ImportError as error:
 
 MODEL = "model.onnx"
 CONFIG = "SDLORA_EDGE_ONNX_CONFIG"
-"""environment variable: more entries of the session's configuration, as NAME=VALUE with spaces between"""
+"""Environment variable with more entries of the session's configuration: NAME=VALUE, separated by spaces."""
 CRASHES = (1, 23), (1, 30)
-"""ONNX Runtime from the first version to below the second: a session with float16 inputs that have defaults dies (SIGSEGV) when
-it opens with ORT_ENABLE_ALL. ORT_ENABLE_EXTENDED gives the same logits (docs/platforms.md)."""
-ERROR_LEVEL = 3  # below it ONNX Runtime warns once per overridable initializer
+"""From the first version to below the second, ONNX Runtime dies (SIGSEGV) when a session with float16 inputs that have defaults
+opens with ORT_ENABLE_ALL. ORT_ENABLE_EXTENDED gives the same logits (docs/platforms.md)."""
+ERROR_LEVEL = 3
+"""Below this level, ONNX Runtime warns once for each overridable initializer."""
 
 
 class _Loaded(NamedTuple):
     session: ort.InferenceSession
     feed: dict[str, ort.OrtValue]
-    """what the session is fed beside the images"""
+    """What the session is fed in addition to the images."""
     classes: int
 
 
 class OnnxEngine(Engine):
+    """Runs model.onnx."""
+
     def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
         self._path = bundle.path / MODEL
         self._threads = threads
@@ -52,7 +58,7 @@ class OnnxEngine(Engine):
         self._session = None if bundle.manifest.weights_as == CONSTANTS else self._open({})
 
     def load(self, weights: Mapping[str, np.ndarray]) -> _Loaded:
-        values = {  # neither step copies an array that is of the right kind already: an OrtValue refers to numpy's memory
+        values = {  # no copy if an array has the right dtype already: an OrtValue refers to numpy's memory
             name: ort.OrtValue.ortvalue_from_numpy(
                 np.ascontiguousarray(with_room(name, array, self._capacity), self._dtypes[name])
             )
@@ -70,7 +76,7 @@ class OnnxEngine(Engine):
         return logits[:, : loaded.classes]
 
     def _open(self, constants: dict[str, ort.OrtValue]) -> ort.InferenceSession:
-        """A session with these values in place of the file's own; shapes are checked by ONNX Runtime."""
+        """A session with these values in place of the file's own. ONNX Runtime checks their shapes."""
         options = self._options(fixed=bool(constants))
         if constants:
             options.add_external_initializers(list(constants), list(constants.values()))
@@ -85,23 +91,24 @@ class OnnxEngine(Engine):
         overridable = {value.name for value in session.get_overridable_initializers()}
         if not constants and (unknown := set(self._dtypes) - overridable):
             raise InputError(
-                f"{MODEL} has no overridable initializer {', '.join(sorted(unknown))}: export it again"
+                f"{MODEL} has no overridable initializer {', '.join(sorted(unknown))}: "
+                "export the bundle again"
             )
         return session
 
     def _options(self, fixed: bool) -> ort.SessionOptions:
-        """fixed: the weights are constants."""
+        """Options of a session. fixed: whether the weights are constants."""
         options = ort.SessionOptions()
         options.log_severity_level = ERROR_LEVEL
         options.intra_op_num_threads = self._threads
-        # int8 weights are unpacked once, when the session opens: else activations would be rounded to int8 as well
+        # Unpack int8 weights once, when the session opens. Otherwise activations would be rounded to int8 as well.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         for name, value in more_configuration().items():
             try:
                 options.add_session_config_entry(name, value)
-            except Exception as error:  # as below
+            except Exception as error:  # onnxruntime's exceptions have no common base but Exception
                 raise UsageError(
-                    f"{CONFIG}: ONNX Runtime does not take {name[:80]!r}: {error}"
+                    f"{CONFIG}: ONNX Runtime refuses {name[:80]!r} ({error}): correct or remove it"
                 ) from error
         if not fixed and np.float16 in self._dtypes.values() and crashes(ort.__version__):
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -115,10 +122,8 @@ def crashes(version: str) -> bool:
 
 
 def more_configuration() -> dict[str, str]:
-    """The entries in `CONFIG`. Raises UsageError for one that is malformed."""
+    """The entries in `CONFIG`. Raises UsageError if one is malformed."""
     entries = os.environ.get(CONFIG, "").split()
     if wrong := [entry for entry in entries if not re.fullmatch("[^=]+=.+", entry)]:
-        raise UsageError(
-            f"{CONFIG} holds {wrong[0]!r}: write NAME=VALUE, with spaces between entries"
-        )
+        raise UsageError(f"{CONFIG} holds {wrong[0]!r}: write NAME=VALUE, separated by spaces")
     return dict(entry.split("=", 1) for entry in entries)

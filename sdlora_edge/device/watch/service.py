@@ -14,10 +14,10 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ...errors import (
     UNWRITTEN,
@@ -27,9 +27,11 @@ from ...errors import (
     SdloraError,
     UsageError,
 )
+from ...results import Status
 from ...storage import atomic
 from ..device import IN_PLACE, Device
-from ..store import Generation, Store
+from ..records import Generation
+from ..store import Store
 from . import policy
 from .events import Emit, notify, now, to_stderr
 from .journal import Journal, Served, WatchReport
@@ -224,11 +226,11 @@ class Watcher:
         self._damaged = frozenset()
         self._proved = -math.inf if self._served.damage else time.monotonic()
 
-    def _note_served(self, status: Mapping[str, Any]) -> None:
-        self._keys = status["trust_version"]
-        known = {field.name: status[field.name] for field in fields(Served)}
-        lists = {name: tuple(known[name]) for name in ("classes", "damage")}
-        self._served = Served(**(known | lists))
+    def _note_served(self, status: Status) -> None:
+        self._keys = status.trust_version
+        self._served = Served(
+            **{field.name: getattr(status, field.name) for field in fields(Served)}
+        )
 
     def _in_order(
         self, device: Device, wanted: dict[str, Path], bounded: bool
@@ -277,7 +279,7 @@ class Watcher:
         # by the store: if there is still damage, the device serves less than what is in force
         self._generation = self._store.current().counter
         told = ("kind", "task", "task_name", "generation", "apply_ms", "canary_difference")
-        self._journal.applied({"file": str(path), **{name: done[name] for name in told}})
+        self._journal.applied({"file": str(path), **{name: getattr(done, name) for name in told}})
         return policy.NEVER
 
     def _recollect(self) -> None:
