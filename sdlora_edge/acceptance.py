@@ -116,12 +116,12 @@ def accept_update(packet: Packet, standing: Standing) -> TaskState:
 
 
 def accept_keys(case: KeysCase) -> None:
-    """Return if new keys may come into force. Raises NothingToDo or TrustError, by KEYS."""
+    """Return if new keys may come into force. Raises what the first of KEYS says."""
     _apply(KEYS, case)
 
 
 def accept_revocation(case: RevocationCase) -> None:
-    """Return if a revocation may be obeyed. Raises NotForThisDevice, NothingToDo, by REVOCATIONS."""
+    """Return if a revocation may be obeyed. Raises what the first of REVOCATIONS says."""
     _apply(REVOCATIONS, case)
 
 
@@ -137,7 +137,7 @@ def _apply(rules: Sequence[Rule[T]], case: T) -> None:
             raise rule.error(problem)
 
 
-# Packets that bring tasks. Below, a packet leads from task a to task t, and the device is at task s.
+# Packets that bring tasks. A packet leads from task a to task t, and the device is at task s.
 
 
 def _another_lineage(case: UpdateCase) -> str:
@@ -162,7 +162,7 @@ def _applied(case: UpdateCase) -> str:
 
 
 def _newer_revision(case: UpdateCase) -> str:
-    """a + 1 <= s, in a revision above the one held. Before the replay rule: this one has a remedy."""
+    """a + 1 <= s, in a revision above the one held. Before replay, because this has a remedy."""
     packet, standing = case.packet, case.standing
     if packet.first > standing.state.task or packet.revision <= standing.revision:
         return ""

@@ -66,7 +66,9 @@ def key_entry(public: bytes) -> tuple[str, dict[str, object]]:
 
 
 def trusting(public: bytes) -> signing.Trust:
-    return signing.Trust.from_dict({"threshold": 1, "keys": dict([key_entry(public)])})
+    return signing.Trust.from_dict(
+        {"version": 1, "threshold": 1, "keys": dict([key_entry(public)])}
+    )
 
 
 def enveloped(public: bytes, signature: bytes, payload: bytes) -> bytes:

@@ -61,7 +61,7 @@ def test_one_key_never_counts_twice(tmp_path: Path) -> None:
     entry = public[0].to_dict()
     with pytest.raises(InputError, match="digest of the key"):
         signing.Trust.from_dict(
-            {"threshold": 2, "keys": {public[0].keyid: entry, "ab" * 32: entry}}
+            {"version": 1, "threshold": 2, "keys": {public[0].keyid: entry, "ab" * 32: entry}}
         )
     with pytest.raises(InputError, match="cannot be met"):
         signing.Trust(public, 2)
@@ -196,12 +196,16 @@ def test_many_signatures_and_a_key_written_another_way_are_refused(tmp_path: Pat
         named = sha256(dump_json({"keytype": keytype, "scheme": keytype, "public": hexadecimal}))
         with pytest.raises(InputError, match=word):  # else one key would stand under two names
             signing.Trust.from_dict(
-                {"threshold": 2, "keys": {public[0].keyid: entry, named: other}}
+                {"version": 1, "threshold": 2, "keys": {public[0].keyid: entry, named: other}}
             )
     for threshold in ("1", 1.5, True, None):
         with pytest.raises(InputError):
             signing.Trust.from_dict(
-                {"threshold": threshold, "keys": {public[0].keyid: public[0].to_dict()}}
+                {
+                    "version": 1,
+                    "threshold": threshold,
+                    "keys": {public[0].keyid: public[0].to_dict()},
+                }
             )
     for version in ("1", 1.5, True, None, 0):
         with pytest.raises(InputError):
@@ -324,7 +328,7 @@ def test_a_public_key_holds_nothing_else(tmp_path: Path) -> None:
         good | {"keyval": good["keyval"] | {"private": ""}},
     ):
         with pytest.raises(InputError, match=f"key {key.keyid[:12]}: it has more fields than"):
-            signing.Trust.from_dict({"threshold": 1, "keys": {key.keyid: entry}})
+            signing.Trust.from_dict({"version": 1, "threshold": 1, "keys": {key.keyid: entry}})
         (tmp_path / "b.pub").write_bytes(dump_json({**entry, "keyid": key.keyid}))
         if "keyid" not in entry:  # that is where a .pub file has it
             with pytest.raises(InputError, match=r"b.pub: key .* more fields than"):
@@ -339,9 +343,9 @@ def test_a_public_key_holds_nothing_else(tmp_path: Path) -> None:
         {"keyval": good["keyval"]},
     ):
         with pytest.raises(InputError):
-            signing.Trust.from_dict({"threshold": 1, "keys": {key.keyid: entry}})
+            signing.Trust.from_dict({"version": 1, "threshold": 1, "keys": {key.keyid: entry}})
     many = {f"{number:064x}": good for number in range(17)}
     with pytest.raises(InputError, match="17 keys"):
-        signing.Trust.from_dict({"threshold": 1, "keys": many})
+        signing.Trust.from_dict({"version": 1, "threshold": 1, "keys": many})
     with pytest.raises(InputError, match="17 keys"):
         signing.Trust((key,) * 17, 1)

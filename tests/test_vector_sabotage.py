@@ -9,13 +9,15 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import vectors_file
+import vectors_image
 import vectors_reader
-from vectors_run import VECTORS, flash_reader, wrong
+from vectors_run import INDEX, VECTORS, flash_reader, wrong, wrong_image
 
 SOURCES = {
     module.__name__: Path(module.__file__).read_text() for module in (vectors_file, vectors_reader)
@@ -110,18 +112,39 @@ MISTAKES = {
     "B is turned in int8 alone": ('encoding in ("int8", "int4")', 'encoding == "int8"'),
     # digests
     "deltas are rounded to float32": ("np.array(value, np.float64)", "np.array(value, np.float32)"),
-    "deltas are digested as the manifest has them": (
-        "plain(deltas.tolist())",
-        'plain(task["deltas"])',
+    "deltas have another unit": ("np.array(value, np.float64) / UNIT", "np.array(value) / 2**23"),
+    "deltas are digested as fractions": (
+        '{**fields, "tensors"',
+        '{**fields, "deltas": deltas.tolist(), "tensors"',
     ),
-    "exponents are written as in JavaScript": (
-        "plain(deltas.tolist())",
-        'plain(deltas.tolist()).replace(b"e-0", b"e-")',
+    "class names are not digested": ('("classes", "deltas",', '("deltas",'),
+    "new names are not digested": ('"renamed", "retired")', '"retired")'),
+    "retired rows are not digested": ('"renamed", "retired")', '"renamed")'),
+    # classes
+    "a retired row keeps its weight": ("weight[retired], bias[retired] = 0,", "bias[retired] ="),
+    "a retired row keeps its bias": (
+        "weight[retired], bias[retired] = 0, -1e30",
+        "weight[retired] = 0",
     ),
-    "small numbers are written as in JavaScript": (
-        "plain(deltas.tolist())",
-        'plain(deltas.tolist()).replace(b"6.097555160522461e-05", b"0.00006097555160522461")',
+    "a retired row has the bias -inf": ("= 0, -1e30", "= 0, -np.inf"),
+    "names are exchanged one after the other": (
+        "        for row, name in renamed:\n            classes[row] = name\n",
+        "        for row, name in renamed:\n            need(name not in classes)\n"
+        "            classes[row] = name\n",
     ),
+    "the name of a retired class never comes back": (
+        "need(len(set(names)) == len(names))",
+        "need(len(set(names)) == len(names) and not {*new} & {*before})",
+    ),
+    "a retired row is taken out": (
+        "        classes += new\n",
+        "        classes = [name for name in classes if name] + new\n",
+    ),
+    "retired rows have a place in the canary": (
+        "need(logits.shape[1] == len(live(s.classes)))",
+        "need(logits.shape[1] == len(s.classes))",
+    ),
+    "floats are numbers": ("parse_float=no_number", "parse_float=float"),
     "tensors are digested in the order of the file": (
         "for name in sorted(arrays):",
         "for name in arrays:",
@@ -163,18 +186,7 @@ MISTAKES = {
         'need(m["lineage"] == self.bundle["states"][0], 5)\n        need(m["to"]',
         'need(m["to"]',
     ),
-    "a packet of another run is known to the bundle by its revisions": (
-        " and new == s.classes[end - len(new) : end]",
-        "",
-    ),
-    "its classes may stand anywhere": (
-        "new == s.classes[end - len(new) : end]",
-        "set(new) <= {*s.classes}",
-    ),
-    "any packet of the bundle's own task led to it": (
-        "t >= len(flashed) or",
-        "t > len(flashed) or",
-    ),
+    "the states that led to the bundle are not known": ("flashed.before =", "_ ="),
     "the state before is not checked": (' and m["from"] == s.digest', ""),
     "a capacity of 0 is no room": ('0 < self.bundle["capacity"] <', 'self.bundle["capacity"] <'),
     "a full capacity is too much": (
@@ -208,7 +220,7 @@ MISTAKES = {
         "(t, revisions[t]) > self.highest[::-1]",
     ),
     "the bundle is not newer than any packet": (
-        'self.highest = (revision, m["task"])',
+        "self.highest = (revision, task)",
         "self.highest = (0, 0)",
     ),
     "a device forgets the revision that it is in": (
@@ -217,6 +229,43 @@ MISTAKES = {
     ),
 }
 """{what is wrong: (a line of the reader, what it is changed to)}"""
+IMAGE_MISTAKES = {
+    "columns are resized first": (
+        """    image = one_pass(image, width, interpolation)
+    return one_pass(image.transpose(1, 0, 2), height, interpolation).transpose(1, 0, 2)
+""",
+        """    image = one_pass(image.transpose(1, 0, 2), height, interpolation).transpose(1, 0, 2)
+    return one_pass(image, width, interpolation)
+""",
+    ),
+    "there is no antialiasing": ("stretch = max(scale, 1.0)", "stretch = 1.0"),
+    "an enlarged image is sharpened": ("stretch = max(scale, 1.0)", "stretch = scale"),
+    "bicubic is that of OpenCV": ("a, x = -0.5", "a, x = -0.75"),
+    "weights are not rounded": (
+        "[int(x * 2**22 + (0.5 if x >= 0 else -0.5)) for x in w]",
+        "[int(x * 2**22) for x in w]",
+    ),
+    "values are rounded down": ("total = 2**21 + ", "total = "),
+    "values wrap around": (".clip(0, 255)", ""),
+    "pixels lie on corners": ("center = (i + 0.5) * scale", "center = i * scale"),
+    "nearest rounds": ("int((i + 0.5) * scale)", "round(i * scale)"),
+    "the size is rounded": ("width * resize // short", "round(width * resize / short)"),
+    "the crop begins at half a pixel rounded down": (
+        "round((side - size) / 2)",
+        "(side - size) // 2",
+    ),
+    "padding is at the end": ("begin = (size - side) // 2", "begin = 0"),
+    "a border is black": ('p["crop_mode"] == "border" else', "False else"),
+    "squash keeps the shape": ('mode == "squash"', "False"),
+    "border crops": ('mode == "border"', "False"),
+    "channels are blue, green, red": (
+        "scaled.transpose(2, 0, 1)",
+        "scaled[..., ::-1].transpose(2, 0, 1)",
+    ),
+    "numbers are float64": ("np.float32(np.array(p[name]) / UNIT)", "np.array(p[name]) / UNIT"),
+    "values end at 256": ("np.float32(255)", "np.float32(256)"),
+}
+"""the same of tests/vectors_image.py"""
 
 
 def failure(sources: dict[str, str]) -> str:
@@ -244,6 +293,16 @@ def test_a_mistake(mistake: str) -> None:
     right, sabotaged = MISTAKES[mistake]
     assert [source.count(right) for source in SOURCES.values()] in ([0, 1], [1, 0])
     assert failure({name: source.replace(right, sabotaged) for name, source in SOURCES.items()})
+
+
+@pytest.mark.parametrize("mistake", IMAGE_MISTAKES)
+def test_a_mistake_with_an_image(mistake: str) -> None:
+    right, sabotaged = IMAGE_MISTAKES[mistake]
+    source = Path(vectors_image.__file__).read_text()
+    assert source.count(right) == 1
+    module: dict[str, Any] = {}
+    exec(compile(source.replace(right, sabotaged), "vectors_image", "exec"), module)  # noqa: S102
+    assert any(wrong_image(entry, module["pictures"]) for entry in INDEX["images"])
 
 
 @pytest.mark.parametrize(("name", "place"), RULES)

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 Json = dict[str, Any]
 Arrays = dict[str, np.ndarray]
-FORMAT = "sdlora-edge/packet/2"
+FORMAT = "sdlora-edge/packet/3"
 TYPE = "application/vnd.sdlora-edge.packet+json"
 DTYPES = {"F32": "<f4", "I32": "<i4", "F16": "<f2", "I8": "|i1", "U8": "|u1"}
 ORDER = 2**252 + 27742317777372353535851937790883648493
@@ -48,7 +48,13 @@ def plain(value: Any) -> bytes:
 
 
 def parsed(text: bytes) -> Json:
-    value: Json = json.loads(text, object_pairs_hook=unique, parse_constant=no_constant)
+    value: Json = json.loads(
+        text,
+        object_pairs_hook=unique,
+        parse_constant=no_number,
+        parse_float=no_number,
+        parse_int=exact,
+    )
     need(isinstance(value, dict) and depth(value) <= 16)
     return value
 
@@ -58,8 +64,13 @@ def unique(pairs: list[tuple[str, Any]]) -> Json:
     return dict(pairs)
 
 
-def no_constant(name: str) -> None:
+def no_number(text: str) -> None:
     raise Refused(3)
+
+
+def exact(text: str) -> int:
+    need(abs(int(text)) < 2**53)
+    return int(text)
 
 
 def depth(value: Any) -> int:
@@ -164,7 +175,7 @@ def tensors(table: Json, content: bytes) -> Arrays:
     for name in sorted(table, key=lambda name: (-dtypes[name].itemsize, name)):
         (begin, stop), shape = table[name]["data_offsets"], table[name]["shape"]
         need(begin == end and type(begin) is type(stop) is int)
-        need(len(shape) <= 2 and min(shape, default=0) >= 0)
+        need(len(shape) <= 2 and all(0 <= side <= 2**26 for side in shape))
         found[name] = np.frombuffer(content[begin:stop], dtypes[name]).reshape(shape)
         end = stop
     need(end == len(content))

@@ -50,7 +50,8 @@ class State:
     digest: str
     task: int
     revision: int
-    classes: list[str]
+    classes: list[str | None]
+    """of each row of the head; None: retired"""
     alpha: np.ndarray
     weight: np.ndarray
     bias: np.ndarray
@@ -106,6 +107,14 @@ def is_name(name: Any) -> bool:
 def of_task(found: Arrays, number: int) -> Arrays:
     prefix = f"{number}."
     return {name[len(prefix) :]: x for name, x in found.items() if name.startswith(prefix)}
+
+
+def live(classes: Sequence[str | None]) -> list[int]:
+    return [row for row, name in enumerate(classes) if name is not None]
+
+
+def without(classes: Sequence[str | None]) -> list[int]:
+    return [row for row, name in enumerate(classes) if name is None]
 
 
 class Reader:
@@ -167,13 +176,10 @@ class Reader:
         logits = found.pop("canary.logits")
         need(logits.dtype == np.float32 and logits.ndim == 2)
         need(1 <= len(logits) == whole(m["canary"]["count"], 16))
+        seed = whole(m["canary"]["seed"], 2**53 - 1)
         need(np.isfinite(logits).all())
         need(m["lineage"] == self.bundle["states"][0], 5)
         need(m["to"] not in (s.digest, *s.before), 7)
-        flashed = self.bundle["revisions"]
-        new, end = [name for task in tasks for name in task["classes"]], logits.shape[1]
-        held = list(revisions.values()) == flashed[a:t] and new == s.classes[end - len(new) : end]
-        need(t >= len(flashed) or not held, 7)
         need(not (a + 1 <= s.task and revisions[t] > s.revision), 5)
         need(t > s.task, 4)
         need(a == s.task and m["from"] == s.digest, 5)
@@ -181,11 +187,11 @@ class Reader:
         for number, task in enumerate(tasks, a + 1):
             s = self.follow(s, number, task, of_task(found, number), m["encoding"])
         need(s.digest == m["to"])
-        need(logits.shape[1] == len(s.classes) and np.abs(s.weight).max(initial=0) <= LARGEST)
+        need(logits.shape[1] == len(live(s.classes)))
         need(not any(self.is_revoked(*one) for one in revisions.items()), 4)
         need((revisions[t], t) > self.highest, 4)
         need(not 0 < self.bundle["capacity"] < len(s.classes), 5)
-        need(self.canary_passes(s, m["canary"]["seed"], logits), 6)
+        need(self.canary_passes(s, seed, logits), 6)
         s.revision, s.revisions, s.file = revisions[t], revisions, file
         self.states.append(s)
         self.highest = (revisions[t], t)
@@ -193,28 +199,58 @@ class Reader:
 
     def follow(self, s: State, number: int, task: Json, own: Arrays, encoding: str) -> State:
         """The state after one task."""
-        new, classes = task["classes"], [*s.classes, *task["classes"]]
-        need(all(map(is_name, [task["name"], *new])))
-        need(len(set(classes)) == len(classes))
+        new, retired, renamed = task["classes"], task["retired"], task["renamed"]
+        classes = self.renamed(s.classes, retired, renamed, task["name"], new)
         names = self.check(own, len(new), s, encoding)
+        need(not {*own["head.old.index"].tolist()} & {*retired, *without(s.classes)})
         deltas = self.deltas(task["deltas"], number)
-        payload = sha(plain(deltas.tolist()), tensors_digest(own).encode())
+        fields = {name: task[name] for name in ("classes", "deltas", "renamed", "retired")}
+        payload = sha(plain({**fields, "tensors": tensors_digest(own)}))
         digest = sha(bytes.fromhex(s.digest), bytes.fromhex(payload))
         alpha = deltas.copy()
         alpha[: number - 1] += s.alpha.reshape(number - 1, *alpha.shape[1:])
+        need((np.abs(alpha) <= LARGEST).all())
         weight, bias, index = s.weight.copy(), s.bias.copy(), own["head.old.index"]
         weight[index] += own["head.old.step"].astype(np.float32) * own["head.old.scale"][:, None]
         bias[index] = own["head.old.bias"]
         weight = np.concatenate([weight, own["head.new.weight"].astype(np.float32)])
         bias = np.concatenate([bias, own["head.new.bias"]])
+        weight[retired], bias[retired] = 0, -1e30
+        need(np.abs(weight).max(initial=0) <= LARGEST)
         factors = [*s.factors, {name: decoded(own, name, encoding) for name in names}]
         before = (*s.before, s.digest)
         return State(digest, number, 0, classes, alpha, weight, bias, factors, before=before)
 
+    def renamed(
+        self,
+        before: list[str | None],
+        retired: list[int],
+        renamed: list[tuple[int, str]],
+        task: str,
+        new: list[str],
+    ) -> list[str | None]:
+        """The classes after a task."""
+        classes, moved = [*before], [row for row, name in renamed]
+        for rows in (retired, moved):
+            need(all(type(row) is int for row in rows))
+            need(sorted(set(rows)) == rows)
+            need({*rows} <= {*live(classes)})
+            for row in retired:
+                classes[row] = None
+        for row, name in renamed:
+            classes[row] = name
+        need(isinstance(new, list))
+        classes += new
+        names = [classes[row] for row in live(classes)]
+        need(all(map(is_name, [task, *names])))
+        need(len(set(names)) == len(names))
+        need(names)
+        return classes
+
     def deltas(self, value: Sequence[Any], number: int) -> np.ndarray:
         flat = [x for row in value for x in (row if isinstance(row, list) else [row])]
-        need(all(type(x) in (int, float) for x in flat))
-        deltas = np.array(value, np.float64)
+        need(all(type(x) is int for x in flat))
+        deltas = np.array(value, np.float64) / UNIT
         need(deltas.shape in ((number,), (number, len(self.bundle["projections"]))))
         need((np.abs(deltas) <= LARGEST).all())
         return deltas
@@ -264,10 +300,10 @@ class Reader:
 
     def canary_passes(self, s: State, seed: int, expected: np.ndarray) -> bool:
         inputs = canary_inputs(seed, len(expected), self.bundle["preprocessing"])
-        logits = network(inputs, self.merged(s), s.weight, s.bias)
+        logits = network(inputs, self.merged(s), s.weight, s.bias)[:, live(s.classes)]
         tolerance = self.bundle["canary"]["tolerance"] / UNIT
-        largest = max(1, np.abs(expected).max())
-        return bool(np.abs(logits - expected).max() <= tolerance * largest)
+        largest = max(1, np.abs(expected).max(initial=0))
+        return bool(np.abs(logits - expected).max(initial=0) <= tolerance * largest)
 
     # Section 3: keys and revocations
 

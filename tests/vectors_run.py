@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import safetensors.numpy
 
 FOLDER = Path(__file__).resolve().parent / "vectors"
 INDEX: dict[str, Any] = json.loads((FOLDER / "vectors.json").read_text())
@@ -22,7 +23,7 @@ class Stand:
 
     state: str
     trust_version: int
-    classes: list[str]
+    classes: list[str | None]
     head: str
     factors: str
     weights: Mapping[str, np.ndarray]
@@ -70,6 +71,16 @@ def fingerprint(weight: np.ndarray) -> list[float]:
     rows, columns = np.indices(weight.shape)
     w = weight.astype(np.float64)
     return [float(w.sum()), float((w * ((3 * rows + 5 * columns) % 7 - 3)).sum())]
+
+
+def wrong_image(
+    entry: Mapping[str, Any], pictures: Callable[[bytes, dict[str, Any]], np.ndarray]
+) -> str:
+    """Says so if an image does not become its tensor, to the bit."""
+    right = safetensors.numpy.load_file(FOLDER / "images" / f"{entry['tensor']}.safetensors")
+    found = pictures(_read(FOLDER / "images" / entry["image"]), entry["preprocessing"])
+    same = found.shape == right["pictures"].shape and found.tobytes() == right["pictures"].tobytes()
+    return "" if same else f"image {entry['tensor']}: other pixels"
 
 
 def flash_reader(module: Mapping[str, Any], bundle: Path) -> Subject:

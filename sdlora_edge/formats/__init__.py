@@ -1,1 +1,1 @@
-"""What is signed and shipped: canonical JSON, the container, encodings, signatures, packets, control packets, bundles. numpy only."""
+"""Formats: canonical JSON, container, encodings, signatures, packets and bundles. numpy only."""

@@ -1,8 +1,9 @@
-"""Which 32 bytes are an Ed25519 public key, and which begin a signature: RFC 8032 taken strictly, in Python alone.
+"""Which 32 bytes are an Ed25519 public key, and which begin a signature: RFC 8032, strictly.
 
-securesystemslib verifies with `cryptography` if that is installed, and in Python if not. The two agree on every signature of a key
-of the group's own order whose R is written in the one canonical way. On others they differ, or worse: to a key of small order 64
-constant bytes are a signature of every message, made without a private key.
+securesystemslib verifies with `cryptography` if that is installed, and in Python if not. The two
+agree on every signature that has a canonical R and a key of the group's own order. On others they
+differ, or worse: for a key of small order, 64 constant bytes are a signature of every message, made
+without a private key. Pure Python.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 ORDER = 2**252 + 27742317777372353535851937790883648493
-"""of the group that signatures live in, L in RFC 8032; the whole curve has eight times as many points"""
+"""Of the group of signatures, L in RFC 8032. The whole curve has eight times as many points."""
 _P = 2**255 - 19
 _D = -121665 * pow(121666, -1, _P) % _P
 _Point = tuple[int, int, int, int]
@@ -18,21 +19,26 @@ _Point = tuple[int, int, int, int]
 
 
 def is_canonical(encoded: bytes) -> bool:
-    """Whether no other bytes encode the same point: y is below the prime, and the sign of x = 0 is not negative."""
+    """Tell whether this is the canonical encoding of a point.
+
+    That is: y is below the prime, and the sign of x = 0 is not negative.
+    """
     number = int.from_bytes(encoded, "little")
     y = number % 2**255
     return y < _P and (number == y or y not in (1, _P - 1))
 
 
-@lru_cache(maxsize=256)  # 2 ms for a key, and a device reads the same few keys again and again
+@lru_cache(maxsize=256)  # a key takes 2 ms, and a device reads the same few keys repeatedly
 def is_key(encoded: bytes) -> bool:
-    """Whether these are the canonical bytes of a point of order L: on the curve, and neither of small order nor of mixed order."""
+    """Tell whether these are the canonical bytes of a point of order L.
+
+    Such a point is on the curve, and of neither small order nor mixed order.
+    """
     if len(encoded) != 32 or not is_canonical(encoded):
         return False
     y = int.from_bytes(encoded, "little") % 2**255
-    x = _root(
-        (y * y - 1) * pow(_D * y * y + 1, -1, _P) % _P
-    )  # the sign does not matter: both points have the same order
+    # The sign of x does not matter: both points have the same order.
+    x = _root((y * y - 1) * pow(_D * y * y + 1, -1, _P) % _P)
     if x is None or y == 1:
         return False
     end = _times(ORDER, (x, y, 1, x * y % _P))
@@ -57,7 +63,7 @@ def _times(scalar: int, point: _Point) -> _Point:
 
 
 def _add(p: _Point, q: _Point) -> _Point:
-    """RFC 8032, 5.1.4: complete, so it doubles too, and knows no special cases."""
+    """Add points (RFC 8032, 5.1.4). The formula is complete: it has no special case."""
     a, b = (p[1] - p[0]) * (q[1] - q[0]) % _P, (p[1] + p[0]) * (q[1] + q[0]) % _P
     c, d = 2 * p[3] * q[3] * _D % _P, 2 * p[2] * q[2] % _P
     e, f, g, h = b - a, d - c, d + c, b + a

@@ -1,4 +1,4 @@
-"""Does an update fit the state that it follows? Names, rows, shapes, dtypes and values. numpy only."""
+"""Does an update fit the state that it follows? Names, shapes, dtypes and values. numpy only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Keys, thresholds and envelopes: who may update a device. securesystemslib does the cryptography (Ed25519, DSSE)."""
+"""Keys, thresholds and envelopes: who may update a device.
+
+securesystemslib does the cryptography (Ed25519, DSSE).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from ..shortage import verdict
 from ..storage import atomic
 from . import ed25519
 from .canonical import dump_json, is_sha256, parse_exact_json, sha256
-from .limits import LIMITS
+from .limits import LIMITS, natural
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -33,27 +36,34 @@ if TYPE_CHECKING:
 log = logging.getLogger("sdlora_edge")
 PAYLOAD_TYPE = "application/vnd.sdlora-edge.packet+json"
 KEY_FILE_LIMIT = 64 * 1024
-PASSPHRASE = "SDLORA_EDGE_PASSPHRASE"  # noqa: S105 - a variable's name
+PASSPHRASE = "SDLORA_EDGE_PASSPHRASE"  # noqa: S105 - the name of a variable
 SHORTEST, LONGEST = 12, 1023
-"""bytes of a passphrase: PKCS#8 as OpenSSL writes it slows guessing little, and takes no more"""
+"""Bytes of a passphrase. PKCS#8 as OpenSSL writes it slows guessing little, so it must not be
+short. It takes no more than LONGEST."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """The keys a device obeys, how many of them must have signed, and the version: each change of keys has a higher one."""
+    """The keys that a device trusts.
+
+    Attributes:
+        threshold: How many of them must have signed.
+        version: Each change of keys has a higher one.
+    """
 
     keys: tuple[Key, ...]
     threshold: int
     version: int = 1
 
     def __post_init__(self) -> None:
-        _bounded(len(self.keys))
+        _require_few(len(self.keys))
         if not 1 <= self.threshold <= max(1, len(self.keys)):
             raise InputError(
                 f"trust: a threshold of {self.threshold} cannot be met by {len(self.keys)} keys"
             )
 
     def to_dict(self) -> dict[str, Any]:
+        """Return trust.json."""
         return {
             "version": self.version,
             "threshold": self.threshold,
@@ -62,36 +72,42 @@ class Trust:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Trust:
-        """Raises InputError unless every key is Ed25519 and named by its own digest (so no key counts twice)."""
+        """Read trust.json.
+
+        Raises:
+            InputError: A key is not Ed25519, or is not named by its own digest (so no key counts
+                twice); or a field is missing, unknown or out of bounds.
+        """
         try:
-            _bounded(len(value["keys"]))  # first: to check a key takes milliseconds
+            _require_few(len(value["keys"]))  # first: checking a key takes milliseconds
             keys = tuple(_public(keyid, entry) for keyid, entry in value["keys"].items())
-            threshold, version = value["threshold"], value.get("version", 1)
-            if (
-                type(threshold) is not int
-                or type(version) is not int
-                or version < 1
-                or set(value) - {"keys", "threshold", "version"}
-            ):
-                raise ValueError(
-                    f"threshold {threshold!r}, version {version!r}, or more than these"
-                )
+            if unknown := set(value) - {"keys", "threshold", "version"}:
+                raise ValueError(f"unknown fields {sorted(unknown)}")
+            threshold = natural(value["threshold"], LIMITS.keys)
+            version = natural(value["version"], LIMITS.revision)
+            if version < 1:
+                raise ValueError("version 0")
             return cls(keys, threshold, version)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"trust.json does not hold keys and a threshold: {error!r}") from error
 
 
-def _bounded(count: int) -> None:
+def _require_few(count: int) -> None:
     if count > LIMITS.keys:
-        raise InputError(f"{count} keys are trusted, of at most {LIMITS.keys}: name fewer")
+        raise InputError(f"{count} keys are trusted, more than {LIMITS.keys}: name fewer")
 
 
 def _public(keyid: str, entry: dict[str, Any]) -> Key:
-    """The one place where a public key is read. Raises InputError for all but the one form of a sound Ed25519 key."""
+    """Read a public key: the one place that does.
+
+    Raises:
+        InputError: It is not the one form of a sound Ed25519 key.
+    """
     short, public = keyid[:12], entry["keyval"]["public"]
     if (entry["keytype"], entry["scheme"]) != ("ed25519", "ed25519"):
         raise InputError(
-            f"key {short}: {entry['keytype']}/{entry['scheme']} is not Ed25519: make one with sdlora-edge keys new"
+            f"key {short}: {entry['keytype']}/{entry['scheme']} is not Ed25519: make one with "
+            "sdlora-edge keys new"
         )
     if not is_sha256(public):
         raise InputError(f"key {short}: an Ed25519 public key is 64 hexadecimal digits, lower case")
@@ -104,8 +120,8 @@ def _public(keyid: str, entry: dict[str, Any]) -> Key:
         raise InputError(f"key {short}: its name is not the digest of the key")
     if not ed25519.is_key(bytes.fromhex(public)):
         raise InputError(
-            f"key {short}: {public} is not a sound Ed25519 key, signatures can be made for it without a private key: "
-            "make another with sdlora-edge keys new"
+            f"key {short}: {public} is not a sound Ed25519 key: signatures for it can be made "
+            "without a private key; make another with sdlora-edge keys new"
         )
     return key
 
@@ -117,9 +133,20 @@ def _keyid(key: Key) -> str:
 
 
 def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[Path, Path]:
-    """Write `<name>.key` (PKCS#8 PEM, mode 0600, encrypted if there is a passphrase) and `<name>.pub` (JSON).
+    """Write a new key pair: `<name>.key` (PKCS#8 PEM, mode 0600) and `<name>.pub` (JSON).
 
-    Raises UsageError if one exists, or the passphrase is too short; StorageError; TrustError for a folder that is open to all.
+    Args:
+        name: A plain word.
+        folder: Made if it does not exist.
+        passphrase: Encrypts the private key.
+
+    Returns:
+        (private, public): the two files.
+
+    Raises:
+        UsageError: One of the files exists, or the passphrase is too short or too long.
+        StorageError: A file cannot be written.
+        TrustError: Every user may write to the folder.
     """
     _signer_class()
     from cryptography.hazmat.primitives import serialization as pem
@@ -153,17 +180,17 @@ def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[P
 
 
 def load_public(path: Path) -> Key:
-    """A `.pub` file. Raises InputError."""
+    """Read a `.pub` file. Raises InputError."""
     value = parse_exact_json(atomic.read(path, KEY_FILE_LIMIT), str(path))
     try:
         with naming(path):
             return _public(value.pop("keyid"), value)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a public key of ours: {error!r}") from error
+        raise InputError(f"{path} is not a public key of sdlora-edge: {error!r}") from error
 
 
 def passphrase_from_environment(path: Path) -> bytes:
-    """Raises UsageError if the variable SDLORA_EDGE_PASSPHRASE is not set."""
+    """Return SDLORA_EDGE_PASSPHRASE. Raises UsageError if it is not set."""
     if not (found := os.environ.get(PASSPHRASE)):
         raise UsageError(
             f"{path} is encrypted: set {PASSPHRASE} to its passphrase, or use a terminal"
@@ -174,10 +201,16 @@ def passphrase_from_environment(path: Path) -> bytes:
 def load_signer(
     path: Path, passphrase: Callable[[Path], bytes] = passphrase_from_environment
 ) -> CryptoSigner:
-    """A `.key` file. passphrase: asked for it, with the file's name, if the file is encrypted.
+    """Read a `.key` file.
 
-    Raises InputError (no such key, wrong passphrase), TrustError if other users may change it, UsageError if `cryptography`
-    (extra `host`) is not installed.
+    Args:
+        path: The file.
+        passphrase: Called with the file's name if the file is encrypted.
+
+    Raises:
+        InputError: There is no such key, or the passphrase is wrong.
+        TrustError: Other users may change it.
+        UsageError: `cryptography` (extra `host`) is not installed.
     """
     signer_class = _signer_class()
     from cryptography.exceptions import UnsupportedAlgorithm
@@ -192,7 +225,8 @@ def load_signer(
     except (TypeError, ValueError, UnsupportedAlgorithm) as error:
         if secret is not None:
             raise InputError(
-                f"{path} cannot be decrypted: give the right passphrase, or an undamaged copy ({error})"
+                f"{path} cannot be decrypted: give the right passphrase, or an undamaged copy "
+                f"({error})"
             ) from error
         raise InputError(f"{path} is not a private key in PEM form: {error}") from error
     if not isinstance(private, Ed25519PrivateKey):
@@ -201,7 +235,10 @@ def load_signer(
 
 
 def signers_of(keys: Signers) -> list[CryptoSigner]:
-    """Load those that are `.key` files, with `passphrase_from_environment`, and call those that are functions."""
+    """Load the keys that are `.key` files, and call those that are functions.
+
+    Passphrases come from `passphrase_from_environment`.
+    """
     return [
         load_signer(key) if isinstance(key, Path) else key() if callable(key) else key
         for key in keys
@@ -209,13 +246,18 @@ def signers_of(keys: Signers) -> list[CryptoSigner]:
 
 
 def _refuse_shared(*places: Path) -> None:
-    """Raises TrustError for a file that every user may change, or a folder in which every user may replace one."""
+    """Refuse a file that every user may change, and a folder in which every user may replace one.
+
+    Raises:
+        TrustError: One of the places is such a file or folder.
+    """
     for place in places if os.name == "posix" else ():
         with atomic.reading(place):
             mode = place.stat().st_mode
         if mode & stat.S_IWOTH and not (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
             raise TrustError(
-                f"every user may write to {place}: run chmod o-w {place}, and make sure that the key is still yours"
+                f"every user may write to {place}: run chmod o-w {place}, and make sure that the "
+                "key is still yours"
             )
         if stat.S_ISREG(mode) and mode & 0o077:
             log.warning(
@@ -243,7 +285,20 @@ def _signer_class() -> type[CryptoSigner]:
 
 
 def find_key(name: str | None, suffix: str, folder: Path = Path("keys")) -> Path | None:
-    """The key file meant by `name`: a path, or NAME for keys/NAME`suffix`; with no name, the only key in keys/, or None."""
+    """Find the key file that a user means.
+
+    Args:
+        name: A path, or NAME for keys/NAME`suffix`. None means the only key in `folder`.
+        suffix: `.key` or `.pub`.
+        folder: Where keys are by default.
+
+    Returns:
+        The file, or None if `name` is None and the folder holds no key.
+
+    Raises:
+        InputError: There is no such key.
+        UsageError: `name` is None and the folder holds several keys.
+    """
     if name is not None:
         for path in (Path(name), folder / f"{name}{suffix}"):
             if path.is_file():
@@ -255,13 +310,14 @@ def find_key(name: str | None, suffix: str, folder: Path = Path("keys")) -> Path
     if len(found) > 1:
         option = "--key" if suffix == ".key" else "--trust"
         raise UsageError(
-            f"{folder} holds several keys ({', '.join(p.stem for p in found)}): name the one you mean with {option}"
+            f"{folder} holds several keys ({', '.join(p.stem for p in found)}): name the one you "
+            f"mean with {option}"
         )
     return found[0] if found else None
 
 
 def sign(payload: bytes, signers: list[CryptoSigner]) -> bytes:
-    """A DSSE envelope around `payload`, as canonical JSON."""
+    """Return a DSSE envelope around `payload`, as canonical JSON."""
     envelope = Envelope(payload, PAYLOAD_TYPE, {})
     for signer in signers:
         envelope.sign(signer)
@@ -269,28 +325,33 @@ def sign(payload: bytes, signers: list[CryptoSigner]) -> bytes:
 
 
 def countersign(envelope_json: bytes, signers: list[CryptoSigner]) -> bytes:
-    """The same envelope with more signatures. Raises NothingToDo if a key has signed it, and what `verify` raises for its form."""
+    """Return the same envelope with more signatures.
+
+    Raises:
+        NothingToDo: A key has signed it already.
+        InputError, TrustError: The envelope's form is wrong, as for `verify`.
+    """
     envelope = _envelope(envelope_json)
     for signer in signers:
         if signer.public_key.keyid in envelope.signatures:
             raise NothingToDo(f"key {signer.public_key.keyid[:12]} has signed it already")
         envelope.sign(signer)
     signed = dump_json(envelope.to_dict())
-    _envelope(signed)  # a 17th signature would make it one that no device reads
+    _envelope(signed)  # with one signature too many, no device would read it
     return signed
 
 
 def good_signatures(envelope_json: bytes, trust: Trust) -> int:
-    """How many of the trusted keys have signed. Raises what `verify` raises for the envelope's form."""
+    """Count the trusted keys that have signed. Raises what `verify` raises for a wrong form."""
     return len(list(_signed_by(_envelope(envelope_json), trust)))
 
 
 def _signed_by(envelope: Envelope, trust: Trust) -> Iterator[Key]:
-    """The trusted keys that have signed. A wrong signature does not count, and does no harm."""
+    """Yield the trusted keys that have signed. A wrong signature does no harm."""
     signed = envelope.pae()
     for key in trust.keys:
         signature = envelope.signatures.get(key.keyid)
-        # without `cryptography` an R that is written in another way would be taken
+        # Without `cryptography`, securesystemslib would accept an R that is not canonical.
         if signature and ed25519.is_canonical(bytes.fromhex(signature.signature)[:32]):
             with suppress(UnverifiedSignatureError):
                 key.verify_signature(signature, signed)
@@ -298,15 +359,22 @@ def _signed_by(envelope: Envelope, trust: Trust) -> Iterator[Key]:
 
 
 def unsigned(payload: bytes) -> bytes:
-    """An envelope as large as one with a signature, for measuring: its signature is of zeros, and no device takes it."""
+    """Return an envelope as large as one with a signature, for measuring.
+
+    Its signature is of zeros, so no device accepts it.
+    """
     empty = Signature("0" * 64, "0" * 128)
     return dump_json(Envelope(payload, PAYLOAD_TYPE, {empty.keyid: empty}).to_dict())
 
 
 def verify(envelope_json: bytes, trust: Trust) -> bytes:
-    """The payload of an envelope that enough trusted keys have signed; nothing in it is looked at before that.
+    """Return the payload of an envelope that enough trusted keys have signed.
 
-    Raises InputError where it is no canonical envelope, TrustError where the signatures do not suffice.
+    Nothing in the payload is looked at before that.
+
+    Raises:
+        InputError: It is not a canonical envelope.
+        TrustError: Signatures are missing.
     """
     envelope = _envelope(envelope_json)
     if not trust.keys:
@@ -317,22 +385,27 @@ def verify(envelope_json: bytes, trust: Trust) -> bytes:
         signed_by = ", ".join(sorted(k[:12] for k in envelope.signatures)) or "nobody"
         trusted = ", ".join(sorted(k.keyid[:12] for k in trust.keys))
         raise TrustError(
-            f"signature refused: signed by {signed_by}, but {trust.threshold} good signature(s) of {trusted} are needed; "
-            "sign it with more of these keys, or get an undamaged copy"
+            f"signature refused: signed by {signed_by}, but {trust.threshold} good signature(s) of "
+            f"{trusted} are needed; sign it with more of these keys, or get an undamaged copy"
         )
     payload: bytes = envelope.payload
     return payload
 
 
 def _envelope(envelope_json: bytes) -> Envelope:
-    """The envelope in its one canonical form, its signatures unverified. Raises InputError, TrustError (another purpose)."""
+    """Read an envelope in its one canonical form. Its signatures are not verified.
+
+    Raises:
+        InputError: Its form is wrong.
+        TrustError: It was signed for another purpose.
+    """
     value = parse_exact_json(envelope_json, "the envelope")
     try:
         for signature in value["signatures"]:
             sig = base64.b64decode(signature["sig"])
             whole = len(sig) == 64 and int.from_bytes(sig[32:], "little") < ed25519.ORDER
             if set(signature) != {"keyid", "sig"} or not is_sha256(signature["keyid"]) or not whole:
-                raise ValueError("a signature is not one of Ed25519, or carries more than itself")
+                raise ValueError("a signature is not one of Ed25519, or has more fields")
         if not 1 <= len(value["signatures"]) <= LIMITS.keys:
             raise ValueError(f"{len(value['signatures'])} signatures")
         envelope = Envelope.from_dict(value)
@@ -349,13 +422,17 @@ def _envelope(envelope_json: bytes) -> Envelope:
 
 
 def unverified_payload(envelope_json: bytes) -> bytes:
-    """The payload of an envelope WITHOUT any check, for showing to a person. Raises InputError where there is none."""
+    """Return the payload of an envelope WITHOUT any check, for showing to a person.
+
+    Raises:
+        InputError: There is no envelope.
+    """
     payload: bytes = _unverified(envelope_json).payload
     return payload
 
 
 def unverified_keyids(envelope_json: bytes) -> list[str]:
-    """Whose signatures an envelope claims to carry; none of them is checked. Raises InputError."""
+    """Return whose signatures an envelope claims to have. None is checked. Raises InputError."""
     return sorted(keyid for keyid in _unverified(envelope_json).signatures if is_sha256(keyid))
 
 

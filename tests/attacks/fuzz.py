@@ -31,18 +31,23 @@ import safetensors.numpy
 from forge import Draft
 from mutations import mutate
 
+from sdlora_edge.acceptance import Standing, accept_update
 from sdlora_edge.errors import InputError, SdloraError
 from sdlora_edge.formats import container, control, packet, signing
 from sdlora_edge.formats.bundle import Bundle, open_bundle
+from sdlora_edge.formats.canonical import to_units
 from sdlora_edge.formats.packet import Packet
-from sdlora_edge.state import TaskState, extended, merge
+from sdlora_edge.state import UNUSED, TaskState, extended, merge
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
 READER = {
+    "acceptance.py",
     "canonical.py",
     "container.py",
     "encoding.py",
     "control.py",
+    "fit.py",
+    "limits.py",
     "packet.py",
     "signing.py",
     "state.py",
@@ -91,7 +96,7 @@ class Fuzzer:
         self.states.append(self._checked(first, self.bundle.state))
 
     def _seeds(self) -> Iterator[Case]:
-        names = ("1", "2", "squash", "int8-1", "int4-1", "revocation", "keys")
+        names = ("1", "2", "squash", "int8-1", "int4-1", "changes-1", "revocation", "keys")
         drafts = [Draft(VECTORS / "packets" / f"{name}.sdlora") for name in names]
         drafts[-1].manifest["trust"] = signing.Trust(self.trust.keys, 1, 2).to_dict()
         for draft in drafts:
@@ -161,7 +166,8 @@ class Fuzzer:
 
     def _checked(self, opened: Packet, state: TaskState) -> TaskState:
         # packets of every encoding are tried, each as one of its own lineage would be
-        return opened.check(state, opened.manifest["lineage"], self.bundle.manifest.projections)
+        standing = Standing(opened.lineage, self.bundle.manifest.projections, state)
+        return accept_update(opened, standing)
 
     def _as_signed(self, data: bytes, opened: Packet) -> None:
         """Every tensor is as another reader of the file finds it, and every name as it was signed."""
@@ -169,7 +175,9 @@ class Fuzzer:
         manifest = json.loads(payload_of(data))
         for update, task in zip(opened.updates, manifest["tasks"], strict=True):
             assert (update.name, list(update.classes)) == (task["name"], task["classes"])
-            assert update.deltas.tolist() == task["deltas"]
+            assert to_units(update.deltas) == task["deltas"]
+            assert list(update.retired) == task["retired"]
+            assert [list(pair) for pair in update.renamed] == task["renamed"]
             for name, array in update.tensors().items():
                 other = found.pop(f"{update.task}.{name}")
                 assert (array.dtype, array.shape, array.tobytes()) == (
@@ -191,12 +199,11 @@ class Fuzzer:
             np.isfinite(array).all()
             for array in (*merged.values(), state.head_weight, state.head_bias)
         )
-        assert (
-            len(set(state.classes))
-            == len(state.classes)
-            == len(state.head_weight)
-            == len(state.head_bias)
-        )
+        assert len(state.classes) == len(state.head_weight) == len(state.head_bias)
+        assert len(set(state.names)) == len(state.live) > 0
+        retired = [row for row, name in enumerate(state.classes) if name is None]
+        assert (state.head_bias[retired] == np.float32(UNUSED)).all()
+        assert not state.head_weight[retired].any()
 
 
 def payload_of(data: bytes) -> bytes:

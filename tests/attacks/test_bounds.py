@@ -17,7 +17,7 @@ from sdlora_edge.device import store as stores
 from sdlora_edge.device.store import Store
 from sdlora_edge.errors import InputError, LimitError
 from sdlora_edge.formats import control, signing
-from sdlora_edge.formats.canonical import dump_json, parse_json, sha256
+from sdlora_edge.formats.canonical import dump_json, parse_exact_json, parse_json, sha256
 from sdlora_edge.formats.container import LIMITS
 from sdlora_edge.formats.control import Revoked, with_revocation
 
@@ -44,7 +44,7 @@ def test_a_number_without_bound_in_a_packet(victim: Victim) -> None:
             place: Any = draft.manifest
             if field == "seed":
                 place = draft.manifest["canary"]
-                number = max(number, 2**53 + 1)
+                number = max(number, 2**53)
             elif "tasks" in place and field == "revision":
                 place = draft.manifest["tasks"][0]
             place[field] = number
@@ -138,3 +138,29 @@ def test_a_whole_number_of_more_than_16_digits_is_no_json_of_ours(text: bytes) -
     with pytest.raises(InputError, match="digits"):
         parse_json(text, "this")
     assert parse_json(b'{"a":-9007199254740992}', "this") == {"a": -(2**53)}
+
+
+@pytest.mark.parametrize("text", [b"1.0", b"0.5", b"1e3", b"-0.0", b"1E400"])
+def test_a_signed_file_holds_no_float(text: bytes) -> None:
+    """JavaScript, C++ and Python write floats differently, and would compute different digests."""
+    with pytest.raises(InputError, match="is not an integer"):
+        parse_exact_json(b'{"a":[' + text + b"]}", "this")
+
+
+def test_a_signed_integer_is_one_that_javascript_reads_exactly() -> None:
+    for number in (2**53 - 1, 1 - 2**53, 0):
+        assert parse_exact_json(b'{"a":%d}' % number, "this") == {"a": number}
+    for number in (2**53, -(2**53)):
+        with pytest.raises(InputError, match="out of range"):
+            parse_exact_json(b'{"a":%d}' % number, "this")
+
+
+def test_a_version_of_the_keys_beyond_the_bounds(victim: Victim) -> None:
+    new = signing.Trust((victim.signer.public_key,), 1, 2)
+    data = control.build_trust(new, lambda payload: signing.sign(payload, [victim.signer]))
+    refused = []
+    for field, number in (("version", LIMITS.revision + 1), ("version", 0), ("threshold", 2)):
+        draft = Draft(data)
+        draft.manifest["trust"][field] = number
+        refused.append((draft.sealed(victim.signer), 3, ""))
+    victim.refuses_each(refused)

@@ -75,7 +75,19 @@ def test_nan_infinity_and_huge_numbers_in_the_manifest(victim: Victim) -> None:
     def deltas(value: Any) -> Callable[[Draft], None]:
         return lambda draft: draft.manifest["tasks"][0]["deltas"].__setitem__(-1, value)
 
-    numbers = [1.1e4, -1e300, 10**400, True, "1.0", None, [1.0], {}]
+    numbers = [
+        10_001 * 2**24,
+        -(2**53) + 1,
+        2**53,
+        1.0,
+        -1e300,
+        10**400,
+        True,
+        "1.0",
+        None,
+        [1.0],
+        {},
+    ]
     victim.refuses_each((forged(victim, deltas(value)), 3, "") for value in numbers)
     written = [b"NaN", b"Infinity", b"-Infinity", b"1e400", b"9" * 5000, b"9" * 100_000]
     mark = b"0.123456789"
@@ -101,9 +113,9 @@ def test_magnitudes_of_another_form(victim: Victim) -> None:
     """One for each projection, where the task before had one for all."""
     count = sum(name.endswith(".A") for name in Draft(victim.next).arrays)
     data = forged(
-        victim, lambda d: d.manifest["tasks"][0].update(deltas=[[0.0] * count, [1.0] * count])
+        victim, lambda d: d.manifest["tasks"][0].update(deltas=[[0] * count, [2**24] * count])
     )
-    victim.refuses(data, 3, "do not follow this state's")
+    victim.refuses(data, 3, "do not follow magnitudes")
 
 
 def test_a_signed_manifest_that_is_no_strict_json(victim: Victim) -> None:
@@ -190,7 +202,6 @@ def test_overlapping_or_missing_tensors(victim: Victim) -> None:
         offsets(2**52, 0),
         offsets(-(10**6), 0),
         lambda e, n: e[n].update(data_offsets=[False, True]),
-        lambda e, n: e[n].update(data_offsets=[0.0, 1.0]),
         lambda e, n: e[n].update(data_offsets=[0]),
         lambda e, n: e[n].update(data_offsets="ab"),
         lambda e, n: e[n].update(shape=[2**52, 2**52]),
@@ -208,6 +219,8 @@ def test_overlapping_or_missing_tensors(victim: Victim) -> None:
         lambda e, n: e.clear(),
     ]
     victim.refuses_each((table(change), 3, "does not describe its tensors") for change in changes)
+    fraction = table(lambda e, n: e[n].update(data_offsets=[0.0, 1.0]))
+    victim.refuses(fraction, 3, "not valid JSON: 0.0 is not an integer")
     endless: list[Callable[[dict[str, Any], str], Any]] = [
         offsets(2**62, 0),
         lambda e, n: e[n].update(shape=[2**62, 2**62]),
@@ -280,7 +293,58 @@ def test_class_names(victim: Victim) -> None:
         for name in ("ab"[:count], {}, None, ["a"] * count, ["a"])
     )
     known = victim.stand()[0]["classes"][0]
-    victim.refuses(forged(victim, named(known)), 3, "known already")
+    victim.refuses(forged(victim, named(known)), 3, "gives two rows the class")
+
+
+def test_classes_that_are_retired_and_renamed(victim: Victim) -> None:
+    """Rows that do not exist or are retired already, in another order, twice, as other types; names that are taken."""
+    names = victim.stand()[0]["classes"]
+    end = len(names)
+    changes: list[dict[str, Any]] = [
+        {"retired": [end]},
+        {"retired": [10**15]},
+        {"retired": [-1]},
+        {"retired": [1, 0]},
+        {"retired": [0, 0]},
+        {"retired": [True]},
+        {"retired": [0.0]},
+        {"retired": ["0"]},
+        {"retired": 0},
+        {"retired": None},
+        {"retired": {"0": 0}},
+        {"retired": list(range(end)), "classes": []},
+        {"renamed": [[end, "x"]]},
+        {"renamed": [[-1, "x"]]},
+        {"renamed": [[1, "x"], [0, "y"]]},
+        {"renamed": [[0, "x"], [0, "y"]]},
+        {"renamed": [[0, names[1]]]},
+        {"renamed": [[0, "x/y"]]},
+        {"renamed": [[0, 5]]},
+        {"renamed": [[0]]},
+        {"renamed": ["0x"]},
+        {"renamed": {"0": "x"}},
+        {"retired": [0], "renamed": [[0, "x"]]},
+    ]
+    victim.refuses_each(
+        (forged(victim, lambda d, c=change: d.manifest["tasks"][0].update(c)), 3, "")
+        for change in changes
+    )
+    for field in ("retired", "renamed"):
+        gone = forged(victim, lambda d, f=field: d.manifest["tasks"][0].pop(f), leads=False)
+        victim.refuses(gone, 3, "does not describe")
+
+    def stepped(draft: Draft) -> None:
+        features = draft.arrays["2.head.new.weight"].shape[1]
+        draft.manifest["tasks"][0]["retired"] = [0]
+        draft.arrays["2.head.old.index"] = np.zeros(1, np.int32)
+        draft.arrays["2.head.old.step"] = np.zeros((1, features), np.int8)
+        draft.arrays["2.head.old.scale"] = draft.arrays["2.head.old.bias"] = np.zeros(1, np.float32)
+        draft.arrays["canary.logits"] = draft.arrays["canary.logits"][:, 1:]
+
+    victim.refuses(forged(victim, stepped), 3, "changes row 0, which is retired")
+    # its canary still has a column for the row that is retired
+    retired = forged(victim, lambda d: d.manifest["tasks"][0].update(retired=[0]))
+    victim.refuses(retired, 3, "classes are live")
 
 
 def test_an_encoding_that_is_unknown_or_not_the_tensors(victim: Victim) -> None:
@@ -365,7 +429,7 @@ def test_a_packet_of_no_task(victim: Victim) -> None:
         draft.manifest["tasks"] = []
         draft.arrays = {"canary.logits": draft.arrays["canary.logits"]}
 
-    victim.refuses(forged(victim, emptied), 3, "it brings no task")
+    victim.refuses(forged(victim, emptied), 3, "tasks are not a list")
 
 
 def test_canary_that_fails(victim: Victim) -> None:
@@ -392,7 +456,7 @@ def test_canary_with_overflowing_weights(victim: Victim) -> None:
         for name, array in draft.arrays.items():
             if name.endswith((".A", ".B")):
                 array[...] = 9984.0
-        draft.manifest["tasks"][0]["deltas"][-1] = 9999.0
+        draft.manifest["tasks"][0]["deltas"][-1] = 9999 * 2**24
 
     result = victim.apply(forged(victim, huge))
     assert (result.code, result.out) == (6, ""), result

@@ -49,9 +49,9 @@ def test_truncated_at_every_length_class_or_one_byte_too_many(victim: Victim) ->
     good = victim.next.read_bytes()
     (length,) = struct.unpack("<Q", good[:8])
     classes = [
-        (0, "shorter"),
-        (1, "shorter"),
-        (7, "shorter"),
+        (0, "fewer than 8 bytes"),
+        (1, "fewer than 8 bytes"),
+        (7, "fewer than 8 bytes"),
         (8, "within its header"),
         (9, "within its header"),
         (8 + length // 2, "within its header"),
@@ -296,4 +296,4 @@ def test_the_program_ends_with_the_exit_code(victim: Victim, fleet: Fleet) -> No
         str(victim.store),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
-    said_no(Result(done.returncode, done.stdout, done.stderr), 3, "shorter")
+    said_no(Result(done.returncode, done.stdout, done.stderr), 3, "fewer than 8 bytes")

@@ -38,7 +38,7 @@ def fork(victim: Victim, path: Path, revision: int = 0, scale: float = 0.5) -> b
     """Another successor of the state that `path` follows, as good as it is: signed, and leading where it says. Its canary is the other's."""
     draft = Draft(path)
     (task,) = draft.manifest["tasks"]
-    task["deltas"] = [*task["deltas"][:-1], task["deltas"][-1] * scale]
+    task["deltas"] = [*task["deltas"][:-1], int(task["deltas"][-1] * scale)]
     task["revision"] = revision
     return draft.sealed(victim.signer)
 
@@ -158,7 +158,7 @@ def test_a_squash_whose_revisions_fall(victim: Victim, fleet: Fleet, squash: byt
 
 def test_a_squash_of_two_lineages_is_not_made(fleet: Fleet) -> None:
     one, two = (packet.read(path.read_bytes(), fleet.trust) for path in fleet.packets[:2])
-    other = replace(two, manifest={**two.manifest, "lineage": "ab" * 32})
+    other = replace(two, lineage="ab" * 32)
     with pytest.raises(NotForThisDevice, match="different lineages"):
         packet.squash([one, other], lambda payload: payload)
 
@@ -192,7 +192,7 @@ def test_revocation_that_says_nothing(victim: Victim) -> None:
     # with tensors
     draft = Draft(revocation(victim, 1))
     draft.arrays = Draft(victim.next).arrays
-    victim.refuses(draft.sealed(victim.signer), 3, "carries tensors")
+    victim.refuses(draft.sealed(victim.signer), 3, "has tensors")
 
 
 def test_revoked_revision_applied_again(cli: Cli, victim: Victim, fleet: Fleet) -> None:

@@ -54,10 +54,16 @@ def update(
     revision: int | Sequence[int] = 0,
     off: float = 0.0,
     count: int = 2,
+    seed: int | None = None,
 ) -> bytes:
-    """The packet of a chain's last tasks. off: by how much the canary is wrong, as a share of its largest value."""
+    """The packet of a chain's last tasks.
+
+    seed: of the canary, else the task's number. off: by how much the canary is wrong, as a share of
+    its largest value.
+    """
     t = chain.state.task
-    logits = chain.logits(t, count)
+    seed = t if seed is None else seed
+    logits = chain.logits(seed, count)
     logits[0, 0] += np.float32(off * max(1, np.abs(logits).max()))
     revisions = [revision] * tasks if isinstance(revision, int) else list(revision)
     updates, before = chain.updates[t - tasks :], chain.states[t - tasks]
@@ -66,7 +72,7 @@ def update(
         lineage=chain.lineage,
         begin=before.digest,
         updates=tuple(updates),
-        canary_seed=t,
+        canary_seed=seed,
         canary_logits=logits,
         encoding=encoding,
         revisions=tuple(revisions),
@@ -97,7 +103,7 @@ class Vector:
         data: bytes | None = None,
         trust_version: int | None = None,
     ) -> None:
-        """The next packet; `data` where it is a new one. outcome: the exit code, or the state that it leads to."""
+        """The next packet; `data` if it is a new one. outcome: the exit code, or the state after it."""
         if data is not None:
             assert self.book.packets.setdefault(name, data) == data, name
         self._add({"packet": name}, outcome, trust_version)

@@ -11,7 +11,7 @@ import numpy as np
 from book import Book, by, draft, enveloped, flipped, resigned, signed, update
 from curve import ORDER, PRIME, mirrored, public, scalar, signature
 from forge import Draft, framed, joined, split
-from lives import AGAIN_THREE, BASE, ONE, SMALL, TWO
+from lives import AGAIN_THREE, BASE, ONE, SMALL, TWO, UNIT
 
 from sdlora_edge.formats.canonical import dump_json, sha256
 from sdlora_edge.formats.container import FORMAT
@@ -130,7 +130,7 @@ def form(book: Book) -> None:
     v("header-unpadded", 3, len(header).to_bytes(8, "little") + header)
     v("header-padded-with-tabs", 3, data[:8] + header + b"\t" * (len(data) - 8 - len(header)))
     v("header-length", 3, b"\xff" * 8 + data[8:])
-    v("header-format", 3, framed(header.replace(b"packet/2", b"packet/1")))
+    v("header-format", 3, framed(header.replace(b"packet/3", b"packet/2")))
     v("file-cut", 3, data[:-1])
     v("file-of-seven-bytes", 3, data[:7])
     v("file-longer", 3, data + b"\0")
@@ -145,7 +145,7 @@ def form(book: Book) -> None:
         ("true", {**REVOCATION, "sequence": True}),
         ("large", {**REVOCATION, "revision": 1_000_001}),
         ("deep", as_text.replace("{", '{"also":' + "[" * 16 + "]" * 16 + ",", 1)),
-        ("format", {**REVOCATION, "format": "sdlora-edge/packet/1"}),
+        ("format", {**REVOCATION, "format": "sdlora-edge/packet/2"}),
         ("content", {**REVOCATION, "content": sha256(b"")}),
         ("kind", {**REVOCATION, "kind": "reset"}),
         ("list", f"[{as_text}]"),
@@ -269,13 +269,20 @@ def content(book: Book) -> None:
         "class-blank": of_task(classes=[" "]),
         "class-long": of_task(classes=["x" * 201]),
         "name-backslash": of_task(name="a\\b"),
+        "classes-text": of_task(classes="d"),
         "class-missing": of_task(classes=[]),
         "delta-missing": of_task(deltas=[]),
-        "delta-more": of_task(deltas=[1.0, 0.5]),
-        "delta-for-four-projections": of_task(deltas=[[1.0] * 4]),
-        "delta-too-large": of_task(deltas=[10001]),
+        "delta-more": of_task(deltas=[UNIT, UNIT // 2]),
+        "delta-for-four-projections": of_task(deltas=[[UNIT] * 4]),
+        "delta-too-large": of_task(deltas=[10_000 * UNIT + 1]),
         "delta-text": of_task(deltas=["1"]),
         "revision-too-large": of_task(revision=1_000_001),
+        "head-of-another-format": lambda d: d.arrays.update(
+            {"1.head.temperature": np.ones(1, np.float32)}
+        ),
+        "shape-beyond": lambda d: d.arrays.update(
+            {"1.head.old.step": np.zeros((0, 2**26 + 1), np.int8)}
+        ),
         "tensor-unknown": lambda d: d.arrays.update({"1.head.new.scale": np.ones(1, np.float32)}),
         "tensor-of-another-task": lambda d: d.arrays.update(
             {"2.qkv.q.A": d.arrays[A], "2.qkv.q.B": d.arrays[B]}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from book import KEYS, Book, by, damaged, draft, resigned, revocation, signed, trust, update
+from book import KEYS, Book, by, damaged, draft, resigned, revocation, signed, signer, trust, update
 from curve import PRIME, mirrored, of_mixed_order, public
 from forge import Draft, split
 from network import PROJECTIONS, Chain, Export
@@ -15,8 +15,8 @@ from network import PROJECTIONS, Chain, Export
 from sdlora_edge.formats import control
 from sdlora_edge.formats.canonical import dump_json, sha256
 
-STEP = 2.0**-24
-"""of magnitudes"""
+STEP, UNIT = 2.0**-24, 2**24
+"""of magnitudes: as a number, and how many of them are 1"""
 ALL = {p.name: 1 for p in PROJECTIONS}
 
 BASE = Chain.base("vectors", "fp16")
@@ -33,6 +33,9 @@ OTHER_TWO = OTHER_ONE.then("other insects", ["flea"], [0.25, 0.5], {"qkv.q": 1})
 SMALL = BASE.then("small", ["dove"], [1.0], {"qkv.q": 1}, changed=[0, 2])
 """what packets with one thing wrong are made of"""
 
+FAR = BASE.then("far", ["dove"], [6000.0], {"qkv.q": 1})
+FAR_TWO = FAR.then("back", ["emu"], [0.0, 1.0])
+
 OWN_BASE = Chain.base("own magnitudes", "fp16")
 OWN_ONE = OWN_BASE.then("birds", ["dove"], [[1.0, -0.5, 0.25]], ALL)
 OWN_TWO = OWN_ONE.then(
@@ -41,10 +44,14 @@ OWN_TWO = OWN_ONE.then(
 
 LATE_BASE = Chain.base("late", "int8")
 LATE_ONE = LATE_BASE.then("birds", ["dove"], [1.0], ALL)
-LATE_TWO = LATE_ONE.then("insects", ["midge"], [-0.25, 0.5], {"mix": 1, "qkv.q": 2}, changed=[1])
+LATE_TWO = LATE_ONE.then(
+    "insects", ["midge"], [-0.25, 0.5], {"mix": 1, "qkv.q": 2}, changed=[1], retired=(2,)
+)
 LATE_OTHER = LATE_ONE.then("insects", ["wasp"], [0.0, 1.0], {"mix": 1})
 LATE_TWIN = LATE_ONE.then("insects", ["midge"], [0.0, 1.0], {"mix": 1})
 LATE_STRANGE = LATE_BASE.then("other birds", ["dodo"], [1.0], ALL)
+LATE_NAMES = LATE_BASE.then("birds", ["duck"], [1.0], ALL)
+"""as LATE_ONE, but for the name of the class"""
 LATE_MOVED = LATE_BASE.then("insects first", ["midge"], [1.0], ALL)
 LATE_THREE = LATE_TWO.then("fish", ["gar"], [0.75, -1.0, 0.5], {"qkv.v": 1}, changed=[0, 4])
 
@@ -100,13 +107,115 @@ def tasks(book: Book) -> None:
         "own", "own", "Every projection has magnitudes of its own; the bundle is at task 1"
     )
     shared = OWN_ONE.then("insects", ["midge"], [[0.125] * 3, [1.0] * 3], {"qkv.q": 1})
-    v("own-shared", 3, draft(update(shared), deltas([0.125, 1.0])))
-    v("own-two", 3, draft(update(shared), deltas([[0.125] * 2, [1.0] * 2])))
+    v("own-shared", 3, draft(update(shared), deltas([UNIT // 8, UNIT])))
+    v("own-two", 3, draft(update(shared), deltas([[UNIT // 8] * 2, [UNIT] * 2])))
     v("own-2", OWN_TWO, update(OWN_TWO))
+    v = book.vector("magnitude", "fp16", "A delta within the bounds takes a magnitude beyond them")
+    v("1", ONE)
+    v("magnitude-too-large", 3, draft(update(TWO), deltas([10_000 * UNIT, UNIT])))
+    v("magnitude-too-small", 3, draft(update(TWO), deltas([-10_000 * UNIT, -10_001 * UNIT])))
+    v = book.vector("delta", "fp16", "From 6,000 to -6,000 is too far for one delta")
+    v("delta-of-6000", FAR, update(FAR))
+    v("delta-of-12000", 3, draft(update(FAR_TWO), deltas([-12_000 * UNIT, UNIT])))
+
+
+CHANGES_ONE = BASE.then(
+    "changes",
+    ["dove"],
+    [1.0],
+    {"qkv.q": 1},
+    changed=[0],
+    retired=(1,),
+    renamed=((2, "cat flap"),),
+)
+"""ant, -, cat flap, dove"""
+CHANGES_TWO = CHANGES_ONE.then("names alone", [], [0.0, 0.0], renamed=((0, "cat flap"), (2, "ant")))
+"""cat flap, -, ant, dove"""
+CHANGES_THREE = CHANGES_TWO.then(
+    "back", ["bee", "ant"], [0.0, 0.0, 0.5], ALL, changed=[0, 3], retired=(2,)
+)
+"""cat flap, -, -, dove, bee, ant"""
+CHANGES_FOUR = CHANGES_THREE.then("one is left", [], [0.0] * 4, retired=(0, 3, 4))
+NEXT = CHANGES_ONE.then("next", ["emu"], [0.0, 0.5], {"qkv.q": 1}, changed=[0, 3])
+NOTHING = CHANGES_ONE.then("nothing", [], [0.0, 0.0])
+
+
+def narrowed(by_columns: int, **fields: Any) -> Callable[[Draft], object]:
+    """Fields of the first task, and a canary of fewer columns."""
+
+    def change(d: Draft) -> None:
+        d.manifest["tasks"][0].update(fields)
+        logits = d.arrays["canary.logits"]
+        d.arrays["canary.logits"] = logits[:, : logits.shape[1] - by_columns]
+
+    return change
+
+
+def stepped(row: int) -> Callable[[Draft], object]:
+    """The first row that changes is another one."""
+    return lambda d: d.arrays["2.head.old.index"].__setitem__(0, row)
+
+
+def changes(book: Book) -> None:
     v = book.vector(
-        "whole-deltas", "fp16", "A delta that the manifest writes as 1 is digested as 1.0"
+        "changes",
+        "fp16",
+        "Classes retire, are renamed, exchange their names, and come back as new ones",
     )
-    v("whole-delta", SMALL, draft(update(SMALL), deltas([1])))
+    v("changes-1", CHANGES_ONE, update(CHANGES_ONE))
+    v("changes-1", 7)
+    v("changes-2", CHANGES_TWO, update(CHANGES_TWO))
+    v("changes-3", CHANGES_THREE, update(CHANGES_THREE))
+    v("changes-4", CHANGES_FOUR, update(CHANGES_FOUR))
+    v.rollback(CHANGES_THREE)
+    v("changes-4-revised", CHANGES_FOUR, update(CHANGES_FOUR, revision=1))
+    v = book.vector("changes-squash", "fp16", "The same in one packet")
+    v("changes-squash", CHANGES_FOUR, update(CHANGES_FOUR, tasks=4))
+    v = book.vector("changes-nothing", "fp16", "A task that changes nothing is a task")
+    v("changes-1", CHANGES_ONE)
+    v("changes-nothing", NOTHING, update(NOTHING))
+    v = book.vector(
+        "changes-malformed", "fp16", "Row 1 is retired. Each packet retires or renames wrongly"
+    )
+    v("changes-1", CHANGES_ONE)
+    good = update(NEXT)
+    for name, change in {
+        "retired-again": narrowed(0, retired=[1]),
+        "retired-beyond": narrowed(0, retired=[4]),
+        "retired-falls": narrowed(2, retired=[2, 0]),
+        "retired-twice": narrowed(1, retired=[2, 2]),
+        "retired-negative": narrowed(1, retired=[-2]),
+        "retired-float": narrowed(1, retired=[2.0]),
+        "retired-false": narrowed(1, retired=[False]),
+        "retired-text": narrowed(0, retired="2"),
+        "retired-missing": lambda d: d.manifest["tasks"][0].pop("retired"),
+        "retired-and-stepped": narrowed(1, retired=[0]),
+        "retired-and-renamed": narrowed(1, retired=[2], renamed=[[2, "x"]]),
+        "retired-in-canary": narrowed(0, retired=[2]),
+        "renamed-retired": narrowed(0, renamed=[[1, "x"]]),
+        "renamed-beyond": narrowed(0, renamed=[[4, "x"]]),
+        "renamed-falls": narrowed(0, renamed=[[2, "x"], [0, "y"]]),
+        "renamed-twice": narrowed(0, renamed=[[2, "x"], [2, "y"]]),
+        "renamed-to-known": narrowed(0, renamed=[[2, "ant"]]),
+        "renamed-to-new": narrowed(0, renamed=[[2, "emu"]]),
+        "renamed-slash": narrowed(0, renamed=[[2, "x/y"]]),
+        "renamed-long": narrowed(0, renamed=[[2, "x" * 201]]),
+        "renamed-number": narrowed(0, renamed=[[2, 5]]),
+        "renamed-false": narrowed(0, renamed=[[False, "x"]]),
+        "renamed-three": narrowed(0, renamed=[[2, "x", "y"]]),
+        "renamed-missing": lambda d: d.manifest["tasks"][0].pop("renamed"),
+        "stepped-retired": stepped(1),
+        "class-live": narrowed(0, classes=["cat flap"]),
+    }.items():
+        v(name, 3, draft(good, change))
+    for name, change in {
+        "classes-not-in-to": narrowed(0, classes=["eft"]),
+        "retired-not-in-to": narrowed(1, retired=[2]),
+        "renamed-not-in-to": narrowed(0, renamed=[[2, "x"]]),
+        "deltas-not-in-to": narrowed(0, deltas=[1, UNIT // 2]),
+    }.items():
+        v(name, 3, draft(good, change, leads=False))
+    v("retired-all", 3, draft(update(NOTHING), narrowed(3, retired=[0, 2, 3])))
 
 
 def bundles(book: Book) -> None:
@@ -121,6 +230,8 @@ def bundles(book: Book) -> None:
     v("late-a-and-bad-b", 4, damaged(update(LATE_THREE, "ab", revision=1), "b"))
     v("late-not-above", 4, update(LATE_THREE, "ab", revision=0))
     v("late-1", 7, update(LATE_ONE, "ab"))
+    v("late-squash-1-2", 7, update(LATE_TWO, "ab", tasks=2, revision=[0, 1]))
+    v("late-names-1", 4, update(LATE_NAMES, "ab"))
     v("late-strange-1", 4, update(LATE_STRANGE, "ab"))
     v("late-moved-1", 4, update(LATE_MOVED, "ab"))
     v("late-twin-2", 4, update(LATE_TWIN, "ab", revision=1))
@@ -137,6 +248,51 @@ def bundles(book: Book) -> None:
     v("room-1", ROOM_ONE, update(ROOM_ONE))
     v("room-2-too-large", 5, update(ROOM_LARGE))
     v("room-2", ROOM_TWO, update(ROOM_TWO))
+
+
+def bounds(book: Book) -> None:
+    v = book.vector("bounds", "fp16", "The largest numbers that a reader accepts")
+    v(
+        "keys-largest",
+        BASE,
+        control.build_trust(trust("ab", 1, 10**6), by("ab")),
+        trust_version=10**6,
+    )
+    v(
+        "1-largest",
+        ONE,
+        draft(
+            update(ONE, revision=10**6, seed=2**53 - 1),
+            lambda d: d.manifest.update(also=1 - 2**53),
+        ),
+    )
+    v("revocation-largest", 7, revocation(BASE, 10**6, 10**6 - 1))
+    v = book.vector("bounds-beyond", "fp16", "One more than that")
+    v("keys-too-new", 3, draft(control.build_trust(trust("ab", 1, 2), by("ab")), beyond, "ab"))
+    v("keys-17", 3, keys_of_17())
+    v("seed-too-large", 3, draft(update(SMALL), lambda d: d.manifest["canary"].update(seed=2**53)))
+    v("integer-too-large", 3, draft(update(SMALL), lambda d: d.manifest.update(also=2**53)))
+    v("integer-too-small", 3, draft(update(SMALL), lambda d: d.manifest.update(also=-(2**53))))
+    v("integer-of-17-digits", 3, draft(update(SMALL), lambda d: d.manifest.update(also=10**16)))
+    v("float-in-a-field", 3, draft(update(SMALL), lambda d: d.manifest.update(also=0.5)))
+    v("float-that-is-whole", 3, draft(update(SMALL), lambda d: d.manifest.update(also=1.0)))
+    v("delta-float", 3, draft(update(SMALL), deltas([float(UNIT)])))
+
+
+def beyond(d: Draft) -> None:
+    d.manifest["trust"]["version"] = 10**6 + 1
+
+
+def keys_of_17() -> bytes:
+    """17 keys, of which one must sign."""
+    crowd = {
+        key.keyid: key.to_dict() for key in (signer(f"crowd {i}").public_key for i in range(16))
+    }
+    named = draft(
+        control.build_trust(trust("a", 1, 2), by("a")),
+        lambda d: d.manifest["trust"]["keys"].update(crowd),
+    )
+    return named
 
 
 def order(book: Book) -> None:

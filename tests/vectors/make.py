@@ -2,9 +2,11 @@
 
 bundles/NAME/           what devices are flashed with
 packets/NAME.sdlora     what they are given
+images/                 a picture, and the tensors that a model gets of it
 vectors.json            which packets, in which order, and what a device must say to each; and what its weights are then
 
-network.py holds the model and the runs, book.py what packets are made with, lives.py and faults.py the vectors.
+network.py holds the model and the runs, book.py what packets are made with, lives.py and faults.py the vectors,
+images.py the pictures.
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from book import Book
 from faults import content, form, signatures
-from lives import bundles, exports, keys, order, tasks
+from images import write as write_images
+from lives import bounds, bundles, changes, exports, keys, order, tasks
 
 from sdlora_edge.formats.container import FORMAT
 from sdlora_edge.formats.packet import SUFFIX
@@ -25,19 +29,20 @@ from sdlora_edge.formats.packet import SUFFIX
 def main(folder: Path) -> None:
     """Into this folder; what was there of vectors goes."""
     book = Book(exports())
-    for write in (tasks, bundles, order, keys, signatures, form, content):
+    for write in (tasks, changes, bundles, order, keys, bounds, signatures, form, content):
         write(book)
-    for name in ("bundles", "packets"):
+    for name in ("bundles", "packets", "images"):
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "packets").mkdir(parents=True)
     for name, export in book.exports.items():
         export.write(folder / "bundles" / name)
     for name, data in book.packets.items():
         (folder / "packets" / f"{name}{SUFFIX}").write_bytes(data)
-    (folder / "vectors.json").write_text(index(book))
+    images = write_images(folder / "images")
+    (folder / "vectors.json").write_text(index(book, images))
 
 
-def index(book: Book) -> str:
+def index(book: Book, images: list[dict[str, Any]]) -> str:
     """JSON, a line for each step and each state: what changes can be seen in a diff."""
     vectors = []
     for v in book.vectors:
@@ -45,8 +50,12 @@ def index(book: Book) -> str:
         about = json.dumps({"name": v.name, "about": v.about, "bundle": v.bundle})[:-1]
         vectors.append(f'  {about}, "steps": [\n{steps}\n  ]}}')
     states = [f'  "{digest}": {json.dumps(state)}' for digest, state in book.states.items()]
-    joined = [",\n".join(lines) for lines in (vectors, states)]
-    return f'{{"format": "{FORMAT}",\n "vectors": [\n{joined[0]}\n ],\n "states": {{\n{joined[1]}\n }}}}\n'
+    shown = [f"  {json.dumps(image)}" for image in images]
+    vectors, states, images = (",\n".join(lines) for lines in (vectors, states, shown))
+    return (
+        f'{{"format": "{FORMAT}",\n "vectors": [\n{vectors}\n ],\n "states": {{\n{states}\n }},\n'
+        f' "images": [\n{images}\n ]}}\n'
+    )
 
 
 if __name__ == "__main__":

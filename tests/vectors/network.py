@@ -102,8 +102,9 @@ class Chain:
         deltas: Sequence[Any],
         ranks: Mapping[str, int] | None = None,
         changed: Sequence[int] = (),
+        **fields: Any,
     ) -> Chain:
-        """One task more. ranks: of the projections that it adapts. changed: known classes whose rows of the head change."""
+        """One task more. ranks: of the projections that it adapts. changed: known rows of the head that change."""
         n, m = len(classes), len(changed)
         head = HeadUpdate(
             (drawn(f"{name} rows", n, FEATURES) / 2).astype(np.float16),
@@ -126,7 +127,7 @@ class Chain:
                 factors[p.name].stored["A"].flat[:2] = UNUSUAL[self.encoding]
         number = len(self.states)
         update = TaskUpdate(
-            number, name, tuple(classes), np.array(deltas, np.float64), head, factors
+            number, name, tuple(classes), np.array(deltas, np.float64), head, factors, **fields
         )
         return replace(
             self,
@@ -147,13 +148,12 @@ class Chain:
         return merged
 
     def logits(self, seed: int, count: int = 2) -> np.ndarray:
-        """Of a canary's inputs, float32."""
+        """Of a canary's inputs, float32 (count, live classes)."""
         hidden = canary.inputs(seed, PREPROCESSING, count).astype(np.float64).reshape(count, -1)
         for w in self.weights().values():
             hidden = np.maximum(hidden @ w.T, 0)
-        return (hidden @ self.state.head_weight.astype(np.float64).T + self.state.head_bias).astype(
-            np.float32
-        )
+        logits = hidden @ self.state.head_weight.astype(np.float64).T + self.state.head_bias
+        return logits[:, self.state.live].astype(np.float32)
 
     def expected(self, dtype: str = "float32") -> dict[str, Any]:
         """What docs/packet.md says that vectors.json says of a state; dtype: of the bundle's weights."""
