@@ -156,7 +156,7 @@ def parity(kit: Kit) -> HostParity:
         )
     return HostParity(
         canaries=len(canaries),
-        largest_canary_difference=max(canaries),
+        largest_canary_difference=max(d for d in canaries if d is not None),
         images=len(known.images),
         states=len(compared),
         answers=answers,
