@@ -73,6 +73,7 @@ def made_up(**changed: Any) -> Summary:
         classes=("a", "b", "c"),
         model_bytes=87650,
         matrix=((0.9,), (0.5, 0.8), (0.7, None, 1.0)),
+        counted=((10,), (10, 10), (10, 10, 10)),
         tasks=(row(0, 0.9, 0.81, None), row(1, 0.65, 0.62, 4321), row(2, None, None, 8765)),
         magnitudes=((Spread(1.25, 1.25, 1.25),), (Spread(1.1, 0.7, 1.5), Spread(0.4, 0.4, 0.4))),
         per_class=(ClassScore("c", 1, 8), ClassScore("a", 7, 8)),
@@ -222,7 +223,7 @@ def test_charts_have_a_title_and_a_text_alternative() -> None:
 def test_many_tasks_and_no_magnitudes_do_not_stop_it() -> None:
     tasks = tuple(row(i, 0.5, None, None) for i in range(40))
     matrix = tuple((0.5,) * (i + 1) for i in range(40))
-    html = render(made_up(tasks=tasks, matrix=matrix, magnitudes=()))
+    html = render(made_up(tasks=tasks, matrix=matrix, counted=matrix, magnitudes=()))
     assert html.count("this run after task") == 40
     assert "Magnitudes" not in html
 
@@ -365,6 +366,22 @@ def test_a_task_whose_images_are_gone_is_named(run_copy: Path) -> None:
     assert found.tasks[-1].accuracy is None
     assert found.tasks[0].accuracy is not None
     assert found.scores == {}
+
+
+def test_retired_classes_no_longer_count(run_copy: Path) -> None:
+    def retire(last: dict[str, Any]) -> None:
+        totals = last["totals"]
+        last["counted"] = [totals[: i + 1] for i in range(len(totals))]
+        last["counted"][-1] = [totals[0], 0, *totals[2:]]
+        last["correct"][-1][1] = 0
+        last["correct"][-1][0] = totals[0]
+
+    changed_metrics(run_copy, retire)
+    found, totals = summary.read(run_copy), folder.metrics(run_copy)[-1]["totals"]
+    assert found.matrix[-1][:2] == (1.0, None)
+    assert found.matrix[-2][1] is not None
+    assert found.tasks[-1].images == sum(totals) - totals[1]
+    assert found.tasks[-1].accuracy is not None
 
 
 def test_losses_and_skipped_files_are_read_if_the_run_has_them(run_copy: Path) -> None:

@@ -59,12 +59,12 @@ def accuracy_matrix(run: Summary) -> HeatMap:
                     percent(value),
                     f"after task {task.task}, on task {seen.task}: "
                     + ("not known" if value is None else f"{percent(value)} %")
-                    + f" of {seen.test_images} test images",
+                    + f" of {count} test images",
                 )
-                for value, seen in zip(cells, run.tasks)
+                for value, count, seen in zip(cells, counts, run.tasks)
             ],
         )
-        for task, cells in zip(run.tasks, run.matrix)
+        for task, cells, counts in zip(run.tasks, run.matrix, run.counted)
     ]
     return _shaded("Accuracy matrix", columns, rows)
 

@@ -112,6 +112,7 @@ class Summary(Result):
         unreadable: Tasks whose test images could not be read at some scoring.
         model_bytes: Size of backbone and head.
         matrix: R[i][j], accuracy on the images of task j after task i.
+        counted: counted[i][j], test images behind R[i][j]; fewer after classes were retired.
         magnitudes: For each task from 1 on, the magnitude of each direction after it.
         per_class: Worst class first; None if the run did not record it.
         confusions: Most frequent first; None if the run did not record them.
@@ -129,6 +130,7 @@ class Summary(Result):
     classes: tuple[str, ...]
     model_bytes: int
     matrix: tuple[tuple[float | None, ...], ...]
+    counted: tuple[tuple[int, ...], ...]
     tasks: tuple[TaskRow, ...]
     magnitudes: tuple[tuple[Spread, ...], ...]
     per_class: tuple[ClassScore, ...] | None
@@ -158,7 +160,7 @@ def read(path: Path) -> Summary:
 def _summary(
     path: Path, settings: Mapping[str, Mapping[str, Any]], entries: Sequence[Mapping[str, Any]]
 ) -> Summary:
-    last = entries[-1]
+    last, counted = entries[-1], _counted(entries)
     states = [_state(path, task) for task in range(folder.last_task(path) + 1)]
     skipped = _skipped(path)
     return Summary(
@@ -169,8 +171,9 @@ def _summary(
         task_count=len(states) - 1,
         classes=tuple(c for c in folder.classes(path, len(states) - 1) if c is not None),
         model_bytes=_model_bytes(path, states),
-        matrix=_matrix(last["correct"], last["totals"]),
-        tasks=_tasks(entries),
+        matrix=_matrix(last["correct"], counted),
+        counted=counted,
+        tasks=_tasks(entries, counted),
         magnitudes=_magnitudes([state.deltas for state in states[1:]]),
         per_class=_per_class(last.get("per_class")),
         confusions=_confusions(last.get("confusions")),
@@ -182,28 +185,37 @@ def _summary(
     )
 
 
+def _counted(entries: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, ...], ...]:
+    """Runs in which no class can retire recorded `totals` alone: the images of each task."""
+    totals = entries[-1]["totals"]
+    rows = entries[-1].get("counted") or [totals[: i + 1] for i in range(len(totals))]
+    return tuple(tuple(row) for row in rows)
+
+
 def _unreadable(entries: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-    correct, totals = entries[-1]["correct"], entries[-1]["totals"]
+    correct = entries[-1]["correct"]
     return tuple(
         entry["task"]
         for j, entry in enumerate(entries)
-        if any(row[j] is None for row in correct[j:]) or not totals[j]
+        if any(row[j] is None for row in correct[j:]) or not entry["totals"][-1]
     )
 
 
 def _matrix(
-    correct: Sequence[Sequence[int | None]], totals: Sequence[int]
+    correct: Sequence[Sequence[int | None]], counted: Sequence[Sequence[int]]
 ) -> tuple[tuple[float | None, ...], ...]:
     return tuple(
-        tuple(None if c is None or not n else c / n for c, n in zip(row, totals)) for row in correct
+        tuple(None if c is None or not n else c / n for c, n in zip(*rows))
+        for rows in zip(correct, counted)
     )
 
 
-def _tasks(entries: Sequence[Mapping[str, Any]]) -> tuple[TaskRow, ...]:
+def _tasks(
+    entries: Sequence[Mapping[str, Any]], counted: Sequence[Sequence[int]]
+) -> tuple[TaskRow, ...]:
     last = entries[-1]
-    totals = last["totals"]
-    accuracy = _over_tasks(last["correct"], totals)
-    frozen = _over_tasks(last.get("frozen_correct") or [[None]] * len(totals), totals)
+    accuracy = _over_tasks(last["correct"], counted)
+    frozen = _over_tasks(last.get("frozen_correct") or [[None]] * len(counted), counted)
     return tuple(
         TaskRow(
             task=entry["task"],
@@ -211,11 +223,11 @@ def _tasks(entries: Sequence[Mapping[str, Any]]) -> tuple[TaskRow, ...]:
             classes=tuple(entry["classes"]),
             domain=", ".join(entry.get("domains") or ()),
             training_images=entry["training_images"],
-            test_images=totals[i],
+            test_images=entry["totals"][-1],
             seconds=entry["seconds"],
             accuracy=accuracy[i],
             frozen=frozen[i],
-            images=sum(totals[: i + 1]),
+            images=sum(counted[i]),
             losses=tuple(entry.get("losses") or ()),
             rank=entry.get("rank"),
             absorbed=entry.get("absorbed"),
@@ -227,13 +239,13 @@ def _tasks(entries: Sequence[Mapping[str, Any]]) -> tuple[TaskRow, ...]:
 
 
 def _over_tasks(
-    correct: Sequence[Sequence[int | None]], totals: Sequence[int]
+    correct: Sequence[Sequence[int | None]], counted: Sequence[Sequence[int]]
 ) -> list[float | None]:
     """A_i after each task i; None if a cell of its row is missing."""
     found: list[float | None] = []
-    for i, row in enumerate(correct):
-        right, images = [c for c in row[: i + 1] if c is not None], sum(totals[: i + 1])
-        found.append(sum(right) / images if len(right) == i + 1 and images else None)
+    for row, totals in zip(correct, counted):
+        right, images = [c for c in row if c is not None], sum(totals)
+        found.append(sum(right) / images if len(right) == len(totals) and images else None)
     return found
 
 
