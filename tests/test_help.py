@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from conftest import Result
 from sdlora_edge.cli import COMPLETE, app, arguments, reference
 from sdlora_edge.device.answers import BATCH
 from sdlora_edge.formats import signing
+from sdlora_edge.formats.encoding import ENCODINGS
 
 Cli = Callable[..., Result]
 HEAVY = ("numpy", "PIL", "onnxruntime", "cryptography", "securesystemslib", "safetensors", "torch")
@@ -59,6 +61,7 @@ def test_in_a_pipe_help_is_plain_and_complete(cli: Cli, words: tuple[str, ...]) 
     assert (shown.code, shown.err) == (0, "")
     assert shown.out.isascii()
     assert max(map(len, shown.out.splitlines())) <= 80
+    assert not re.search("<(str|int|float|path|list)", shown.out), "a value has no metavar"
     for parameter in COMMANDS[words].params:
         for name in parameter.opts if parameter.param_type_name == "option" else ():
             assert name in shown.out
@@ -101,6 +104,7 @@ def test_what_help_repeats_is_what_holds() -> None:
     )
     assert batch.default == BATCH
     assert arguments.PASSPHRASE == signing.PASSPHRASE
+    assert "|".join(ENCODINGS) == arguments.ENCODINGS
 
 
 @pytest.mark.parametrize(

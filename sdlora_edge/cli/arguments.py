@@ -17,6 +17,8 @@ from .output import output
 
 PASSPHRASE = "SDLORA_EDGE_PASSPHRASE"  # noqa: S105
 """The variable that `formats.signing` reads. Importing that module would slow down every --help."""
+ENCODINGS = "fp32|fp16|int8|int4"
+"""The encodings of `formats.encoding`, as usage lines show them."""
 
 Run = Annotated[
     Optional[Path],

@@ -35,8 +35,8 @@ def inspect(bundle: arguments.Bundle, all: arguments.All = False, json: Json = F
 def check(
     bundle: arguments.Bundle,
     run: arguments.Run = None,
-    tolerance: Annotated[Optional[float], typer.Option(min=0, help="Largest difference of a logit to torch. Default: the precision's.")] = None,
-    min_agreement: Annotated[Optional[float], typer.Option(min=0, max=1, help="Share of test images that get the same class as in torch. Default: the precision's.")] = None,
+    tolerance: Annotated[Optional[float], typer.Option(metavar="X", min=0, help="Largest difference of a logit to torch. Default: the precision's.")] = None,
+    min_agreement: Annotated[Optional[float], typer.Option(metavar="SHARE", min=0, max=1, help="Share of test images that get the same class as in torch. Default: the precision's.")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Prove again that a bundle computes what torch computes for its run."""

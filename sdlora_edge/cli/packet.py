@@ -50,7 +50,7 @@ def build(
     key: Keys = None,
     after: After = None,
     task: Annotated[Optional[int], typer.Option(metavar="N", help="Only this task. Default: every task after the bundle's.")] = None,
-    encoding: Annotated[Optional[str], typer.Option(help="Encoding of the factors. It must be the bundle's, which is the default.")] = None,
+    encoding: Annotated[Optional[str], typer.Option(metavar=arguments.ENCODINGS, help="Encoding of the factors. It must be the bundle's, which is the default.")] = None,
     revision: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="With --task: revision of a task that was trained again to replace a revoked one.")] = None,
     data: Annotated[Optional[str], typer.Option(metavar="DATA", help="Folder or ZIP of images to score before and after each packet.")] = None,
     out: Annotated[Optional[Path], typer.Option(metavar="FOLDER", callback=output, help="Folder for the packets. Default: packets/ in the run.")] = None,

@@ -49,26 +49,26 @@ def _sections(command: Any, words: str) -> Iterator[str]:
     usage += " COMMAND [ARGS]..." if hasattr(command, "commands") else ""
     text = " ".join((command.help or "").split())
     yield f"## {words}\n\n{_escaped(text)}\n\n```\n{words} {usage}\n```\n"
+    context = command.make_context(words, [], resilient_parsing=True)
     sections: dict[str, list[str]] = defaultdict(list)
     for parameter in command.params:
         title = getattr(parameter, "rich_help_panel", None) or "argument or option"
-        sections[title].append(_row(parameter))
+        sections[title].append(_row(parameter, context))
     for title, rows in sections.items():
         yield "\n".join([f"| {title} | meaning | default |", "| --- | --- | --- |", *rows, ""])
     for name, inner in getattr(command, "commands", {}).items():
         yield from _sections(inner, f"{words} {name}")
 
 
-def _row(parameter: Any) -> str:
-    metavar = f" {parameter.metavar}" if parameter.metavar else ""
+def _row(parameter: Any, context: Any) -> str:
     if parameter.param_type_name == "argument":
-        name = f"`{_argument(parameter)}`"
+        name = _argument(parameter)
     else:
-        names = [*parameter.opts, *parameter.secondary_opts]
-        name = ", ".join(f"`{option}{metavar}`" for option in names)
+        name, _ = parameter.get_help_record(context)
     default = parameter.default
     shown = "" if default is None or default is False or callable(default) else f"`{default}`"
-    return f"| {name} | {_escaped(parameter.help or '')} | {'required' if parameter.required else shown} |"
+    name, meaning = name.replace("|", "\\|"), _escaped(parameter.help or "")
+    return f"| `{name}` | {meaning} | {'required' if parameter.required else shown} |"
 
 
 def _argument(parameter: Any) -> str:
