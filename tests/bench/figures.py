@@ -1,12 +1,13 @@
-"""Figures never drift: a benchmark writes docs/figures/NAME.json, and this rewrites the marked tables
-of docs/benchmarks.md and docs/platforms.md.
+"""Rewrite the marked tables of docs/benchmarks.md and docs/platforms.md.
 
-`python tests/bench/figures.py` rewrites; `python tests/bench/figures.py --check` only says whether they differ.
+A benchmark writes docs/figures/NAME.json, and the tables are made of these files. So figures never
+drift. `--check` only says whether the tables differ.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -30,7 +31,7 @@ def write(
     folder: Path = FIGURES,
     packages: tuple[str, ...] = PACKAGES,
 ) -> Path:
-    """Write docs/figures/NAME.json: the command, the day, the machine class, versions, and what was measured."""
+    """Write docs/figures/NAME.json: what was measured, how, when, and with which versions."""
     facts = {
         "command": command,
         "date": date.today().isoformat(),
@@ -44,22 +45,18 @@ def write(
     return path
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, numbers to the right."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def table(head: str, rows: list[list[str]]) -> str:
+    """A Markdown table, numbers to the right. head: "first | second"."""
+    columns = head.split(" | ")
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def loop(figure: dict[str, Any]) -> str:
-    head = [
-        "task",
-        "host accuracy",
-        "device accuracy",
-        "same class",
-        "largest logit difference",
-        "packet",
-        "applied in",
-    ]
+    head = (
+        "task | host accuracy | device accuracy | "
+        "same class | largest logit difference | packet | applied in"
+    )
     rows = []
     for row in figure["tasks"]:
         shipped = f"{row['packet_bytes']:,} B" if row["packet_bytes"] else "(the bundle)"
@@ -78,15 +75,11 @@ def loop(figure: dict[str, Any]) -> str:
 
 
 def step_cost(figure: dict[str, Any]) -> str:
-    head = [
-        "model",
-        "task 1",
-        "task 5 / task 1",
-        "task 10 / task 1",
-        "task 20 / task 1",
-        "task 20 / plain LoRA",
-    ]
-    head += ["loop over tasks, 20 / 1", "memory, 20 / 1"]
+    head = (
+        "model | task 1 | task 5 / task 1 | "
+        "task 10 / task 1 | task 20 / task 1 | task 20 / plain LoRA"
+    )
+    head += " | loop over tasks, 20 / 1 | memory, 20 / 1"
     names = {"vit_tiny": "ViT-Tiny", "vit_base": "ViT-B/16"}
     keys = [
         "task5_over_task1",
@@ -104,24 +97,17 @@ def step_cost(figure: dict[str, Any]) -> str:
     return table(head, rows)
 
 
-METHOD_ROWS = {
-    "frozen": "frozen backbone, plain head",
-    "frozen aligned": "frozen backbone, aligned head",
-    "lora": "one LoRA, trained on and on, plain head",
-    "lora aligned": "one LoRA, trained on and on, aligned head",
-    "sdlora": "SD-LoRA, plain head (paper)",
-    "authors": "the authors' settings, plain head",
-    "authors aligned": "the authors' settings, aligned head",
-    "fixed": "old magnitudes not trained, plain head",
-    "fixed aligned": "old magnitudes not trained, aligned head",
-    "rr": "RR (rank 10, 8 from task 4, 6 from task 8), plain head",
-    "rr aligned": "RR, aligned head",
-    "kd": "KD, plain head",
-    "kd aligned": "KD, aligned head",
-    "sdlora aligned": "**SD-LoRA, aligned head**",
-    "joint": "joint training, plain head",
-    "joint aligned": "joint training, aligned head",
+METHODS = {
+    "frozen": "frozen backbone",
+    "lora": "one LoRA, trained on and on",
+    "authors": "the authors' settings",
+    "fixed": "old magnitudes not trained",
+    "rr": "RR (rank 10, 8 from task 4, 6 from task 8)",
+    "kd": "KD",
+    "sdlora": "SD-LoRA",
+    "joint": "joint training",
 }
+HEADS = {"": "plain head", " aligned": "aligned head"}
 METHOD_SETS = {
     "omniglot": "Omniglot, 8 tasks of 17",
     "caltech101": "Caltech-101, 10 tasks of 10 or 11",
@@ -136,47 +122,33 @@ def method(figure: dict[str, Any]) -> str:
 
     parts = []
     for name, title in METHOD_SETS.items():
-        head = [title, "last", "average anytime", "forgetting", "seconds a task", "packet"]
+        head = f"{title} | last | average anytime | forgetting | seconds a task | packet"
         rows = []
-        for key, label in METHOD_ROWS.items():
-            if (row := figure[name].get(key)) is None:
+        for key, suffix in itertools.product(METHODS, HEADS):
+            if (row := figure[name].get(key + suffix)) is None:
                 continue
-            absorbed = (
-                f" ({sum(row['absorbed'])} of {row['tasks']} absorbed)" if key == "kd" else ""
-            )
-            absorbed += (
-                f" ({row['seeds']} seed{'s' * (row['seeds'] > 1)})"
-                if row["seeds"] < len(figure["seeds"])
-                else ""
-            )
+            label = f"{METHODS[key]}, {HEADS[suffix]}"
+            if key == "kd" and not suffix:
+                label += f" ({sum(row['absorbed'])} of {row['tasks']} absorbed)"
+            if row["seeds"] < len(figure["seeds"]):
+                label += f" ({row['seeds']} seed{'s' * (row['seeds'] > 1)})"
+            if label == "SD-LoRA, aligned head":
+                label = f"**{label}**"
             accuracies = [cell(row, c) for c in ("last", "average_anytime", "forgetting")]
-            rows.append(
-                [
-                    label + absorbed,
-                    *accuracies,
-                    f"{row['seconds_per_task'][0]:.0f}",
-                    f"{row['packet_bytes'][0] / 1000:.0f} kB",
-                ]
-            )
+            seconds = f"{row['seconds_per_task'][0]:.0f}"
+            rows.append([label, *accuracies, seconds, f"{row['packet_bytes'][0] / 1000:.0f} kB"])
         parts.append(
-            table(head, rows)
-            + f"\n\nOf the gap from frozen to joint, the aligned head closes {100 * figure['gap_closed'][name]:.0f} %."
+            table(head, rows) + "\n\nOf the gap from frozen to joint, the aligned head closes "
+            f"{100 * figure['gap_closed'][name]:.0f} %."
         )
     return "\n\n".join(parts)
 
 
 def inference(figure: dict[str, Any]) -> str:
-    head = [
-        "model",
-        "threads",
-        "images",
-        "constants",
-        "1 task",
-        "20 tasks",
-        "100 tasks",
-        "100, as constants",
-    ]
-    head += ["branches, 20", "branches, 100", "torch"]
+    head = (
+        "model | threads | images | constants | 1 task | 20 tasks | 100 tasks | 100, as constants"
+    )
+    head += " | branches, 20 | branches, 100 | torch"
     keys = [
         "tasks_1",
         "tasks_20",
@@ -196,16 +168,11 @@ def inference(figure: dict[str, Any]) -> str:
 
 
 def precision(figure: dict[str, Any]) -> str:
-    head = [
-        "target, precision",
-        "ViT-Tiny",
-        "latency",
-        "Omniglot: agreement",
-        "accuracy",
-        "Caltech-101: agreement",
-        "accuracy",
-    ]
-    head += ["ViT-B/16", "latency"]
+    head = (
+        "target, precision | ViT-Tiny | latency | "
+        "Omniglot: agreement | accuracy | Caltech-101: agreement | accuracy"
+    )
+    head += " | ViT-B/16 | latency"
     rows = []
     for target, title in {"onnx": "ONNX Runtime", "executorch": "ExecuTorch"}.items():
         for name, row in figure[target].items():
@@ -233,11 +200,11 @@ def chain(figure: dict[str, Any]) -> str:
         [title, *(f"{figure[model][t]['largest_difference']:.1e}" for t in ("onnx", "executorch"))]
         for model, title in names.items()
     ]
-    return table(["model", "ONNX Runtime", "ExecuTorch"], rows)
+    return table("model | ONNX Runtime | ExecuTorch", rows)
 
 
 def packet(figure: dict[str, Any]) -> str:
-    head = ["encoding", "ViT-Tiny: packet", "largest weight error", "accuracy", "ViT-B/16: packet"]
+    head = "encoding | ViT-Tiny: packet | largest weight error | accuracy | ViT-B/16: packet"
     tiny, base = figure["vit_tiny"], figure["vit_base"]
     rows = []
     for name, row in tiny["encodings"].items():
@@ -267,26 +234,24 @@ def packet(figure: dict[str, Any]) -> str:
             ]
         )
     shipped = tiny["encodings"]["fp16"]
+    share = tiny["old_rows"] * tiny["bytes_per_old_row"] / shipped["bytes"]
+    without = shipped["after_without_old_rows"]
     note = (
-        f"ViT-Tiny: the last of 8 tasks, {tiny['new_rows']} new classes; {tiny['old_rows']} rows of known classes change too, at "
-        f"{tiny['bytes_per_old_row']} bytes each ({base['bytes_per_old_row']} for ViT-B/16), "
-        f"{100 * tiny['old_rows'] * tiny['bytes_per_old_row'] / shipped['bytes']:.0f} % of the fp16 packet: without them the accuracy "
-        f"after this packet would be {100 * shipped['after_without_old_rows']:.1f} instead of {100 * shipped['after']:.1f} %."
+        f"ViT-Tiny: the packet of the last of 8 tasks, with {tiny['new_rows']} new classes. "
+        f"It changes {tiny['old_rows']} rows of known classes too, at "
+        f"{tiny['bytes_per_old_row']} bytes each "
+        f"({base['bytes_per_old_row']} for ViT-B/16). They are {100 * share:.0f} % of the fp16 "
+        f"packet. Without them the accuracy after it would be {100 * without:.1f} instead of "
+        f"{100 * shipped['after']:.1f} %."
     )
     return table(head, rows) + "\n\n" + note
 
 
 def faults(figure: dict[str, Any]) -> str:
-    head = [
-        "scenario",
-        "operations",
-        "cuts",
-        "disks left",
-        "cuts after a kill",
-        "disks left",
-        "restarts",
-        "damaged",
-    ]
+    head = (
+        "scenario | operations | cuts | disks left | "
+        "cuts after a kill | disks left | restarts | damaged"
+    )
     keys = [
         "operations",
         "points",
@@ -330,7 +295,8 @@ def device(figure: dict[str, Any]) -> str:
         ],
         [
             "one prediction beside updates, which take their share of the cores",
-            f"{figure['predict_ms_beside_updates']:.0f} ms (longest {figure['predict_ms_beside_updates_longest']:.0f})",
+            f"{figure['predict_ms_beside_updates']:.0f} ms "
+            f"(longest {figure['predict_ms_beside_updates_longest']:.0f})",
         ],
         ["adapted weights", mega("adapted_bytes")],
         ["memory while applying, over steady", mega("peak_over_steady_bytes")],
@@ -359,11 +325,11 @@ def device(figure: dict[str, Any]) -> str:
         ],
     ]
     title = f"{figure['model']}, {figure['threads']} threads"
-    return table([title, ""], rows)
+    return table(f"{title} | ", rows)
 
 
 def matrix(figure: dict[str, Any]) -> str:
-    head = ["Python", "dependencies", "onnxruntime", "numpy", *figure["bundles"]]
+    head = " | ".join(["Python", "dependencies", "onnxruntime", "numpy", *figure["bundles"]])
     rows = [
         [
             row["python"],
@@ -401,9 +367,11 @@ def rendered(page: Path) -> str:
         figure = json.loads((FIGURES / f"{name}.json").read_text())
         body = render(figure)
         versions = ", ".join(f"{p} {v}" for p, v in figure["versions"].items())
-        note = f"Made by `{figure['command']}` on {figure['date']} ({figure['machine']}; Python {figure['python']}, {versions})."
+        machine = f"{figure['machine']}; Python {figure['python']}, {versions}"
+        note = f"Made by `{figure['command']}` on {figure['date']} ({machine})."
         marked = re.compile(rf"(<!-- figures:{name} -->\n).*?(<!-- /figures:{name} -->)", re.S)
-        text, count = marked.subn(lambda m, new=f"{body}\n\n{note}\n": m[1] + new + m[2], text)  # type: ignore[misc]
+        new = rf"\g<1>{body}\n\n{note}\n\g<2>"
+        text, count = marked.subn(new, text)
         if count != 1:
             raise SystemExit(
                 f"{page.name} has {count} places marked figures:{name}; there must be one"
