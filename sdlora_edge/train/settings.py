@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import UsageError
+from ..inputs.limits import MAX_PIXELS, PILLOW_MAX_PIXELS
 from ..results import Result
 from .declaration import Range, Setting, declared, nearest
 
@@ -21,8 +22,6 @@ DIGITS = "digits"
 MAX_RANK = 4096
 MAX_MAGNITUDE = 1e4
 """`formats.container.LIMITS.magnitude`, the largest magnitude of a packet"""
-MAX_MEGAPIXELS = 178
-"""what Pillow decodes at most (`inputs.image.PILLOW_MAX_PIXELS`)"""
 
 
 WEIGHT = Range(0, 1e6)
@@ -93,7 +92,10 @@ class DataSettings(Group):
         choices=("none", "flip", "crop", "flip-crop"),
     )
     max_megapixels: int = declared(
-        64, "Skip larger images before they are decoded.", Range(1, MAX_MEGAPIXELS), metavar="N"
+        MAX_PIXELS // 10**6,
+        "Skip larger images before they are decoded.",
+        Range(1, PILLOW_MAX_PIXELS // 10**6),
+        metavar="N",
     )
     strict: bool = declared(
         False, "Treat warnings about the images as errors, before anything is trained."

@@ -16,6 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 from sdlora_edge.cli.options import with_settings
+from sdlora_edge.cli.output import Table
 from sdlora_edge.cli.train import ROW_HEADS, accuracy_row, class_changes, header
 from sdlora_edge.errors import UsageError
 from sdlora_edge.train import splits
@@ -121,14 +122,15 @@ def test_a_row_of_the_result_stands_under_its_heads() -> None:
 
 def test_the_header_says_what_is_trained() -> None:
     source = splits.load("digits", 0.3, 1993)
-    lines = header(Settings.of(device="cpu"), source)
-    assert [line.split(maxsplit=1) for line in lines] == [
-        ["model", "micro_vit"],
-        ["device", "cpu"],
-        ["classes", "10"],
-        ["images", "1258 for training, 539 for testing, from digits"],
-        ["tasks", "3"],
-    ]
+    (found,) = header(Settings.of(device="cpu"), source)
+    assert isinstance(found, Table)
+    assert dict(found.rows) == {
+        "model": "micro_vit",
+        "device": "cpu",
+        "classes": "10",
+        "images": "1258 for training, 539 for testing, from digits",
+        "tasks": "3",
+    }
 
 
 def test_classes_to_retire_and_rename_are_read() -> None:

@@ -12,7 +12,6 @@ import pytest
 from sdlora_edge.errors import UsageError
 from sdlora_edge.formats.container import LIMITS
 from sdlora_edge.formats.encoding import DEFAULT, ENCODINGS
-from sdlora_edge.inputs.image import MAX_PIXELS, PILLOW_MAX_PIXELS
 from sdlora_edge.train import config
 from sdlora_edge.train.config import resolve, to_toml
 from sdlora_edge.train.presets import preset
@@ -72,9 +71,6 @@ def test_numbers_that_stand_elsewhere_too_are_the_same() -> None:
     """The settings import no numpy, so they repeat these."""
     assert SETTINGS["encoding"].choices == ENCODINGS
     assert SETTINGS["encoding"].default == DEFAULT
-    assert SETTINGS["max_megapixels"].default == MAX_PIXELS // 10**6
-    assert SETTINGS["max_megapixels"].bound is not None
-    assert SETTINGS["max_megapixels"].bound.high == PILLOW_MAX_PIXELS // 10**6
     assert SETTINGS["magnitude_init"].bound is not None
     assert SETTINGS["magnitude_init"].bound.high == LIMITS.magnitude
 
