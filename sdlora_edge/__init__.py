@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .results import Status
     from .train.evaluator import evaluate
     from .train.loop import add_task, resume, train
+    from .train.plan import ClassChanges
     from .train.run import Run
     from .train.settings import Settings
 
@@ -51,6 +52,7 @@ _MODULES = {
     "train.settings": ("Settings",),
     "train.loop": ("add_task", "resume", "train"),
     "train.evaluator": ("evaluate",),
+    "train.plan": ("ClassChanges",),
     "train.run": ("Run",),
     "formats.signing": ("new_key",),
     "formats.bundle": ("open_bundle",),
@@ -69,6 +71,7 @@ _MODULES = {
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "ClassChanges",
     "Device",
     "HealthError",
     "InputError",

@@ -87,7 +87,7 @@ def from_peft(
     value = {
         "run": str(done.path),
         "tasks": len(done.updates),
-        "classes": list(done.states[-1].classes),
+        "classes": list(done.states[-1].names),
         "metrics": done.metrics[-1],
     }
     emit(value, json, lambda: [accuracy_row(done), f"run: {done.path}"])

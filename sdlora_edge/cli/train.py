@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,7 +93,7 @@ def train(
     result = {
         "run": str(done.path),
         "tasks": len(done.updates),
-        "classes": list(done.states[-1].classes),
+        "classes": list(done.states[-1].names),
         "metrics": done.metrics[-1],
     }
     if distributed.first():
@@ -118,14 +119,19 @@ def class_changes(retire: Sequence[str] | None, rename: Sequence[str] | None) ->
     from ..train.plan import ClassChanges
 
     renamed: dict[str, str] = {}
-    for text in rename or ():
+    for text in map(_composed, rename or ()):
         old, equals, new = text.partition("=")
         if not (old and equals and new):
             raise UsageError(f"--rename {text!r}: write OLD=NEW, such as --rename cat=tomcat")
         if old in renamed:
             raise UsageError(f"--rename names {old!r} twice: leave one out")
         renamed[old] = new
-    return ClassChanges(tuple(dict.fromkeys(retire or ())), renamed)
+    return ClassChanges(tuple(dict.fromkeys(map(_composed, retire or ()))), renamed)
+
+
+def _composed(text: str) -> str:
+    """Return the text as class names are kept (NFC), however the terminal composes letters."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _new(settings: Settings, out: Path | None, json: bool) -> Run:

@@ -111,6 +111,21 @@ def source_of(
     sides = {side: _grouped(images, "label") for side, images in used.items() if images}
     if set(sides) <= {""}:
         return Source(name, *split.of(used.get("", [])), domains, skipped=skipped)
+    _refuse_uneven(name, sides)
+    train, test = sides["train"], sides.get("test", {})
+    return Source(
+        name,
+        train,
+        {c: test.get(c, []) for c in train},
+        domains,
+        sides.get("val", {}),
+        skipped,
+        is_split=True,
+    )
+
+
+def _refuse_uneven(name: str, sides: Mapping[str, ByClass]) -> None:
+    """Raise InputError unless every class has training images."""
     if "" in sides or "train" not in sides:
         raise InputError(
             f"{name} has test images and no train/ beside them: put train/ and test/ side by side,"
@@ -122,16 +137,6 @@ def source_of(
                 f"{name}: {side}/ has classes that train/ lacks: {', '.join(sorted(extra)[:5])};"
                 f" add training images of them, or remove them from {side}/"
             )
-    train, test = sides["train"], sides.get("test", {})
-    return Source(
-        name,
-        train,
-        {c: test.get(c, []) for c in train},
-        domains,
-        sides.get("val", {}),
-        skipped,
-        is_split=True,
-    )
 
 
 def _grouped(

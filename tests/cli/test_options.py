@@ -136,6 +136,7 @@ def test_the_header_says_what_is_trained() -> None:
 def test_classes_to_retire_and_rename_are_read() -> None:
     found = class_changes(["a", "b", "a"], ["c=d", "e=f=g"])
     assert (found.retired, found.renamed) == (("a", "b"), {"c": "d", "e": "f=g"})
+    assert class_changes(["e\u0301"], None).retired == ("\u00e9",)
     assert not class_changes(None, None)
     for wrong in ("c", "=d", "c="):
         with pytest.raises(UsageError, match="write OLD=NEW"):
