@@ -53,6 +53,7 @@ def build(
     encoding: Annotated[Optional[str], typer.Option(metavar=arguments.ENCODINGS, help="Encoding of the factors. It must be the bundle's, which is the default.")] = None,
     revision: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="With --task: revision of a task that was trained again to replace a revoked one.")] = None,
     data: Annotated[Optional[str], typer.Option(metavar="DATA", help="Folder or ZIP of images to score before and after each packet.")] = None,
+    max_megapixels: arguments.RunMegapixels = None,
     out: Annotated[Optional[Path], typer.Option(metavar="FOLDER", callback=output, help="Folder for the packets. Default: packets/ in the run.")] = None,
     json: Json = False,
 ) -> None:  # fmt: skip
@@ -60,7 +61,7 @@ def build(
     from ..export.requests import PacketOptions, PacketRequest
     from ..train.folder import newest
 
-    options = PacketOptions(task, encoding, revision, after or [], data)
+    options = PacketOptions(task, encoding, revision, after or [], data, max_megapixels)
     request = PacketRequest(run or newest(), bundle, _signers(key), out, options)
     checked = request.require()
     from ..export import packets  # torch, which takes seconds, comes after the checks
