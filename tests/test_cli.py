@@ -1,4 +1,4 @@
-"""Bad input gives one clear line and its exit code, and changes nothing; good input is what the README says."""
+"""Bad input gives one clear line and its exit code, and changes nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encrypted keys on the command line: how a passphrase is asked for, and that it appears nowhere."""
+"""Encrypted keys: how a passphrase is asked for, and that it appears nowhere."""
 
 from __future__ import annotations
 
