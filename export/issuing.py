@@ -33,9 +33,12 @@ def sign_packet(file: Path, key: Path | signing.Signers, out: Path | None = None
         InputError: the file is damaged.
         NothingToDo: a key has signed it already.
     """
-    signers = _signers(key)
     with naming(file):
-        sealed = countersigned(atomic.receive(file, LIMITS.packet), signers)
+        data = atomic.receive(file, LIMITS.packet)
+        opened(data)
+    signers = _signers(key)  # after the checks: this may ask for a passphrase
+    with naming(file):
+        sealed = countersigned(data, signers)
     atomic.write(out or file, sealed)
     signed_by = packet.unverified_manifest(sealed)["signed_by"]
     return SignedPacket(out or file, len(sealed), tuple(signed_by))

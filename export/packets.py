@@ -25,7 +25,9 @@ from ..results import Result
 from ..state import TaskState
 from ..storage import atomic
 from ..train.evaluator import Evaluator, decoded_by_class, host_logits, images_of
+from ..train.plan import limited
 from ..train.run import Run
+from ..train.splits import load_for
 from .requests import PacketOptions, PacketRequest, Signing
 
 
@@ -155,7 +157,7 @@ def build(request: PacketRequest, by: Signing) -> list[BuiltPacket]:
             proof.write_bytes(sealed)
             status = device.apply(proof)
             if options.task in (None, number):
-                score = accuracies(run, number, options.images) if options.images else None
+                score = accuracies(run, number, options) if options.images else None
                 # The run notes a revision once its packet is proved, before anybody can have it.
                 if options.revision is not None:
                     own.revise(number, options.revision)
@@ -239,15 +241,15 @@ def _facts(run: Run, task: int) -> dict[str, Any]:
     }
 
 
-def accuracies(run: Run, task: int, folder: str) -> Accuracies:
-    """Score the states before and after a task on a folder's images.
+def accuracies(run: Run, task: int, options: PacketOptions) -> Accuracies:
+    """Score the states before and after a task on the images that the options name.
 
-    Raises InputError if the folder has no readable image of a class known after the task.
+    Raises InputError if there is no readable image of a class known after the task.
     """
-    before, after = run.states[task - 1], run.states[task]
-    known = {
-        label: own for label, own in images_of(run, folder)[0].items() if label in after.classes
-    }
+    before, after, folder = run.states[task - 1], run.states[task], str(options.images)
+    source = limited(load_for(run.config, folder), options.max_megapixels)
+    images, _ = images_of(run, folder, source)
+    known = {label: own for label, own in images.items() if label in after.classes}
     rows = (
         np.concatenate([b, a[len(b) :]])
         for b, a in ((before.head_weight, after.head_weight), (before.head_bias, after.head_bias))

@@ -176,6 +176,7 @@ class PacketOptions:
         revision: of `task` and all after it, noted in the run for good. It replaces a revoked task.
         after: the trust packets that the devices have applied, in order.
         images: a folder or dataset to score the states before and after each packet on.
+        max_megapixels: skip larger images of it. None: the run's setting.
     """
 
     task: int | None = None
@@ -183,6 +184,7 @@ class PacketOptions:
     revision: int | None = None
     after: Sequence[Path] = ()
     images: str | None = None
+    max_megapixels: int | None = None
 
 
 @dataclass(frozen=True)

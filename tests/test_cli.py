@@ -1,4 +1,4 @@
-"""Bad input gives one clear line and its exit code, and changes nothing; good input is what the README says."""
+"""Bad input gives one clear line and its exit code, and changes nothing."""
 
 from __future__ import annotations
 
@@ -576,3 +576,24 @@ def test_verify_says_what_inspect_does_not(cli: Cli, fleet: Fleet, foreign: Flee
         "signature refused",
     )
     assert "good, task 1" in cli("packet", "verify", fleet.packets[0], "--bundle", fleet.bundle).out
+
+
+def test_large_images_are_left_out_wherever_images_are_read(
+    cli: Cli, fleet: Fleet, tmp_path: Path
+) -> None:
+    label = json.loads(cli("bundle", "inspect", "--bundle", fleet.bundle, "--json").out)["classes"][
+        0
+    ]
+    folder = tmp_path / "images" / label
+    folder.mkdir(parents=True)
+    for name, side in (("small", 8), ("large", 1200)):
+        Image.fromarray(np.zeros((side, side), np.uint8)).save(folder / f"{name}.png")
+    used = ("--run", fleet.run, "--data", tmp_path / "images", "--json")
+    packet = ("packet", "build", "--bundle", fleet.bundle, "--key", fleet.key, "--task", 1)
+    for bound, count in (((), 2), (("--max-megapixels", 1), 1)):
+        assert json.loads(cli("eval", *used, *bound).out)["total"] == count
+        built = cli(*packet, *used, *bound, "--out", tmp_path / "packets").out
+        assert json.loads(built)["packets"][0]["accuracy"]["images"] == count
+    expect = ("expect", folder, "--run", fleet.run, "--out", tmp_path / "expected")
+    refused(cli(*expect, "--max-megapixels", 1), 3, "large.png")
+    assert cli(*expect).code == 0

@@ -1,4 +1,4 @@
-"""Help pages: fast, complete in a pipe, drawn on a terminal; and one spelling for the same thing everywhere."""
+"""Help pages: fast, complete in a pipe, drawn on a terminal; one spelling for one thing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encrypted keys on the command line: how a passphrase is asked for, and that it appears nowhere."""
+"""Encrypted keys: how a passphrase is asked for, and that it appears nowhere."""
 
 from __future__ import annotations
 
@@ -183,3 +183,24 @@ def test_without_a_terminal_the_variable_is_named(fleet: Fleet, tmp_path: Path) 
     done = subprocess.run(sign, env=environment, check=False, **options)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"error: no passphrase was given: use a terminal, or set {PASSPHRASE}\n"
+
+
+def test_a_passphrase_is_asked_for_after_everything_else_is_checked(
+    cli: Cli, fleet: Fleet, typed: list[str], tmp_path: Path
+) -> None:
+    """Nobody types a passphrase for a command that cannot work."""
+    typed[:] = [SECRET, SECRET]
+    assert new(cli, tmp_path, "--passphrase").code == 0
+    out, none = tmp_path / "new.sdlora", tmp_path / "none.sdlora"
+    for command in (
+        ("build", "--run", tmp_path, "--bundle", fleet.bundle),
+        ("build", "--run", fleet.run, "--bundle", tmp_path),
+        ("build", "--run", fleet.run, "--bundle", fleet.bundle, "--task", 9),
+        ("build", "--run", fleet.run, "--bundle", fleet.bundle, "--after", none),
+        ("sign", none),
+        ("squash", fleet.packets[0], "--out", out),
+        ("trust", "--bundle", fleet.bundle, "--threshold", 9, "--out", out),
+        ("revoke", "--bundle", fleet.bundle, "--task", 0, "--out", out),
+    ):
+        # `typed` is empty: a question would be an IndexError, which is exit code 1
+        assert cli("packet", *command, "--key", tmp_path / "a.key").code in (2, 3), command

@@ -1,4 +1,4 @@
-"""No text that came out of a file makes a terminal or a log do anything, or looks like a line of ours, by whatever way it gets there."""
+"""No text that came out of a file makes a terminal do anything, or looks like a line of ours."""
 
 from __future__ import annotations
 

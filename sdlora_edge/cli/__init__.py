@@ -46,7 +46,7 @@ except SdloraError as error:  # this platform lacks what every command needs
     typer.echo(f"error: {error}", err=True)
     raise SystemExit(error.exit_code) from error
 
-# click's ClickException: the root of what typer raises for wrong arguments, whichever click it carries
+# ClickException, the root of what typer raises for wrong arguments, of whichever click it carries
 _ArgumentError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 COMPLETE = "_SDLORA_EDGE_COMPLETE"
 """The variable by which a shell asks for completions."""
@@ -156,7 +156,7 @@ def _failed(error: BaseException, arguments: list[str]) -> int:
 
 
 def _show_usage(error: Any) -> None:
-    """A wrong argument, as typer shows it; the help of a group that was called without a command."""
+    """Show a wrong argument as typer does, or the help of a group that lacks a command."""
     if type(error).__name__ == "NoArgsIsHelpError":
         output.say(*error.message.splitlines(), err=True)
         return

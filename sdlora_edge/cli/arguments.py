@@ -96,6 +96,25 @@ RunMegapixels = Annotated[
     ),
 ]
 MEGAPIXELS = MAX_PIXELS // 10**6
+Tolerance = Annotated[
+    Optional[float],
+    typer.Option(
+        "--tolerance",
+        metavar="X",
+        min=0,
+        help="Largest difference of a logit to torch. Default: the precision's.",
+    ),
+]
+MinAgreement = Annotated[
+    Optional[float],
+    typer.Option(
+        "--min-agreement",
+        metavar="SHARE",
+        min=0,
+        max=1,
+        help="Share of test images that get the same class as in torch. Default: the precision's.",
+    ),
+]
 All = Annotated[bool, typer.Option("--all", help="Show every entry, not only a summary.")]
 Unproved = Annotated[
     bool,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -35,10 +35,10 @@ def inspect(bundle: arguments.Bundle, all: arguments.All = False, json: Json = F
 def check(
     bundle: arguments.Bundle,
     run: arguments.Run = None,
-    tolerance: Annotated[Optional[float], typer.Option(metavar="X", min=0, help="Largest difference of a logit to torch. Default: the precision's.")] = None,
-    min_agreement: Annotated[Optional[float], typer.Option(metavar="SHARE", min=0, max=1, help="Share of test images that get the same class as in torch. Default: the precision's.")] = None,
+    tolerance: arguments.Tolerance = None,
+    min_agreement: arguments.MinAgreement = None,
     json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Prove again that a bundle computes what torch computes for its run."""
     from ..export import requests
     from ..formats.bundle import open_bundle
@@ -120,7 +120,7 @@ def listed(names: list[Any]) -> str:
 
 
 def shortened(text: Any, width: int = 66) -> str:
-    """The text, cut so that a line of a summary fits on 80 columns. A digest of 64 characters fits."""
+    """The text, cut so that a line of a summary fits on 80 columns. A digest fits whole."""
     text = str(text)
     return text if len(text) <= width else f"{text[: width - 4]} ..."
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from ..progress import stage
 from . import arguments
 from .output import Json, Line, emit, spaced, table
 
@@ -16,10 +17,15 @@ if TYPE_CHECKING:
 def evaluate(
     data: arguments.Data,
     run: arguments.Run = None,
-    task: Annotated[Optional[int], typer.Option(metavar="N", help="State to score: 0 is before the first task. Default: the last.")] = None,
+    task: Annotated[
+        Optional[int],
+        typer.Option(
+            metavar="N", help="State to score: 0 is before the first task. Default: the last."
+        ),
+    ] = None,
     max_megapixels: arguments.RunMegapixels = None,
     json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Score a run on a folder of images.
 
     Shows accuracy, accuracy of each class, the worst confusions, and HTER if the run has two
@@ -29,13 +35,12 @@ def evaluate(
 
     path = run or folder.newest()
     source = plan.evaluation(path, data, task, max_megapixels)
-    from ..train.evaluator import (
-        evaluate as score,  # torch, which takes seconds, comes after the checks
-    )
-    from ..train.run import Run
+    with stage("scoring images"):
+        from ..train import evaluator  # torch, which takes seconds, comes after the checks
+        from ..train.run import Run
 
-    value = score(Run.open(path), data, task, source)
-    emit(value.to_dict(), json, lambda: _text(value))
+        value = evaluator.evaluate(Run.open(path), data, task, source)
+    emit(value, json, lambda: _text(value))
 
 
 def _text(value: Evaluation) -> list[Line]:
@@ -61,8 +66,8 @@ def _text(value: Evaluation) -> list[Line]:
         parts.append(
             [
                 f"HTER {100 * found.hter:.2f} % (lower is better): {rates}. "
-                f"The genuine class is {found.genuine}, accepted if its logit minus the other's is at least "
-                f"{found.threshold:g}, which equals argmax"
+                f"The genuine class is {found.genuine}, accepted if its logit minus the other's is "
+                f"at least {found.threshold:g}, which equals argmax"
             ]
         )
     elif value.classes == 2:

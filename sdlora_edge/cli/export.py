@@ -14,20 +14,63 @@ from .output import Json, emit, facts, output
 
 def export(
     run: arguments.Run = None,
-    out: Annotated[Path, typer.Option(metavar="BUNDLE", callback=output, help="New folder for the bundle.")] = Path("bundle"),
-    task: Annotated[Optional[int], typer.Option(metavar="N", help="State to export: 0 is before the first task. Default: the last.")] = None,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="BUNDLE", callback=output, help="New folder for the bundle."),
+    ] = Path("bundle"),
+    task: Annotated[
+        Optional[int],
+        typer.Option(
+            metavar="N", help="State to export: 0 is before the first task. Default: the last."
+        ),
+    ] = None,
     trust: arguments.Trust = None,
-    threshold: Annotated[int, typer.Option(metavar="N", min=1, help="Number of trusted keys that must sign a packet.")] = 1,
-    target: Annotated[str, typer.Option(metavar="onnx|executorch", help="What runs the model.")] = "onnx",
-    precision: Annotated[str, typer.Option(metavar="fp32|fp16|int8|int8-dynamic", help="Precision of the weights that are not adapted. int8-dynamic: activations too.")] = "fp32",
-    encoding: Annotated[Optional[str], typer.Option(metavar=arguments.ENCODINGS, help="How packets carry factors. Default: the run's.")] = None,
-    weights_as: Annotated[Optional[str], typer.Option(metavar="inputs|constants", help="How the model takes adapted weights. Default: the faster one.")] = None,
-    max_classes: Annotated[Optional[int], typer.Option(metavar="N", min=1, help="Room in the head. Default: no limit with inputs, at least 1000 with constants.")] = None,
-    tolerance: Annotated[Optional[float], typer.Option(metavar="X", min=0, help="Largest difference of a logit to torch. Default: the precision's.")] = None,
-    min_agreement: Annotated[Optional[float], typer.Option(metavar="SHARE", min=0, max=1, help="Share of test images that get the same class as in torch. Default: the precision's.")] = None,
-    also: Annotated[Optional[str], typer.Option(metavar="onnx-adapter", help="Also write the merged weights as a file for the C and C++ API of ONNX Runtime.")] = None,
+    threshold: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Number of trusted keys that must sign a packet."),
+    ] = 1,
+    target: Annotated[
+        str, typer.Option(metavar="onnx|executorch", help="What runs the model.")
+    ] = "onnx",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="fp32|fp16|int8|int8-dynamic",
+            help="Precision of the weights that are not adapted. int8-dynamic: activations too.",
+        ),
+    ] = "fp32",
+    encoding: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar=arguments.ENCODINGS, help="How packets carry factors. Default: the run's."
+        ),
+    ] = None,
+    weights_as: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="inputs|constants",
+            help="How the model takes adapted weights. Default: the faster one.",
+        ),
+    ] = None,
+    max_classes: Annotated[
+        Optional[int],
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Room in the head. Default: no limit with inputs, at least 1000 with constants.",
+        ),
+    ] = None,
+    tolerance: arguments.Tolerance = None,
+    min_agreement: arguments.MinAgreement = None,
+    also: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="onnx-adapter",
+            help="Also write the merged weights as a file for the C and C++ API of ONNX Runtime.",
+        ),
+    ] = None,
     json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Export a run's model as a bundle, and prove that it computes what torch computes."""
     from ..export import requests as checks
     from ..train.folder import newest

@@ -39,7 +39,7 @@ def new(
         bool,
         typer.Option(
             "--passphrase",
-            help=f"Encrypt NAME.key. The passphrase is asked for twice, or taken from {PASSPHRASE}.",
+            help=f"Encrypt NAME.key. The passphrase is asked for twice, or is in {PASSPHRASE}.",
         ),
     ] = False,
     passphrase_file: Annotated[

@@ -130,7 +130,7 @@ def fields(value: Result | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def say(*lines: Line, err: bool = False) -> None:
-    """Print each line as one line, whatever it holds: a packet that is only looked at may hold any text.
+    """Print each line as one line, whatever it holds: a packet that is inspected may hold any text.
 
     A full disk, or a reader that has gone, stops no work: `main` reports it when the command ends.
 

@@ -1,4 +1,4 @@
-"""`sdlora-edge packet`: build, inspect, verify, sign and squash packets; change keys; revoke tasks."""
+"""`sdlora-edge packet`: make, check and sign packets; change keys; revoke tasks."""
 
 from __future__ import annotations
 
@@ -49,18 +49,47 @@ def build(
     run: arguments.Run = None,
     key: Keys = None,
     after: After = None,
-    task: Annotated[Optional[int], typer.Option(metavar="N", help="Only this task. Default: every task after the bundle's.")] = None,
-    encoding: Annotated[Optional[str], typer.Option(metavar=arguments.ENCODINGS, help="Encoding of the factors. It must be the bundle's, which is the default.")] = None,
-    revision: Annotated[Optional[int], typer.Option(metavar="N", min=0, help="With --task: revision of a task that was trained again to replace a revoked one.")] = None,
-    data: Annotated[Optional[str], typer.Option(metavar="DATA", help="Folder or ZIP of images to score before and after each packet.")] = None,
-    out: Annotated[Optional[Path], typer.Option(metavar="FOLDER", callback=output, help="Folder for the packets. Default: packets/ in the run.")] = None,
+    task: Annotated[
+        Optional[int],
+        typer.Option(metavar="N", help="Only this task. Default: every task after the bundle's."),
+    ] = None,
+    encoding: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar=arguments.ENCODINGS,
+            help="Encoding of the factors. It must be the bundle's, which is the default.",
+        ),
+    ] = None,
+    revision: Annotated[
+        Optional[int],
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="With --task: revision of a task that was trained again to replace a revoked one.",
+        ),
+    ] = None,
+    data: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="DATA", help="Folder or ZIP of images to score before and after each packet."
+        ),
+    ] = None,
+    max_megapixels: arguments.RunMegapixels = None,
+    out: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="FOLDER",
+            callback=output,
+            help="Folder for the packets. Default: packets/ in the run.",
+        ),
+    ] = None,
     json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Sign one packet for each task, and prove each on a scratch device before it is written."""
     from ..export.requests import PacketOptions, PacketRequest
     from ..train.folder import newest
 
-    options = PacketOptions(task, encoding, revision, after or [], data)
+    options = PacketOptions(task, encoding, revision, after or [], data, max_megapixels)
     request = PacketRequest(run or newest(), bundle, _signers(key), out, options)
     checked = request.require()
     from ..export import packets  # torch, which takes seconds, comes after the checks
@@ -145,20 +174,26 @@ _CLAIMS = (
 
 
 def _claims(claims: Mapping[str, Any], everything: bool) -> list[Line]:
+    shown = _readable(claims)
+    end = ["not verified: sdlora-edge packet verify PACKET --bundle BUNDLE does that"]
+    if not everything:
+        short = {
+            name: shortened(listed(v) if isinstance(v, list) else v) for name, v in shown.items()
+        }
+        return [*facts(short, *short), *end, "--all shows every task, class and tensor"]
+    lists = {name: v for name, v in shown.items() if isinstance(v, list)}
+    rest = facts(shown, *(name for name in shown if name not in lists))
+    return [*rest, *(f"{name}: {one}" for name, v in lists.items() for one in v), *end]
+
+
+def _readable(claims: Mapping[str, Any]) -> dict[str, Any]:
+    """What is shown of a manifest, in words. Its values may be of any kind: nothing is verified."""
     tensors = [f"{name} {dtype}{shape}" for name, (dtype, shape) in claims["tensors"].items()]
-    tasks = [_task(one) for one in claims["tasks"]]
-    shown: dict[str, Any] = {**claims, "tasks": tasks, "tensors": tensors}
+    shown = {**claims, "tasks": [_task(one) for one in claims["tasks"]], "tensors": tensors}
     if isinstance(keys := claims.get("trust"), dict) and isinstance(keys.get("keys"), dict):
         who = ", ".join(map(str, keys["keys"]))
         shown["trust"] = f"version {keys.get('version')}, {keys.get('threshold')} of {who}"
-    shown = {name: shown[name] for name in _CLAIMS if name in shown and shown[name] != []}
-    end = ["not verified: sdlora-edge packet verify PACKET --bundle BUNDLE does that"]
-    if everything:
-        lists = [name for name in shown if isinstance(shown[name], list)]
-        rest = facts(shown, *(name for name in shown if name not in lists))
-        return [*rest, *(f"{name}: {v}" for name in lists for v in shown[name]), *end]
-    short = {name: shortened(listed(v) if isinstance(v, list) else v) for name, v in shown.items()}
-    return [*facts(short, *short), *end, "--all shows every task, class and tensor"]
+    return {name: shown[name] for name in _CLAIMS if name in shown and shown[name] != []}
 
 
 def _task(task: Mapping[str, Any]) -> str:

@@ -29,11 +29,13 @@ option with one name everywhere:
 | `--run RUN` | the folder of a run | `runs/latest` |
 | `--bundle BUNDLE` | the folder of a bundle | required |
 | `--store STORE` | the folder that holds a device's state | required |
-| `--key KEY` | a private key: a file, or NAME for `keys/NAME.key`; repeat it for several | the only key in `keys/` |
-| `--trust PUBLIC_KEY` | a public key: a file, or NAME for `keys/NAME.pub`; repeat it for several | the only key in `keys/` |
-| `--after PACKET` | a trust packet that the devices have applied; repeat it for several, in order | none |
+| `--key KEY` | a private key: a file, or NAME for `keys/NAME.key` | the only one there |
+| `--trust PUBLIC_KEY` | a public key: a file, or NAME for `keys/NAME.pub` | the only one there |
+| `--after PACKET` | a trust packet that the devices have applied, in order | none |
 | `--data DATA` | a folder or ZIP with a folder of images for each class | required |
 | `--out` | what the command writes | as listed |
+
+Repeat `--key`, `--trust` and `--after` for several.
 """
 
 

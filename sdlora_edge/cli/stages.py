@@ -1,4 +1,7 @@
-"""How the command line shows a stage: a line on a terminal that counts seconds, one plain line elsewhere."""
+"""How the command line shows a stage.
+
+On a terminal, a line counts the seconds and steps; elsewhere, one plain line tells of its start.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ def show(name: str, total: int | None) -> Iterator[Advance]:
 
 
 class _Line:
-    """One running stage on the terminal. The outer stage of two waits until the inner one has ended."""
+    """One running stage on the terminal. If two are nested, only the inner one is shown."""
 
     running: ClassVar[list[_Line]] = []
 

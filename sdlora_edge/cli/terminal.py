@@ -1,7 +1,8 @@
 """What reaches the terminal: no text that came out of a file makes a terminal or a log do anything.
 
-All output of a command goes through `Escaping`. Only our own modules go past it, with `raw`, to draw
-colours, tables and the line of a running stage; each escapes with `printable` what it did not write.
+All output of a command goes through `Escaping`. Only our own modules go past it, with `raw`, to
+draw colours, tables and the line of a running stage; each escapes with `printable` what it did not
+write.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ ERASE = "\r\x1b[K"
 """Return to the start of the line and empty it."""
 
 lock = threading.RLock()
-"""Held by whoever writes, so that a line of text never mixes with the line of a running stage."""
+"""Held by whoever writes: a line of text never mixes with the line of a running stage."""
 
 
 class Escaping:
-    """A text stream that passes on only what can be shown, line ends, and the moves of a progress bar.
+    """A stream that passes on only what can be shown, line ends, and the moves of a progress bar.
 
     Attributes:
         stream: The stream behind it.
@@ -61,7 +62,7 @@ class Escaping:
 
 
 class Log(Escaping):
-    """A stream that drops what it cannot write: no command fails because its log is full or closed."""
+    """A stream that drops what it cannot write: no command fails because its log is full."""
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError):
@@ -87,7 +88,7 @@ def raw(stream: Any) -> TextIO:
 
 
 def make_room() -> None:
-    """Remove the line of a running stage; call it with the lock held, before anything is written."""
+    """Remove the line of a running stage. Call it with the lock held, before you write."""
     if Escaping.drawn:
         Escaping.drawn = False
         with contextlib.suppress(OSError, ValueError):
@@ -127,7 +128,8 @@ def terminal() -> Iterator[None]:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
-    out, log = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
+    out = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    log = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     Escaping.in_line = Escaping.drawn = False
     with contextlib.redirect_stdout(Escaping(out)), contextlib.redirect_stderr(Log(log)):
         yield

@@ -20,6 +20,7 @@ import numpy as np
 import timm
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.packets import accuracies
+from sdlora_edge.export.requests import PacketOptions
 
 from sdlora_edge.cli.train import accuracy_row
 from sdlora_edge.formats import packet, signing
@@ -77,7 +78,7 @@ def tiny(run: Run, folder: Path) -> dict[str, Any]:
     last, found = len(run.updates), {}
     for encoding in ENCODINGS:
         view = run.encoded(encoding)
-        scores = accuracies(view, last, run.config.data.data)
+        scores = accuracies(view, last, PacketOptions(images=run.config.data.data))
         found[encoding] = {
             "bytes": view.packet_bytes(last),
             "weight_error": view.weight_error(last),
