@@ -197,7 +197,8 @@ def _unreadable(entries: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
     return tuple(
         entry["task"]
         for j, entry in enumerate(entries)
-        if any(row[j] is None for row in correct[j:]) or not entry["totals"][-1]
+        if any(row[j] is None for row in correct[j:])
+        or (entry["classes"] and not entry["totals"][-1])
     )
 
 
