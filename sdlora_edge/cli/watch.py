@@ -1,4 +1,4 @@
-"""`device watch` and `device selftest`, which a device runs alone, and `expect`, which prepares the latter."""
+"""`device watch` and `device selftest`, and `expect`, which records on the host for `selftest`."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def expect(
     max_megapixels: arguments.MaxMegapixels = arguments.MEGAPIXELS,
     json: Json = False,
 ) -> None:
-    """Record what this host answers in every state of a run, for device selftest to compare with."""
+    """Record what this host answers in every state of a run, for device selftest to compare."""
     from ..export.requests import expectation
     from ..train.folder import newest
 
