@@ -44,7 +44,9 @@ vectors: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	rm -rf build/typed/sdlora_edge && mkdir -p build/typed/sdlora_edge  # export/ where it is installed: mypy follows no editable install
+	ln -s $(CURDIR)/sdlora_edge/* $(CURDIR)/export build/typed/sdlora_edge/
+	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file ../../pyproject.toml -p sdlora_edge
 
 bench: bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device bench-chain bench-one-class bench-precision
 

@@ -261,7 +261,8 @@ def _require_same(run: Run, opened: Bundle) -> None:
             )
     if opened.state.classes != run.state(manifest.task).classes:
         raise InputError(
-            f"{path / CLASSES} was changed: it does not hold the classes of {run.path}; export the bundle again"
+            f"{path / CLASSES} was changed: it does not hold the classes of {run.path}; export the "
+            "bundle again"
         )
     stored = load_tensors(path / FACTORS)
     stored.pop(CANARY_LOGITS)

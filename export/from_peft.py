@@ -17,8 +17,9 @@ from ..formats.packet import LIMITS
 from ..state import Projection, round_magnitudes
 from ..storage import atomic
 from ..train import plan
-from ..train.loop import Direction, Report, learn
+from ..train.loop import Report, learn
 from ..train.run import Run
+from ..train.task import Direction
 from .peft import MODEL, PREFIX, classifier_of
 from .peft_config import AdapterConfig
 

@@ -1,4 +1,4 @@
-"""What an exported model says about itself in its `metadata_props`, for people who open it in Netron or another tool."""
+"""What an exported model says about itself, for people who open it in Netron or another tool."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ _FIELDS = ("task_name", "model", "precision", "weights_as", "capacity", "preproc
 
 
 def metadata(manifest: Mapping[str, Any], state: TaskState) -> dict[str, str]:
-    """What a model is and how its images are prepared, as texts; whatever is no text is written as JSON.
+    """The model's `metadata_props`: what it is, and how its images are prepared.
 
-    The bundle's id is missing: it is the digest of the manifest, which holds the digest of the file these lines stand in.
-    Lineage, state and task name the same model. Only people read these lines: devices read the manifest.
+    Values that are not texts are written as JSON. The bundle's id is missing: it is the digest of
+    the manifest, which holds the digest of the file that these lines stand in. Lineage, state and
+    task name the same model. Only people read these lines: devices read the manifest.
 
     Args:
         manifest: The fields of a `Manifest`.

@@ -64,7 +64,7 @@ class BuiltPacket(Result):
         old_rows: how many rows of known classes it changes, in `old_rows_bytes` bytes.
         bytes: size of the file.
         signatures: how many of the devices' keys have signed it, of the `threshold` needed.
-        canary_difference: largest logit difference on the scratch device.
+        canary_difference: largest logit difference on the scratch device; None if it runs nothing.
         accuracy: None if no images were named.
     """
 
@@ -82,7 +82,7 @@ class BuiltPacket(Result):
     bytes: int
     signatures: int
     threshold: int
-    canary_difference: float
+    canary_difference: float | None
     accuracy: Accuracies | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -250,28 +250,33 @@ def accuracies(run: Run, task: int, options: PacketOptions) -> Accuracies:
     source = limited(load_for(run.config, folder), options.max_megapixels)
     images, _ = images_of(run, folder, source)
     known = {label: own for label, own in images.items() if label in after.classes}
-    rows = (
-        np.concatenate([b, a[len(b) :]])
-        for b, a in ((before.head_weight, after.head_weight), (before.head_bias, after.head_bias))
-    )
-    kept = replace(after, **dict(zip(("head_weight", "head_bias"), rows)))
+    kept = _with_old_rows(before, after)
     old, new, total = Evaluator.at(run, task - 1), Evaluator.at(run, task), 0
     right = dict.fromkeys(("before", "after", "after_without_old_rows"), 0)
     for label, decoded in decoded_by_class(run, known):
         total += len(decoded)
         seen = new.features(decoded)
-        right["after"] += _right(after, label, seen)
-        right["after_without_old_rows"] += _right(kept, label, seen)
-        if label in before.classes:
-            right["before"] += _right(before, label, old.features(decoded))
+        row = after.classes.index(label)  # rows never move, whatever their classes are called
+        right["after"] += _right(after, row, seen)
+        right["after_without_old_rows"] += _right(kept, row, seen)
+        if row < len(before.classes):
+            right["before"] += _right(before, row, old.features(decoded))
     if not total:
         raise InputError(f"{folder} has no readable test image of a class known after task {task}")
     return Accuracies(**{name: count / total for name, count in right.items()}, images=total)
 
 
-def _right(state: TaskState, label: str, seen: np.ndarray) -> int:
-    """How many images of a class are answered correctly, by their features."""
-    return int((logits_of(state, seen).argmax(axis=1) == state.classes.index(label)).sum())
+def _with_old_rows(before: TaskState, after: TaskState) -> TaskState:
+    """The state after a task, if known classes had kept their rows. Retired rows stay retired."""
+    old = [row for row in after.live if row < len(before.classes)]
+    weight, bias = after.head_weight.copy(), after.head_bias.copy()
+    weight[old], bias[old] = before.head_weight[old], before.head_bias[old]
+    return replace(after, head_weight=weight, head_bias=bias)
+
+
+def _right(state: TaskState, row: int, seen: np.ndarray) -> int:
+    """How many images are answered with the class of a row, by their features."""
+    return int((logits_of(state, seen).argmax(axis=1) == row).sum())
 
 
 def _trusting(bundle: Bundle, signers: Sequence[Any], folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""`device watch` and `device selftest`, and `expect`, which prepares the self-test on the host."""
+"""`device watch` and `device selftest`, and `expect`, which records on the host for `selftest`."""
 
 from __future__ import annotations
 
@@ -128,10 +128,7 @@ def expect(
     max_megapixels: arguments.MaxMegapixels = arguments.MEGAPIXELS,
     json: Json = False,
 ) -> None:
-    """Record what this host answers in every state of a run.
-
-    device selftest compares a device with it.
-    """
+    """Record what this host answers in every state of a run, for device selftest to compare."""
     from ..export.requests import expectation
     from ..train.folder import newest
 

@@ -14,7 +14,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -130,17 +130,8 @@ def parity(kit: Kit) -> HostParity:
     """
     known = Expected.read(kit.expected) if kit.expected else Expected((), {})
     bound = open_bundle(kit.bundle).manifest.tolerance
-    canaries, compared = [], list[tuple[np.ndarray, np.ndarray]]()
     with kit.store() as store:
-        device = Device.open(store)
-        inputs = _prepared(device, known)
-        for path in (None, *kit.chain):
-            if path is not None:
-                canaries.append(device.apply(path).canary_difference)
-            if (wanted := known.logits.get(device.status().state)) is not None:
-                # one image at a time, as a camera hands them over
-                logits = np.concatenate([device.logits(one[None]) for one in inputs])
-                compared.append((logits, wanted))
+        canaries, compared = _followed(Device.open(store), kit.chain, known)
     if kit.expected and not compared:
         raise HealthError(
             f"{kit.expected} was recorded for other states than these packets lead to: record it "
@@ -156,7 +147,7 @@ def parity(kit: Kit) -> HostParity:
         )
     return HostParity(
         canaries=len(canaries),
-        largest_canary_difference=max(d for d in canaries if d is not None),
+        largest_canary_difference=max(canaries, default=0.0),
         images=len(known.images),
         states=len(compared),
         answers=answers,
@@ -164,6 +155,21 @@ def parity(kit: Kit) -> HostParity:
         largest_difference=worst,
         tolerance=bound,
     )
+
+
+def _followed(
+    device: Device, chain: Sequence[Path], known: Expected
+) -> tuple[list[float], list[tuple[np.ndarray, np.ndarray]]]:
+    """Canary differences, and (logits here, logits of the host) of every state that is known."""
+    canaries, compared = list[float](), list[tuple[np.ndarray, np.ndarray]]()
+    inputs = _prepared(device, known)
+    for path in (None, *chain):
+        if path is not None and (found := device.apply(path).canary_difference) is not None:
+            canaries.append(found)
+        if (wanted := known.logits.get(device.status().state)) is not None:
+            # one image at a time, as a camera hands them over
+            compared.append((np.concatenate([device.logits(one[None]) for one in inputs]), wanted))
+    return canaries, compared
 
 
 def _prepared(device: Device, known: Expected) -> np.ndarray:
