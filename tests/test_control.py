@@ -1,4 +1,4 @@
-"""Keys that rotate, tasks that are revoked, packets made of several: through the command line, from host to device."""
+"""Changes of keys, revocations and squashes, through the command line, from host to device."""
 
 from __future__ import annotations
 
@@ -272,7 +272,7 @@ def test_keys_rotate_when_old_and_new_ones_have_signed(
     )
     assert "signed by 1 of the 2 keys" in cli(*order, "--out", tmp_path / "revocation.sdlora").out
     assert apply(half["file"]).code == 0
-    # rolled back below the rotation and open again: the keys stay, and each packet is verified under its own
+    # rolled back to before the change of keys: keys stay, each packet is verified with its own
     for task in (1, 0):
         assert cli("device", "rollback", "--store", store).code == 0
         assert (status(cli, store)["task"], status(cli, store)["trust_version"]) == (task, 2)
@@ -287,7 +287,7 @@ def test_keys_rotate_when_old_and_new_ones_have_signed(
 def test_an_old_trust_packet_never_comes_back(
     cli: Cli, fleet: Fleet, keys: Keys, store: Path, tmp_path: Path, apply: Callable[..., Result]
 ) -> None:
-    """Version 2 adds a key, version 3 takes it away again; version 2 is still signed well by the factory, and refused."""
+    """Version 2 adds a key and version 3 removes it. Version 2 still has good signatures."""
     two, three = tmp_path / "2.sdlora", tmp_path / "3.sdlora"
     common = ("packet", "trust", "--bundle", fleet.bundle, "--key", fleet.key)
     assert cli(*common, "--add", keys.pub("one"), "--out", two).code == 0
@@ -339,7 +339,7 @@ def test_senseless_trust_packets_cannot_be_made(
 def test_a_trust_packet_that_the_old_keys_have_not_signed(
     fleet: Fleet, keys: Keys, store: Path, tmp_path: Path, apply: Callable[..., Result]
 ) -> None:
-    """The attacker's own keys, signed by themselves; and a threshold that no number of keys can meet."""
+    """The attacker's own keys, signed by themselves, and a threshold that cannot be met."""
     mine = signing.load_signer(keys.key("one"))
     trust = signing.Trust((mine.public_key,), 1, 2)
     (tmp_path / "mine.sdlora").write_bytes(

@@ -1,6 +1,7 @@
-"""Keys and signatures that verifiers of Ed25519 judge differently: no device may take one, and all devices must agree.
+"""Keys and signatures on which verifiers of Ed25519 differ: all devices must refuse them.
 
-The cases are those of "Taming the many EdDSAs" (Chalkias, Garillot, Nikolaenko 2020), made anew for our envelopes.
+The cases are those of "Taming the many EdDSAs" (Chalkias, Garillot, Nikolaenko 2020),
+with our envelopes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from securesystemslib.signer import _key
 
 from sdlora_edge.errors import InputError, SdloraError, TrustError
 from sdlora_edge.formats import ed25519, signing
-from sdlora_edge.formats.canonical import dump_json, sha256
+from sdlora_edge.formats.canonical import dump_json, parse_exact_json, sha256
 
 L, P = reference.l, reference.q
 SECRET, NONCE = 2**251 + 12345, 2**250 + 6789
@@ -92,7 +93,7 @@ def challenge(R: bytes, A: bytes, payload: bytes) -> int:
 
 @dataclass(frozen=True)
 class Case:
-    """A signature, and what the bare verifiers say of it: `cryptography`'s, and securesystemslib's in Python."""
+    """A signature, and what `cryptography` and securesystemslib's Python code say of it."""
 
     public: bytes
     signature: bytes
@@ -255,13 +256,13 @@ def test_a_signature_that_verifiers_judge_differently_is_refused_by_both(name: s
 
 
 def test_a_good_signature_counts_beside_a_wrong_one_of_a_known_key(tmp_path: Path) -> None:
-    """Also if the wrong one has an R that is no point, which one verifier calls wrong and the other an error."""
+    """Even if R of the wrong one is not a point: one verifier says wrong, the other raises."""
     private, public = signing.new_key("a", tmp_path)
     good = signing.sign(b"{}", [signing.load_signer(private)])
     trust = signing.Trust((trusting(PRIME).keys[0], signing.load_public(public)), 1)
     for R in numbers(2, P + 1, 2**255 + 1):
         value, other = (
-            signing.parse_json(e, "") for e in (good, enveloped(PRIME, R + bytes(32), b"{}"))
+            parse_exact_json(e, "") for e in (good, enveloped(PRIME, R + bytes(32), b"{}"))
         )
         value["signatures"] = other["signatures"] + value["signatures"]
         assert both(dump_json(value), trust) == {"{}"}

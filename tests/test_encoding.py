@@ -1,4 +1,4 @@
-"""Encodings of factors, and steps of head rows: small, near, bounded, and the same numbers wherever they are decoded."""
+"""Encodings of factors and steps of head rows: near, bounded, and decoded alike everywhere."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_every_byte_decodes_to_something_finite() -> None:
 
 
 def test_head_steps_do_not_add_up_their_errors_over_fifty_tasks() -> None:
-    """Each step starts from what the device has, so the row is always within half a step of the host's."""
+    """Each step starts from the device's row, so it stays within half a step of the host's."""
     random = np.random.default_rng(0)
     target = random.standard_normal((5, 96)).astype(np.float32)
     weight, bias = target.astype(np.float16).astype(np.float32), np.zeros(5, np.float32)

@@ -1,4 +1,4 @@
-"""The packet format: what is written is what is read, any tool opens it, and no changed byte gets through."""
+"""The packet format: what is written is read back, any tool opens it, no changed byte passes."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_truncated_and_endless_files_are_refused(fleet: Fleet) -> None:
 
 
 def resign(fleet: Fleet, path: Path, **changes: object) -> bytes:
-    """A packet whose manifest says something else, signed by the good key: what a careless or hostile host would make."""
+    """A packet with a changed manifest, signed by the good key: a careless or hostile host."""
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     table = json.loads(data[8 : 8 + length])
@@ -248,10 +248,15 @@ def test_head_rows_that_do_not_exist_are_refused(fleet: Fleet, index: object) ->
     )
     assert len(before.classes) == 4
     manifest = {
-        "kind": "update", "lineage": run.lineage, "sequence": 1, "from": before.digest, "to": before.digest[::-1],
-        "encoding": "fp16", "tasks": [{"name": "t", "classes": list(changed.classes), "retired": [], "renamed": [], "deltas": [UNIT], "revision": 0}],
+        "kind": "update",
+        "lineage": run.lineage,
+        "sequence": 1,
+        "from": before.digest,
+        "to": before.digest[::-1],
+        "encoding": "fp16",
+        "tasks": [{**TASK, "classes": list(changed.classes)}],
         "canary": {"seed": 1, "count": 1},
-    }  # fmt: skip
+    }
     arrays = {f"1.{name}": array for name, array in changed.tensors().items()} | {
         "canary.logits": np.zeros((1, 6), np.float32)
     }

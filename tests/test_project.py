@@ -22,6 +22,7 @@ ORDER = [
     "formats.canonical",
     "formats.limits",
     "formats.ed25519",
+    "formats.trust",
     "formats.signing",
     "formats.encoding",
     "state",

@@ -226,7 +226,7 @@ def test_a_private_key_is_never_written_through_what_lay_there(tmp_path: Path) -
 def test_a_private_key_that_every_user_may_change_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nor one in a folder where every user may put another in its place, as in /tmp if it were not sticky."""
+    """Nor a key in a folder where every user may replace it, such as /tmp without sticky bit."""
     (key,), _ = make(tmp_path / "keys", "a")
     link = tmp_path / "links" / "a.key"
     link.parent.mkdir()

@@ -1,6 +1,6 @@
-"""The test vectors prove something: a reader with any one mistake of these fails at least one of them.
+"""The test vectors prove something: a reader with one of these mistakes fails at least one.
 
-Each mistake is a change of one line in the source of the reader, tests/vectors_reader.py and vectors_file.py.
+Each mistake changes one line of the reader: vectors_reader.py, vectors_file.py, vectors_image.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The test vectors of docs/packet.md: made anew, applied by this library, and by a reader that was written from that page alone."""
+"""The test vectors of docs/packet.md, for this library and for a reader written from the page."""
 
 from __future__ import annotations
 

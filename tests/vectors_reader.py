@@ -1,7 +1,7 @@
-"""A device that was written from docs/packet.md alone: numpy, an Ed25519, and nothing of sdlora_edge.
+"""A device written from docs/packet.md alone: numpy, an Ed25519, and nothing of sdlora_edge.
 
-tests/test_vectors.py runs it on the test vectors. tests/test_vector_sabotage.py spoils one line of it
-at a time. Sections are those of the page; `vectors_file` has the first.
+tests/test_vectors.py runs it on the test vectors. tests/test_vector_sabotage.py spoils one line
+of it at a time. Sections are those of the page. `vectors_file` has section 1, `vectors_image` 7.
 """
 
 from __future__ import annotations

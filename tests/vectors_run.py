@@ -41,7 +41,7 @@ class Subject(Protocol):
 
 
 def wrong(vector: Mapping[str, Any], flash: Callable[[Path], Subject]) -> str:
-    """The first step that goes wrong, and how; empty where none does. Any exception is the device's exit code 1."""
+    """The first step that goes wrong, and how, or "". Any exception is exit code 1."""
     subject = flash(FOLDER / "bundles" / vector["bundle"])
     for number, step in enumerate(vector["steps"], 1):
         where = f"{vector['name']}, step {number} ({step.get('packet', 'rollback')})"

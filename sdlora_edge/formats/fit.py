@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,19 +62,17 @@ def lead(packet: Packet, state: TaskState, projections: Sequence[Projection]) ->
 
 
 def _require_names(update: TaskUpdate, state: TaskState) -> None:
-    touched = [*update.retired, *(row for row, _ in update.renamed)]
-    for row in touched:
-        if row >= len(state.classes) or state.classes[row] is None:
-            raise InputError(
-                f"packet {update.task} retires or renames row {row}, which has no class"
-            )
+    live, touched = set(state.live), [*update.retired, *(row for row, _ in update.renamed)]
+    if gone := set(touched) - live:
+        raise InputError(
+            f"packet {update.task} retires or renames row {min(gone)}, which has no class"
+        )
     if len(set(touched)) != len(touched):
         raise InputError(f"packet {update.task} renames a class that it retires")
-    names = [name for name in classes_after(state.classes, update) if name is not None]
-    if len(set(names)) != len(names):
-        twice = sorted(name for name in set(names) if names.count(name) > 1)
+    counts = Counter(name for name in classes_after(state.classes, update) if name is not None)
+    if twice := [name for name, count in counts.items() if count > 1]:
         raise InputError(f"packet {update.task} gives two rows the class {twice[0]!r}")
-    if state.live and not names:
+    if live and not counts:
         raise InputError(f"packet {update.task} retires every class")
 
 
@@ -141,8 +140,8 @@ def _require_rows(update: TaskUpdate, state: TaskState) -> None:
         raise InputError(
             f"packet {update.task}: head.old.index is not ascending within {known} rows"
         )
-    gone = {row for row, name in enumerate(state.classes) if name is None} | set(update.retired)
-    if stepped := gone & set(index.tolist()):
+    live = set(state.live) - set(update.retired)
+    if stepped := set(index.tolist()) - live:
         raise InputError(f"packet {update.task} changes row {min(stepped)}, which is retired")
 
 

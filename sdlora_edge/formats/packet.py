@@ -260,33 +260,37 @@ def _task(
     limits: Limits,
 ) -> TaskUpdate:
     renamed = tuple((row, name) for row, name in task["renamed"])
-    retired = _rows(task["retired"], limits)
     _rows([row for row, _ in renamed], limits)
     if not isinstance(task["classes"], list):
         raise ValueError(f"classes {task['classes']!r} are not a list")
     for name in (task["name"], *task["classes"], *(name for _, name in renamed)):
         if problem := name_problem(name, limits):
             raise ValueError(f"name {name!r} {problem}")
+    adapted = _adapted(arrays, encoding)
     rows = task["deltas"]
     projections = len(rows[0]) if rows and isinstance(rows[0], list) else 0
-    head = HeadUpdate.from_tensors(arrays)
-    if head.index.ndim != 1:
-        raise ValueError("head.old.index is not a list of rows")
-    factors = {name for name in arrays if not name.startswith(HEAD_PREFIX)}
-    names = sorted({name[:-2] for name in factors if name.endswith((".A", ".B"))})
-    known = {*HEAD, *(f"{name}.{part}" for name in names for part in encodings.parts(encoding))}
-    if known != set(arrays):
-        raise ValueError(f"unexpected or missing tensors: {sorted(known ^ set(arrays))[:4]}")
     return TaskUpdate(
         number,
         task["name"],
         tuple(task["classes"]),
         magnitudes_from(rows, number, projections, limits),
-        head,
-        factors_from(arrays, names, encoding=encoding),
-        retired,
+        HeadUpdate.from_tensors(arrays),
+        factors_from(arrays, adapted, encoding=encoding),
+        _rows(task["retired"], limits),
         renamed,
     )
+
+
+def _adapted(arrays: Mapping[str, np.ndarray], encoding: str) -> list[str]:
+    """Return the projections that have factors. Raises ValueError for any other tensor."""
+    own = [name for name in arrays if not name.startswith(HEAD_PREFIX)]
+    names = sorted({name[:-2] for name in own if name.endswith((".A", ".B"))})
+    known = {*HEAD, *(f"{name}.{part}" for name in names for part in encodings.parts(encoding))}
+    if known != set(arrays):
+        raise ValueError(f"unexpected or missing tensors: {sorted(known ^ set(arrays))[:4]}")
+    if arrays["head.old.index"].ndim != 1:
+        raise ValueError("head.old.index is not a list of rows")
+    return names
 
 
 def _rows(value: Any, limits: Limits) -> tuple[int, ...]:

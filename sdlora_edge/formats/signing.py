@@ -1,4 +1,4 @@
-"""Keys, thresholds and envelopes: who may update a device.
+"""Key files and envelopes: who may update a device.
 
 securesystemslib does the cryptography (Ed25519, DSSE).
 """
@@ -11,10 +11,9 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import UnverifiedSignatureError
@@ -24,8 +23,10 @@ from ..errors import InputError, NothingToDo, StorageError, TrustError, UsageErr
 from ..shortage import verdict
 from ..storage import atomic
 from . import ed25519
-from .canonical import dump_json, is_sha256, parse_exact_json, sha256
-from .limits import LIMITS, natural
+from .canonical import dump_json, is_sha256, parse_exact_json
+from .limits import LIMITS
+from .trust import Trust as Trust
+from .trust import key_name, public_key
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -40,96 +41,6 @@ PASSPHRASE = "SDLORA_EDGE_PASSPHRASE"  # noqa: S105 - the name of a variable
 SHORTEST, LONGEST = 12, 1023
 """Bytes of a passphrase. PKCS#8 as OpenSSL writes it slows guessing little, so it must not be
 short. It takes no more than LONGEST."""
-
-
-@dataclass(frozen=True)
-class Trust:
-    """The keys that a device trusts.
-
-    Attributes:
-        threshold: How many of them must have signed.
-        version: Each change of keys has a higher one.
-    """
-
-    keys: tuple[Key, ...]
-    threshold: int
-    version: int = 1
-
-    def __post_init__(self) -> None:
-        _require_few(len(self.keys))
-        if not 1 <= self.threshold <= max(1, len(self.keys)):
-            raise InputError(
-                f"trust: a threshold of {self.threshold} cannot be met by {len(self.keys)} keys"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return trust.json."""
-        return {
-            "version": self.version,
-            "threshold": self.threshold,
-            "keys": {key.keyid: key.to_dict() for key in self.keys},
-        }
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> Trust:
-        """Read trust.json.
-
-        Raises:
-            InputError: A key is not Ed25519, or is not named by its own digest (so no key counts
-                twice); or a field is missing, unknown or out of bounds.
-        """
-        try:
-            _require_few(len(value["keys"]))  # first: checking a key takes milliseconds
-            keys = tuple(_public(keyid, entry) for keyid, entry in value["keys"].items())
-            if unknown := set(value) - {"keys", "threshold", "version"}:
-                raise ValueError(f"unknown fields {sorted(unknown)}")
-            threshold = natural(value["threshold"], LIMITS.keys)
-            version = natural(value["version"], LIMITS.revision)
-            if version < 1:
-                raise ValueError("version 0")
-            return cls(keys, threshold, version)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"trust.json does not hold keys and a threshold: {error!r}") from error
-
-
-def _require_few(count: int) -> None:
-    if count > LIMITS.keys:
-        raise InputError(f"{count} keys are trusted, more than {LIMITS.keys}: name fewer")
-
-
-def _public(keyid: str, entry: dict[str, Any]) -> Key:
-    """Read a public key: the one place that does.
-
-    Raises:
-        InputError: It is not the one form of a sound Ed25519 key.
-    """
-    short, public = keyid[:12], entry["keyval"]["public"]
-    if (entry["keytype"], entry["scheme"]) != ("ed25519", "ed25519"):
-        raise InputError(
-            f"key {short}: {entry['keytype']}/{entry['scheme']} is not Ed25519: make one with "
-            "sdlora-edge keys new"
-        )
-    if not is_sha256(public):
-        raise InputError(f"key {short}: an Ed25519 public key is 64 hexadecimal digits, lower case")
-    key = SSlibKey(keyid, "ed25519", "ed25519", {"public": public})
-    if entry != key.to_dict():
-        raise InputError(
-            f"key {short}: it has more fields than keytype, scheme and keyval.public: remove them"
-        )
-    if keyid != _keyid(key):
-        raise InputError(f"key {short}: its name is not the digest of the key")
-    if not ed25519.is_key(bytes.fromhex(public)):
-        raise InputError(
-            f"key {short}: {public} is not a sound Ed25519 key: signatures for it can be made "
-            "without a private key; make another with sdlora-edge keys new"
-        )
-    return key
-
-
-def _keyid(key: Key) -> str:
-    return sha256(
-        dump_json({"keytype": key.keytype, "scheme": key.scheme, "public": key.keyval["public"]})
-    )
 
 
 def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[Path, Path]:
@@ -184,7 +95,7 @@ def load_public(path: Path) -> Key:
     value = parse_exact_json(atomic.read(path, KEY_FILE_LIMIT), str(path))
     try:
         with naming(path):
-            return _public(value.pop("keyid"), value)
+            return public_key(value.pop("keyid"), value)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a public key of sdlora-edge: {error!r}") from error
 
@@ -270,7 +181,7 @@ def _refuse_shared(*places: Path) -> None:
 
 def _own(private: Ed25519PrivateKey) -> SSlibKey:
     key = SSlibKey.from_crypto(private.public_key())
-    return SSlibKey(_keyid(key), key.keytype, key.scheme, key.keyval)
+    return SSlibKey(key_name(key), key.keytype, key.scheme, key.keyval)
 
 
 def _signer_class() -> type[CryptoSigner]:

@@ -45,11 +45,11 @@ class Victim:
         return seen
 
     def refuses(self, packet: Path | bytes, code: int, word: str) -> None:
-        """One clear line, this exit code, and nothing changed: no byte of the store, no prediction."""
+        """One clear line, this exit code, and no change of the store or of a prediction."""
         self.refuses_each([(packet, code, word)])
 
     def refuses_each(self, packets: Iterable[tuple[Path | bytes, int, str]]) -> None:
-        """The same of several, one after the other; what a user sees is compared once they all have been tried."""
+        """The same for several packets. What a user sees is compared after the last one."""
         stand, before = self.stand(), snapshot(self.store)
         for packet, code, word in packets:
             said_no(self.apply(packet), code, word)

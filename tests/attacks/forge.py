@@ -1,4 +1,4 @@
-"""Packets that a thief of the fleet's keys, or a careless builder, could sign: a good one, taken apart, changed and signed again.
+"""Packets that a thief of the fleet's keys could sign: a good one, changed and signed again.
 
 Nothing here refuses anything: what is wrong must be found by the reader.
 """
@@ -77,7 +77,7 @@ def tiled(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], bytes]:
 
 
 class Draft:
-    """A packet's manifest and tensors, to be changed. Signed again, its digests are those that its content has by then."""
+    """A packet's manifest and tensors, to be changed. `sealed` computes its digests again."""
 
     def __init__(self, packet: Path | bytes) -> None:
         _, payload, table, content = split(
@@ -95,7 +95,11 @@ class Draft:
         payload: Callable[[bytes], bytes] = lambda payload: payload,
         leads: bool = True,
     ) -> bytes:
-        """The file. table, payload: change what is about to be signed. leads: make `to` the state that the tasks lead to."""
+        """Return the file.
+
+        table, payload: change what is about to be signed. leads: make `to` the state that the tasks
+        lead to.
+        """
         entries, content = tiled(self.arrays)
         table(entries)
         if leads and "tasks" in self.manifest:

@@ -1,8 +1,8 @@
-"""Changed packets, by the hundred thousand, into the reader: python tests/attacks/fuzz.py --count 200000
+"""Give the reader changed packets: python tests/attacks/fuzz.py --count 200000
 
-Guided by coverage: a changed packet that runs a line of the reader which none has run before is changed further. Every packet
-must end in a typed error, or be verified and then be exactly what was signed; within bounds of memory and time. The first one
-that does not is written to --save, and ends the run.
+Coverage guides it: a changed packet that runs a new line of the reader is changed further. Every
+packet must end in a typed error, or be verified and be exactly what was signed, within bounds of
+memory and time. The first one that does not is written to --save and ends the run.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Case:
 
 @dataclass
 class Fuzzer:
-    """The device that the packets are meant for stands before task 1 or 2, and obeys the keys of `signers`, both of them."""
+    """The device is before task 1 or 2, and both keys of `signers` must sign."""
 
     seed: int = 0
     lines: set[tuple[str, int]] = field(default_factory=set)
@@ -170,7 +170,7 @@ class Fuzzer:
         return accept_update(opened, standing)
 
     def _as_signed(self, data: bytes, opened: Packet) -> None:
-        """Every tensor is as another reader of the file finds it, and every name as it was signed."""
+        """Every tensor is what safetensors reads, and every name is the signed one."""
         found = safetensors.numpy.load(data)
         manifest = json.loads(payload_of(data))
         for update, task in zip(opened.updates, manifest["tasks"], strict=True):
@@ -253,7 +253,8 @@ def main() -> None:
         print(f"{number:9}  {outcome}")
     print(f"{len(fuzzer.corpus)} packets kept, {len(fuzzer.lines)} lines of the reader run")
     print(
-        f"slowest {1000 * fuzzer.slowest:.0f} ms, most memory {fuzzer.largest} bytes, process grew by {grown} bytes"
+        f"slowest {1000 * fuzzer.slowest:.0f} ms, most memory {fuzzer.largest} bytes, "
+        f"process grew by {grown} bytes"
     )
     assert grown < container.LIMITS.packet, grown
 

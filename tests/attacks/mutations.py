@@ -69,7 +69,7 @@ TEXTS: tuple[Callable[[bytes], bytes], ...] = (
 def mutate(
     chance: random.Random, packet: bytes, others: Sequence[bytes], signers: Signers
 ) -> tuple[bytes, bytes | None]:
-    """(a changed packet, what was signed anew in it or None)."""
+    """(a changed packet, what was signed in it or None)."""
     way = chance.random()
     if way < 0.25:
         return _bytes(chance, packet, others), None
@@ -224,7 +224,7 @@ def _array(chance: random.Random, arrays: dict[str, np.ndarray]) -> None:
 
 
 def edited(chance: random.Random, value: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with one or two of its values, wherever they lie, replaced, removed, moved or doubled."""
+    """Replace, remove, move or double one or two values of a JSON object, at any depth."""
     value = _copy(value)
     for _ in range(chance.choice((1, 1, 2))):
         places = list(_places(value))

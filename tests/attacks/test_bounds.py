@@ -1,4 +1,4 @@
-"""Numbers, and how many there are of what a device remembers: bounded before they are used, and before they are written."""
+"""Numbers are bounded before they are used, and before they are written."""
 
 from __future__ import annotations
 

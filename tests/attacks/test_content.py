@@ -1,4 +1,4 @@
-"""Packets that the fleet's own key has signed, by a thief or by a builder with a bug: senseless inside. None may harm a device."""
+"""Senseless packets that the fleet's own key has signed, by a thief or by a bug."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_magnitudes_of_another_form(victim: Victim) -> None:
 
 
 def test_a_signed_manifest_that_is_no_strict_json(victim: Victim) -> None:
-    """Duplicate keys: two readers could each see another manifest. The rest: no reader should guess."""
+    """With a key twice, two readers could see two manifests. The rest: no reader should guess."""
     changes: dict[str, Callable[[bytes], bytes]] = {
         "twice": lambda t: t[:-1] + b',"sequence":1}',
         "levels": lambda t: t[:-1] + b',"x":' + b"[" * 700 + b"]" * 700 + b"}",
@@ -257,7 +257,7 @@ def test_overlapping_or_missing_tensors(victim: Victim) -> None:
 
 
 def test_class_names(victim: Victim) -> None:
-    """Duplicated, known already, empty, non-NFC, with control characters, path separators or `..`, endless, or no names at all."""
+    """Twice, known, empty, not NFC, with control characters or separators, too long, not text."""
 
     def named(value: Any, where: str = "class") -> Callable[[Draft], None]:
         def change(draft: Draft) -> None:
@@ -297,7 +297,7 @@ def test_class_names(victim: Victim) -> None:
 
 
 def test_classes_that_are_retired_and_renamed(victim: Victim) -> None:
-    """Rows that do not exist or are retired already, in another order, twice, as other types; names that are taken."""
+    """Rows that do not exist or are retired, not ascending, not integers; names that are taken."""
     names = victim.stand()[0]["classes"]
     end = len(names)
     changes: list[dict[str, Any]] = [
@@ -357,7 +357,7 @@ def test_an_encoding_that_is_unknown_or_not_the_tensors(victim: Victim) -> None:
 
 @pytest.mark.parametrize("encoding", ["int8", "int4"])
 def test_bad_scales(cli: Cli, fleet: Fleet, victim: Victim, tmp_path: Path, encoding: str) -> None:
-    """Zero is a good scale: all its values are 0. Negative, NaN, infinite, or so large that a product leaves the bounds: refused."""
+    """A scale of 0 is good. A negative, infinite or too large one, and NaN, are refused."""
     export_bundle(
         Run.open(fleet.run).encoded(encoding),
         tmp_path / "bundle",
@@ -433,7 +433,7 @@ def test_a_packet_of_no_task(victim: Victim) -> None:
 
 
 def test_canary_that_fails(victim: Victim) -> None:
-    """A packet that is in order and computes something else than its host did: rolled back by itself, and the next one is taken."""
+    """A packet that does not compute what its host did is undone, and the next one is applied."""
     stand = victim.stand()
     result = victim.apply(forged(victim, put("canary.logits", 50.0)))
     assert (result.code, result.out) == (6, ""), result
@@ -443,13 +443,13 @@ def test_canary_that_fails(victim: Victim) -> None:
 
 
 def without_bytes(stand: Any, victim: Victim) -> Any:
-    """What was seen before, with the bytes that are in the store now: a packet that failed lies there until the next is taken."""
+    """What was seen before, with the size of the store now: a failed packet stays in it."""
     stand[0]["store_bytes"] = victim.stand()[0]["store_bytes"]
     return stand
 
 
 def test_canary_with_overflowing_weights(victim: Victim) -> None:
-    """Within every bound, and yet the sum of it all is beyond float32's reach for the model: found by the canary, not by a user."""
+    """Each number is within its bound, but the sum overflows float32: the canary finds it."""
     stand = victim.stand()
 
     def huge(draft: Draft) -> None:

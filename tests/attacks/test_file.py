@@ -71,7 +71,8 @@ def test_truncated_at_every_length_class_or_one_byte_too_many(victim: Victim) ->
 
 
 def test_any_single_bit_flipped(victim: Victim, fleet: Fleet) -> None:
-    """Every bit of a tenth of the header's bytes and one of each other one, and of every 97th of the data, by the reader; some through the command line."""
+    """One bit of each byte of the header, every bit of a tenth of them, and of every 97th byte of the
+    data, for the reader; some through the command line."""
     good = victim.next.read_bytes()
     (length,) = struct.unpack("<Q", good[:8])
     dense = [
@@ -101,7 +102,7 @@ def test_any_single_bit_flipped(victim: Victim, fleet: Fleet) -> None:
 
 
 def test_flipped_signatures_without_cryptography(victim: Victim, fleet: Fleet) -> None:
-    """On a device without `cryptography`, securesystemslib's own arithmetic sees every bit of a signature, and points off the curve."""
+    """Without `cryptography`, securesystemslib's Python code checks every bit of a signature."""
     victim.file(victim.next.read_bytes(), "good.sdlora")
     program = """
 import sys; sys.modules["cryptography"] = None
@@ -118,7 +119,8 @@ for place in range(0, 60, 4):
     sig = bytearray(good)
     sig[place] ^= 1 << place % 8
     value["signatures"][0]["sig"] = base64.b64encode(sig).decode()
-    bad = container.header(json.dumps(value, sort_keys=True, separators=(",", ":")), table) + content
+    envelope = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    bad = container.header(envelope, table) + content
     try:
         control.read_any(bad, trust)
         print("accepted", place)
@@ -138,7 +140,7 @@ print("done")
 
 
 def test_endless_data(victim: Victim) -> None:
-    """TUF: endless data. Larger than the manifest says, than the limit, than any disk; a header of 2^63 bytes; a pipe nobody fills."""
+    """TUF: endless data. Too large for the manifest, the limit or any disk, and a pipe."""
     good = victim.next.read_bytes()
     lengths = (container.LIMITS.header + 1, 2**32, 2**63, 2**64 - 1)
     os.mkfifo(victim.folder / "pipe")
@@ -201,7 +203,7 @@ BOMBS = {
 
 
 def test_json_bombs_and_duplicate_keys_in_the_header(victim: Victim) -> None:
-    """Refused quickly, within a small multiple of the header, and with a short line, by whoever looks at the file."""
+    """Refused quickly, with a short line and a small multiple of the header's memory."""
     bombs = {name: framed(text[: container.LIMITS.header - 8]) for name, text in BOMBS.items()}
     victim.refuses_each((data, 3, "") for data in bombs.values())
     for name, data in bombs.items():
@@ -249,7 +251,7 @@ def test_a_packet_of_another_format_is_called_by_its_format(victim: Victim) -> N
 
 
 def test_nothing_in_a_packet_is_decompressed(victim: Victim) -> None:
-    """A decompression bomb needs something that decompresses: a packet that was compressed is no packet."""
+    """A decompression bomb needs a reader that decompresses. This one does not."""
     good = victim.next.read_bytes()
     squeezed = (gzip.compress(good), lzma.compress(good), gzip.compress(bytes(1 << 26)))
     victim.refuses_each((data, 3, "header") for data in squeezed)

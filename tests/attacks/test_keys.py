@@ -61,7 +61,7 @@ def test_no_signature(victim: Victim) -> None:
 
 
 def test_signature_of_another_packet(victim: Victim, fleet: Fleet) -> None:
-    """TUF: mix and match. The envelope of one packet around the tensors of another, and one's signature on the other's manifest."""
+    """TUF: mix and match. One packet's envelope, or its signature, on another packet."""
     one, two = (path.read_bytes() for path in fleet.packets[1:3])
     envelope, _, _, _ = split(one)
     other, _, table, content = split(two)
@@ -81,7 +81,7 @@ def test_signatures_below_threshold(pair: Pair, stranger: Any) -> None:
 
 
 def test_the_same_key_twice(pair: Pair) -> None:
-    """One key may not be counted as two: not by two signatures, nor under two names, nor with its name written another way."""
+    """One key does not count twice: by two signatures, under two names, or with a changed name."""
     one = Draft(pair.victim.next).sealed(pair.keys[0])
     second = pair.keys[1].public_key.keyid
     pair.victim.refuses_each(
@@ -144,7 +144,7 @@ def test_trust_packet_signed_by_old_keys_only(victim: Victim, stranger: Any) -> 
 
 
 def test_replayed_old_trust_packet(victim: Victim, fleet: Fleet, stranger: Any) -> None:
-    """A key that was let in and thrown out again does not come back with the packet that let it in."""
+    """A key that was added and removed does not come back with the packet that added it."""
     both = [victim.signer, stranger]
     two = rotation(victim, 2, 1, both, [victim.signer])
     three = rotation(victim, 3, 1, [victim.signer], [victim.signer])
@@ -168,7 +168,7 @@ def test_replayed_old_trust_packet(victim: Victim, fleet: Fleet, stranger: Any) 
 
 
 def test_a_key_that_was_replaced_signs_nothing(victim: Victim, fleet: Fleet, stranger: Any) -> None:
-    """TUF: key compromise. After the keys have changed, the stolen one is worth nothing, also once the device has rolled back."""
+    """TUF: key compromise. A stolen key that was replaced is worthless, even after a rollback."""
     assert victim.apply(rotation(victim, 2, 1, [stranger], [victim.signer, stranger])).code == 0
     draft = Draft(victim.next)
     victim.refuses(draft.sealed(victim.signer), 4, "signature refused")
@@ -237,7 +237,7 @@ def key_entry(public: str, **more: Any) -> dict[str, Any]:
 
 
 def test_trust_packets_with_a_key_that_anybody_signs_for(victim: Victim) -> None:
-    """Of small or mixed order, or written in another way: to some of these constants are a signature of everything."""
+    """Of small or mixed order, or not canonical: for some, a constant signs everything."""
     publics = [
         "01" + "00" * 31,
         "ec" + "ff" * 30 + "7f",
@@ -315,7 +315,7 @@ def test_a_public_key_that_anybody_signs_for_enters_no_bundle(
 def test_a_packet_for_another_purpose_gets_no_signature(
     victim: Victim, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a file that only looks like a packet would get our signature on what another program obeys."""
+    """Else our key would sign what another program obeys, in a file that looks like a packet."""
     with monkeypatch.context() as other:
         other.setattr(signing, "PAYLOAD_TYPE", "application/vnd.in-toto+json")
         path = victim.file(Draft(victim.next).sealed(victim.signer))
@@ -330,7 +330,7 @@ def test_a_packet_for_another_purpose_gets_no_signature(
 
 
 def test_more_keys_than_may_sign(victim: Victim) -> None:
-    """Of 16 keys every one can sign; a 17th makes each packet that all have signed one that no device reads."""
+    """All of 16 keys can sign. With a 17th, no device would read a packet that all have signed."""
     value = signing.Trust((victim.signer.public_key,), 1, 2).to_dict()
     for number in range(16):
         public = {"keytype": "ed25519", "scheme": "ed25519", "public": f"{number:064x}"}
@@ -366,7 +366,7 @@ def test_a_packet_signed_for_another_purpose(
 
 
 def test_a_signature_written_another_way(victim: Victim) -> None:
-    """Base64 with other padding, spaces, or the same curve point with another number: one packet has one form."""
+    """Base64 with other padding, or another encoding of a point: a packet has one form."""
     good = victim.next.read_bytes()
 
     def with_sig(change: Any) -> bytes:

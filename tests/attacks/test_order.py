@@ -35,7 +35,7 @@ def revocation(victim: Victim, task: int, revision: int = 0, lineage: str | None
 
 
 def fork(victim: Victim, path: Path, revision: int = 0, scale: float = 0.5) -> bytes:
-    """Another successor of the state that `path` follows, as good as it is: signed, and leading where it says. Its canary is the other's."""
+    """Another successor of the state that `path` follows, signed and sound, with the same canary."""
     draft = Draft(path)
     (task,) = draft.manifest["tasks"]
     task["deltas"] = [*task["deltas"][:-1], int(task["deltas"][-1] * scale)]
@@ -44,8 +44,8 @@ def fork(victim: Victim, path: Path, revision: int = 0, scale: float = 0.5) -> b
 
 
 def test_replay(victim: Victim, fleet: Fleet, stranger: Any) -> None:
-    """What the device holds changes nothing, in whatever place, whoever has signed it once more; another packet of an old task does
-    not get that far."""
+    """What the device holds changes nothing, whoever signs it again. Another packet of an old task
+    is refused."""
     victim.refuses(fleet.packets[0], 7, "applied already")
     assert victim.apply(victim.next).code == 0
     again = Draft(fleet.packets[0]).sealed(victim.signer, stranger)
@@ -55,7 +55,7 @@ def test_replay(victim: Victim, fleet: Fleet, stranger: Any) -> None:
 
 
 def test_rollback(victim: Victim, fleet: Fleet) -> None:
-    """TUF: rollback. No packet brings an older state; going back is a local order, and packets do not undo it."""
+    """TUF: rollback. No packet brings an older state, and none undoes a rollback by hand."""
     assert victim.apply(victim.next).code == 0
     victim.refuses(fork(victim, fleet.packets[0]), 4, "replay")
     assert victim.cli("device", "rollback", "--store", victim.store).code == 0
@@ -102,7 +102,7 @@ def test_fork(victim: Victim, fleet: Fleet) -> None:
 
 
 def test_another_lineage(victim: Victim) -> None:
-    """A packet of another run, signed with a key that this device obeys: another run's own, and one that says it is this one's."""
+    """A packet of another run, signed with a trusted key: as it is, and with this run's lineage."""
     for number, name in enumerate(("1", "2")):
         draft = Draft(VECTORS / "packets" / f"{name}.sdlora")
         data = draft.sealed(victim.signer)
@@ -150,7 +150,7 @@ def test_manifests_that_lead_nowhere(victim: Victim) -> None:
 
 
 def test_a_squash_whose_revisions_fall(victim: Victim, fleet: Fleet, squash: bytes) -> None:
-    """Revision 1 of a task and revision 0 of the next one: the revocation of the old task would not reach what was built on it."""
+    """Revision 1, then revision 0: a revocation of the first would not cover what follows it."""
     draft = Draft(squash)
     draft.manifest["tasks"][0]["revision"] = 1
     victim.refuses(draft.sealed(victim.signer), 3, "lower revision")
@@ -196,7 +196,7 @@ def test_revocation_that_says_nothing(victim: Victim) -> None:
 
 
 def test_revoked_revision_applied_again(cli: Cli, victim: Victim, fleet: Fleet) -> None:
-    """For ever: alone, in a squash, also with --allow-older, also before the revocation is seen twice."""
+    """It is refused for ever: alone, in a squash, with --allow-older."""
     assert victim.apply(victim.next).code == 0
     assert victim.apply(revocation(victim, 2)).code == 0
     assert victim.stand()[0]["task"] == 1

@@ -1,5 +1,8 @@
-"""Links and names that lead out of a store or bundle. (Whoever can write there can do worse: SECURITY.md. But nothing is written
-or served through a link by mistake.)"""
+"""Links and names that lead out of a store or bundle.
+
+Whoever can write there can do worse (SECURITY.md). But nothing is written or
+served through a link by mistake.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,18 @@ def moved(path: Path, outside: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize("what", ["packets/*", "packets", "generation.0.json", "generation.1.json", "bundle/model.onnx", "bundle/trust.json", "apply.lock"])  # fmt: skip
+@pytest.mark.parametrize(
+    "what",
+    [
+        "packets/*",
+        "packets",
+        "generation.0.json",
+        "generation.1.json",
+        "bundle/model.onnx",
+        "bundle/trust.json",
+        "apply.lock",
+    ],
+)
 def test_symlinks_in_the_store(victim: Victim, what: str) -> None:
     """Refused by name; what they lead to is neither read as ours, nor written, nor swept away."""
     (path, *_) = sorted(victim.store.glob(what))
@@ -90,7 +104,7 @@ def test_a_bundle_with_a_link_to_outside(cli: Cli, fleet: Fleet, tmp_path: Path)
 
 
 def test_another_bundle_put_into_a_store(victim: Victim) -> None:
-    """Whole, and signed for by nobody: a store knows the one it was made with, and obeys no keys of another one."""
+    """An intact bundle of somebody else: a store accepts only the one it was made with."""
     path = victim.store / "bundle" / "manifest.json"
     good = path.read_bytes()
     path.write_bytes(dump_json({**json.loads(good), "model": "another"}))

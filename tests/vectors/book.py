@@ -103,7 +103,7 @@ class Vector:
         data: bytes | None = None,
         trust_version: int | None = None,
     ) -> None:
-        """The next packet; `data` if it is a new one. outcome: the exit code, or the state after it."""
+        """The next packet; `data` if it is new. outcome: the exit code, or the state after it."""
         if data is not None:
             assert self.book.packets.setdefault(name, data) == data, name
         self._add({"packet": name}, outcome, trust_version)

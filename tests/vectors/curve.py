@@ -1,4 +1,4 @@
-"""Signatures that an honest program never makes, of keys that everybody knows: some verifiers of Ed25519 take them, some do not."""
+"""Signatures that no honest program makes, and on which verifiers of Ed25519 differ."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def signature(payload: bytes, name: str, R: bytes, r: int, key: bytes | None = N
 
 
 def of_mixed_order(payload: bytes, name: str) -> str:
-    """A signature that verifies with the mirrored key: the point of order 2 is taken an even number of times."""
+    """A signature that the mirrored key verifies: the point of order 2 counts an even number."""
     key = mirrored(public(name))
     nonce = next(n for n in map(str, range(64)) if _h(payload, public(n), key) % 2 == 0)
     return signature(payload, name, public(nonce), scalar(nonce), key)

@@ -154,7 +154,7 @@ def form(book: Book) -> None:
 
 
 def changed_after(data: bytes) -> bytes:
-    """Another last bit in the canary's first logit: nobody has signed it, and `to` does not cover it."""
+    """Flip the last bit of the canary's first logit, which `to` does not cover."""
     envelope, _, table, content = split(data)
     begin = table["canary.logits"]["data_offsets"][0]
     changed = content[:begin] + bytes([content[begin] ^ 1]) + content[begin + 1 :]
@@ -182,7 +182,7 @@ def by_name(table: dict[str, Any], found: bytes) -> tuple[dict[str, Any], bytes]
 
 
 def shifted(by_bytes: int) -> Callable[[dict[str, Any], bytes], tuple[dict[str, Any], bytes]]:
-    """The last tensor lies so many bytes later; one byte earlier, it shares a byte with the one before."""
+    """Move the last tensor. One byte earlier, it shares a byte with the one before it."""
 
     def change(table: dict[str, Any], found: bytes) -> tuple[dict[str, Any], bytes]:
         last = max(table, key=lambda name: table[name]["data_offsets"][1])
@@ -206,7 +206,7 @@ def content(book: Book) -> None:
     v = book.vector(
         "content",
         "fp16",
-        "Data and manifest that contradict the page, signed by the right key; the last one is right",
+        "Packets that contradict the page, signed by the right key; the last one is right",
     )
     good = update(SMALL)
     v("data-changed", 3, changed_after(good))

@@ -1,12 +1,12 @@
-"""Writes the test vectors of docs/packet.md beside itself, the same bytes every time: make vectors.
+"""Write the test vectors of docs/packet.md, the same bytes every time: make vectors.
 
 bundles/NAME/           what devices are flashed with
 packets/NAME.sdlora     what they are given
-images/                 a picture, and the tensors that a model gets of it
-vectors.json            which packets, in which order, and what a device must say to each; and what its weights are then
+images/                 an image, and the tensors that a model gets of it
+vectors.json            the packets of each device in order, its exit codes, and its states
 
-network.py holds the model and the runs, book.py what packets are made with, lives.py and faults.py the vectors,
-images.py the pictures.
+network.py holds the model and the runs, book.py what packets are made with, lives.py and faults.py
+the vectors, images.py the images.
 """
 
 from __future__ import annotations

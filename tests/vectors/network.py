@@ -1,4 +1,4 @@
-"""The model of the test vectors: a network of two layers, small enough for numpy, and the runs that packets are made of.
+"""The model of the test vectors, small enough for numpy, and the runs of the packets.
 
 Nothing is trained: numbers are drawn by SHAKE-256, so every machine makes the same files.
 """
@@ -104,7 +104,7 @@ class Chain:
         changed: Sequence[int] = (),
         **fields: Any,
     ) -> Chain:
-        """One task more. ranks: of the projections that it adapts. changed: known rows of the head that change."""
+        """One task more. ranks: of the projections it adapts. changed: known rows that change."""
         n, m = len(classes), len(changed)
         head = HeadUpdate(
             (drawn(f"{name} rows", n, FEATURES) / 2).astype(np.float16),
@@ -156,7 +156,7 @@ class Chain:
         return logits[:, self.state.live].astype(np.float32)
 
     def expected(self, dtype: str = "float32") -> dict[str, Any]:
-        """What docs/packet.md says that vectors.json says of a state; dtype: of the bundle's weights."""
+        """The entry of `states` in vectors.json. dtype: of the bundle's weights."""
         factors = {
             f"{u.task}.{name}.{part}": np.ascontiguousarray(getattr(f, part), np.float32)
             for u in self.updates
