@@ -1,13 +1,15 @@
-"""Every error this package raises on purpose, in one tree. The number is the exit code of the command line.
+"""Every error this package raises on purpose, in one tree.
+
+The number is the exit code of the command line.
 
     SdloraError                   1   never raised itself; what is not in this tree is our bug
-    ├── UsageError                2   the call makes no sense: unknown option value, missing argument
+    ├── UsageError                2   the call is wrong: unknown option value, missing argument
     ├── InputError                3   a file or folder is missing, unreadable or corrupt
     │   ├── LimitError            3   larger than the reader is willing to look at
     │   └── StorageError          3   a file cannot be written: disk full, read-only, failing
     ├── TrustError                4   signature, threshold or replay: somebody else's packet
     ├── NotForThisDevice          5   a genuine packet, but of another lineage, or out of order
-    ├── HealthError               6   the canary or the parity check failed; the state before it is in force
+    ├── HealthError               6   the canary or the parity check failed; the state before is in force
     │   └── DivergedError         6   training left the finite numbers; the tasks before it are kept
     ├── NothingToDo               7   the call is right, and there is no work
     └── ResourceError             8   memory or disk ran out: no verdict on any file; try again
@@ -28,7 +30,10 @@ MESSAGE_LIMIT = 1000
 
 
 def printable(text: str) -> str:
-    """The text on one line: everything that a terminal would obey, or could not show, is written as in JSON (\\n, \\u001b)."""
+    """The text on one line, safe for a terminal.
+
+    Whatever a terminal would obey, or cannot show, is written as in JSON (\\n, \\u001b).
+    """
     return (
         text
         if text.isprintable()

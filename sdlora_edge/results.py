@@ -1,4 +1,4 @@
-"""What public functions return: frozen dataclasses, whose `to_dict()` is exactly what `--json` prints."""
+"""What public functions return: frozen dataclasses. `to_dict()` is what `--json` prints."""
 
 from __future__ import annotations
 
@@ -111,7 +111,8 @@ class Verification(Result):
         files: Number of files that were compared.
         bytes: Their size.
         serves: What can be served in spite of the damage; None if nothing can.
-        untried: Why the model was not tried, which says nothing about the store; None if it was tried.
+        untried: Why the model was not tried, which says nothing about the store; None if it was
+            tried.
     """
 
     intact: bool

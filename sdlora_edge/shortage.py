@@ -1,6 +1,7 @@
-"""Memory, disk space or open files that ran out: the one place that knows how this is said, by whomever.
+"""Memory, disk space or open files that ran out: how libraries report it, in one place.
 
-It is no verdict on any file, and passes: whatever it interrupts is left as it was, and can be tried again.
+It is no verdict on any file, and passes: whatever it interrupts is left as it was, and can be tried
+again.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ _ERRNO = {
     errno.ENFILE: "open files",
 }
 _SAID = re.compile(
-    "bad_alloc|bad allocation|allocate memory|out of memory|failed to map segment|start new thread|error:? 0x:?(21|25|31)$",
+    "bad_alloc|bad allocation|allocate memory|out of memory|failed to map segment|start new thread"
+    "|error:? 0x:?(21|25|31)$",
     re.I,
 )
-"""how ONNX Runtime, torch, the dynamic loader and (by its numbers) ExecuTorch say it, who give no errno"""
+"""how ONNX Runtime, torch, the dynamic loader and (by its numbers) ExecuTorch say it, who give no
+errno"""
 
 
 def shortage(error: BaseException, doing: str = "") -> ResourceError | None:
     """What ran out, if that is what this error says; None if it says something else.
 
-    Our own errors, and those of Python's checks of a value, are never read for words: these may come from a file.
+    Our own errors, and those of Python's checks of a value, are never read for words: these may
+    come from a file.
     """
     if isinstance(error, ResourceError):
         return error
@@ -57,7 +61,7 @@ def shortage(error: BaseException, doing: str = "") -> ResourceError | None:
 
 
 def verdict(error: BaseException, blame: SdloraError) -> SdloraError:
-    """What to raise for an error of another library, or of the operating system: `blame`, unless something ran out."""
+    """The error to raise for one of a library or the system: `blame`, unless something ran out."""
     return shortage(error) or blame
 
 
@@ -75,7 +79,10 @@ def noticed(doing: str) -> Iterator[None]:
 
 
 def require_memory(size: int) -> None:
-    """Raises MemoryError unless so many bytes can be had: to be asked before a library that ends the process if it gets none."""
+    """Raises MemoryError unless this number of bytes is available.
+
+    Ask before calling a library that ends the process if it gets no memory.
+    """
     try:
         mmap.mmap(-1, size).close()
     except OSError as error:

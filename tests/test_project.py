@@ -33,6 +33,7 @@ ORDER = [
     "formats.fit",
     "formats.control",
     "acceptance",
+    "formats.manifest",
     "formats.bundle",
     "inputs",
     "device",

@@ -1,4 +1,7 @@
-"""The device side: numpy, Pillow and one engine, never torch. Names resolve lazily, so importing this imports no engine."""
+"""The device side: numpy, Pillow and one engine, never torch.
+
+Names resolve lazily, so importing this imports no engine.
+"""
 
 from __future__ import annotations
 

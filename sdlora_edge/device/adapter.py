@@ -1,12 +1,17 @@
-"""A device's weights as an `.onnx_adapter` file, for programs that run the bundle's model.onnx with ONNX Runtime's C, C++ or Python API.
+"""A device's weights as an `.onnx_adapter` file, for programs that run model.onnx themselves.
 
-Its parameters are the model's overridable initializers, already merged (W_t, head). So a program needs this file, the bundle and
-three lines: load the adapter, add it to the run options, run. ONNX Runtime for JavaScript (1.30 at least) has no such API, and
-ignores the weights without an error if they are fed as inputs. An adapter has no effect if inputs are bound with IOBinding. With
-an int8 bundle, give the session the configuration entry session.disable_quant_qdq = 1, as `engines.onnx_runtime` does.
+They use ONNX Runtime's C, C++ or Python API.
 
-ONNX Runtime reads the file without checksum or signature, and accepts the adapter of another run in silence. So `current.json`
-beside it says what it is. Make the adapter where the packets were verified, and keep it as safe as the model.
+Its parameters are the model's overridable initializers, already merged (W_t, head). So a program
+needs this file, the bundle and three lines: load the adapter, add it to the run options, run. ONNX
+Runtime for JavaScript (1.30 at least) has no such API, and ignores the weights without an error if
+they are fed as inputs. An adapter has no effect if inputs are bound with IOBinding. With an int8
+bundle, give the session the configuration entry session.disable_quant_qdq = 1, as
+`engines.onnx_runtime` does.
+
+ONNX Runtime reads the file without checksum or signature, and accepts the adapter of another run in
+silence. So `current.json` beside it says what it is. Make the adapter where the packets were
+verified, and keep it as safe as the model.
 """
 
 from __future__ import annotations
@@ -69,12 +74,15 @@ def write_adapter(
 ) -> int:
     """Write an adapter, then current.json beside it.
 
-    A reader that loads both compares the SHA-256: between the two renames, current.json still describes the old adapter.
+    A reader that loads both compares the SHA-256: between the two renames, current.json still
+    describes the old adapter.
 
     Args:
         bundle: The bundle whose model takes it.
-        weights: Merged weights and head, float32, by the names of the model's overridable initializers.
-        state: What they are the weights of. Its task is the file's adapter version; the bundle's task is its model version.
+        weights: Merged weights and head, float32, by the names of the model's overridable
+            initializers.
+        state: What they are the weights of. Its task is the file's adapter version; the bundle's
+            task is its model version.
         out: The file.
 
     Returns:
@@ -83,8 +91,8 @@ def write_adapter(
     manifest = bundle.manifest
     if manifest.target != "onnx" or manifest.weights_as != INPUTS:
         raise UsageError(
-            f"{bundle.path} (target {manifest.target}, weights as {manifest.weights_as}) takes no {SUFFIX} "
-            f"file: export a bundle with --target onnx --weights-as {INPUTS}"
+            f"{bundle.path} (target {manifest.target}, weights as {manifest.weights_as}) takes no "
+            f"{SUFFIX} file: export a bundle with --target onnx --weights-as {INPUTS}"
         )
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(state.task)

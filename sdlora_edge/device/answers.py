@@ -85,7 +85,8 @@ def best(
 
     Args:
         logits: float32 (N, rows).
-        classes: The class of each row; None for a retired one, which is never shown, however large `top` is.
+        classes: The class of each row; None for a retired one, which is never shown, however large
+            `top` is.
         generation: Counter of the generation that computed them.
         top: Number of classes to show.
     """
@@ -134,7 +135,8 @@ class Predictor(ABC):
         """Name the class of an image, or of each image in an iterable.
 
         Args:
-            images: A path (str or Path), encoded bytes, a Pillow image, a uint8 array (H, W, 3) or (H, W), or an iterable of these.
+            images: A path (str or Path), encoded bytes, a Pillow image, a uint8 array (H, W, 3) or
+                (H, W), or an iterable of these.
             top: Number of classes to show for each image.
             batch_size: Images to compute together; more take more memory.
             max_pixels: Refuse an image with more pixels.
@@ -162,7 +164,9 @@ class Predictor(ABC):
         batch_size: int = BATCH,
         max_pixels: int = MAX_PIXELS,
     ) -> Iterator[Prediction | InputError | ResourceError]:
-        """As `predict`, one answer after the other; an image that cannot be read gets its error in place of an answer.
+        """As `predict`, one answer after the other.
+
+        An image that cannot be read gets its error in place of an answer.
 
         One generation answers the whole batch. An update may come between two batches.
         """

@@ -1,4 +1,7 @@
-"""The keys and packets of a generation record. Each packet is verified with the keys in force when it was applied."""
+"""The keys and packets of a generation record.
+
+Each packet is verified with the keys in force when it was applied.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,10 @@ class Chain:
         return found
 
     def lost_keys(self, record: Generation) -> str:
-        """Why it is unknown who may sign: a packet of keys that cannot be read any more. Empty if all can."""
+        """Why it is unknown who may sign: a packet of keys that cannot be read any more.
+
+        Empty if all can.
+        """
         for digest, _ in record.trust:
             try:
                 self._store.packet(digest)
@@ -61,9 +67,10 @@ class Chain:
         return ""
 
     def revoked(self, record: Generation, revocation: Revocation) -> Generation:
-        """The record after a revocation: it ends before the first packet that the revocation covers.
+        """The record after a revocation. It ends before the first packet that is covered.
 
-        A damaged packet is kept, because nobody knows what it brings. Once it is repaired, `packets` says whether it was revoked.
+        A damaged packet is kept, because nobody knows what it brings. Once it is repaired,
+        `packets` says whether it was revoked.
 
         Raises:
             NotForThisDevice: Another lineage, or a task of the bundle itself.
@@ -82,13 +89,14 @@ class Chain:
         return after
 
     def _keys(self, record: Generation) -> list[tuple[int, Trust]]:
-        """The keys of a record, in order: each with the place in its packets from which on they are in force."""
+        """The keys of a record, each with the place in its packets from which on they hold."""
         keys = [(0, self._bundle.trust)]
         for digest, begin in record.trust:
             try:
                 keys.append((begin, follow_trust(keys[-1][1], [self._store.packet(digest)])))
             except InputError:
-                # Damaged. The keys before it were replaced all the same: whoever stole them must not come back in by damage.
+                # Damaged. The keys before it were replaced all the same: whoever stole them must
+                # not come back in by damage.
                 return [*keys, (begin, NOBODY)]
         return keys
 

@@ -1,7 +1,4 @@
-"""The device: opens a store, predicts, applies packets, rolls back.
-
-Threads share one reference, `_live`. An update makes another generation and swaps the reference.
-"""
+"""The device. Its threads share one reference, `_live`: an update swaps it."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..acceptance import NOBODY, KeysCase, Standing, accept_keys, accept_update
+from ..acceptance import NOBODY, KeysCase, accept_keys, accept_update
 from ..errors import (
     HealthError,
     InputError,
@@ -45,9 +42,11 @@ from .store import Store
 
 log = logging.getLogger("sdlora_edge")
 DOUBLE_BUFFER, IN_PLACE = "double_buffer", "in_place"
-"""how new weights replace the old ones: built beside them, or after the old ones have been given up"""
+"""how new weights replace the old ones: built beside them, or after the old ones have been given
+up"""
 ENGINE = 80 << 20
-"""bytes of address space that an engine takes beside its model: with less, ONNX Runtime may end the process"""
+"""bytes of address space that an engine takes beside its model: with less, ONNX Runtime may end the
+process"""
 PUBLISHING = 10.0
 """seconds that an update waits for another process to publish"""
 
@@ -74,22 +73,24 @@ class Device(Predictor):
         record = store.current()
         if record.bundle != bundle.id:
             raise InputError(
-                f"{bundle.path / MANIFEST} is not the one this store was made with: flash the device again"
+                f"{bundle.path / MANIFEST} is not the one this store was made with: "
+                "flash the device again"
             )
         with noticed(f"while the model was loaded, {self._need}"):
             require_memory(ENGINE + bundle.model_bytes)
             self._engine = open_engine(bundle, threads, store.workspace, unproved)
-            self._generations = Generations(store, bundle, self._engine, self._make_room)
+            self._generations = Generations(store, bundle, self._engine)
             self._live = self._generations.longest(record)
-        self._gate = Gate() if swap == IN_PLACE else None
-        for damage in self.status().damage:
-            log.warning("%s", damage)
+        if swap == IN_PLACE:
+            self._gate, self._generations.replaced = Gate(), self._live
+        for line in self.status().damage:
+            log.warning("%s", line)
 
     @classmethod
     def init(
         cls, bundle: Path | str, store: Path | str, unproved: bool = False, group: str | None = None
     ) -> Device:
-        """Make a store from a bundle, after this device has proved that it computes what the host computed.
+        """Make a store from a bundle, if this device computes what the host computed.
 
         Args:
             bundle: The bundle's folder.
@@ -118,21 +119,21 @@ class Device(Predictor):
     ) -> Device:
         """Open a store in the generation in force: every file verified, the canary run.
 
-        If a packet is damaged or unreadable, or the canary fails, the longest intact and healthy prefix of the generation is
-        served instead, and `status().damage` says so. What has been confirmed stays confirmed: apply the damaged packet again
-        to repair the store.
+        If a packet is damaged or unreadable, or the canary fails, the longest intact and healthy
+        prefix of the generation is served instead, and `status().damage` says so. What has been
+        confirmed stays confirmed: apply the damaged packet again to repair the store.
 
-        Opening writes nothing and takes no lock, so everyone who may read the store can open it. One exception: an ExecuTorch
-        pair that was not published yet is published, if possible.
+        Opening writes nothing and takes no lock, so everyone who may read the store can open it.
+        One exception: an ExecuTorch pair that was not published yet is published, if possible.
 
         Args:
             store: The store's folder.
             threads: Threads of the engine; 0 leaves the number to the engine.
-            unproved: The engine's runtime is not installed (`engines.Engine.runs`). Updates are verified, merged and published;
-                the program that loads them must try the canary.
-            swap: DOUBLE_BUFFER builds an update beside the weights that serve, and no prediction ever waits. IN_PLACE gives
-                those up first, for a device without memory for both: predictions wait until the new weights are proved, or
-                the old ones are back.
+            unproved: The engine's runtime is not installed (`engines.Engine.runs`). Updates are
+                verified, merged and published; the program that loads them must try the canary.
+            swap: DOUBLE_BUFFER builds an update beside the weights that serve, and no prediction
+                ever waits. IN_PLACE gives those up first, for a device without memory for both:
+                predictions wait until the new weights are proved, or the old ones are back.
 
         Raises:
             InputError, TrustError, HealthError: Nothing can be served.
@@ -145,21 +146,24 @@ class Device(Predictor):
 
     @staticmethod
     def verify(store: Path | str, unproved: bool = False) -> Verification:
-        """Compare every byte of a store with what it should be, and write nothing (`device.verify.verify`)."""
+        """Compare every byte of a store with what it should be, and write nothing."""
         from .verify import verify  # which imports this module
 
         return verify(store, unproved)
 
     def apply(self, packet: Path | str, allow_older: bool = False) -> Applied:
-        """Verify a packet, build the new weights, run the canary, commit, swap. Keys and revocations go the same way.
+        """Verify a packet, build the new weights, run the canary, commit, swap.
 
-        The old generation answers until this returns (with IN_PLACE, predictions wait). If this raises, the old one stays in
-        force. A damaged store is repaired if this is a packet that it should hold.
+        Keys and revocations go the same way.
+
+        The old generation answers until this returns (with IN_PLACE, predictions wait). If this
+        raises, the old one stays in force. A damaged store is repaired if this is a packet that it
+        should hold.
 
         Args:
             packet: The packet's file.
-            allow_older: Accept a packet again that was rolled back. Otherwise a packet that is not newer than the newest ever
-                confirmed is refused.
+            allow_older: Accept a packet again that was rolled back. Otherwise a packet that is not
+                newer than the newest ever confirmed is refused.
 
         Raises:
             InputError: The file is damaged or cannot be read, or the store cannot be written.
@@ -181,9 +185,11 @@ class Device(Predictor):
             else:
                 kind, difference = self._accept(data, allow_older)
         elapsed = (time.perf_counter() - begin) * 1000
-        status = {name: getattr(self.status(), name) for name in Status.__dataclass_fields__}
         return Applied(
-            **status, kind=kind, canary_difference=difference, apply_ms=round(elapsed, 1)
+            **vars(self.status()),
+            kind=kind,
+            canary_difference=difference,
+            apply_ms=round(elapsed, 1),
         )
 
     def _accept(self, data: bytes, allow_older: bool) -> tuple[str, float | None]:
@@ -203,21 +209,11 @@ class Device(Predictor):
         return "revocation", self._commit(after, self._generations.longest)
 
     def _update(self, packet: Packet, data: bytes, allow_older: bool) -> float | None:
-        live, manifest = self._live, self.bundle.manifest
-        current = self._store.current()
-        # It follows what is served: packets that are damaged beyond repair are left out from here on.
+        live, current = self._live, self._store.current()
+        # It follows what is served: packets that are damaged beyond repair are left out from here
+        # on.
         record = current.without(len(current.packets) - len(live.packets))
-        standing = Standing(
-            manifest.lineage,
-            manifest.projections,
-            live.state,
-            live.revision,
-            (record.revision, record.highest),
-            record.revoked,
-            manifest.capacity,
-            allow_older,
-        )
-        accept_update(packet, standing)
+        accept_update(packet, live.standing(self.bundle, record, allow_older))
         self._store.sweep()
         record = record.with_packet(self._store.add_packet(data), packet)
         return self._commit(
@@ -239,9 +235,9 @@ class Device(Predictor):
     def refresh(self) -> bool:
         """Take over what another process has committed to this store: whether there was anything.
 
-        If there was nothing, two small files are read. Otherwise new weights are built as in `apply`: call it between images, or
-        every second from a thread of its own, so that `predict` goes on meanwhile. If it raises InputError or HealthError, the
-        generation before stays in force here.
+        If there was nothing, two small files are read. Otherwise new weights are built as in
+        `apply`: call it between images, or from a thread of its own. If it raises InputError or
+        HealthError, the generation before stays in force here.
         """
         if not self._changing.acquire(blocking=False):  # another thread is doing it
             return False
@@ -281,15 +277,16 @@ class Device(Predictor):
         return self.status()
 
     def current(self) -> tuple[TaskState, dict[str, np.ndarray]]:
-        """The state in force, and its merged weights and head: float32, by the model's names, computed on each call."""
+        """The state in force, and its merged weights and head, float32, computed on each call."""
         live = self._live
         return live.state, dict(self.bundle.merged(live.state, live.factors))
 
     def _commit(self, record: Generation, build: Callable[[Generation], Live]) -> float | None:
         """Put a record in force if its canary passes: the largest difference.
 
-        The order is what makes a power cut harmless. The new generation is complete and proved before `replacing` confirms its
-        record; only then do this process (`_live`) and others (`_publish`) switch to it.
+        The order is what makes a power cut harmless. The new generation is complete and proved
+        before `replacing` confirms its record; only then do this process (`_live`) and others
+        (`_publish`) switch to it.
         """
         self._engine.require_publishing()
         with self._swapping():
@@ -313,29 +310,29 @@ class Device(Predictor):
             live = self._live
             if live.loaded is None:
                 raise HealthError(
-                    "no model is loaded: the update and the previous generation both failed to load; call refresh()"
+                    "no model is loaded: the update and the previous generation both failed "
+                    "to load; call refresh()"
                 )
             yield live
 
     @contextlib.contextmanager
     def _swapping(self) -> Iterator[None]:
-        """Around whatever sets `_live`. With IN_PLACE, predictions wait; if an update fails, the old weights are loaded again."""
+        """Around whatever sets `_live`.
+
+        With IN_PLACE, predictions wait; if an update fails, the old weights are loaded again.
+        """
         if self._gate is None:
             yield
             return
         with self._gate.closed():
             try:
                 yield
+                self._generations.replaced = self._live
             except BaseException as error:
                 let_go(error)
                 if (live := self._live).loaded is None:
                     live.loaded = self._generations.load(live.state, live.factors)
                 raise
-
-    def _make_room(self) -> None:
-        """With IN_PLACE, give up the weights in force: the new ones need their memory."""
-        if self._gate:
-            self._live.loaded = None
 
     def status(self) -> Status:
         """Where this device stands. A disk that does not answer is part of the damage."""
@@ -349,9 +346,10 @@ class Device(Predictor):
         return self._live.status(self.bundle, size, damage)
 
     def _publish(self, wait: float = 0.0) -> None:
-        """Let the engine tell other programs, unless they know, or another process has gone on meanwhile.
+        """Let the engine tell other programs, unless they know already or another process went on.
 
-        The generation is in force without it. If publishing fails, it is done again when the store is next opened.
+        The generation is in force without it. If publishing fails, it is done again when the store
+        is next opened.
         """
         live = self._live
         if self._engine.published(live.loaded, live.state):
@@ -364,12 +362,14 @@ class Device(Predictor):
             log.warning("generation %d is in force, but not published: %s", live.counter, error)
 
     def _follow_store(self) -> None:
-        """Serve the generation in force, if it is another one than here, or if damage has been repaired."""
+        """Serve the generation in force, if it is another one or if damage has been repaired."""
         record, live = self._store.current(), self._live
         if record.counter < live.record.counter:
-            # Both newest copies are gone. To go on in silence would commit on top of a past that this process knows is over.
+            # Both newest copies are gone. To go on in silence would commit on top of a past that
+            # this process knows is over.
             raise InputError(
-                "the store has lost its newest generation record: open it again to go on from the one before it"
+                "the store has lost its newest generation record: "
+                "open it again to go on from the one before it"
             )
         if not self._serves(record) or live.loaded is None:
             self._restore(record)
@@ -377,7 +377,8 @@ class Device(Predictor):
     def _serves(self, record: Generation) -> bool:
         """Whether nothing was committed or repaired since.
 
-        Compares the whole record, not its counter: after a record was lost, the next one gets the same number again.
+        Compares the whole record, not its counter: after a record was lost, the next one gets the
+        same number again.
         """
         live = self._live
         return record == live.record and self._store.damaged(live.damaged) == live.damaged

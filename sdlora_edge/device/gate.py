@@ -26,8 +26,9 @@ _BLAS, _LIMITED = (
 def one_blas_thread() -> Iterator[None]:
     """Compute numpy's matrix products on the calling thread.
 
-    BLAS's own threads go on spinning after each product, on the cores that the canary and every prediction need. The limit holds
-    for the whole process, so one caller at a time. Raises MemoryError.
+    BLAS's own threads go on spinning after each product, on the cores that the canary and every
+    prediction need. The limit holds for the whole process, so one caller at a time. Raises
+    MemoryError.
     """
     with _LIMITED, _BLAS.limit(limits=1, user_api="blas"):
         _reserve()
@@ -36,7 +37,10 @@ def one_blas_thread() -> Iterator[None]:
 
 @functools.cache
 def _reserve() -> None:
-    """Make the first product while memory is known to be there: without it OpenBLAS ends the process. It keeps what it got."""
+    """Make the first product while there is memory: without it OpenBLAS ends the process.
+
+    It keeps what it got.
+    """
     require_memory(BLAS_BUFFER)
     some = np.ones((300, 300), np.float32)
     some @ some
@@ -50,10 +54,12 @@ def let_go(error: BaseException) -> None:
 
 
 class Gate:
-    """For devices without the memory for two models: any number of threads may be `inside`, none while it is `closed`.
+    """Any number of threads may be `inside`, none while it is `closed`.
 
-    One thread may close it at a time. A thread that is inside may enter again, as a signal handler does. Raises UsageError if a
-    thread would wait for itself.
+    For devices without the memory for two models.
+
+    One thread may close it at a time. A thread that is inside may enter again, as a signal handler
+    does. Raises UsageError if a thread would wait for itself.
     """
 
     def __init__(self) -> None:
@@ -63,14 +69,20 @@ class Gate:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """Enter. Waits while it is closed, unless this thread is inside already: then the closer waits for this thread."""
+        """Enter.
+
+        Waits while it is closed, unless this thread is inside already: then the closer waits for
+        this thread.
+        """
         me = threading.get_ident()
         with self._changed:
             if self._closed and self._closer == me:
                 raise UsageError(
-                    "a prediction during an update in place, in the same thread: predict in another thread"
+                    "a prediction during an update in place, in the same thread: "
+                    "predict in another thread"
                 )
-            # This may be a signal handler that interrupted its thread just before it notified on its way out.
+            # This may be a signal handler that interrupted its thread just before it notified on
+            # its way out.
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._closed or me in self._inside)
             self._inside.append(me)
@@ -86,7 +98,8 @@ class Gate:
         """Close it, and wait for those who are inside."""
         if threading.get_ident() in self._inside:
             raise UsageError(
-                "an update in place during a prediction, in the same thread: update in another thread"
+                "an update in place during a prediction, in the same thread: "
+                "update in another thread"
             )
         try:  # begins here, because a wait may be interrupted
             with self._changed:

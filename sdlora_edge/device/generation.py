@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +30,8 @@ from .store import Store
 class Live:
     """Everything that one generation needs to answer.
 
-    Never changed, except for `loaded` if memory is short: an update makes another one and swaps the reference.
+    Never changed, except for `loaded` if memory is short: an update makes another one and swaps the
+    reference.
 
     Args:
         record: The record in force when it was made.
@@ -62,6 +63,20 @@ class Live:
     def counter(self) -> int:
         """The generation's counter; 0 for what is left of a damaged one."""
         return self.record.counter if self.packets == self.record.packets else 0
+
+    def standing(self, bundle: Bundle, record: Generation, allow_older: bool) -> Standing:
+        """Where a device stands that serves this, for a packet that follows `record`."""
+        manifest = bundle.manifest
+        return Standing(
+            manifest.lineage,
+            manifest.projections,
+            self.state,
+            self.revision,
+            (record.revision, record.highest),
+            record.revoked,
+            manifest.capacity,
+            allow_older,
+        )
 
     def status(
         self, bundle: Bundle, store_bytes: Mapping[str, int], damage: Sequence[str]
@@ -96,23 +111,28 @@ class Generations:
         store: The device's store.
         bundle: Its bundle.
         engine: Runs the model.
-        make_room: Called before weights are loaded; gives up the old ones if there is no memory for both.
+
+    Attributes:
+        replaced: The generation whose weights are given up before others are loaded, if there is no
+            memory for both.
     """
 
-    def __init__(
-        self, store: Store, bundle: Bundle, engine: Engine, make_room: Callable[[], None]
-    ) -> None:
+    def __init__(self, store: Store, bundle: Bundle, engine: Engine) -> None:
         self.engine = engine
         self.chain = Chain(store, bundle)
-        self._store, self._bundle, self._make_room = store, bundle, make_room
+        self._store, self._bundle = store, bundle
+        self.replaced: Live | None = None
         self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
 
     def longest(self, record: Generation) -> Live:
-        """The generation of a record, or its longest prefix that is intact and healthy, with the keys of the whole record.
+        """The generation of a record, or its longest intact and healthy prefix.
+
+        A prefix has the keys of the whole record.
 
         Raises:
             InputError, TrustError, HealthError: Not even the bundle's own state can be served.
-            StorageError, ResourceError: The engine cannot write, or memory ran out: nothing is damaged.
+            StorageError, ResourceError: The engine cannot write, or memory ran out: nothing is
+                damaged.
         """
         served, damage = record, ""
         while True:
@@ -136,8 +156,9 @@ class Generations:
     def _shorter(self, record: Generation, served: Generation) -> Generation:
         """The prefix to try after `served` failed.
 
-        It ends before the first packet whose file is damaged. If no file is, the newest packet failed (its signature, its
-        place or its canary), so exactly that one goes. Each try is shorter than the one before: the loop ends.
+        It ends before the first packet whose file is damaged. If no file is, the newest packet
+        failed (its signature, its place or its canary), so exactly that one goes. Each try is
+        shorter than the one before: the loop ends.
         """
         damaged = self._store.damaged(served.packets[:-1])
         kept = served.packets.index(damaged[0]) if damaged else len(served.packets) - 1
@@ -154,7 +175,7 @@ class Generations:
         return replace(live, record=record.confirmed(), damage=damage, damaged=damaged)
 
     def may_repair(self, digest: str, live: Live) -> bool:
-        """Whether a packet with this digest may repair the store: the record in force names it, and something is damaged."""
+        """Whether the record in force names this packet, and something is damaged."""
         record = self._store.current()
         return digest in record.digests and bool(live.damage or self._store.damaged((digest,)))
 
@@ -164,7 +185,10 @@ class Generations:
         return not before.damage or (now.packets, now.trust) != (before.packets, before.trust)
 
     def build(self, record: Generation) -> Live:
-        """The generation of a record, made from the bundle. If its keys are damaged, that is its damage."""
+        """The generation of a record, made from the bundle.
+
+        If its keys are damaged, that is its damage.
+        """
         canary_seed, logits = self._bundle.manifest.canary.seed, self._bundle.canary_logits
         keys, revision = self.chain.trust(record), self._bundle.manifest.revision
         state = self._bundle.state
@@ -183,7 +207,8 @@ class Generations:
             state = accept_update(packet, standing)
             factors += [dict(update.factors) for update in packet.updates]
             seed, logits, revision = packet.canary_seed, packet.canary_logits, packet.revision
-        self._make_room()
+        if self.replaced:
+            self.replaced.loaded = None  # its memory is needed now
         return Live(
             record.confirmed(),
             record.packets,

@@ -1,4 +1,4 @@
-"""A generation record: which packets a device serves, which keys it obeys, and what it never accepts again."""
+"""A generation record: a device's packets, its keys, and what it never accepts again."""
 
 from __future__ import annotations
 
@@ -51,9 +51,11 @@ class Generation:
         counter: Number of the generation; each commit takes the next one.
         status: CONFIRMED; PENDING while the generation is being made; FAILED if it could not be.
         packets: Digests of the applied packets, in order.
-        highest: Task of the newest packet ever confirmed on this device. Newer means a higher (revision, task).
+        highest: Task of the newest packet ever confirmed on this device. Newer means a higher
+            (revision, task).
         revision: Revision of that packet.
-        trust: Packets of keys, in order, as (digest, n): in force for the n-th of `packets` (from 0) and later ones.
+        trust: Packets of keys, in order, as (digest, n): in force for the n-th of `packets` (from
+            0) and later ones.
         revoked: What is never accepted again.
         bundle: Id of the bundle that the store was made with.
         before: In a record that is not confirmed, the one that was in force when it was written.
@@ -79,7 +81,10 @@ class Generation:
         return replace(self, status=CONFIRMED, before=None)
 
     def without(self, count: int) -> Generation:
-        """The record without its last `count` packets. The keys stay: a rollback never brings old keys back."""
+        """The record without its last `count` packets.
+
+        The keys stay: a rollback never brings old keys back.
+        """
         packets = self.packets[: len(self.packets) - count]
         trust = tuple((name, min(n, len(packets))) for name, n in self.trust)
         return replace(self, packets=packets, trust=trust)
@@ -87,7 +92,8 @@ class Generation:
     def with_packet(self, name: str, packet: Packet) -> Generation:
         """The record with one packet more.
 
-        A task of revision r > 0 replaces all lower revisions of it, and what was built on them: they count as revoked.
+        A task of revision r > 0 replaces all lower revisions of it, and what was built on them:
+        they count as revoked.
         """
         newest = max((self.revision, self.highest), (packet.revision, packet.sequence))
         revoked = self.revoked
@@ -109,7 +115,7 @@ class Generation:
 
     @classmethod
     def from_json(cls, data: bytes) -> Generation:
-        """Raises InputError unless these are exactly the bytes that `to_json` makes, the checksum among them."""
+        """Raises InputError unless these are exactly the bytes that `to_json` makes."""
         body = parse_exact_json(data, "a generation record")
         body.pop("checksum", None)
         if (found := body.pop("format", None)) != FORMAT:

@@ -1,18 +1,20 @@
 """A device's directory, and the commit point of an update.
 
     bundle/              what the device was flashed with, never changed
-    packets/<sha256>     applied packets (of tasks and of keys), never changed, named by their digest
-    generation.0.json    the record of the generation in force, twice: the packets in order, a counter and a checksum
-    generation.1.json    (`records.Generation`). The CONFIRMED record with the highest counter is in force.
+    packets/<sha256>     applied packets (of tasks and of keys), never changed, named by digest
+    generation.0.json    the record of the generation in force, twice (`records.Generation`).
+    generation.1.json    The CONFIRMED record with the highest counter is in force.
     engine/              the engine's own files, for other programs
     *.lock               empty files, held while something is written; readers take none
 
-Modes do not depend on the umask: folders are 0700, files 0600. The members of a group to share with (`create`) may read and no
-more: then folders are 2750, files 0640. Locks are always 0600. A file that is added later is as readable as its folder.
+Modes do not depend on the umask: folders are 0700, files 0600. The members of a group to share with
+(`create`) may read and no more: then folders are 2750, files 0640. Locks are always 0600. A file
+that is added later is as readable as its folder.
 
-A record is replaced by rename, so a power cut leaves the old one or the new one. While a new generation is made, one of the two
-records is PENDING and holds a copy of the one in force. The rename that makes it CONFIRMED is the commit. Then the other record
-becomes its copy. So either record may be damaged at any time, and nothing is forgotten. Weights are never stored: they are
+A record is replaced by rename, so a power cut leaves the old one or the new one. While a new
+generation is made, one of the two records is PENDING and holds a copy of the one in force. The
+rename that makes it CONFIRMED is the commit. Then the other record becomes its copy. So either
+record may be damaged at any time, and nothing is forgotten. Weights are never stored: they are
 computed from bundle and packets. docs/adr/ has the reasons.
 """
 
@@ -51,7 +53,8 @@ class Store:
             found = disk.size(path / "bundle" / MANIFEST)
         if found is None:
             raise InputError(
-                f"{path} is not a store: make one with sdlora-edge device init --bundle BUNDLE --store {path}"
+                f"{path} is not a store: "
+                f"make one with sdlora-edge device init --bundle BUNDLE --store {path}"
             )
         atomic.refuse_links(path, path / "bundle", path / "packets")
 
@@ -64,7 +67,8 @@ class Store:
         Args:
             path: The new folder.
             bundle: An opened bundle.
-            prove: Called with the store under a temporary name; it gets its own name if this raises nothing.
+            prove: Called with the store under a temporary name; it gets its own name if this raises
+                nothing.
             group: Name or number of a group whose members may read the store.
 
         Raises:
@@ -89,7 +93,9 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self, name: str = "apply.lock", wait: float = 0.0) -> Iterator[None]:
-        """Let one process write at a time; the operating system frees the lock of a process that dies.
+        """Let one process write at a time.
+
+        The operating system frees the lock of a process that dies.
 
         Args:
             name: File name of the lock.
@@ -102,8 +108,8 @@ class Store:
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(disk.lock(self.path / name, wait))
-                # A killed process may have renamed a record without syncing its folder. What follows builds on that
-                # record, so its name must survive before anything new does.
+                # A killed process may have renamed a record without syncing its folder. What
+                # follows builds on that record, so its name must survive before anything new does.
                 atomic.keep_name(self.path)
                 disk.sync(self.path / "packets")
                 disk.sync(self.path)
@@ -116,7 +122,10 @@ class Store:
             yield
 
     def current(self) -> Generation:
-        """The generation in force. Raises InputError if a record cannot be read, or both are damaged."""
+        """The generation in force.
+
+        Raises InputError if a record cannot be read, or both are damaged.
+        """
         intact = [g for g in self.records().values() if g is not None]
         if confirmed := [g for g in intact if g.status == CONFIRMED]:
             return max(confirmed, key=lambda g: g.counter)
@@ -126,13 +135,18 @@ class Store:
             ):  # the confirmed record is damaged; this one holds its copy
                 return record.before
         raise InputError(
-            f"{self.path} holds no intact generation record: flash the device again with device init"
+            f"{self.path} holds no intact generation record: "
+            "flash the device again with sdlora-edge device init"
         )
 
     def records(self) -> dict[Path, Generation | None]:
-        """Both records; None for one that is missing or damaged. Raises InputError if the disk does not answer."""
+        """Both records; None for one that is missing or damaged.
+
+        Raises InputError if the disk does not answer.
+        """
         found = {self.path / name: _read_record(self.path / name) for name in _RECORDS}
-        # Readers take no lock, and a writer may commit twice between the two reads. So read until nothing changes.
+        # Readers take no lock, and a writer may commit twice between the two reads. So read until
+        # nothing changes.
         for _ in range(100):
             before, found = found, {path: _read_record(path) for path in found}
             if found == before:
@@ -145,7 +159,10 @@ class Store:
         return intact + [record.before for record in intact if record.before is not None]
 
     def damage(self) -> list[str]:
-        """A line for each record that is missing or damaged. The other one is in force, and the next update repairs it."""
+        """A line for each record that is missing or damaged.
+
+        The other one is in force, and the next update repairs it.
+        """
         return [
             f"{path} is missing or damaged: the other record is used"
             for path, record in self.records().items()
@@ -153,14 +170,18 @@ class Store:
         ]
 
     def leftovers(self) -> list[Path]:
-        """Files that no record names: packets of failed or replaced generations, and half-written files. Raises InputError."""
+        """Files that no record names: packets of failed generations, and half-written files.
+
+        Raises InputError.
+        """
         kept = {digest for record in self.named() for digest in record.digests}
         with atomic.reading(self.path):
             packets = [
                 self._packet(name) for name in disk.names(self.path / "packets") if name not in kept
             ]
             cut = [name for name in disk.names(self.path) if name.startswith(atomic.TEMPORARY)]
-            # A watcher may be writing its memory just now; its next write removes what is left of that.
+            # A watcher may be writing its memory just now; its next write removes what is left of
+            # that.
             return packets + [self.path / name for name in cut if name != atomic.TEMPORARY + MEMORY]
 
     def sweep(self) -> None:
@@ -201,8 +222,8 @@ class Store:
     def replacing(self, new: Generation) -> Iterator[Generation]:
         """The commit point.
 
-        The new record is pending while the block runs, confirmed if it ends without an error, and failed otherwise. The old
-        one is in force until a record says confirmed.
+        The new record is pending while the block runs, confirmed if it ends without an error, and
+        failed otherwise. The old one is in force until a record says confirmed.
 
         Args:
             new: The record in force, changed. It gets the next counter.
@@ -224,11 +245,13 @@ class Store:
         except UNWRITTEN as error:
             if self.current().counter != pending.counter:
                 raise
-            # The rename has been done, and what failed came after it: every process sees the new generation.
+            # The rename has been done, and what failed came after it: every process sees the new
+            # generation.
             log.warning(
                 "%s: in force, but a power cut may bring back the generation before it", error
             )
-        # From here on the new generation is in force. The copy only protects against a record that is damaged later.
+        # From here on the new generation is in force. The copy only protects against a record that
+        # is damaged later.
         try:
             _write_record(self._other(path), pending.confirmed())
         except UNWRITTEN as error:
@@ -238,7 +261,7 @@ class Store:
             )
 
     def _spare(self) -> Path:
-        """The record to write next: a damaged one, else one that is not confirmed, else the older one.
+        """The record to write next: a damaged one, else an unconfirmed one, else the older one.
 
         It is never the only intact record that says what is in force.
         """
@@ -295,7 +318,8 @@ def _share(folder: Path, group: int) -> None:
         disk.share(folder, group)
     except PermissionError as error:
         raise UsageError(
-            f"this user may not share files with group {group}: join that group, or run this as root"
+            f"this user may not share files with group {group}: "
+            "join that group, or run this as root"
         ) from error
 
 
@@ -303,7 +327,8 @@ def _write_record(path: Path, record: Generation) -> None:
     """Raises StorageError, ResourceError, or LimitError if no reader would accept it."""
     if len(data := record.to_json()) > RECORD_LIMIT:
         raise LimitError(
-            f"a generation record of {len(data)} bytes exceeds {RECORD_LIMIT}: flash this device with a newer bundle"
+            f"a generation record of {len(data)} bytes exceeds {RECORD_LIMIT}: "
+            "flash this device with a newer bundle"
         )
     atomic.write(path, data, like=path.parent)
 

@@ -1,6 +1,9 @@
-"""Tries a model in a child process before this one opens it: a runtime that crashes must not end the calling program.
+"""Tries a model in a child process before this one opens it.
 
-If no child process can be started (a frozen program, an interpreter that does not start), nothing is tried.
+A runtime that crashes must not end the calling program.
+
+If no child process can be started (a frozen program, an interpreter that does not start), nothing
+is tried.
 """
 
 from __future__ import annotations
@@ -36,7 +39,9 @@ _survived: set[str] = set()
 
 
 def tried(store: Path, unproved: bool) -> Path:
-    """The same path, after a child process has opened the store. Each bundle is tried once in the life of this process.
+    """The same path, after a child process has opened the store.
+
+    Each bundle is tried once in the life of this process.
 
     Any other error of the child is left to this process, which meets it again.
 
@@ -71,10 +76,10 @@ def tried(store: Path, unproved: bool) -> Path:
 
 
 def child(function: Callable[..., None], *arguments: object) -> list[str]:
-    """The command that calls a function of this package in another interpreter, with its arguments as text.
+    """The command that calls a function of this package in another interpreter.
 
-    The child gets this process's `sys.path`, and nothing of its `__main__`. Without -I, Python would import a module in the
-    current folder in place of one of its own.
+    The child gets this process's `sys.path`, and nothing of its `__main__`. Without -I, Python
+    would import a module in the current folder in place of one of its own.
     """
     call = f"import sys; sys.path[:] = sys.argv[1].split({SEPARATOR!r}); "
     call += f"from {function.__module__} import {function.__name__} as call; call(*sys.argv[2:])"
@@ -110,7 +115,8 @@ def _error(died: signal.Signals, stderr: str, manifest: Manifest) -> SdloraError
             "free memory, then try again"
         )
     runtime = RUNTIMES.get(manifest.target, f"the engine for target {manifest.target}")
-    facts = f"target {manifest.target}, precision {manifest.precision}, weights as {manifest.weights_as}"
+    facts = f"target {manifest.target}, precision {manifest.precision}"
+    facts += f", weights as {manifest.weights_as}"
     with contextlib.suppress(metadata.PackageNotFoundError):
         facts = f"{runtime} {metadata.version(runtime)}, {facts}"
     other = (

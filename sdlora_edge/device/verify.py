@@ -1,4 +1,4 @@
-"""Compares everything a store holds with what it should be: for `device verify`, and for monitoring from afar."""
+"""Compares everything a store holds with what it should be, for `device verify`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .device import Device
 from .store import Store
 
 ENGINE = (
-    "every file is intact: look for the cause with sdlora-edge device selftest, or flash the device "
-    "with another bundle"
+    "every file is intact: look for the cause with sdlora-edge device selftest, "
+    "or flash the device with another bundle"
 )
 FLASH, ITSELF = "flash the device again", "the next update writes it anew"
 AGAIN = "apply the packet that has this SHA-256 again, or roll back"
@@ -83,7 +83,7 @@ def _compared(store: Store) -> list[tuple[Path, str | None, str]]:
 
 
 def _status(store: Store, unproved: bool) -> Status:
-    """The status of a device on this store; its engine works in a folder elsewhere, so nothing is written here."""
+    """The status of a device on this store. Its engine works elsewhere: nothing is written here."""
     with (
         noticed("while the store was opened"),
         tempfile.TemporaryDirectory(dir=atomic.temporary()) as folder,

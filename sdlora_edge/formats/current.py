@@ -1,7 +1,8 @@
-"""`current.json`: which generation the files beside it are, for programs that load them without this package.
+"""`current.json`: says which generation the files beside it are, for programs in other languages.
 
-The files are in place before current.json is renamed over its predecessor: that rename is the commit. A program reads
-current.json first, then the files it names, and compares their SHA-256 if it wants to be sure that they are the same generation.
+The files are in place before current.json is renamed over its predecessor: that rename is the
+commit. A program reads current.json first, then the files it names, and compares their SHA-256 if
+it wants to be sure that they are the same generation.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Declares what JSON may hold: one kind for each field, with a bound for every number.
 
-A kind is a function that raises ValueError unless its argument has the right type and lies within its bounds. It
-also raises TypeError, KeyError or AttributeError for JSON of another shape.
+A kind is a function that raises ValueError unless its argument has the right type and lies within
+its bounds. It also raises TypeError, KeyError or AttributeError for JSON of another shape.
 """
 
 from __future__ import annotations

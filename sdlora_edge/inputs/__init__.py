@@ -1,1 +1,4 @@
-"""What the model reads: how raw inputs become arrays, and canary inputs. One module for each modality."""
+"""What the model reads: how raw inputs become arrays, and canary inputs.
+
+One module for each modality.
+"""

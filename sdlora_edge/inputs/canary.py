@@ -1,4 +1,4 @@
-"""The canary: inputs made from a seed, by whose outputs a device proves that it computes what the host computed."""
+"""The canary: inputs made from a seed. Their outputs prove that a device computes as the host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ CELLS = 8
 
 
 def inputs(seed: int, preprocessing: Preprocessing, count: int = COUNT) -> np.ndarray:
-    """float32 (count, 3, size, size): coloured cells of CELLS x CELLS drawn by SHAKE-256, equal on every machine."""
+    """CELLS x CELLS coloured cells drawn by SHAKE-256, equal on every machine.
+
+    Args:
+        seed: Of the colours.
+        preprocessing: Of the model.
+        count: Number of inputs.
+
+    Returns:
+        float32 (count, 3, size, size).
+    """
     size = preprocessing.size
     stream = hashlib.shake_256(b"sdlora-edge canary %d" % seed).digest(count * CELLS * CELLS * 3)
     cells = np.frombuffer(stream, np.uint8).reshape(count, CELLS, CELLS, 3)
@@ -23,10 +32,10 @@ def inputs(seed: int, preprocessing: Preprocessing, count: int = COUNT) -> np.nd
 
 
 def largest_difference(logits: np.ndarray, expected: np.ndarray) -> float:
-    """The largest absolute difference, as a share of the largest expected logit (of 1, where that is smaller).
+    """The largest absolute difference, divided by the largest expected logit (at least 1).
 
-    Rounding grows with the logits, so a share holds for every model and processor. Infinite where shapes differ or a value
-    is not finite.
+    Rounding grows with the logits, so a share holds for every model and processor. Infinite where
+    shapes differ or a value is not finite.
     """
     if logits.shape != expected.shape or not np.isfinite(logits).all():
         return float("inf")
@@ -37,11 +46,15 @@ def largest_difference(logits: np.ndarray, expected: np.ndarray) -> float:
 def check(
     logits: np.ndarray, expected: np.ndarray, tolerance: float, task: int, advice: str = ""
 ) -> float:
-    """The largest difference. Raises HealthError, with the advice, where it is beyond the tolerance, or no number."""
+    """The largest difference.
+
+    Raises HealthError, with the advice, where it is beyond the tolerance, or no number.
+    """
     difference = largest_difference(logits, expected)
     if not difference <= tolerance:
         raise HealthError(
-            f"canary of task {task} failed: logits differ by {difference:.2g}, more than {tolerance:g}; "
+            f"canary of task {task} failed: logits differ by {difference:.2g}, "
+            f"more than {tolerance:g}; "
             "the generation before it stays in force" + (f"; {advice}" if advice else "")
         )
     return difference

@@ -1,6 +1,7 @@
-"""From a picture to the model's input, with Pillow and numpy: the host trains and evaluates through these same functions.
+"""From an image to the model's input, with Pillow and numpy. The host uses these functions too.
 
-First the picture becomes upright 8-bit RGB (`upright`); from there on every number is that of timm's evaluation transform.
+First the picture becomes upright 8-bit RGB (`upright`); from there on every number is that of
+timm's evaluation transform.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ except ImportError:  # Pillow before 11.3
 ImageLike = Union[str, Path, bytes, io.BytesIO, Image.Image, np.ndarray]
 """A file or its bytes, a Pillow image, or a uint8 array (H, W) or (H, W, 3)."""
 _IMAGES = (str, Path, bytes, io.BytesIO, Image.Image, np.ndarray)
-ACCEPTED = "a path (str or Path), the bytes of an image file, a Pillow image, or a uint8 array (H, W, 3) or (H, W)"
+ACCEPTED = (
+    "a path (str or Path), the bytes of an image file, a Pillow image, "
+    "or a uint8 array (H, W, 3) or (H, W)"
+)
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -47,7 +51,8 @@ FORMATS = {
     "AVIF": (".avif",),
     "HEIF": (".heic", ".heif"),
 }
-"""The formats that are read, by Pillow's names, each with its suffixes. Pillow knows more; some start other programs."""
+"""The formats that are read, by Pillow's names, each with its suffixes. Pillow knows more; some
+start other programs."""
 _NEEDED = {
     "AVIF": "needs Pillow 11.3 or newer, with AVIF",
     "HEIF": "needs pip install 'sdlora-edge[heif]'",
@@ -83,9 +88,9 @@ CROP_MODES = ("center", "squash", "border")
 class Preprocessing:
     """Resized, cropped at the centre to size x size, /255, minus mean, by std. RGB order.
 
-    crop_mode, in timm's words: "center", the shorter side becomes `resize` pixels; "squash", both sides do; "border", the
-    longer side does, and what is missing is filled with the mean colour. Elsewhere what is missing (`resize` below `size`)
-    is black.
+    crop_mode, in timm's words: "center", the shorter side becomes `resize` pixels; "squash", both
+    sides do; "border", the longer side does, and what is missing is filled with the mean colour.
+    Elsewhere what is missing (`resize` below `size`) is black.
     """
 
     size: int
@@ -120,7 +125,10 @@ class Preprocessing:
 
     @classmethod
     def from_manifest(cls, value: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of `to_manifest`. Raises InputError if a field is missing, unknown or out of bounds."""
+        """The inverse of `to_manifest`.
+
+        Raises InputError if a field is missing, unknown or out of bounds.
+        """
         try:
             shifts = {name: tuple(value[name]) for name in ("mean", "std")}
             if not all(type(number) is int for shift in shifts.values() for number in shift):
@@ -139,7 +147,8 @@ class Preprocessing:
         """An image, upright, as uint8 (size, size, 3).
 
         Raises:
-            InputError: It cannot be read, or has more than `max_pixels` pixels; the message names it.
+            InputError: It cannot be read, or has more than `max_pixels` pixels; the message names
+                it.
         """
         with reading(str(image) if isinstance(image, (str, Path)) else "the image"):
             if isinstance(image, bytes):
@@ -189,7 +198,9 @@ class Preprocessing:
 
 
 def one_or_many(value: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[ImageLike], bool]:
-    """The images in a value, and whether the value is itself one image. An array (N, H, W, 3) holds many.
+    """The images in a value, and whether the value is itself one image.
+
+    An array (N, H, W, 3) holds many.
 
     Raises:
         TypeError: It is neither an image nor an iterable.
@@ -223,7 +234,7 @@ def _no_image(value: object) -> TypeError:
 
 @contextmanager
 def reading(name: str, kind: str = "an image") -> Iterator[None]:
-    """What Pillow raises in this block as an InputError that begins with `name`: the one rule for every image.
+    """Turn whatever Pillow raises in this block into an InputError that begins with `name`.
 
     Raises ResourceError instead if the machine ran short: that says nothing about the image.
     """
@@ -237,7 +248,10 @@ def reading(name: str, kind: str = "an image") -> Iterator[None]:
 
 
 def open_image(file: str | Path | io.BytesIO) -> Image.Image:
-    """Read the header of an image in one of FORMATS. Raises whatever Pillow does: call it inside `reading`."""
+    """Read the header of an image in one of FORMATS.
+
+    Raises whatever Pillow does: call it inside `reading`.
+    """
     if isinstance(file, io.BytesIO):
         return _identified(file)
     stream = disk.opened(
@@ -249,7 +263,8 @@ def open_image(file: str | Path | io.BytesIO) -> Image.Image:
     except BaseException:
         stream.close()
         raise
-    image._exclusive_fp = True  # type: ignore[attr-defined]  # as Pillow does with what it opens: it is closed with the image
+    # As Pillow does with files it opens: the file is closed with the image.
+    image._exclusive_fp = True  # type: ignore[attr-defined]
     return image
 
 
@@ -274,15 +289,16 @@ def readable() -> tuple[str, ...]:
 
 
 def suffix_problem(suffix: str) -> str:
-    """Why an image file of this suffix (lower case, one of SUFFIXES) cannot be read here, in a few words: "" if it can."""
+    """Why files of this suffix (one of SUFFIXES) cannot be read here; empty if they can."""
     name = next(name for name, own in FORMATS.items() if suffix in own)
     return "" if name in readable() else _NEEDED[name]
 
 
 def refuse_unusable(image: Image.Image, max_pixels: int) -> None:
-    """Raises ValueError for an image, which need not be decoded yet, of which no model input can be made.
+    """Raises ValueError if no model input can be made of an image. It need not be decoded yet.
 
-    It has more than `max_pixels`, or a tile of it would; it is a thread of pixels; or its pixels have no known range.
+    It has more than `max_pixels`, or a tile of it would; it is a thread of pixels; or its pixels
+    have no known range.
     """
     tags = getattr(
         image, "tag_v2", {}
@@ -290,7 +306,8 @@ def refuse_unusable(image: Image.Image, max_pixels: int) -> None:
     for width, height in (image.size, (tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0))):
         if width * height > max_pixels:
             raise ValueError(
-                f"its {width} x {height} pixels are more than the {max_pixels / 1e6:g} megapixels allowed: "
+                f"its {width} x {height} pixels are more than "
+                f"the {max_pixels / 1e6:g} megapixels allowed: "
                 "make it smaller (train and device predict have --max-megapixels)"
             )
     width, height = image.size
@@ -311,11 +328,14 @@ def refuse_large_file(size: int) -> None:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The picture as one sees it, 8-bit RGB: turned as its EXIF or XMP says, colours by Pillow's `convert("RGB")`.
+    """The image as people see it, in 8-bit RGB.
 
-    So transparency is left out: a transparent pixel shows the colour stored under it. Two things differ from `convert`, which
-    makes them all white: of 16-bit grey (and 32-bit, taken as 0 to 65535) the high byte is used, and floating-point pixels,
-    whose range nothing tells, are refused before (`refuse_unusable`). A damaged EXIF block counts as none.
+    It is turned as its EXIF or XMP says; colours are those of Pillow's `convert("RGB")`.
+
+    So transparency is left out: a transparent pixel shows the colour stored under it. Two things
+    differ from `convert`, which makes them all white: of 16-bit grey (and 32-bit, taken as 0 to
+    65535) the high byte is used, and floating-point pixels, whose range nothing tells, are refused
+    before (`refuse_unusable`). A damaged EXIF block counts as none.
     """
     _load(image)
     try:
@@ -328,7 +348,7 @@ def upright(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif isinstance(
         image.info.get("transparency"), bytes
-    ):  # else Pillow warns about each such picture
+    ):  # else Pillow warns about each such image
         image = image.copy()
         del image.info["transparency"]
     image = image.convert("RGB")
@@ -336,9 +356,11 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _load(image: Image.Image) -> None:
-    """Read the pixels now: a TIFF turns itself while it is read, a PNG may have its EXIF behind its pixels."""
+    """Read the pixels now: a TIFF turns itself then; a PNG may have its EXIF behind the pixels."""
     filename = getattr(image, "filename", "")
-    if filename:  # Pillow (13 at least) scrambles the rows of a turned TIFF that it maps into memory, as it does where it has a name
+    # If an image has a file name, Pillow maps it into memory, and (13 at least) scrambles the rows
+    # of a turned TIFF.
+    if filename:
         image.filename = ""  # type: ignore[attr-defined]
     image.load()
     if filename:

@@ -1,4 +1,7 @@
-"""What is refused before an image is decoded. This module imports nothing, so help texts can quote it."""
+"""What is refused before an image is decoded.
+
+This module imports nothing, so help texts can quote it.
+"""
 
 MAX_PIXELS = 64 * 10**6
 """Pixels of an image. One with more is refused before it is decoded."""

@@ -1,6 +1,9 @@
-"""Whole files and folders, written so that a power cut leaves the old one or the new one: runs, bundles and stores.
+"""Writes files and folders so that a power cut leaves the old one or the new one.
 
-The rule, for a file and for a folder: fill it under a temporary name, sync all of it, rename it, sync the folder it lies in.
+Runs, bundles and stores are written with this.
+
+The rule, for a file and for a folder: fill it under a temporary name, sync all of it, rename it,
+sync the folder it lies in.
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ from ..shortage import shortage
 from . import disk
 
 TEMPORARY = ".tmp-"
-"""how the name of a file or folder begins that is not whole yet"""
+"""Prefix of the name of a file or folder that is not complete yet."""
 
 
 def read(path: Path, limit: int | None = None) -> bytes:
-    """The file's bytes. Raises InputError where it cannot be read, LimitError where it holds more than `limit` bytes."""
+    """The file's bytes.
+
+    Raises InputError where it cannot be read, LimitError where it holds more than `limit` bytes.
+    """
     found, size = [], 0
     for chunk in _chunks(path):
         found.append(chunk)
@@ -33,7 +39,10 @@ def read(path: Path, limit: int | None = None) -> bytes:
 
 
 def receive(path: Path, limit: int) -> bytes:
-    """A file that came from outside: one that is too large is not begun. Raises InputError, LimitError."""
+    """A file that came from outside: one that is too large is not begun.
+
+    Raises InputError, LimitError.
+    """
     with reading(path):
         found = path.stat()
     if stat.S_ISREG(found.st_mode) and found.st_size > limit:
@@ -42,7 +51,10 @@ def receive(path: Path, limit: int) -> bytes:
 
 
 def refuse_links(*folders: Path) -> None:
-    """Raises InputError where something in a folder is neither a file nor a folder: what lies elsewhere is not ours to read or write."""
+    """Raises InputError if a folder holds a link or a device.
+
+    A link leads to files elsewhere, which are not ours to read or write.
+    """
     for folder in folders:
         try:
             with os.scandir(folder) as entries:
@@ -55,7 +67,8 @@ def refuse_links(*folders: Path) -> None:
             raise InputError(f"{folder}: {error.strerror or error}") from error
         if found := [e.path for e in odd if os.path.lexists(e.path)]:
             raise InputError(
-                f"{found[0]} is a link or a device, which a store never holds: remove it, put the file itself there, or flash anew"
+                f"{found[0]} is a link or a device, which a store never holds: "
+                "remove it, put the file itself there, or flash the device again"
             )
 
 
@@ -85,7 +98,7 @@ def temporary() -> Path:
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """What the operating system says about a file or folder that cannot be read, as an InputError."""
+    """Turn errors of the operating system about an unreadable file or folder into InputError."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -94,19 +107,22 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def require_replaceable(path: Path) -> None:
-    """Raises UsageError for a link, a pipe or a device: to rename a file over /dev/null would take it from the whole machine."""
+    """Raises UsageError for a link, a pipe or a device.
+
+    A file that is renamed over /dev/null would replace it for the whole machine.
+    """
     if (
         os.path.lexists(path)
         and not stat.S_ISREG(mode := path.lstat().st_mode)
         and not stat.S_ISDIR(mode)
     ):
         raise UsageError(
-            f"{path} is a link, a pipe or a device, which is not replaced: name a file"
+            f"{path} is a link, a pipe or a device, which is never replaced: name a file"
         )
 
 
 def unwritten(path: Path, error: OSError | MemoryError) -> SdloraError:
-    """What is said about a file or folder that cannot be written, as an error to raise."""
+    """The error to raise for a file or folder that cannot be written."""
     said = getattr(error, "strerror", None) or error
     return shortage(error, f"while {path} was written") or StorageError(
         f"{path} cannot be written: {said}"
@@ -121,8 +137,9 @@ def write(
     Raises StorageError, or ResourceError on a full disk: then the old one is there, or the new one;
     and UsageError in place of what is no file.
 
-    data: its bytes, or pieces of them, of which one at a time is held; what making them raises leaves the old file.
-    like: a folder; those who may read it may read the file, whatever `mode` and the umask say.
+    data: its bytes, or pieces of them, of which one at a time is held; what making them raises
+    leaves the old file. like: a folder; those who may read it may read the file, whatever `mode`
+    and the umask say.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
@@ -143,7 +160,7 @@ def write(
 
 
 def make_folder(path: Path, like: Path | None = None) -> None:
-    """A folder and those above it that are missing, each to stay. Raises OSError."""
+    """Make a folder and its missing parents, durably. Raises OSError."""
     if disk.size(path) is None:
         make_folder(path.parent, like)
         with contextlib.suppress(FileExistsError):  # another process was faster
@@ -152,7 +169,10 @@ def make_folder(path: Path, like: Path | None = None) -> None:
 
 
 def keep_name(path: Path) -> None:
-    """Make the name of a folder survive that a killed process may have made, and not synced. Raises OSError."""
+    """Make the name of a folder survive that a killed process may have made, and not synced.
+
+    Raises OSError.
+    """
     with contextlib.suppress(
         PermissionError
     ):  # a folder we may not read is not one we make folders in
@@ -163,7 +183,8 @@ def keep_name(path: Path) -> None:
 def new_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
     """Fill a folder under a temporary name and rename it once it is whole.
 
-    Raises UsageError if `path` exists, StorageError if it cannot be written, ResourceError on a full disk.
+    Raises UsageError if `path` exists, StorageError if it cannot be written, ResourceError on a
+    full disk.
 
     What a killed process left under the temporary name is removed by the next call.
     """
@@ -186,12 +207,18 @@ def new_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A new file with the bytes of another, synced; its name is not. Raises InputError (source), OSError (target)."""
+    """A new file with the bytes of another, synced; its name is not.
+
+    Raises InputError (source), OSError (target).
+    """
     disk.write(target, _chunks(source), like=target.parent)
 
 
 def remove(path: Path) -> None:
-    """Remove what has this name, if anything has: a file, a link (not what it leads to), a folder and all in it. Raises OSError."""
+    """Remove a file, a link (not its target), or a folder and all in it; nothing if it is missing.
+
+    Raises OSError.
+    """
     is_folder = disk.names(path.parent).get(path.name)
     if is_folder:
         for name in disk.names(path):

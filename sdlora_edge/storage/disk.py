@@ -1,18 +1,20 @@
-"""What is asked of the operating system: twelve operations, and a store's files are touched by no others.
+"""The twelve operations of the operating system by which a store's files are touched.
 
-Whether a device survives a power cut is decided by their order, for a disk promises no more than this:
+Whether a device survives a power cut is decided by their order, for a disk promises no more than
+this:
 
-    write                          when it returns, the file's bytes survive, but not yet its name
-    sync                           every name made, changed or removed in a folder survives, or the bytes of a file
-    mkdir, rename, link, unlink,   every process sees them at once; they survive when the folder is synced
-    rmdir
-    share                          likewise; a cut may leave a folder that fewer people can read
-    read, size, names, lock        ask, and change nothing that matters
+    write                     when it returns, the file's bytes survive, but not yet its name
+    sync                      a file's bytes survive, or all names made or removed in a folder
+    mkdir, rename, link,      every process sees them at once; they survive a sync of the folder
+    unlink, rmdir
+    share                     the same; a cut may leave a folder that fewer people can read
+    read, size, names, lock   change nothing that matters
 
-Until then a disk may hold any part of the bytes, and any of the names, in any mixture. Call them through the module
-(`disk.rename`): tests/faults puts others in their place that count, fail, or work out every state a cut can leave. They
-raise OSError; `files` makes typed errors of it. (ONNX Runtime and safetensors open a bundle's files by their path, after each
-has been read here and compared with its digest.)
+Until then a disk may hold any part of the bytes, and any of the names, in any mixture. Call them
+through the module (`disk.rename`): tests/faults puts others in their place that count, fail, or
+work out every state a cut can leave. They raise OSError; `files` makes typed errors of it. (ONNX
+Runtime and safetensors open a bundle's files by their path, after each has been read here and
+compared with its digest.)
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ CHUNK = 1 << 20
 
 
 def opened(path: Path) -> BinaryIO:
-    """A regular file to read from, also through a link. Anything else is an error at once: it is not opened, for that alone may
+    """A regular file to read from, also through a link.
+
+    Anything else is an error at once: it is not opened, for that alone may
     wait or have effects, and what takes the file's place meanwhile is not waited for."""
     _require_file(os.stat(path))
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
@@ -59,7 +63,10 @@ def _require_file(found: os.stat_result) -> None:
 
 
 def read(path: Path) -> Iterator[bytes]:
-    """A file's bytes, in chunks, as many as it had when it was opened: what the kernel or another process goes on writing has no end."""
+    """A file's bytes in chunks, as many as it had when it was opened.
+
+    A file that the kernel or another process goes on writing would have no end.
+    """
     with opened(path) as file:
         left = os.fstat(file.fileno()).st_size
         while left and (chunk := file.read(min(CHUNK, left))):
@@ -85,10 +92,11 @@ def names(folder: Path) -> dict[str, bool]:
 
 
 def write(path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | None = None) -> None:
-    """A new file, its bytes synced; never through a link, or with the permissions of, something that lies there.
+    """Write a new file and sync its bytes. Never follows a link, nor takes over what lies there.
 
-    Synced through the descriptor it was written by: a write that failed later is reported to that one for certain.
-    like: a folder; those who may read it may read the file, whatever `mode` and the umask say.
+    Synced through the descriptor it was written by: a write that failed later is reported to that
+    one for certain. like: a folder; those who may read it may read the file, whatever `mode` and
+    the umask say.
     """
     with open(
         os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if like else mode), "wb"
@@ -126,7 +134,7 @@ def unlink(path: Path) -> None:
 
 
 def mkdir(path: Path, mode: int = 0o777, like: Path | None = None) -> None:
-    """like: a folder; those who may read it may read the new one, whatever `mode` and the umask say."""
+    """Make a folder. like: a folder; whoever may read it may read the new one."""
     os.mkdir(path, 0o700 if like else mode)
     if like:
         _liken(path, like, 0o2755)
@@ -139,7 +147,10 @@ def share(path: Path, group: int) -> None:
 
 
 def _liken(made: int | Path, like: Path, most: int) -> None:
-    """Readers, and what root makes also the owner: a service must be able to read what an administrator wrote into its store."""
+    """Give what was made the readers of a folder; if root made it, also the owner.
+
+    A service must be able to read what an administrator wrote into its store.
+    """
     found = os.stat(like)
     if os.geteuid() == 0:
         os.chown(made, found.st_uid, found.st_gid)
@@ -152,7 +163,9 @@ def rmdir(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path, wait: float = 0.0) -> Iterator[None]:
-    """Hold a lock, on a file that is made if it is missing; the operating system frees that of a process that dies.
+    """Hold a lock on a file, which is made if it is missing.
+
+    The operating system frees the lock of a process that dies.
 
     wait: seconds. Raises BlockingIOError if another process holds it after that.
     """

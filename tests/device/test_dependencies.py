@@ -224,7 +224,7 @@ def test_the_user_can_add_to_a_sessions_configuration(
     for wrong in ("mlas.disable_kleidiai", "=1", "a=", "a=1 b"):
         with pytest.raises(UsageError, match="write NAME=VALUE"):
             entries(wrong)
-    with pytest.raises(UsageError, match="ONNX Runtime does not take 'xxx"):
+    with pytest.raises(UsageError, match="ONNX Runtime refuses 'xxx"):
         entries(f"{'x' * 3000}=1")
 
 

@@ -8,15 +8,18 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import Fleet, images, inputs, snapshot, with_file
 from faults.scenarios import wrong_canary
+from PIL import Image
 from sdlora_edge.export.parity import host_logits
 
-from sdlora_edge.device import Device
+from sdlora_edge.device import Device, Prediction
+from sdlora_edge.device.answers import best
 from sdlora_edge.device.device import DOUBLE_BUFFER, IN_PLACE
 from sdlora_edge.device.records import CONFIRMED, FAILED, PENDING, Generation
 from sdlora_edge.device.store import Store
@@ -375,3 +378,51 @@ def test_a_senseless_record_is_a_missing_record(store: Path, changes: dict[str, 
     assert Store(store).current() == old
     (store / "generation.0.json").write_bytes(b'{"checksum":"x","counter":1e999}')
     assert Store(store).current() == old
+
+
+def test_one_image_gets_one_prediction_and_many_get_a_list(store: Path, tmp_path: Path) -> None:
+    device, pixels = Device.open(store, threads=1), images(1)[0]
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    right = device.predict([pixels])[0]
+    for one in (pixels, path, str(path), path.read_bytes(), Image.fromarray(pixels)):
+        found = device.predict(one)
+        assert isinstance(found, Prediction)
+        assert (found.label, found.confidence) == found.top[0]
+        assert found.label == right.label
+        assert found.confidence == pytest.approx(right.confidence, abs=1e-5)
+    assert device.predict(pixels[:, :, 0]).generation == 1
+    assert right.to_dict() == {
+        "generation": 1,
+        "top": [{"class": right.label, "probability": right.confidence}],
+    }
+    many = [str(path), path, pixels]
+    for several in (many, tuple(many), iter(many), np.stack([pixels] * 3)):
+        answers = device.predict(several)
+        assert isinstance(answers, list)
+        assert [answer.label for answer in answers] == [right.label] * 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        5,
+        None,
+        np.zeros((4, 4, 3)),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros(4, np.uint8),
+        [5],
+        [np.zeros((4, 4, 3), np.float32)],
+        [["photo.jpg"]],
+    ],
+)
+def test_what_is_no_image_is_a_type_error_that_says_what_is(store: Path, wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"is no image: pass a path \(str or Path\), .*Pillow"):
+        Device.open(store, threads=1).predict(wrong)
+
+
+def test_a_retired_class_is_never_answered_however_many_are_asked_for() -> None:
+    logits = np.array([[9.0, 1.0, 2.0], [-1e30, 0.0, 0.0]], np.float32)
+    for answer in best(logits, (None, "b", "c"), 1, top=10):
+        assert sorted(name for name, _ in answer.top) == ["b", "c"]
+        assert sum(score for _, score in answer.top) == pytest.approx(1)

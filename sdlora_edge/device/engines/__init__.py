@@ -1,7 +1,7 @@
 """What runs the model: one module for each engine.
 
-Another package adds an engine by an entry point. Its name is the target that the package's bundles name in their manifests
-(`export` writes bundles for the built-in targets only):
+Another package adds an engine by an entry point. Its name is the target that the package's bundles
+name in their manifests (`export` writes bundles for the built-in targets only):
 
 [project.entry-points."sdlora_edge.engines"]
 mytarget = "mypackage.engine:MyEngine"
@@ -31,30 +31,36 @@ RUNTIMES = {"onnx": "onnxruntime", "executorch": "executorch"}
 
 
 class Engine(ABC):
-    """A loaded model whose adapted weights and head can be replaced while it serves. The contract for engines of other packages.
+    """A loaded model whose adapted weights and head can be replaced while it serves.
+
+    The contract for engines of other packages.
 
     A device makes one engine for each time that it opens a store. Then:
 
-    1. `load` takes the weights of a generation; its result stays valid until the device drops it. With double buffering, two
-       are alive at a time. What it holds, files included, is freed with it.
-    2. `run` computes with it. The device compares the canary's logits with the host's; if they differ, the result of `load` is
-       dropped and nothing else happens.
-    3. After the commit, `publish` tells other programs, under a lock that one process holds at a time. It is called again when
-       a store is opened and `published` is False, for example after a power cut between the commit and `publish`. An engine that
-       serves this process alone overrides neither.
+    1. `load` takes the weights of a generation; its result stays valid until the device drops it.
+       With double buffering, two are alive at a time. What it holds, files included, is freed with
+       it.
+    2. `run` computes with it. The device compares the canary's logits with the host's; if they
+       differ, the result of `load` is dropped and nothing else happens.
+    3. After the commit, `publish` tells other programs, under a lock that one process holds at a
+       time. It is called again when a store is opened and `published` is False, for example after a
+       power cut between the commit and `publish`. An engine that serves this process alone
+       overrides neither.
 
-    Errors: raise InputError for a model that cannot be loaded, StorageError for a file that cannot be written. MemoryError, and
-    errors of a runtime that say memory or disk ran out (`shortage.verdict`), are reported as ResourceError by the device.
+    Errors: raise InputError for a model that cannot be loaded, StorageError for a file that cannot
+    be written. MemoryError, and errors of a runtime that say memory or disk ran out
+    (`shortage.verdict`), are reported as ResourceError by the device.
 
     Args:
         bundle: Opened, every file verified.
         threads: Threads to compute with; 0 leaves the number to the engine.
-        workspace: A folder of the store for the engine's own files; the engine makes it if it needs it. Everything in it can be
-            made again from bundle and packets.
+        workspace: A folder of the store for the engine's own files; the engine makes it if it needs
+            it. Everything in it can be made again from bundle and packets.
     """
 
     runs = True
-    """False for an engine that only prepares weights for another program, which must then try the canary itself."""
+    """False for an engine that only prepares weights for another program, which must then try the
+    canary itself."""
     advice = ""
     """What to try if the canary fails on this machine, as an imperative."""
 
@@ -67,8 +73,8 @@ class Engine(ABC):
         """Take the weights of a generation into the engine's own memory.
 
         Args:
-            weights: {tensor: float32}, adapted weights and head. Each is computed when it is read: read each one once, one after
-                the other, and keep no second copy.
+            weights: {tensor: float32}, adapted weights and head. Each is computed when it is read:
+                read each one once, one after the other, and keep no second copy.
 
         Returns:
             What `run` gets as `loaded`. Earlier results stay valid.
@@ -76,31 +82,40 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, loaded: Any, inputs: np.ndarray) -> np.ndarray:
-        """Preprocessed inputs, float32 (N, 3, size, size), to logits, float32 (N, rows). Several threads call it at once.
+        """Preprocessed inputs, float32 (N, 3, size, size), to logits, float32 (N, rows).
 
-        A row for each class ever known: a retired one has the logit UNUSED, or near it, and the device leaves it out.
+        Several threads call it at once.
+
+        A row for each class ever known: a retired one has the logit UNUSED, or near it, and the
+        device leaves it out.
         """
 
     @classmethod
     def without_running(cls, bundle: Bundle, workspace: Path) -> Engine:
-        """The engine without its runtime, for `--unproved`. Raises UsageError if the engine can do nothing without it."""
+        """The engine without its runtime, for `--unproved`.
+
+        Raises UsageError if the engine can do nothing without it.
+        """
         raise UsageError(
-            f"target {bundle.manifest.target} has no use for --unproved, because this device proves its updates: "
-            "leave the option out"
+            f"target {bundle.manifest.target} has no use for --unproved, "
+            "because this device proves its updates: leave the option out"
         )
 
     def published(self, loaded: Any, state: TaskState) -> bool:
-        """Whether other programs know of this generation already, so that `publish` has nothing to do. Takes no lock."""
+        """Whether other programs know of this generation, so that `publish` has nothing to do.
+
+        Takes no lock.
+        """
         return type(self).publish is Engine.publish
 
     def require_publishing(self) -> None:  # noqa: B027
         """Asked before an update is built. Raises StorageError if `publish` could not write."""
 
-    def publish(self, loaded: Any, state: TaskState) -> None:  # noqa: B027 (most have nothing to do)
+    def publish(self, loaded: Any, state: TaskState) -> None:  # noqa: B027
         """Tell other programs which generation is in force.
 
-        A power cut at any point must leave them the generation before, or this one: write new files, sync them, then switch by
-        one rename.
+        A power cut at any point must leave them the generation before, or this one: write new
+        files, sync them, then switch by one rename.
 
         Args:
             loaded: What `load` returned for it.
@@ -138,7 +153,8 @@ def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = 
             ) from error
     else:
         raise InputError(
-            f"no engine for target {target!r}: this device has {', '.join(sorted({*BUILT_IN, *others}))}; "
+            f"no engine for target {target!r}: this device has "
+            f"{', '.join(sorted({*BUILT_IN, *others}))}; "
             "install the package of that engine, or export a bundle for one of these"
         )
     return (
@@ -147,7 +163,10 @@ def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = 
 
 
 def with_room(name: str, weight: np.ndarray, capacity: int) -> np.ndarray:
-    """The same weight. A tensor of the head gets `capacity` rows; those without a class can never win. 0 adds no rows."""
+    """The same weight.
+
+    A tensor of the head gets `capacity` rows; those without a class can never win. 0 adds no rows.
+    """
     if not capacity or name not in (HEAD_WEIGHT, HEAD_BIAS):
         return weight
     rows = [(0, capacity - len(weight)), *[(0, 0)] * (weight.ndim - 1)]

@@ -1,5 +1,7 @@
-"""ExecuTorch: a program (model.pte), and a .ptd file with its adapted weights and head, raw. An update writes another .ptd,
-patched with numpy alone, and loads the pair anew; the program never changes.
+"""ExecuTorch: a program (model.pte), and a .ptd file with its adapted weights and head, raw.
+
+An update writes another .ptd, patched with numpy alone, and loads the pair anew; the program never
+changes.
 
 The workspace is for programs in C++, Java or Swift. It holds:
 
@@ -8,8 +10,9 @@ The workspace is for programs in C++, Java or Swift. It holds:
     <SHA-256>.ptd     weights, under a name that no other content ever has
     new-*.ptd         of a generation that is not in force yet, or of a process that was killed
 
-The rename of current.json is the commit: at every moment it names a program and weights that are complete and belong together.
-A process that may only read the workspace keeps its new-*.ptd where temporary files go.
+The rename of current.json is the commit: at every moment it names a program and weights that are
+complete and belong together. A process that may only read the workspace keeps its new-*.ptd where
+temporary files go.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ def patched(
     weights: Mapping[str, np.ndarray],
     capacity: int = 0,
 ) -> Iterator[bytes]:
-    """The bytes of a .ptd file with other values, in pieces, so that only one weight is held at a time.
+    """The bytes of a .ptd file with other values, in pieces: one weight is held at a time.
 
     Args:
         data: The .ptd file.
@@ -72,8 +75,8 @@ def patched(
         values = with_room(name, weights[name], capacity).astype(DTYPES[places[name]["dtype"]])
         if values.shape != shape or not end <= start <= size - values.nbytes:
             raise InputError(
-                f"{name} {values.shape} does not fit {DATA}, which has {shape} at byte {start} of {size}: "
-                "export the bundle again"
+                f"{name} {values.shape} does not fit {DATA}, which has {shape} at byte {start} "
+                f"of {size}: export the bundle again"
             )
         yield data.read(start - end)
         yield values.tobytes()
@@ -90,7 +93,10 @@ class _Weights:
 
 
 class _Loaded:
-    """A loaded pair. Its file `weights.path` is removed with this object, unless it was published."""
+    """A loaded pair.
+
+    Its file `weights.path` is removed with this object, unless it was published.
+    """
 
     def __init__(self, method: Any, weights: _Weights, classes: int) -> None:
         self.method, self.weights, self.classes = method, weights, classes
@@ -98,9 +104,12 @@ class _Loaded:
 
 
 class ExecutorchEngine(Engine):
-    """Needs the package executorch, whose Python runtime imports torch. A C++ program that loads the pair needs neither.
+    """Needs the package executorch, whose Python runtime imports torch.
 
-    ExecuTorch has one pool of threads for the process, so the `threads` of the last engine made decide.
+    A C++ program that loads the pair needs neither.
+
+    ExecuTorch has one pool of threads for the process, so the `threads` of the last engine made
+    decide.
     """
 
     def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
@@ -117,7 +126,7 @@ class ExecutorchEngine(Engine):
         return engine
 
     def load(self, weights: Mapping[str, np.ndarray]) -> _Loaded:
-        """Raises InputError if the pair cannot be loaded, StorageError if the .ptd cannot be written."""
+        """Raises InputError if the pair cannot be loaded, StorageError if it cannot be written."""
         manifest, program = self._bundle.manifest, self._bundle.path / PROGRAM
         made = self._place(lambda data: patched(data, manifest.weights, weights, manifest.capacity))
         try:
@@ -145,7 +154,8 @@ class ExecutorchEngine(Engine):
     def require_publishing(self) -> None:
         if not self._writable():
             raise StorageError(
-                f"{self._workspace} cannot be written: let this user write there, or update as its owner"
+                f"{self._workspace} cannot be written: "
+                "let this user write there, or update as its owner"
             )
 
     def publish(self, loaded: _Loaded, state: TaskState) -> None:
@@ -155,16 +165,19 @@ class ExecutorchEngine(Engine):
         try:
             if not (self._workspace / PROGRAM).exists():
                 self._link_or_copy_program()
-            # If it is there already it may be damaged, so it is replaced if this process has a copy of its own.
+            # If it is there already it may be damaged, so it is replaced if this process has a copy
+            # of its own.
             if made.path.exists() or not data.exists():
                 disk.rename(made.path, data)
-            # Both files stay before current.json names them: a power cut never leaves it pointing at nothing.
+            # Both files stay before current.json names them: a power cut never leaves it pointing
+            # at nothing.
             disk.sync(self._workspace)
         except OSError as error:
             raise atomic.unwritten(data, error) from error
         if Current.read(self._workspace) != current:
             current.write(self._workspace, like=self._bundle.path)
-        # Only now: until the rename of current.json survives a power cut, the weights before it may be needed.
+        # Only now: until the rename of current.json survives a power cut, the weights before it may
+        # be needed.
         self._sweep(current)
 
     def _current(self, loaded: _Loaded, state: TaskState) -> Current:
@@ -173,7 +186,10 @@ class ExecutorchEngine(Engine):
         return Current.of(manifest.lineage, state, files)
 
     def _sweep(self, current: Current) -> None:
-        """Remove weights that are no longer in force. What cannot be removed does no harm and stays."""
+        """Remove weights that are no longer in force.
+
+        What cannot be removed does no harm and stays.
+        """
         for path in [*self._workspace.glob(f"*{SUFFIX}"), *self._workspace.glob(".tmp-*")]:
             if path.name not in current.files and not _in_use(path):
                 _remove(path)
@@ -183,7 +199,10 @@ class ExecutorchEngine(Engine):
         return os.access(folder, os.W_OK, effective_ids=True)
 
     def _place(self, values: Callable[[BinaryIO], Iterator[bytes]]) -> _Weights:
-        """The flashed .ptd with other values, in a file of its own: a link to the published one if its content is the same."""
+        """The flashed .ptd with other values, in a file of our own.
+
+        It is a link to the published file if that has the same content.
+        """
         folder = self._workspace if self._writable() else atomic.temporary()
         path = folder / f"new-{time.time():.0f}-{uuid.uuid4().hex}{SUFFIX}"
         flashed = self._bundle.path / DATA
@@ -191,7 +210,8 @@ class ExecutorchEngine(Engine):
             with atomic.reading(flashed), open(flashed, "rb") as file:
                 if published := self._published():
                     with contextlib.suppress(OSError):
-                        # By a name of our own: another process may publish while this one reads, and remove that file.
+                        # By a name of our own: another process may publish while this one reads,
+                        # and remove that file.
                         disk.link(published, path)
                         digest = hashlib.sha256()
                         if _holds(path, _digested(values(file), digest)):
@@ -219,7 +239,10 @@ class ExecutorchEngine(Engine):
 
 
 def _runtime(threads: int) -> tuple[Any, Any]:
-    """A function that loads a pair's method, and one that makes a tensor of an array. Raises InputError if not installed."""
+    """A function that loads a pair's method, and one that makes a tensor of an array.
+
+    Raises InputError if not installed.
+    """
     try:
         with warnings.catch_warnings():
             # The interface is experimental, and the package uses deprecated names of its own.
@@ -231,8 +254,9 @@ def _runtime(threads: int) -> tuple[Any, Any]:
             )  # the runtime accepts no other arrays, and has imported torch
     except ImportError as error:
         missing = InputError(
-            f"ExecuTorch's Python runtime cannot be imported ({error}): run pip install 'sdlora-edge[executorch]', "
-            "which brings torch too; or, if a C++ program loads the pair, use --unproved (docs/executorch.md)"
+            f"ExecuTorch's Python runtime cannot be imported ({error}): "
+            "run pip install 'sdlora-edge[executorch]', which brings torch too; "
+            "or, if a C++ program loads the pair, use --unproved (docs/executorch.md)"
         )
         raise verdict(error, missing) from error
     if threads and portable_lib._threadpool_get_thread_count() != threads:
@@ -264,7 +288,7 @@ def _holds(path: Path, pieces: Iterator[bytes]) -> bool:
 
 
 def _in_use(path: Path) -> bool:
-    """Whether a file that is being made may still have an owner: a name with a time in it is younger than ABANDONED."""
+    """Whether a process may still be making this file: it is younger than ABANDONED."""
     with contextlib.suppress(OSError, ValueError, IndexError):
         if path.name.startswith("new-"):
             # Not its age: a link is as old as the file it is a link to.

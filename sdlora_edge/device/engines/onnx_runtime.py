@@ -1,7 +1,8 @@
 """ONNX Runtime.
 
-If weights are inputs, one session serves forever and an update feeds other values. If they are constants, an update makes a
-session beside the old one, with new values in place of those in the file.
+If weights are inputs, one session serves forever and an update feeds other values. If they are
+constants, an update makes a session beside the old one, with new values in place of those in the
+file.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ except ImportError as error:
 
 MODEL = "model.onnx"
 CONFIG = "SDLORA_EDGE_ONNX_CONFIG"
-"""Environment variable with more entries of the session's configuration: NAME=VALUE, separated by spaces."""
+"""Environment variable with more entries of the session's configuration: NAME=VALUE, separated by
+spaces."""
 CRASHES = (1, 23), (1, 30)
-"""From the first version to below the second, ONNX Runtime dies (SIGSEGV) when a session with float16 inputs that have defaults
-opens with ORT_ENABLE_ALL. ORT_ENABLE_EXTENDED gives the same logits (docs/platforms.md)."""
+"""From the first version to below the second, ONNX Runtime dies (SIGSEGV) when a session with
+float16 inputs that have defaults opens with ORT_ENABLE_ALL. ORT_ENABLE_EXTENDED gives the same
+logits (docs/platforms.md)."""
 ERROR_LEVEL = 3
 """Below this level, ONNX Runtime warns once for each overridable initializer."""
 
@@ -54,11 +57,15 @@ class OnnxEngine(Engine):
             name: DTYPES[entry["dtype"]] for name, entry in bundle.manifest.weights.items()
         }
         if bundle.manifest.precision == "int8-dynamic" and platform.machine() == "aarch64":
-            self.advice = f"if this processor has SME, set {CONFIG}=mlas.disable_kleidiai=1 in the environment"
+            self.advice = (
+                "if this processor has SME, set "
+                f"{CONFIG}=mlas.disable_kleidiai=1 in the environment"
+            )
         self._session = None if bundle.manifest.weights_as == CONSTANTS else self._open({})
 
     def load(self, weights: Mapping[str, np.ndarray]) -> _Loaded:
-        values = {  # no copy if an array has the right dtype already: an OrtValue refers to numpy's memory
+        # No copy if an array has the right dtype already: an OrtValue refers to numpy's memory.
+        values = {
             name: ort.OrtValue.ortvalue_from_numpy(
                 np.ascontiguousarray(with_room(name, array, self._capacity), self._dtypes[name])
             )
@@ -76,7 +83,10 @@ class OnnxEngine(Engine):
         return logits[:, : loaded.classes]
 
     def _open(self, constants: dict[str, ort.OrtValue]) -> ort.InferenceSession:
-        """A session with these values in place of the file's own. ONNX Runtime checks their shapes."""
+        """A session with these values in place of the file's own.
+
+        ONNX Runtime checks their shapes.
+        """
         options = self._options(fixed=bool(constants))
         if constants:
             options.add_external_initializers(list(constants), list(constants.values()))
@@ -101,7 +111,8 @@ class OnnxEngine(Engine):
         options = ort.SessionOptions()
         options.log_severity_level = ERROR_LEVEL
         options.intra_op_num_threads = self._threads
-        # Unpack int8 weights once, when the session opens. Otherwise activations would be rounded to int8 as well.
+        # Unpack int8 weights once, when the session opens. Otherwise activations would be rounded
+        # to int8 as well.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
         for name, value in more_configuration().items():
             try:
