@@ -154,7 +154,7 @@ def evaluate(
         data=folder,
         images=which,
         task=state.task,
-        classes=len(state.classes),
+        classes=len(state.names),
         correct=int((guess == truth).sum()),
         total=len(truth),
         accuracy=float((guess == truth).mean()),

@@ -221,7 +221,7 @@ def test_a_task_that_was_being_added_is_gone_on_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_train_task", killed)
+        patch.setattr(loop, "learn_task", killed)
         with pytest.raises(KeyboardInterrupt):
             loop.add_task(run_copy, str(folder), "week 32")
     run = loop.resume(run_copy)

@@ -167,9 +167,9 @@ def _summary(
         scores={name: last[name] for name in SCORES if name in last},
         unreadable=_unreadable(entries),
         task_count=len(states) - 1,
-        classes=folder.classes(path, len(states) - 1),
+        classes=tuple(c for c in folder.classes(path, len(states) - 1) if c is not None),
         model_bytes=_model_bytes(path, states),
-        matrix=_matrix(last["correct"], last["totals"]),
+        matrix=_matrix(last["correct"], _counted(last)),
         tasks=_tasks(entries),
         magnitudes=_magnitudes([state.deltas for state in states[1:]]),
         per_class=_per_class(last.get("per_class")),
@@ -187,23 +187,30 @@ def _unreadable(entries: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
     return tuple(
         entry["task"]
         for j, entry in enumerate(entries)
-        if any(row[j] is None for row in correct[j:]) or not totals[j]
+        if any(row[j] is None for row in correct[j:]) or (not totals[j] and entry["classes"])
     )
 
 
+def _counted(last: Mapping[str, Any]) -> Sequence[Sequence[int]]:
+    """[i][j]: test images of task j that counted after task i, without those of retired classes."""
+    totals = last["totals"]
+    return last.get("counted") or [totals[: i + 1] for i in range(len(totals))]
+
+
 def _matrix(
-    correct: Sequence[Sequence[int | None]], totals: Sequence[int]
+    correct: Sequence[Sequence[int | None]], counted: Sequence[Sequence[int]]
 ) -> tuple[tuple[float | None, ...], ...]:
     return tuple(
-        tuple(None if c is None or not n else c / n for c, n in zip(row, totals)) for row in correct
+        tuple(None if c is None or not n else c / n for c, n in zip(row, totals))
+        for row, totals in zip(correct, counted)
     )
 
 
 def _tasks(entries: Sequence[Mapping[str, Any]]) -> tuple[TaskRow, ...]:
     last = entries[-1]
-    totals = last["totals"]
-    accuracy = _over_tasks(last["correct"], totals)
-    frozen = _over_tasks(last.get("frozen_correct") or [[None]] * len(totals), totals)
+    totals, counted = last["totals"], _counted(last)
+    accuracy = _over_tasks(last["correct"], counted)
+    frozen = _over_tasks(last.get("frozen_correct") or [[None]] * len(totals), counted)
     return tuple(
         TaskRow(
             task=entry["task"],
@@ -215,7 +222,7 @@ def _tasks(entries: Sequence[Mapping[str, Any]]) -> tuple[TaskRow, ...]:
             seconds=entry["seconds"],
             accuracy=accuracy[i],
             frozen=frozen[i],
-            images=sum(totals[: i + 1]),
+            images=sum(counted[i]),
             losses=tuple(entry.get("losses") or ()),
             rank=entry.get("rank"),
             absorbed=entry.get("absorbed"),
@@ -227,12 +234,12 @@ def _tasks(entries: Sequence[Mapping[str, Any]]) -> tuple[TaskRow, ...]:
 
 
 def _over_tasks(
-    correct: Sequence[Sequence[int | None]], totals: Sequence[int]
+    correct: Sequence[Sequence[int | None]], counted: Sequence[Sequence[int]]
 ) -> list[float | None]:
     """A_i after each task i; None if a cell of its row is missing."""
     found: list[float | None] = []
     for i, row in enumerate(correct):
-        right, images = [c for c in row[: i + 1] if c is not None], sum(totals[: i + 1])
+        right, images = [c for c in row[: i + 1] if c is not None], sum(counted[i])
         found.append(sum(right) / images if len(right) == i + 1 and images else None)
     return found
 

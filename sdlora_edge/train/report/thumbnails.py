@@ -48,6 +48,7 @@ def confused(path: Path, confusions: Sequence[Confusion]) -> tuple[Confused, ...
     images can no longer be read are left out.
     """
     from ..evaluator import Evaluator  # torch
+    from ..run import Run
     from ..score import test_images_by_class
 
     with stage("finding confused images"):
