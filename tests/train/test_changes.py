@@ -1,4 +1,5 @@
-"""Classes that retire, are renamed and come back: in the run, its scores, its packets, and on a device."""
+"""Classes that retire, are renamed and come back: in the run, its scores, its packets, and on a
+device."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ AGAIN = ClassChanges(("gear",))
 
 
 def in_a_row(run: Path, folder: Path) -> None:
-    """Tasks 4 to 6: two new classes; changes alone; a class that retires in the task that brings it back, beside others."""
+    """Tasks 4 to 6: two new classes; changes alone; a class that retires in the task that brings it
+    back, beside others."""
     loop.add_task(run, str(make_images(folder / "a", ["bolt", "nut", "gear"], 8)))
     loop.add_task(run, None, "tidy", CHANGED)
     back = make_images(folder / "b", ["nut", "gear", "screw"], 8, seed=1)
