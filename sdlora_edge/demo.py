@@ -1,4 +1,5 @@
-"""The whole loop after training, with host and device compared after every packet, and the demo that runs it on digits."""
+"""The whole loop after training, with host and device compared after every packet, and the demo
+that runs it on digits."""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def run_demo(out: Path, report: Report) -> dict[str, Any]:
-    """Train the embedded default, export its base session, ship its three tasks, and score host and device.
+    """Train the embedded default, export its base session, ship its tasks, and score both sides.
 
-    `out` is made anew. Raises UsageError if it holds something that no demo left there.
+    `out` is made anew. Raises UsageError if it holds something that no demo has left there.
     """
     marker = out / ".sdlora-edge-demo"
     if out.exists() and not marker.exists():
@@ -43,11 +44,11 @@ def run_demo(out: Path, report: Report) -> dict[str, Any]:
 
 
 def ship(run: Run, out: Path, task: int) -> dict[str, Any]:
-    """Export the state after `task`, apply every later task to a device as a packet, and compare over ALL test images.
+    """Ship all tasks after `task` to a device, and compare both sides over ALL test images.
 
-    The device gets the images as a camera would hand them over and prepares them itself. Returns {"tasks": [{"task",
-    "host_accuracy", "device_accuracy", "packet_bytes", "apply_ms", "max_logit_difference", "same_top", "images"}],
-    "model_bytes"}; the first entry is the bundle itself, with packet_bytes and apply_ms 0.
+    The device starts from the bundle of `task` and gets every later task as a packet. It gets the
+    images as a camera would hand them over and prepares them itself. The first entry is the bundle
+    itself, with packet_bytes and apply_ms 0.
     """
     from .device.device import Device
     from .export.bundles import export_bundle
@@ -67,7 +68,10 @@ def ship(run: Run, out: Path, task: int) -> dict[str, Any]:
 
 
 def _compare(run: Run, device: Device, task: int) -> dict[str, Any]:
-    """Answer all test images up to a task on both sides. The host decodes each once and computes in float64."""
+    """Answer all test images up to a task on both sides.
+
+    The host decodes each once and computes in float64.
+    """
     from .export.parity import BATCH, compare
     from .method.merged import logits_of
     from .train import splits

@@ -66,8 +66,8 @@ def _text(value: Evaluation) -> list[Line]:
         parts.append(
             [
                 f"HTER {100 * found.hter:.2f} % (lower is better): {rates}. "
-                f"The genuine class is {found.genuine}, accepted if its logit minus the other's is "
-                f"at least {found.threshold:g}, which equals argmax"
+                f"The genuine class is {found.genuine}: an image is accepted if its logit minus "
+                f"the other's is at least {found.threshold:g}, which equals argmax"
             ]
         )
     elif value.classes == 2:

@@ -1,10 +1,13 @@
-"""KD: a finished direction that the old ones can express is absorbed into their magnitudes, and ships no factors.
+"""KD: a finished direction that the old ones can express is absorbed into their magnitudes, and
+ships no factors.
 
-    c = argmin_c ||D_t - sum_{k<t} c_k D_k||_F^2        residual = ||D_t - sum_k c_k D_k||_F^2 / ||D_t||_F^2, in [0, 1]
+    c = argmin_c ||D_t - sum_{k<t} c_k D_k||_F^2
+    residual = ||D_t - sum_k c_k D_k||_F^2 / ||D_t||_F^2, in [0, 1]
     absorbed where residual <= tau:  alpha_k += alpha_t c_k
 
-ONE least-squares fit over all projections stacked, since alpha is shared by all of them. (The paper leaves alpha_t out of the
-absorption, which would change the model's function even at residual 0, and its residual is absolute.) numpy only.
+ONE least-squares fit over all projections stacked, since alpha is shared by all of them. (The paper
+leaves alpha_t out of the absorption, which would change the model's function even at residual 0,
+and its residual is absolute.) numpy only.
 """
 
 from __future__ import annotations
@@ -19,9 +22,10 @@ from ..formats.encoding import Factors
 def fit(
     new: Mapping[str, Factors], old: Sequence[Mapping[str, Factors]]
 ) -> tuple[np.ndarray, float]:
-    """(c float64 (len(old),), residual) for a direction and the old ones, each {projection: factors}.
+    """Fit a direction by the old ones, each {projection: factors}.
 
-    An old task without factors (itself absorbed) gets c = 0. With nothing to fit by, the residual is 1.
+    Returns (c float64 (len(old),), residual). An old task without factors, which was absorbed
+    itself, gets c = 0. Without any old direction the residual is 1.
     """
     inner = np.array([[_inner(a, b) for b in old] for a in old]).reshape(len(old), len(old))
     right = np.array([_inner(new, a) for a in old])
@@ -32,7 +36,10 @@ def fit(
 
 
 def _inner(a: Mapping[str, Factors], b: Mapping[str, Factors]) -> float:
-    """sum over projections of <B_a A_a, B_b A_b>_F = tr( (B_a^T B_b) (A_b A_a^T) ): r x r products only."""
+    """Compute sum over projections of <B_a A_a, B_b A_b>_F.
+
+    It equals tr( (B_a^T B_b) (A_b A_a^T) ), which takes r x r products only.
+    """
     total = 0.0
     for name in a.keys() & b.keys():
         f, g = a[name], b[name]

@@ -1,10 +1,12 @@
-"""SD-LoRA as the authors' code (WuYichen-97/SD-Lora-CL) computes it, for comparison. It differs from the paper.
+"""SD-LoRA as the authors' code (WuYichen-97/SD-Lora-CL) computes it, for comparison. It differs
+from the paper.
 
     old k < t:     W gets alpha_k B_k A_k / ( ||A_k||_F ||B_k||_F )
     the new one:   W gets alpha_t B_t A_t, without a norm
 
-Two things differ. The norm is that of the two factors, not of their product; and the new direction is divided only when it
-is old, so the function jumps between two tasks. The code also resets all magnitudes at each task (`ResetMagnitudes`).
+Two things differ. The norm is that of the two factors, not of their product; and the new direction
+is divided only when it is old, so the function jumps between two tasks. The code also resets all
+magnitudes at each task (`ResetMagnitudes`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from .sdlora import Head, Past, SDLoRA, Variant
 class AuthorsSDLoRA(SDLoRA):
     """The same arguments as `SDLoRA`.
 
-    What is shipped as a magnitude is alpha_k / ( ||A_k||_F ||B_k||_F ), a number of each projection: (t, P).
+    What is shipped as a magnitude is alpha_k / ( ||A_k||_F ||B_k||_F ), a number of each
+    projection: (t, P).
     """
 
     unit: Tensor

@@ -1,7 +1,9 @@
-"""Backbones: timm's vision transformers and convolutional nets, which of their weights are adapted, and a micro ViT of ours.
+"""Backbones: timm's vision transformers and convolutional nets, which of their weights are adapted,
+and a micro ViT of ours.
 
-What can be adapted is a matrix: the weight of a linear layer, of a pointwise convolution (1x1, one group: (out, in, 1, 1) is
-taken as (out, in)), or the query, key or value rows of a fused qkv. Outside torch it always has two dimensions.
+What can be adapted is a matrix: the weight of a linear layer, of a pointwise convolution (1x1, one
+group: (out, in, 1, 1) is taken as (out, in)), or the query, key or value rows of a fused qkv.
+Outside torch it always has two dimensions.
 """
 
 from __future__ import annotations
@@ -28,35 +30,53 @@ PARTS = ("q", "k", "v")
 """thirds of a fused qkv's rows, in this order"""
 
 _FAMILIES = (
-    "*.qkv:q,*.qkv:v",  # ViT, DeiT, DINOv2, BEiT, Swin, small EVA-02: query and value, as in the paper
+    # ViT, DeiT, DINOv2, BEiT, Swin, small EVA-02: query and value, as in the paper
+    "*.qkv:q,*.qkv:v",
     "*.q_proj,*.v_proj",  # EVA-02 base and large
-    "blocks.*.conv_pw,blocks.*.conv_pwl,blocks.*.conv",  # EfficientNet, its Lite, MobileNetV2 and V3; no squeeze-excite
+    # EfficientNet, its Lite, MobileNetV2 and V3; no squeeze-excite
+    "blocks.*.conv_pw,blocks.*.conv_pwl,blocks.*.conv",
     "blocks.*.pw_exp.conv,blocks.*.pw_proj.conv,blocks.*.conv",  # MobileNetV4
-    "stages.?.blocks.?.mlp.fc1,stages.?.blocks.?.mlp.fc2,stages.?.blocks.??.mlp.fc?",  # ConvNeXt: linear or pointwise
+    # ConvNeXt: linear or pointwise
+    "stages.?.blocks.?.mlp.fc1,stages.?.blocks.?.mlp.fc2,stages.?.blocks.??.mlp.fc?",
     "layer?.*.conv3,layer?.*.conv1",  # ResNets with bottlenecks
     "s?.*.conv3.conv,s?.*.conv1.conv",  # RegNet
 )
-"""Default targets: those of the first row whose first pattern matches. Neither stem, conv_head nor classifier."""
+"""Default targets: those of the first row whose first pattern matches.
+
+Neither stem, conv_head nor classifier.
+"""
 
 _NOT_THIRDS = (
     *("attention2d", "bottleneck_attn", "csatv2", "efficientformer", "efficientvit_mit"),
     *("gcvit", "lambda_layer", "maxxvit", "shvit", "tiny_vit"),
 )
-"""timm's modules in which a `qkv` is not query, key and value one after the other (each head has its three, mostly)"""
+"""timm's modules in which a `qkv` is not query, key and value one after the other (each head has
+its three, mostly)"""
 _LISTED = 24
 
 
 def create(
     name: str, image_size: int | None, weights: Path | None, pretrained: bool
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A backbone without head, in eval mode, and how its images are prepared: the fields of `Preprocessing`.
+    """Build a backbone without head, in eval mode.
 
-    weights: a file, see `weights.from_file`; without one, `pretrained` downloads timm's own. Raises UsageError for a name timm does not know, or an image size that the backbone cannot take or
-    that is not square; InputError where weights do not fit or cannot be fetched.
+    Args:
+        name: A timm model, or `MICRO`.
+        image_size: Side of the input in pixels; None for the model's own.
+        weights: A safetensors file.
+        pretrained: Download timm's weights if no file is given.
+
+    Returns:
+        The model, and how its images are prepared: the fields of `Preprocessing`.
+
+    Raises:
+        UsageError: The name is unknown, or the model does not take this size.
+        InputError: The weights do not fit, or cannot be downloaded.
     """
     if name == MICRO and weights:
         raise UsageError(
-            f"{MICRO} has no weights to read from a file: leave --weights out, or choose another --backbone"
+            f"{MICRO} has no weights to read from a file: leave --weights out, or choose another "
+            "--backbone"
         )
     if name == MICRO:
         size = image_size or 16
@@ -102,7 +122,8 @@ def create(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if pretrained:
             raise InputError(
-                f"the weights of {name} could not be downloaded ({reason}): connect to the internet once, or pass --weights FILE"
+                f"the weights of {name} could not be downloaded ({reason}): connect to the internet "
+                "once, or pass --weights FILE"
             ) from error
         raise UsageError(
             f"backbone {name} cannot be built at image size {image_size}: {reason}"
@@ -112,10 +133,12 @@ def create(
     native, width = config["input_size"][1:]
     if native != width and not image_size:
         raise UsageError(
-            f"backbone {name} is made for images of {native} x {width}, and ours are square: choose an --image-size"
+            f"backbone {name} is made for images of {native} x {width}, and ours are square: "
+            "choose an --image-size"
         )
     size = image_size or native
-    # timm's crop fraction belongs to the size the weights were made for; at another size the whole image is used
+    # timm's crop fraction belongs to the size the weights were made for; at another size the whole
+    # image is used
     resize = int(size / config["crop_pct"]) if size == native == width else size
     _try(model, name, size)
     prepare = {
@@ -128,7 +151,10 @@ def create(
 
 
 def _build(name: str, image_size: int | None, **options: Any) -> nn.Module:
-    """timm's model, told the image size where it takes one (a convolutional net takes any, so its class has no such option)."""
+    """Build timm's model, and tell it the image size if it takes one.
+
+    A convolutional net takes any size, so its class has no such option.
+    """
     if image_size:
         try:
             return timm.create_model(name, num_classes=0, img_size=image_size, **options)
@@ -140,7 +166,8 @@ def _build(name: str, image_size: int | None, **options: Any) -> nn.Module:
 
 @torch.no_grad()
 def _try(model: nn.Module, name: str, size: int) -> None:
-    """Raises UsageError unless an image of this size becomes one vector of `features(model)` numbers."""
+    """Raise UsageError unless an image of this size becomes one vector of `features(model)`
+    numbers."""
     try:
         found = model(torch.zeros(1, 3, size, size))
     except (
@@ -150,23 +177,26 @@ def _try(model: nn.Module, name: str, size: int) -> None:
             raise short from error
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UsageError(
-            f"backbone {name} cannot take images of {size} x {size} ({reason}): choose another --image-size or --backbone"
+            f"backbone {name} cannot take images of {size} x {size} ({reason}): choose another "
+            "--image-size or --backbone"
         ) from error
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
     if shape != (1, features(model)):
         raise UsageError(
-            f"backbone {name} makes {shape} of an image, not one feature vector: choose another, such as {DEFAULT}"
+            f"backbone {name} makes {shape} of an image, not one feature vector: choose another, "
+            f"such as {DEFAULT}"
         )
 
 
 def projections(model: nn.Module, targets: str = "") -> tuple[Projection, ...]:
     """The matrices to adapt, in the model's order.
 
-    targets: patterns of module names (`fnmatch`, so * crosses dots too) with commas between; the suffix :q, :k or :v takes
-    that third of a fused qkv's rows: `blocks.*.attn.qkv:q,blocks.*.mlp.fc1`. Empty: query and value of every attention, or
-    else the pointwise convolutions (ConvNeXt: the MLPs) of the blocks. A whole matrix is named as its module, a part as
-    blocks.0.attn.q. Raises UsageError, listing what there is, where a pattern matches nothing, a matrix is taken both whole
-    and in parts, or the family has no default.
+    targets: patterns of module names (`fnmatch`, so * crosses dots too) with commas between; the
+    suffix :q, :k or :v takes that third of a fused qkv's rows:
+    `blocks.*.attn.qkv:q,blocks.*.mlp.fc1`. Empty: query and value of every attention, or else the
+    pointwise convolutions (ConvNeXt: the MLPs) of the blocks. A whole matrix is named as its
+    module, a part as blocks.0.attn.q. Raises UsageError, listing what there is, where a pattern
+    matches nothing, a matrix is taken both whole and in parts, or the family has no default.
     """
     matrices = _matrices(model)
     fused = _fused(model, matrices)
@@ -175,7 +205,8 @@ def projections(model: nn.Module, targets: str = "") -> tuple[Projection, ...]:
         for pattern, matched in zip(patterns, found, strict=True):
             if not matched:
                 raise UsageError(
-                    f"targets {pattern!r} match nothing in {type(model).__name__}: {_candidates(matrices, fused)}"
+                    f"targets {pattern!r} match nothing in {type(model).__name__}: "
+                    + _candidates(matrices, fused)
                 )
     else:
         families = [
@@ -241,7 +272,10 @@ def _fused(model: nn.Module, matrices: Mapping[str, tuple[int, int]]) -> frozens
 def _matching(
     pattern: str, matrices: Mapping[str, tuple[int, int]], fused: frozenset[str]
 ) -> set[tuple[str, str]]:
-    """What a pattern takes: {(module name, part)}, part "" being the whole. Raises UsageError for a part that is none."""
+    """What a pattern takes: {(module name, part)}, part "" being the whole.
+
+    Raises UsageError for a part that is none.
+    """
     modules, colon, part = pattern.partition(":")
     if colon and part not in PARTS:
         raise UsageError(f"targets {pattern!r}: the part after the colon must be q, k or v")
@@ -261,7 +295,10 @@ def _candidates(matrices: Mapping[str, tuple[int, int]], fused: frozenset[str]) 
         )
     )
     if not names:
-        return f"it has neither linear layers nor pointwise convolutions; choose another backbone, such as {DEFAULT}"
+        return (
+            "it has neither linear layers nor pointwise convolutions; choose another backbone, such "
+            f"as {DEFAULT}"
+        )
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"choose --targets among {', '.join(names[:_LISTED])}{more}"
 
@@ -278,7 +315,8 @@ def _projection(name: str, part: str, rows: int, columns: int) -> Projection:
 
 def features(model: nn.Module) -> int:
     """Width of the features the head sees: after MobileNet's conv_head, where there is one."""
-    return int(getattr(model, "head_hidden_size", None) or model.num_features)  # type: ignore[arg-type]
+    width = getattr(model, "head_hidden_size", None) or model.num_features
+    return int(width)  # type: ignore[arg-type]
 
 
 def resolve_device(name: str) -> torch.device:

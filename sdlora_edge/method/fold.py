@@ -1,7 +1,9 @@
-"""W = W_0 + B diag(s) A in one go, with a backward pass that computes what is trained and nothing else.
+"""W = W_0 + B diag(s) A in one go, with a backward pass that computes what is trained and nothing
+else.
 
-Old factors are frozen and only their magnitudes are trained. Plain autograd over the factors of all tasks side by side would
-contract G = dL/dW with every old A and every old B; the magnitudes need one of the two: ds_j = <B_j, G A_j> = (B^T G)_j . A_j.
+Old factors are frozen and only their magnitudes are trained. Plain autograd over the factors of all
+tasks side by side would contract G = dL/dW with every old A and every old B; the magnitudes need
+one of the two: ds_j = <B_j, G A_j> = (B^T G)_j . A_j.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ from torch.autograd.function import once_differentiable
 
 
 class Part(NamedTuple):
-    """What is added to rows [start, stop) of a weight: old_B diag(s) old_A + B diag(s) A, s = scale, the old ones' first.
+    """What is added to rows [start, stop) of a weight: old_B diag(s) old_A + B diag(s) A.
 
-    old_A: (R, columns), old_B: (rows, R), frozen; A: (r, columns), B: (rows, r), trained; scale: (R + r,), trained.
+    old_A: (R, columns) and old_B: (rows, R) are frozen. A: (r, columns) and B: (rows, r) are
+    trained. scale: s, (R + r,), trained; those of the old directions come first.
     """
 
     start: int
@@ -30,7 +33,10 @@ class Part(NamedTuple):
 
 
 def fold(weight: Tensor, parts: Sequence[Part]) -> Tensor:
-    """A new tensor, the frozen weight with every part added; differentiable in each part's A, B and scale."""
+    """Return a new tensor, the frozen weight with every part added.
+
+    It is differentiable in each part's A, B and scale.
+    """
     tensors = [tensor for part in parts for tensor in part[2:]]
     folded: Tensor = _Fold.apply(weight, [part[:2] for part in parts], *tensors)
     return folded

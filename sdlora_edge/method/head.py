@@ -1,22 +1,26 @@
-"""The aligned head: a shared-covariance Gaussian discriminant over all classes, from feature statistics instead of images.
+"""The aligned head: a shared-covariance Gaussian discriminant over all classes, from feature
+statistics instead of images.
 
-The host keeps a mean for each class and one within-class scatter, never an image. As a new task moves the backbone, features
-of old classes drift. Nobody has their images, but the new task's images show the motion. It is fitted on their features f
-before the task and f' after it (m: mean of f, c: mean of f' - f), and the old statistics follow it. Then every head row of a
-live class is fitted again:
+The host keeps a mean for each class and one within-class scatter, never an image. As a new task
+moves the backbone, features of old classes drift. Nobody has their images, but the new task's
+images show the motion. It is fitted on their features f before the task and f' after it (m: mean of
+f, c: mean of f' - f), and the old statistics follow it. Then every head row of a live class is
+fitted again:
 
     motion        g(f) = f + c + (f - m) R + sum_i k(f, f_i) a_i
-                  R = argmin ||(F - m) R - (F' - F - c)||^2 + ridge ||R||^2            what moves all features alike
-                  a = (K + noise I)^-1 (F' - F - c - (F - m) R)                        and what only those nearby
+                  R = argmin ||(F - m) R - (F' - F - c)||^2 + ridge ||R||^2    moves all features
+                  a = (K + noise I)^-1 (F' - F - c - (F - m) R)                moves those nearby
                   k(f, f_i) = exp( -||f - f_i||^2 / (2 width v) ),  v = mean ||f_i - m||^2
     means         mu <- g(mu);  scatter <- (I + R)' scatter (I + R)
-    discriminant  w_c = S^-1 (mu_c - mu),  b_c = -(mu_c - mu)' S^-1 (mu_c + mu) / 2,    mu = mean of the mu_c
-                  S = (1 - s) * scatter / (n - C) + s * (tr / d) I                     (s: shrinkage)
+    discriminant  w_c = S^-1 (mu_c - mu),  b_c = -(mu_c - mu)' S^-1 (mu_c + mu) / 2
+                  mu = mean of the mu_c,  S = (1 - s) * scatter / (n - C) + s * (tr / d) I
+                  s: shrinkage
 
-A class that is learned alone moves no features, and its row alone is new. No answer changes if all logits are multiplied by
-one number and shifted by one linear function of the features. So `beside` brings the fitted rows as near as that allows to a
-head's old rows, which stay as they are. For the same reason a task that only retires or renames classes fits nothing again:
-the rows that are left already are the discriminant of their classes.
+A class that is learned alone moves no features, and its row alone is new. No answer changes if all
+logits are multiplied by one number and shifted by one linear function of the features. So `beside`
+brings the fitted rows as near as that allows to a head's old rows, which stay as they are. For the
+same reason a task that only retires or renames classes fits nothing again: the rows that are left
+already are the discriminant of their classes.
 """
 
 from __future__ import annotations
@@ -34,16 +38,21 @@ RIDGE = 500
 KERNEL_WIDTH, KERNEL_NOISE, KERNEL_POINTS = 0.5, 1.0, 2000
 """width and noise as above; the largest number of images that are points of the kernel"""
 SCALE = 5.0
-"""root mean square over classes of a class mean's own logit. It only sets how confident the softmax is. If it were twice as
-large, float32's rounding would take logits 1e-4 away from torch's, which export refuses"""
+"""root mean square over classes of a class mean's own logit. It only sets how confident the softmax
+is. If it were twice as large, float32's rounding would take logits 1e-4 away from torch's, which
+export refuses"""
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
-    """Statistics of the features of all classes so far. Row c of each array belongs to row c of the head, retired classes included.
+    """Statistics of the features of all classes so far.
 
-    means: float64 (C, d). scatter: float64 (d, d), summed over all images, each about its class mean. counts: int64 (C,), images
-    of each class.
+    Row c of each array belongs to row c of the head, retired classes included.
+
+    Attributes:
+        means: float64 (C, d).
+        scatter: float64 (d, d), summed over all images, each about its class mean.
+        counts: int64 (C,), images of each class.
     """
 
     means: np.ndarray
@@ -56,7 +65,10 @@ class FeatureStatistics:
         return cls(np.zeros((0, width)), np.zeros((width, width)), np.zeros(0, np.int64))
 
     def drifted(self, before: np.ndarray, after: np.ndarray) -> FeatureStatistics:
-        """Follow the backbone. before, after: the same new images' features (n, d) before and after the task."""
+        """Follow the backbone.
+
+        before, after: features (n, d) of the same new images before and after the task.
+        """
         if not len(self.means):
             return self
         before, after = before.astype(np.float64), after.astype(np.float64)
@@ -78,8 +90,13 @@ class FeatureStatistics:
     ) -> FeatureStatistics:
         """Add images of new or known classes.
 
-        features: (n, d). targets: rows, int (n,), in [0, classes). classes: rows after that, at least C. Two groups of one class, n and m images, are pooled exactly (Chan et al., 1979): their scatters add up with
-        n m / (n + m) times the outer product of their means' difference.
+        Two groups of one class, n and m images, are pooled exactly (Chan et al., 1979): their
+        scatters add up with n m / (n + m) times the outer product of their means' difference.
+
+        Args:
+            features: (n, d).
+            targets: Rows, int (n,), in [0, classes).
+            classes: Number of rows after that, at least C.
         """
         features = features.astype(np.float64)
         means, counts, scatter = (
@@ -102,8 +119,8 @@ class FeatureStatistics:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Fit the head that the statistics imply, with equal priors.
 
-        live: rows that may be answered; None for all. The other rows get weight 0 and bias UNUSED. Returns (weight float32
-        (C, d), bias float32 (C,)).
+        live: rows that may be answered; None for all. The other rows get weight 0 and bias UNUSED.
+        Returns (weight float32 (C, d), bias float32 (C,)).
         """
         rows = np.arange(len(self.means)) if live is None else np.array(live, np.int64)
         weight, bias = (
@@ -165,7 +182,10 @@ class FeatureStatistics:
 
 
 def _kernel_ridge(X: np.ndarray, Y: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Predict at other places (m, d) by a Gaussian kernel ridge regression of Y (n, d) on X (n, d), both centred."""
+    """Predict at other places by a Gaussian kernel ridge regression.
+
+    X, Y: (n, d), both centred; the regression is of Y on X. at: (m, d). Returns (m, d).
+    """
     scale = 2 * KERNEL_WIDTH * max(1e-12, float((X**2).sum(axis=1).mean()))
 
     def kernel(A: np.ndarray) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""One LoRA that is trained on and on, a baseline: D_t goes on from alpha_{t-1} D_{t-1}, which it replaces."""
+"""One LoRA that is trained on and on, a baseline:
+
+D_t goes on from alpha_{t-1} D_{t-1}, which it replaces.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from .sdlora import SDLoRA, first_rows
 
 
 class OneLoRA(SDLoRA):
-    """The same arguments as `SDLoRA`. No magnitude is trained: alpha_t stays at its first value, old ones become 0."""
+    """The same arguments as `SDLoRA`.
+
+    No magnitude is trained: alpha_t stays at its first value, old ones become 0.
+    """
 
     trains_magnitudes = False
 

@@ -1,4 +1,5 @@
-"""What the host computes with finished weights: features and logits of a backbone whose adapted weights are replaced."""
+"""What the host computes with finished weights: features and logits of a backbone whose adapted
+weights are replaced."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ class Merged:
     """A backbone under merged weights, which are uploaded once.
 
     Args:
-        backbone: Maps images (N, 3, H, W) to features (N, features). It is left as it is.
+        backbone: Maps images (N, 3, H, W) to features (N, features). It is not changed.
         weights: W_t of every adapted weight, {tensor: float32 (rows, columns)}; empty for W_0.
-        exact: Compute in float64. What a device then differs by is its own rounding alone. (Measured on ViT-Tiny with logits
-            up to 48: ONNX Runtime in float32 is up to 1e-4 away from float64, torch in float32 up to 1.5e-4.)
+        exact: Compute in float64, so that a device differs by its own rounding alone. (Measured on
+            ViT-Tiny with logits up to 48: ONNX Runtime in float32 is up to 1e-4 away from float64,
+            torch in float32 up to 1.5e-4.)
     """
 
     def __init__(
@@ -40,7 +42,10 @@ class Merged:
 
     @torch.no_grad()
     def features(self, inputs: np.ndarray) -> np.ndarray:
-        """What the head sees of preprocessed images: float32 (N, 3, H, W) to (N, features), float64 if exact."""
+        """Compute what the head sees of preprocessed images.
+
+        inputs: float32 (N, 3, H, W). Returns (N, features), float32, or float64 if exact.
+        """
         images = torch.from_numpy(inputs).to(self.device, self.dtype)
         seen: Tensor = functional_call(self.backbone, self._tensors, (images,))
         return _numpy(seen.to(self.dtype))

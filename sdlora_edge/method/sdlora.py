@@ -1,15 +1,18 @@
-"""SD-LoRA (Wu et al., ICLR 2025, arXiv 2501.13198): directions are frozen, and all magnitudes are learned again.
+"""SD-LoRA (Wu et al., ICLR 2025, arXiv 2501.13198): directions are frozen, and all magnitudes are
+learned again.
 
-    W_t = W_0 + sum_{k<=t} alpha_k D_k        D_k = B_k A_k / N_k        N_k = rms over projections of ||B_k A_k||_F
+    W_t = W_0 + sum_{k<=t} alpha_k D_k
+    D_k = B_k A_k / N_k        N_k = rms over projections of ||B_k A_k||_F
 
-One alpha_k serves all projections, so N_k is one number too. Therefore the norm can move from B_k into alpha_k, and no output
-changes. The current direction is trained without its norm (N_t = 1, B_t starts at zero). `finish_task` then sets
-alpha_t <- alpha_t N_t and B_t <- B_t / N_t. With one projection this is the paper's D = BA / ||BA||_F.
+One alpha_k serves all projections, so N_k is one number too. Therefore the norm can move from B_k
+into alpha_k, and no output changes. The current direction is trained without its norm (N_t = 1, B_t
+starts at zero). `finish_task` then sets alpha_t <- alpha_t N_t and B_t <- B_t / N_t. With one
+projection this is the paper's D = BA / ||BA||_F.
 
-Each step folds the sum into the weights before the forward pass: W = W_0 + B diag(s) A, with the factors of all tasks side
-by side. A step costs what the plain backbone costs plus one small product for each projection, whatever the number of tasks.
-The backward pass contracts the weight's gradient G = dL/dW the same way (`fold`): dB = G A^T s, dA = s B^T G,
-dalpha_k = <B_k^T G, A_k>.
+Each step folds the sum into the weights before the forward pass: W = W_0 + B diag(s) A, with the
+factors of all tasks side by side. A step costs what the plain backbone costs plus one small product
+for each projection, whatever the number of tasks. The backward pass contracts the weight's gradient
+G = dL/dW the same way (`fold`): dB = G A^T s, dA = s B^T G, dalpha_k = <B_k^T G, A_k>.
 
 Other algorithms are subclasses: `authors.AuthorsSDLoRA` and `lora.OneLoRA`.
 """
@@ -42,7 +45,10 @@ class Directions:
     """
 
     def start(self, rank: int, columns: int, old: Sequence[Factors]) -> tuple[Tensor, bool]:
-        """(A_t float32 (rank, columns), whether A_t is trained). old: the projection's factors so far, first to last."""
+        """Return (A_t float32 (rank, columns), whether A_t is trained).
+
+        old: the projection's factors so far, first to last.
+        """
         A = torch.zeros(rank, columns)
         if rank:
             nn.init.kaiming_uniform_(A, a=math.sqrt(5))
@@ -50,7 +56,10 @@ class Directions:
 
 
 class SharedA(Directions):
-    """A_t = A_1, frozen. The sum over all tasks then has rank r, so old directions can reproduce a new one (KD)."""
+    """A_t = A_1, frozen.
+
+    The sum over all tasks then has rank r, so old directions can reproduce a new one (KD).
+    """
 
     def start(self, rank: int, columns: int, old: Sequence[Factors]) -> tuple[Tensor, bool]:
         if not (rank and old):
@@ -59,12 +68,18 @@ class SharedA(Directions):
 
 
 class Magnitudes:
-    """The old magnitudes when a task begins. Here, as in the paper: their last values, which are trained on."""
+    """The old magnitudes when a task begins.
+
+    Here, as in the paper: their last values, which are trained on.
+    """
 
     trained = True
 
     def start(self, last: np.ndarray, first: float) -> np.ndarray:
-        """last: float64, the values after the task before. first: the value that a new magnitude starts with."""
+        """Return the old magnitudes to start from, float64.
+
+        last: their values after the task before. first: the value that a new magnitude starts with.
+        """
         return last
 
 
@@ -85,7 +100,7 @@ class FixedMagnitudes(Magnitudes):
 class Variant:
     """What a new task starts from.
 
-    rank: r of the new direction; 0 trains the head alone. magnitude_init: alpha_t before it is trained.
+    rank: r of the new direction; 0 trains the head alone. magnitude_init: alpha_t before training.
     """
 
     rank: int
@@ -98,8 +113,8 @@ class Variant:
 class Past:
     """The sum that a new task begins with: the directions of the tasks before it.
 
-    projections: the P weights, or slices of weights, that are adapted. factors: of each task from 1 to t-1, by projection
-    name. magnitudes: as they are shipped, float64 (t-1,) or (t-1, P).
+    projections: the P weights, or slices of weights, that are adapted. factors: of each task from 1
+    to t-1, by projection name. magnitudes: as they are shipped, float64 (t-1,) or (t-1, P).
     """
 
     projections: tuple[Projection, ...]
@@ -118,18 +133,21 @@ class Past:
         return len(self.factors) + 1
 
     def factors_of(self, name: str) -> dict[int, Factors]:
-        """The factors of one projection by the index of their magnitude. An absorbed task has none."""
+        """The factors of one projection by the index of their magnitude.
+
+        An absorbed task has none.
+        """
         return {k: own[name] for k, own in enumerate(self.factors) if name in own}
 
 
 class SDLoRA(nn.Module):
-    """A frozen backbone, the frozen directions of the tasks so far, and the task that is being learned.
+    """The frozen backbone and directions of the tasks so far, and the task that is learned.
 
     Args:
-        backbone: Maps images (N, 3, H, W) to features (N, features). Its parameters are frozen here.
+        backbone: Maps images (N, 3, H, W) to features (N, features). It is frozen here.
         past: What the tasks before have left.
-        head: The rows of the new task's classes to start from. `zero_head` gives no random logits, which at 14 images a
-            class never quite go away.
+        head: The rows of the new task's classes to start from. `zero_head` gives no random logits,
+            which at 14 images a class never quite go away.
         variant: What the new direction and the magnitudes start from.
     """
 
@@ -143,7 +161,8 @@ class SDLoRA(nn.Module):
         # The stored magnitudes before this task, with a zero for it: (t,), or (t, P).
         self._before = extended(past.magnitudes, np.zeros(self._stored_shape(past.tasks)))
         self.A, self.B = nn.ParameterList(), nn.ParameterList()
-        # Frozen factors of all old tasks, side by side: (sum of ranks, columns), (rows, sum of ranks).
+        # Frozen factors of all old tasks, side by side: (sum of ranks, columns), (rows, sum of
+        # ranks).
         self.old_A, self.old_B = nn.ParameterList(), nn.ParameterList()
         self.owners: list[Tensor] = []
         for p in self.projections:
@@ -161,7 +180,10 @@ class SDLoRA(nn.Module):
             self.head.bias.copy_(bias)
 
     def _add_projection(self, p: Projection, old: Mapping[int, Factors]) -> None:
-        """Prepare the factors of one projection. old: its factors so far by the index of their magnitude."""
+        """Prepare the factors of one projection.
+
+        old: its factors so far, by the index of their magnitude.
+        """
         like, rows = self.backbone.get_parameter(p.tensor), p.stop - p.start
         A, B, trained = self._start(p, old)
         old = self._summed(old)
@@ -187,11 +209,17 @@ class SDLoRA(nn.Module):
         return old
 
     def _stored_shape(self, tasks: int) -> tuple[int, ...]:
-        """The shape in which magnitudes are shipped: that of the past, which may hold one for each projection."""
+        """Return the shape in which magnitudes are shipped: that of the past.
+
+        It is (t, P) if the past has a magnitude for each projection.
+        """
         return (tasks, len(self.projections)) if self._wide else (tasks,)
 
     def _first_magnitudes(self) -> np.ndarray:
-        """The magnitudes that are learned, float64 (t,) or (t, P), as the task begins; the last is set by the caller."""
+        """Return the magnitudes as the task begins, float64 (t,) or (t, P).
+
+        The caller sets the last one.
+        """
         first = self._before.copy()
         first[:-1] = self.variant.magnitudes.start(first[:-1], self.variant.magnitude_init)
         return first
@@ -204,9 +232,10 @@ class SDLoRA(nn.Module):
         return alpha if alpha.ndim == 2 else alpha[:, None].expand(-1, len(self.A))
 
     def weights(self) -> dict[str, Tensor]:
-        """W_t of every adapted weight, differentiable in A_t, B_t and all trained magnitudes.
+        """Compute W_t of every adapted weight, differentiable in A_t, B_t and all trained
+        magnitudes.
 
-        They are computed in full precision: in half precision small directions would be lost in W_0's rounding.
+        It takes full precision: in half precision, W_0's rounding would swallow small directions.
         """
         parts: dict[str, list[Part]] = {}
         with torch.autocast(self.magnitudes.device.type, enabled=False):
@@ -238,7 +267,7 @@ class SDLoRA(nn.Module):
 
     @torch.no_grad()
     def norm(self) -> Tensor:
-        """N_t of the direction that is being learned: one number, shape ().
+        """Compute N_t of the direction that is learned: one number, shape ().
 
         It takes r x r products only: ||BA||_F^2 = sum( (B^T B) * (A A^T) ).
         """
@@ -249,7 +278,10 @@ class SDLoRA(nn.Module):
 
     @torch.no_grad()
     def finish_task(self) -> None:
-        """Normalise the new direction: alpha_t <- alpha_t N_t, B_t <- B_t / N_t. No output changes."""
+        """Normalise the new direction: alpha_t <- alpha_t N_t, B_t <- B_t / N_t.
+
+        No output changes.
+        """
         if not self.rank:
             return
         norm = self.norm()
@@ -260,14 +292,20 @@ class SDLoRA(nn.Module):
 
     @torch.no_grad()
     def absorb(self, shares: np.ndarray) -> None:
-        """KD: drop the finished direction and set alpha_k += alpha_t c_k. shares: c of `absorb.fit`, float64 (t-1,)."""
+        """KD: drop the finished direction and set alpha_k += alpha_t c_k.
+
+        shares: c of `absorb.fit`, float64 (t-1,).
+        """
         c = torch.from_numpy(shares).to(self.magnitudes)
         self.magnitudes[:-1] += self.magnitudes[-1] * c
         self.magnitudes[-1] = 0.0
         self.rank = 0
 
     def directions(self, encoding: str = DEFAULT) -> dict[str, Factors]:
-        """The finished direction as it is shipped in an encoding; empty if there is none or it was absorbed."""
+        """Return the finished direction as it is shipped in an encoding.
+
+        It is empty if there is no direction or it was absorbed.
+        """
         if not self.rank:
             return {}
         return {
@@ -276,9 +314,10 @@ class SDLoRA(nn.Module):
         }
 
     def deltas(self) -> np.ndarray:
-        """alpha_k(t) - alpha_k(t-1) of every task, float64 (t,) or (t, P); the last is alpha_t itself.
+        """Return alpha_k(t) - alpha_k(t-1) of every task, float64 (t,) or (t, P).
 
-        Both sides are multiples of the step of magnitudes, so the differences are exact.
+        The last one is alpha_t itself. Both sides are multiples of the step of magnitudes, so the
+        differences are exact.
         """
         stored = round_magnitudes(_numpy(self._stored()).astype(np.float64))
         found: np.ndarray = stored - self._before

@@ -24,10 +24,17 @@ _MISMATCH = re.compile(
 
 
 def from_file(path: Path, name: str, build: Callable[[dict[str, Any]], nn.Module]) -> nn.Module:
-    """timm's model with the weights of a safetensors file in timm's naming; `build` makes it from a `pretrained_cfg_overlay`.
+    """Load timm's model with the weights of a safetensors file in timm's naming.
 
-    timm renames old names and resamples position embeddings. The classifier may be left out. Raises InputError unless every
-    other tensor of the backbone comes from the file, and is finite.
+    timm renames old names and resamples position embeddings. The classifier may be missing.
+
+    Args:
+        path: The file.
+        name: The backbone, for messages.
+        build: Makes the model from a `pretrained_cfg_overlay`.
+
+    Raises:
+        InputError: A tensor of the backbone is not in the file, does not fit, or is not finite.
     """
     tensors = _read(path)
     try:
@@ -47,7 +54,8 @@ def from_file(path: Path, name: str, build: Callable[[dict[str, Any]], nn.Module
         raise InputError(f"{path} does not fit backbone {name}: {lacks}: {advice}")
     if other := [key for key in own if key in tensors and not tensors[key].is_floating_point()]:
         raise InputError(
-            f"{path}: tensor {other[0]} is {tensors[other[0]].dtype}: give weights in floating point"
+            f"{path}: tensor {other[0]} is {tensors[other[0]].dtype}: "
+            "give weights in floating point"
         )
     if more := loads[-1].unexpected_keys:
         log.warning("%s: %d tensors are not used, such as %s", path, len(more), more[0])
@@ -61,7 +69,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         tensors = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"{path} is not a safetensors file ({error}): save the weights with safetensors.torch.save_file"
+            f"{path} is not a safetensors file ({error}): save the weights with "
+            "safetensors.torch.save_file"
         ) from error
     if not tensors:  # timm would take that for no weights at all, and download its own
         raise InputError(f"{path} holds no tensors: give weights of the backbone")
@@ -73,7 +82,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _loads() -> Iterator[list[Any]]:
-    """What torch says of each load in this block: timm loads with strict=False and keeps to itself what is missing."""
+    """Collect what torch reports of each load in this block.
+
+    timm loads with strict=False and does not pass on what is missing.
+    """
     found: list[Any] = []
     load_state_dict, timm = nn.Module.load_state_dict, logging.getLogger("timm")
     level = timm.level
@@ -96,12 +108,15 @@ def _reason(error: Exception) -> str:
     if found := _MISMATCH.findall(text):
         tensor, *shapes = found[0]
         here, there = (shape.replace(", ", " x ") or "a number" for shape in shapes)
-        return f"{len(found)} tensor(s) have another shape, such as {tensor}: {here} in the file, {there} in the backbone"
+        return (
+            f"{len(found)} tensor(s) have another shape, such as {tensor}: {here} in the file, "
+            f"{there} in the backbone"
+        )
     return text
 
 
 def _advice(missing: Sequence[str], tensors: Mapping[str, Tensor]) -> str:
-    """How the file's names would fit, or what it holds instead."""
+    """Say how the file's names would fit, or what the file holds instead."""
     lacking, prefixes = set(missing), Counter[str]()
     for name in tensors:
         parts = name.split(".")
@@ -113,12 +128,18 @@ def _advice(missing: Sequence[str], tensors: Mapping[str, Tensor]) -> str:
     if prefixes:
         prefix, count = prefixes.most_common(1)[0]
         return f"{count} would fit without the prefix {prefix!r}: save the file without it"
-    return f"its {len(tensors)} have names such as {min(tensors, default='')}: give weights of this backbone in timm's naming"
+    return (
+        f"its {len(tensors)} have names such as {min(tensors, default='')}: "
+        "give weights of this backbone in timm's naming"
+    )
 
 
 @contextmanager
 def hub_in_few_words(name: str) -> Iterator[None]:
-    """While timm downloads weights: one line for each retry, instead of two of the hub's with a link."""
+    """While timm downloads weights, log one line for each retry.
+
+    The hub itself logs two, with a link.
+    """
     hub = logging.getLogger("huggingface_hub")
     before = hub.handlers, hub.propagate
     hub.handlers, hub.propagate = [_Retries(name)], False

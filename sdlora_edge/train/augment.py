@@ -1,5 +1,5 @@
-"""Random views of images: for training, drawn for a whole batch at once so that a seed gives the same ones on any number of
-processes; and for showing how the features move."""
+"""Random views of images: for training, drawn for a whole batch at once so that a seed gives the
+same ones on any number of processes; and for showing how the features move."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ SCALE, RATIO = (0.6, 1.0), (3 / 4, 4 / 3)
 
 
 def draw(count: int, kind: str, generator: torch.Generator) -> Tensor:
-    """The chances of `count` images, float32 (count, 5) in [0, 1): area, ratio, left, top, flip. Draws nothing for "none"."""
+    """Draw the chances of `count` images, float32 (count, 5) in [0, 1): area, ratio, left, top,
+    flip.
+
+    The kind "none" draws nothing.
+    """
     return torch.zeros(count, 5) if kind == "none" else torch.rand(count, 5, generator=generator)
 
 
 def augment(images: Tensor, chances: Tensor, kind: str) -> Tensor:
-    """images float32 (N, 3, S, S), chances (N, 5). kind: "none", "flip" (left to right, every second), "crop" (a random
-    part, resized back, as in Inception training: area in SCALE, width over height in RATIO), or "flip-crop"."""
+    """Make a random view of each image, float32 (N, 3, S, S).
+
+    Args:
+        images: float32 (N, 3, S, S). chances: Of `draw`, (N, 5). kind: "none"; "flip" (left to
+        right, every second image); "crop" (a random part, resized back, as in Inception training:
+        area in SCALE, width over height in RATIO); or "flip-crop".
+    """
     if kind == "none":
         return images
     one = torch.ones(len(images))
@@ -41,8 +50,11 @@ def augment(images: Tensor, chances: Tensor, kind: str) -> Tensor:
 
 
 def views(pixels: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    """One random view of every image, uint8 (N, S, S, 3): turned by quarters, mirrored, shifted by up to a twelfth, and half
-    of it replaced by another's. They need not look real: they stand where images of other classes might."""
+    """Make one random view of every image, uint8 (N, S, S, 3).
+
+    An image is turned by quarters, mirrored and shifted by up to a twelfth, and half of it is
+    replaced by another's. Views need not look real: they stand where images of other classes might.
+    """
     size, reach = pixels.shape[1], pixels.shape[1] // 12
     found = np.empty_like(pixels)
     others = random.permutation(len(pixels))

@@ -1,8 +1,10 @@
-"""The base session: a backbone without pre-trained weights learns from its first classes, and is frozen for ever after.
+"""The base session: a backbone without pre-trained weights learns from its first classes, and is
+frozen for ever after.
 
-Features must serve classes nobody has seen yet, so the four quarter turns of each class count as classes of their own (as in
-PASS, Zhu et al., CVPR 2021) and images are shifted a little. On the built-in digits, with as many steps, that takes the aligned
-head on the frozen features from 61 % to 87 % of all ten classes, six of them unseen in the base session (seed 1993).
+Features must serve classes nobody has seen yet, so the four quarter turns of each class count as
+classes of their own (as in PASS, Zhu et al., CVPR 2021) and images are shifted a little. On the
+built-in digits, with as many steps, that takes the aligned head on the frozen features from 61 % to
+87 % of all ten classes, six of them unseen in the base session (seed 1993).
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ def train_base(
             schedule.step()
         if not loss.isfinite():
             raise DivergedError(
-                f"the base session diverged: the loss of epoch {epoch + 1} is not finite; give a backbone with --weights instead"
+                f"the base session diverged: the loss of epoch {epoch + 1} is not finite: "
+                "give a backbone with --weights instead"
             )
         states = {name: part.state_dict() for name, part in parts.items()}
         checkpoint.save({"epoch": epoch + 1, "random": torch.get_rng_state(), **states})

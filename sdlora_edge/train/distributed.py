@@ -1,5 +1,6 @@
-"""Several processes, one model: `torchrun -m sdlora_edge train ...`. Each reads the same images and trains on its share of every
-batch; the first alone scores and writes. Without torchrun everything here stands for one process."""
+"""Several processes, one model: `torchrun -m sdlora_edge train ...`. Each reads the same images and
+trains on its share of every batch; the first alone scores and writes. Without torchrun everything
+here stands for one process."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ TIMEOUT = timedelta(hours=12)
 
 
 def begin(device: torch.device) -> torch.device:
-    """Join the processes that torchrun started, if it did. Returns the device of this one."""
+    """Join the processes that torchrun has started, if any. Returns the device of this one."""
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) < 2:
         return device
     if not dist.is_initialized():
@@ -29,24 +30,30 @@ def begin(device: torch.device) -> torch.device:
 
 
 def size() -> int:
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def first() -> bool:
+    """Tell whether this is the first process, which alone scores and writes."""
     return size() == 1 or dist.get_rank() == 0
 
 
 def share(count: int) -> slice:
-    """Which of a batch's images are this process's: every size()-th. Raises UsageError where there is none for it."""
+    """Return which of a batch's images are this process's: every size()-th.
+
+    Raises UsageError if there is none for it.
+    """
     if count < size():
         raise UsageError(
-            f"a batch of {count} image(s) cannot be shared by {size()} processes: give a larger --batch-size"
+            f"a batch of {count} image(s) cannot be shared by {size()} processes: "
+            "give a larger --batch-size"
         )
     return slice(0, count) if size() == 1 else slice(dist.get_rank(), count, size())
 
 
 def summed(value: Tensor) -> Tensor:
-    """The sum over all processes."""
+    """Return the sum over all processes."""
     if size() > 1:
         value = value.clone()
         dist.all_reduce(value)
@@ -54,7 +61,7 @@ def summed(value: Tensor) -> Tensor:
 
 
 def agreed(text: str) -> str:
-    """The first process's text, on every process."""
+    """Return the first process's text on every process."""
     found = [text]
     if size() > 1:
         dist.broadcast_object_list(found)
@@ -62,6 +69,6 @@ def agreed(text: str) -> str:
 
 
 def wait() -> None:
-    """Until every process has come here."""
+    """Wait until every process is here."""
     if size() > 1:
         dist.barrier()

@@ -32,8 +32,8 @@ class Evaluator:
     """What a run's model answers under one set of weights, which are uploaded once.
 
     Args:
-        run: Its backbone, preprocessing, precision and workers are used.
-        weights: W_t of every adapted weight, {tensor: float32 (rows, columns)}; empty for the frozen backbone.
+        run: Its backbone, preprocessing, precision and workers are used. weights: W_t of every
+        adapted weight, {tensor: float32 (rows, columns)}; empty for the frozen backbone.
         exact: Compute in float64 instead of the run's precision, for comparison with a device.
     """
 
@@ -58,7 +58,10 @@ class Evaluator:
     def class_features(
         self, images: Mapping[str, Sequence[ImageFile]]
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """(class, features of its readable images), class by class: one class's images are decoded at a time."""
+        """Yield (class, features of its readable images).
+
+        The images of one class are decoded at a time.
+        """
         for label, decoded in decoded_by_class(self.run, images):
             yield label, self.features(decoded)
 
@@ -80,7 +83,8 @@ class Evaluator:
 def host_logits(run: Run, task: int, inputs: np.ndarray) -> np.ndarray:
     """Compute in float64 what the model answers after a task.
 
-    inputs: float32 (N, 3, size, size), preprocessed. Returns float32 (N, live classes): rows of retired classes have no logit.
+    inputs: float32 (N, 3, size, size), preprocessed. Returns float32 (N, live classes): rows of
+    retired classes have no logit.
     """
     state = run.states[task]
     seen = Evaluator.at(run, task, exact=True).features_of(inputs)
@@ -90,7 +94,10 @@ def host_logits(run: Run, task: int, inputs: np.ndarray) -> np.ndarray:
 def class_scores(
     run: Run, state: TaskState, images: Mapping[str, Sequence[ImageFile]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(logits float32 (N, rows), truth int64 (N,)) under a state of the run; truth is the row of the image's class."""
+    """Answer images under a state of the run.
+
+    Returns (logits float32 (N, rows), truth int64 (N,)); truth is the row of the image's class.
+    """
     scores, truth = [np.zeros((0, len(state.classes)), np.float32)], [np.zeros(0, np.int64)]
     for label, seen in Evaluator.at(run, state.task).class_features(images):
         scores.append(logits_of(state, seen))
@@ -115,8 +122,9 @@ def slices(count: int, size: int = BATCH) -> list[np.ndarray]:
 class Evaluation(Result):
     """How well a state answers the images of a folder, out of all classes it knows.
 
-    images: in words, which images of the folder were used. classes: how many the state knows. per_class: (correct, images)
-    of each class that has images. confusions: the most frequent first. hter: of a state of two classes, if both have images.
+    images: in words, which images of the folder were used. classes: how many the state knows.
+    per_class: (correct, images) of each class that has images. confusions: the most frequent first.
+    hter: of a state of two classes, if both have images.
     """
 
     run: Path
@@ -155,7 +163,7 @@ def evaluate(
         data=folder,
         images=which,
         task=state.task,
-        classes=len(state.classes),
+        classes=len(state.names),
         correct=int((guess == truth).sum()),
         total=len(truth),
         accuracy=float((guess == truth).mean()),
@@ -168,10 +176,10 @@ def evaluate(
 def images_of(
     run: Run, folder: str, source: Source | None = None
 ) -> tuple[dict[str, Sequence[ImageFile]], str]:
-    """(the test images of a source by class, in words which they are).
+    """Choose the images of a source that count: (images by class, in words which they are).
 
-    They are those of test/ if the source is split, else all. Of a source that the run was trained on, they are those that it
-    has not seen in training. Classes without images are left out.
+    They are those of test/ if the source is split, else all. Of a source that the run was trained
+    on, they are those that it has not seen in training. Classes without images are left out.
     """
     source = source or splits.load_for(run.config, folder)
     if source.skipped:

@@ -1,4 +1,7 @@
-"""Training one task: minimise the cross-entropy over its own classes. It resumes at any epoch, on one process or several."""
+"""Training one task: minimise the cross-entropy over its own classes.
+
+It resumes at any epoch, on one process or several.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +42,10 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 
 class Checkpoint:
-    """The last finished epoch of a training: trained numbers, optimizer, random states, losses. It holds nothing of an image.
+    """The last finished epoch of a training: trained numbers, optimizer, random states, losses.
 
-    It is one file, replaced after each epoch. key: what identifies the training. The file of another training is not taken.
+    It holds nothing of an image. It is one file, replaced after each epoch. key: what identifies
+    the training. The file of another training is not used.
     """
 
     def __init__(self, run: Path, *key: object) -> None:
@@ -75,7 +79,10 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """How a task is trained. task: its number. note: takes (name, value, step) of what a log may want."""
+    """How a task is trained.
+
+    task: its number. note: takes (name, value, step) of what a log may want.
+    """
 
     settings: Settings
     prepare: Preprocessing
@@ -90,10 +97,10 @@ class Training:
 
 
 def fit(model: SDLoRA, images: Images, training: Training) -> list[float]:
-    """Train a model in place for the settings' number of epochs. The backbone stays in eval mode: it is frozen.
+    """Train a model in place for the settings' number of epochs.
 
-    Returns the mean loss of each epoch, of those before a restart too. Raises DivergedError if the loss or a trained number is
-    no longer finite.
+    The backbone stays in eval mode: it is frozen. Returns the mean loss of each epoch, of those
+    before a restart too. Raises DivergedError if the loss or a trained number is no longer finite.
     """
     return _Fitting(model, images, training).run()
 
@@ -141,7 +148,8 @@ class _Fitting:
         settings, images = self.settings, self.images
         steps = math.ceil(len(images) / settings.training.batch_size)
         batches = torch.randperm(len(images), generator=self.order).tensor_split(steps)
-        # Chances are drawn for whole batches, so a seed gives the same views on any number of processes.
+        # Chances are drawn for whole batches, so a seed gives the same views on any number of
+        # processes.
         chances = [draw(len(batch), settings.data.augment, self.order) for batch in batches]
         shares = [distributed.share(len(batch)) for batch in batches]
         own = [batch[share] for batch, share in zip(batches, shares, strict=True)]
@@ -159,10 +167,10 @@ class _Fitting:
         return distributed.summed(total).item() / len(batches)
 
     def _backward(self, inputs: Tensor, targets: Tensor, batch: int) -> Tensor:
-        """Gradients of this process's share of one step, in `accumulate` parts.
+        """Compute the gradients of this process's share of one step, in `accumulate` parts.
 
-        batch: images of the step over all processes; `inputs` are fewer if there are several. Returns this process's share of
-        the loss, detached.
+        batch: images of the step over all processes; `inputs` are fewer if there are several.
+        Returns this process's share of the loss, detached.
         """
         total = torch.zeros((), device=self.device)
         chunks = [
@@ -243,7 +251,10 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _optimizer(model: SDLoRA, settings: Settings) -> torch.optim.Optimizer:
-    """Three groups with their own rates: the new direction, which alone has weight decay; the magnitudes; the head."""
+    """Make the optimizer, with a rate for each of three groups: new direction, magnitudes, head.
+
+    The new direction alone has weight decay.
+    """
     factors = [p for p in (*model.A, *model.B) if p.requires_grad]
     magnitudes = [p for p in [model.magnitudes] if p.requires_grad]
     lr = settings.training.lr
@@ -271,8 +282,8 @@ def _wrapped(model: SDLoRA, settings: Settings, device: torch.device) -> nn.Modu
 def precision(backbone: nn.Module, name: str, device: torch.device) -> Iterator[None]:
     """Compute in a precision, by autocast. name: fp32, bf16 or fp16.
 
-    On a CPU in half precision torch's fused attention is switched off: it takes half of a ViT-Tiny's step (96 px, one core: 160
-    images a second with it, 330 without).
+    On a CPU in half precision torch's fused attention is switched off: it takes half of a
+    ViT-Tiny's step (96 px, one core: 160 images a second with it, 330 without).
     """
     fused = [m for m in backbone.modules() if getattr(m, "fused_attn", False)]
     slow = device.type == "cpu" and name in _HALF

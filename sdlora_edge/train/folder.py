@@ -1,4 +1,5 @@
-"""A run's folder, as far as it can be read without torch: what commands ask before they load anything, and who may write to it."""
+"""A run's folder, as far as it can be read without torch: what commands ask before they load
+anything, and who may write to it."""
 
 from __future__ import annotations
 
@@ -38,11 +39,12 @@ PENDING = "pending.json"
 
 
 def newest(root: Path = Path("runs")) -> Path:
-    """The run that runs/latest points to. Raises InputError where there is none."""
+    """Return the run that runs/latest points to. Raises InputError if there is none."""
     latest = root / "latest"
     if not latest.is_dir():
         raise InputError(
-            f"no run named, and {latest} points to none: make one with sdlora-edge train, or name it"
+            f"no run is named, and {latest} points to none: name a run, or make one with "
+            "sdlora-edge train"
         )
     return latest.resolve()
 
@@ -56,19 +58,19 @@ def point_latest(path: Path) -> None:
 
 
 def settings(path: Path) -> Settings:
-    """Raises InputError where the folder is not a run."""
+    """Read the settings of a run. Raises InputError if the folder is not a run."""
     if not (path / CONFIG).is_file():
         raise InputError(f"{path} is not a run: no {CONFIG} in it; make one with sdlora-edge train")
     return config.load(path / CONFIG)
 
 
 def is_begun(path: Path) -> bool:
-    """Has the run its backbone, so that tasks can follow?"""
+    """Tell whether the run has its backbone, so that tasks can follow."""
     return (path / BACKBONE).is_file()
 
 
 def require_begun(path: Path) -> Settings:
-    """The settings of a run that has its first state. Raises InputError where it has none."""
+    """Read the settings of a run that has its first state. Raises InputError if it has none."""
     found = settings(path)
     if not is_begun(path):
         raise InputError(
@@ -78,7 +80,7 @@ def require_begun(path: Path) -> Settings:
 
 
 def last_task(path: Path) -> int:
-    """How many tasks the run has learned."""
+    """Return how many tasks the run has learned."""
     task = 0
     while (path / "tasks" / f"{task + 1:03d}").is_dir():
         task += 1
@@ -86,7 +88,10 @@ def last_task(path: Path) -> int:
 
 
 def require_task(path: Path, task: int | None) -> int:
-    """The number of a task; None is the last. Raises UsageError where the run has no such task."""
+    """Check the number of a task; None is the last.
+
+    Raises UsageError if the run has no such task.
+    """
     last = last_task(path)
     if task is not None and not 0 <= task <= last:
         raise UsageError(f"{path} has the tasks 0 to {last}, not {task}")
@@ -94,7 +99,10 @@ def require_task(path: Path, task: int | None) -> int:
 
 
 def lineage(path: Path, projections: Sequence[Projection], encoding: str) -> str | None:
-    """The run's lineage if it adapts these projections and ships in this encoding; None if it does not say its backbone's digest."""
+    """Return the run's lineage if it adapts these projections and ships in this encoding.
+
+    None if the run does not record its backbone's digest.
+    """
     if not (digest := config.recorded_in(path / CONFIG).get("backbone_sha256")):
         return None
     file = path / "tasks" / "000" / STATE
@@ -108,13 +116,16 @@ def lineage(path: Path, projections: Sequence[Projection], encoding: str) -> str
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:
-    """metrics.json of every scored task."""
+    """Read metrics.json of every scored task."""
     found = [path / "tasks" / f"{task:03d}" / METRICS for task in range(last_task(path) + 1)]
     return [parse_json(atomic.read(file), str(file)) for file in found if file.is_file()]
 
 
 def classes(path: Path, task: int) -> tuple[str | None, ...]:
-    """The class of each head row after a task; None if it is retired. Raises InputError if a task's file is damaged."""
+    """The class of each head row after a task; None if it is retired.
+
+    Raises InputError if a task's file is damaged.
+    """
     found: list[str | None] = []
     for number in range(task + 1):
         file = path / "tasks" / f"{number:03d}" / STATE
@@ -132,10 +143,11 @@ def classes(path: Path, task: int) -> tuple[str | None, ...]:
 
 @dataclass(frozen=True)
 class Pending(Result):
-    """A task that is being added to a run: where its images are ("" for none), its name, and what it was asked for.
+    """A task that is being added to a run: where its images are ("" for none), its name, and what
+    it was asked for.
 
-    strict: whether warnings about the images are errors; None leaves it to the run's settings. retired, renamed: as in
-    `plan.ClassChanges`.
+    strict: whether warnings about the images are errors; None leaves it to the run's settings.
+    retired, renamed: as in `plan.ClassChanges`.
     """
 
     images: str
@@ -149,7 +161,8 @@ class Pending(Result):
 def adding(path: Path, task: Pending) -> Iterator[None]:
     """Note a task in the run while it is learned.
 
-    If this block is interrupted or its process is killed, `train --run RUN` goes on with the task; if it fails, it does not.
+    If this block is interrupted or its process is killed, `train --run RUN` goes on with the task;
+    if it fails, it does not.
     """
     atomic.write(path / PENDING, dump_json(task.to_dict()))
     try:
@@ -170,7 +183,8 @@ def pending(path: Path) -> Pending | None:
         return Pending(found["images"], found["name"], found["strict"], *changes)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path / PENDING} does not describe a task ({error!r}): remove it and add the task again"
+            f"{path / PENDING} does not describe a task ({error!r}): "
+            "remove it and add the task again"
         ) from error
 
 
@@ -191,16 +205,18 @@ def require_revision(path: Path, wanted: int) -> int:
     """The run's highest revision. Raises UsageError if `wanted` is lower."""
     if wanted < (known := revision(path, last_task(path) + 1)):
         raise UsageError(
-            f"--revision {wanted}: {path} has built packets of revision {known} already; give that or a higher one"
+            f"--revision {wanted}: {path} has built packets of revision {known} already: "
+            f"give {known} or a higher one"
         )
     return known
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Be the only one to write to a run; the operating system frees the lock of a process that dies.
+    """Be the only one to write to a run.
 
-    Raises UsageError at once if another process holds it, StorageError if the run cannot be written.
+    The operating system frees the lock of a process that dies. Raises UsageError at once if another
+    process holds it, StorageError if the run cannot be written.
     """
     lock = contextlib.ExitStack()
     try:
@@ -216,7 +232,10 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def require_free(path: Path) -> None:
-    """Raises UsageError if another process is training the run. Of torchrun's processes, which are one holder, the first asks."""
+    """Raises UsageError if another process is training the run.
+
+    Of torchrun's processes, which are one holder, the first asks.
+    """
     if os.environ.get("RANK", "0") == "0":
         with locked(path):
             pass

@@ -1,7 +1,8 @@
 """The states and updates of a run's tasks, read when they are asked for.
 
-A run of 100 tasks of a ViT-B would otherwise hold a head for each task (of hundreds of classes) and all factors. Only the
-newest state is held, and a few others that were asked for last. An older state is computed again from the updates before it.
+A run of 100 tasks of a ViT-B would otherwise hold a head for each task (of hundreds of classes) and
+all factors. Only the newest state is held, and a few others that were asked for last. An older
+state is computed again from the updates before it.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ class History:
         self.update = lru_cache(HELD_UPDATES)(self._update)
 
     def follow(self, update: TaskUpdate, written: bool = False) -> None:
-        """Take an update as the newest task. written: `read` can give it, so it need not be held."""
+        """Take an update as the newest task. written:
+
+        `read` can give it, so it need not be held.
+        """
         self.newest = advance(self.newest, update)
         if not written:
             self._unwritten[update.task] = update
@@ -45,7 +49,8 @@ class History:
         """The state after a task, task 0 included."""
         if task == self.newest.task:
             return self.newest
-        # Begin at the nearest state that is held: whoever goes from first to last takes one step for each task.
+        # Begin at the nearest state that is held: whoever goes from first to last takes one step
+        # for each task.
         nearest = max((t for t in self._recent if t <= task), default=0)
         found = self._recent.get(nearest, self.first)
         for number in range(found.task + 1, task + 1):

@@ -1,4 +1,7 @@
-"""The loop over tasks: learn, score, write. A run that was killed goes on at the task and epoch it was in."""
+"""The loop over tasks: learn, score, write.
+
+A run that was killed goes on at the task and epoch it was in.
+"""
 
 from __future__ import annotations
 
@@ -93,9 +96,9 @@ def train(
 def resume(
     path: Path, report: Report = _no_report, asked: Source | plan.NewTask | None = None
 ) -> Run:
-    """Go on with a run that was killed, at the task and epoch it was in; also with a task that was being added to it.
+    """Go on with a run that was killed, at the task and epoch it was in.
 
-    Returns at once if nothing is left to do.
+    It goes on with a task that was being added too. Returns at once if nothing is left to do.
 
     Args:
         path: The run.
@@ -124,14 +127,16 @@ def add_task(
 ) -> Run:
     """Learn ONE more task: from new images, by changes of known classes, or both.
 
-    The images may show new classes, known ones in a new domain, or both. A class that comes alone gets a head row and no
-    direction. Earlier tasks are scored again if their own test images can still be read, and left out if they cannot.
+    The images may show new classes, known ones in a new domain, or both. A class that comes alone
+    gets a head row and no direction. Earlier tasks are scored again if their own test images can
+    still be read, and left out if they cannot.
 
     Args:
         path: The run.
         images: A folder or ZIP with a folder for each class.
         name: The task's name. Default: the name of the folder.
-        changes: Classes to retire and rename. A retired class is never answered again; its name may come back as a new class.
+        changes: Classes to retire and rename. A retired class is never answered again; its name may
+            come back as a new class.
         report: Called when the task is written.
 
     Raises:
@@ -149,7 +154,8 @@ def learn(
 ) -> Run:
     """`add_task`, for a task that was checked.
 
-    direction: one that was learned elsewhere; then the head alone is trained. command: what the user called, for messages.
+    direction: one that was learned elsewhere; then the head alone is trained. command: what the
+    user called, for messages.
     """
     settings = Run.settings(task.run)
     settings = settings if task.strict is None else settings.changed(strict=task.strict)
@@ -196,7 +202,11 @@ def _pending(task: plan.NewTask) -> contextlib.AbstractContextManager[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """What a run starts from: its backbone, how it wants images, and the random state that follows its initialisation."""
+    """What a run starts from: its backbone, and how it wants images.
+
+    random: the random state after the backbone's initialisation, with which the base session
+    begins.
+    """
 
     backbone: torch.nn.Module
     prepare: Preprocessing
@@ -218,7 +228,10 @@ class _Start:
 
 
 def _stream(path: Path, report: Report, source: Source, start: _Start | None = None) -> Run:
-    """Learn the tasks of a run that are left. start: of a run that has no backbone yet, if it is at hand."""
+    """Learn the tasks of a run that are left.
+
+    start: of a run that has no backbone yet, if it is at hand.
+    """
     settings = Run.settings(path)
     parts, begun = splits.parts(source, settings), Run.is_begun(path)
     distributed.wait()
@@ -239,12 +252,13 @@ def _stream(path: Path, report: Report, source: Source, start: _Start | None = N
 
 
 def _require_unchanged(run: Run, source: Source, parts: Sequence[Part]) -> None:
-    """Raises InputError if the source would be cut into other tasks than those that were learned."""
+    """Raise InputError if the source would be cut into other tasks than those that were learned."""
     learned = (entry for entry in run.metrics if entry["task"])
     for entry, part in zip(learned, parts, strict=False):
         if entry["classes"] != list(part.classes):
             raise InputError(
-                f"{source.name} has changed since task {entry['task']} was learned: put its classes back"
+                f"{source.name} has changed since task {entry['task']} was learned: "
+                "put its classes back"
             )
 
 

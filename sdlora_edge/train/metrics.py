@@ -1,4 +1,5 @@
-"""The metrics of continual learning, from the accuracy matrix R[i][j]: task j after training task i."""
+"""The metrics of continual learning, from the accuracy matrix R[i][j]: task j after training task
+i."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ Confusion = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Summary(Result):
-    """Fractions in [0, 1]; forgetting and backward transfer are differences of them, and 0 with one task.
+    """The metrics of a run. Fractions are in [0, 1].
+
+    Forgetting and backward transfer are differences of fractions, and 0 with one task.
 
     accuracy             A_i, over all images of the tasks 0..i, after each task i
     last                 A_{T-1}
@@ -36,10 +39,10 @@ class Summary(Result):
 
 @dataclass(frozen=True)
 class Hter(Result):
-    """Half total error rate of a binary decision that accepts a score >= threshold. Lower is better.
+    """Half total error rate of a binary decision that accepts a score >= threshold.
 
-    far: impostors accepted / impostors. frr: genuine images refused / genuine images. hter: (far + frr) / 2. All are fractions
-    in [0, 1].
+    Lower is better. far: impostors accepted / impostors. frr: genuine images refused / genuine
+    images. hter: (far + frr) / 2. All are fractions in [0, 1].
     """
 
     genuine: str
@@ -53,10 +56,11 @@ def summary(correct: Sequence[Sequence[int]], totals: Sequence[Sequence[int]]) -
     """Summarise the accuracy matrix.
 
     Args:
-        correct: correct[i][j], j <= i: test images of task j that are answered correctly after task i, out of all classes
-            known then.
-        totals: totals[i][j]: how many test images of task j there were after task i. A task has fewer if its classes retire,
-            and none if it brought no images; then it counts in no mean.
+        correct: correct[i][j], j <= i: test images of task j that are answered correctly after task
+            i, out of all classes known then.
+        totals: totals[i][j]: how many test images of task j there were after task i. A task has
+            fewer if its classes retire, and none if it brought no images; then it counts in no
+            mean.
 
     Raises:
         ValueError: There are no test images at all after a task.
@@ -102,7 +106,10 @@ def per_class(
 def confusions(
     truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str | None], most: int = 50
 ) -> tuple[Confusion, ...]:
-    """The wrong answers by true and predicted class, the most frequent first. Arguments as in `per_class`."""
+    """The wrong answers by true and predicted class, the most frequent first.
+
+    Arguments as in `per_class`.
+    """
     wrong = Counter((int(t), int(p)) for t, p in zip(truth, predicted, strict=True) if t != p)
     frequent = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:most]
     return tuple((str(classes[t]), str(classes[p]), n) for (t, p), n in frequent)
@@ -131,8 +138,8 @@ def hter(scores: np.ndarray, genuine: np.ndarray, threshold: float, name: str = 
 def binary(scores: np.ndarray, truth: np.ndarray, classes: Sequence[str | None]) -> Hter | None:
     """HTER at the threshold that equals argmax: 0, on the genuine class's logit minus the other's.
 
-    The genuine class is the one named live, real, genuine or bonafide, else the first. None unless two classes are known and
-    both have images.
+    The genuine class is the one named live, real, genuine or bonafide, else the first. None unless
+    two classes are known and both have images.
 
     Args:
         scores: float (N, rows).

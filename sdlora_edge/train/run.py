@@ -1,15 +1,21 @@
-"""A run on disk: what the host keeps of each task, and nothing from which an image could be read.
+"""A run on disk: what the host keeps of each task, and nothing that could show an image.
 
-    config.toml                  the resolved settings; recorded: versions and the backbone's digest
-    backbone.safetensors         W_0 and the rest of the frozen backbone, so that any machine can go on with the run
-    tasks/NNN/state.safetensors  task N as it is shipped: factors and head rows; names and magnitude deltas in the metadata
-    tasks/NNN/statistics.safetensors  never shipped: `Kept`, and the task's factors before they were encoded
-    tasks/NNN/metrics.json       `correct` and `totals` of every task so far, their summary, source and timing
-    run.lock                     held by the process that trains the run
-    partial.pt                   the epoch of the task in training (`fit.Checkpoint`)
-    revisions.json               {task: revision}, if `packet build --revision` has replaced a revoked task
+    config.toml           the resolved settings; recorded: versions, digest of the backbone
+    backbone.safetensors  W_0 and the rest of the frozen backbone: any machine can go on
+    tasks/NNN/state.safetensors
+                          task NNN as it is shipped: factors and head rows; in its metadata names,
+                          magnitude deltas, retired and renamed classes
+    tasks/NNN/statistics.safetensors
+                          never shipped: `Kept`, and the factors before they were encoded
+    tasks/NNN/metrics.json
+                          `correct` and `totals` of every task so far, their summary, source, timing
+    run.lock              held by the process that trains the run
+    partial.pt            the epoch of the task in training (`fit.Checkpoint`)
+    pending.json          the task that is being added (`folder.Pending`)
+    revisions.json        {task: revision}, if `packet build --revision` replaced a revoked task
 
-tasks/000 is the state before the first task: the base head, if there was a base session. runs/latest points to the newest.
+tasks/000 is the state before the first task: the base head, if there was a base session.
+runs/latest points to the newest run.
 """
 
 from __future__ import annotations
@@ -63,7 +69,10 @@ HELD = 4
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """The state before the first task. head: as it is shipped; seconds: what the base session took."""
+    """The state before the first task.
+
+    head: as it is shipped. seconds: how long the base session took.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -94,7 +103,10 @@ class Run:
 
     @classmethod
     def begin(cls, path: Path, settings: Settings) -> None:
-        """Make the folder of a run that has nothing yet but its settings. Raises UsageError if it exists."""
+        """Make the folder of a run that has nothing yet but its settings.
+
+        Raises UsageError if it exists.
+        """
         with atomic.new_folder(path) as new:
             atomic.write(new / CONFIG, config.to_toml(settings).encode())
 
@@ -198,7 +210,8 @@ class Run:
         for task in range(len(self.states), last + 1):
             update, digest = read_update(self.path, task, names, self.config.method.encoding)
             self.history.follow(update, written=True)
-            # Each digest covers all tasks before it, so one comparison finds any task that was changed or swapped.
+            # Each digest covers all tasks before it, so one comparison finds any task that was
+            # changed or swapped.
             if self.states[-1].digest != digest:
                 raise InputError(
                     f"{self.path}: task {task} does not follow from the tasks before it: "
@@ -248,10 +261,11 @@ class Run:
         return Past(self.projections, factors, self.states[-1].magnitudes)
 
     def encoded(self, encoding: str) -> Run:
-        """This run as if its factors were shipped in another encoding: another lineage, the same tasks and head rows.
+        """Return this run as if its factors were shipped in another encoding.
 
-        The factors are encoded from what was learned; magnitudes and rows are those of the run itself. Raises UsageError for
-        an unknown encoding.
+        It has another lineage, and the same tasks and head rows. The factors are encoded from what
+        was learned; magnitudes and rows are those of the run itself. Raises UsageError for an
+        unknown encoding.
         """
         if encoding not in ENCODINGS:
             raise UsageError(f"unknown encoding {encoding!r}: choose one of {', '.join(ENCODINGS)}")
@@ -283,7 +297,11 @@ class Run:
         return lru_cache(HELD)(lambda task: read_learned(self.path, task, names))
 
     def weight_error(self, task: int) -> float:
-        """The largest difference of an adapted weight after `task` to what the factors as they were learned would give."""
+        """Measure what the encoding loses after `task`.
+
+        Returns the largest difference of an adapted weight to what the factors as they were learned
+        give.
+        """
         exact = merged(
             self.base_weights,
             self.projections,
@@ -298,7 +316,10 @@ class Run:
         return folder.revision(self.path, task)
 
     def revise(self, task: int, revision: int) -> None:
-        """From now on, `task` and those after it are of this revision. Raises UsageError if they had a higher one."""
+        """From now on, `task` and those after it are of this revision.
+
+        Raises UsageError if they had a higher one.
+        """
         with folder.locked(self.path):
             if revision > folder.require_revision(self.path, revision):
                 revisions = {
@@ -310,12 +331,16 @@ class Run:
                 atomic.write(self.path / REVISIONS, dump_json({**kept, str(task): revision}))
 
     def state(self, task: int | None) -> TaskState:
-        """The state after a task; None is the last. Raises UsageError if the run has no such task."""
+        """The state after a task; None is the last.
+
+        Raises UsageError if the run has no such task.
+        """
         if task is None:
             return self.states[-1]
         if not 0 <= task < len(self.states):
             raise UsageError(
-                f"{self.path} has the tasks 0 to {len(self.states) - 1}, not {task}: name one of them"
+                f"{self.path} has the tasks 0 to {len(self.states) - 1}, not {task}: "
+                "name one of them"
             )
         return self.states[task]
 
@@ -324,7 +349,10 @@ class Run:
         return [update.factors for update in self.updates[:task]]
 
     def weights(self, task: int) -> dict[str, np.ndarray]:
-        """W_t of every adapted weight: {tensor: float32 (rows, columns)}, by the one rule of arithmetic."""
+        """Merge W_t of every adapted weight, by the one rule of arithmetic.
+
+        Returns {tensor: float32 (rows, columns)}.
+        """
         return merged(
             self.base_weights, self.projections, self.factors(task), self.states[task].magnitudes
         )
@@ -332,13 +360,16 @@ class Run:
     def weights_with(
         self, factors: Mapping[str, Factors], deltas: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """W_t as it will be after one more task of this direction and these magnitude deltas."""
+        """Merge W_t as it will be after one more task of this direction and these deltas."""
         past = self.past
         magnitudes = extended(past.magnitudes, deltas) + deltas
         return merged(self.base_weights, self.projections, [*past.factors, factors], magnitudes)
 
     def packet_bytes(self, update: TaskUpdate) -> int:
-        """Size of the packet of a task, signed with one key: that of `packet build`, but for the canary's few numbers."""
+        """Return the size of a task's packet, signed with one key.
+
+        It is the size that `packet build` writes, except for the few numbers of the canary.
+        """
         before = self.states[update.task - 1]
         live = advance(before, update).live
         contents = packet.Contents(
@@ -354,5 +385,6 @@ class Run:
 
 def _does_not_fit(path: Path, settings: Settings, error: Exception) -> InputError:
     return InputError(
-        f"{path / BACKBONE} does not fit the backbone {settings.backbone.backbone} ({error}): restore the run from a backup"
+        f"{path / BACKBONE} does not fit the backbone {settings.backbone.backbone} ({error}): "
+        "restore the run from a backup"
     )

@@ -1,4 +1,5 @@
-"""How good the model is after each task: on every task's test images, by class and by domain, beside the frozen backbone."""
+"""How good the model is after each task: on every task's test images, by class and by domain,
+beside the frozen backbone."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from .tasks import Kept, TaskResult
 
 log = logging.getLogger("sdlora_edge")
 HEADS = "correct", "plain_correct", "frozen_correct"
-"""keys of metrics.json: the shipped head; the plain head; the frozen backbone with an aligned head of its own"""
+"""keys of metrics.json: the shipped head; the plain head; the frozen backbone with an aligned head
+of its own"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +73,10 @@ class _Tally:
 
 @dataclass(eq=False)
 class Scorer:
-    """Scores a run's states. It keeps the decoded test images of all tasks, and their features under W_0, between tasks."""
+    """Scores a run's states.
+
+    It keeps the decoded test images of all tasks, and their features under W_0, between tasks.
+    """
 
     run: Run
     sources: dict[str, Source | None] = field(default_factory=dict)
@@ -82,9 +87,10 @@ class Scorer:
     def entry(self, part: Part, learned: Learned, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Make the metrics.json of the newest task, which has learned `part`.
 
-        correct[i][j]: as in `metrics.summary`; None if the images of task j could not be read then. plain_correct,
-        frozen_correct: the same with the other HEADS. totals[j]: test images of task j; counted[i][j]: how many of them
-        counted after task i, without those of retired classes. per_class, confusions: of the newest state over all tasks.
+        correct[i][j]: as in `metrics.summary`; None if the images of task j could not be read then.
+        plain_correct, frozen_correct: the same with the other HEADS. totals[j]: test images of task
+        j that count now. counted[i][j]: how many counted after task i; those of retired classes do
+        not. per_class, confusions: of the newest state over all tasks.
         """
         state, tally = learned.state, self._tally(part, learned)
         matrices = {
@@ -126,7 +132,8 @@ class Scorer:
             counts = live[test.targets]
             truth, seen = test.targets[counts], evaluator.features(test)
             tally.totals.append(len(truth))
-            # A task without a class that can be answered has nothing to score; any other one should have.
+            # A task without a class that can be answered has nothing to score; any other one should
+            # have.
             tally.complete &= len(truth) > 0 or not live[self._rows[task]].any()
             for name, (weight, bias) in heads.items():
                 features = self._frozen[task] if name == "frozen_correct" else seen
@@ -146,7 +153,10 @@ class Scorer:
         return next(entry for entry in self.run.metrics if entry["task"] == task)
 
     def _all_tests(self, part: Part, state: TaskState) -> Iterator[tuple[int, Images | None]]:
-        """(task, its test images) of every scored task and the newest one; None if they cannot be read."""
+        """Yield (task, its test images) of every scored task and the newest one.
+
+        The images are None if they cannot be read.
+        """
         known = [entry for entry in self.run.metrics if entry["task"] < state.task]
         found: dict[int, dict[str, Sequence[ImageFile]] | None] = {}
         if any(entry["task"] not in self._tests for entry in known):
@@ -171,9 +181,10 @@ class Scorer:
         classes: Sequence[str],
         state: TaskState,
     ) -> None:
-        """Read the test images of a task; keep them decoded while there is room. state: that after the task.
+        """Read the test images of a task, and keep them decoded while there is room.
 
-        Targets are head rows: they never move, whatever becomes of the classes' names.
+        state: that after the task. Targets are head rows: they never move, whatever becomes of the
+        classes' names.
         """
         used = sum(t.pixels.nbytes for t in self._tests.values() if isinstance(t, Decoded))
         room = self.run.config.training.cache_gb - used / 2**30
@@ -185,9 +196,10 @@ class Scorer:
 def test_images(
     run: Run, task: int, *sources: Source
 ) -> dict[int, dict[str, Sequence[ImageFile]] | None]:
-    """By task up to `task`: the test images of each of its classes, or None if they can no longer be read.
+    """Find the test images of each task up to `task`, by class.
 
-    sources: those that are open already; others are opened at the place that the run has noted.
+    None stands for a task whose images can no longer be read. sources: those that are open already;
+    others are opened at the place that the run has noted.
     """
     opened: dict[str, Source | None] = {source.name: source for source in sources}
     found: dict[int, dict[str, Sequence[ImageFile]] | None] = {}
@@ -226,7 +238,7 @@ def test_images(
 
 
 def test_images_by_class(run: Run, task: int) -> dict[str, list[ImageFile]]:
-    """All test images up to `task` that can still be read, by what their class is called after `task`.
+    """Find all test images up to `task` that can still be read, by today's class names.
 
     Images of one class from several tasks come together; those of retired classes are left out.
     """

@@ -2,11 +2,12 @@
 
 There are four ways, by what the task brings:
 
-    several classes        a direction, all magnitudes and the classes' rows are trained (`method.sdlora`)
-    a direction            it was learned elsewhere: the classes' rows alone are trained
-    one class, alone       nothing is trained, for there is no other class to tell it from: its row is fitted to its features
-                           (`FeatureStatistics.beside`)
-    no images              nothing is trained or fitted: classes are only retired or renamed
+    several classes   a direction, all magnitudes and the classes' rows are trained
+                      (`method.sdlora`)
+    a direction       it was learned elsewhere: the classes' rows alone are trained
+    one class, alone  nothing is trained, for there is no other class to tell it from: its row is
+                      fitted to its features (`FeatureStatistics.beside`)
+    no images         nothing is trained or fitted: classes are only retired or renamed
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ Direction = tuple[Mapping[str, Factors], np.ndarray]
 NEGLIGIBLE = 1e-4
 """a direction's share of the weights' norm; those of real tasks were 0.005 to 0.02"""
 VIEWS, VIEWS_UP_TO = 3, 2000
-"""random views of each new image by which the drift is measured, and the most images that is done with"""
+"""random views of each new image by which the drift is measured, and the most images that is done
+with"""
 MAGNITUDES = {"carry": Magnitudes(), "reset": ResetMagnitudes(), "fixed": FixedMagnitudes()}
 DIRECTIONS = {"free": Directions(), "shared": SharedA()}
 
@@ -66,8 +68,8 @@ DIRECTIONS = {"free": Directions(), "shared": SharedA()}
 class Lesson:
     """A task while it is learned: what it brings to a run whose newest task is the one before it.
 
-    Changes of known classes come before the new classes, as in `TaskUpdate`. So the name of a retired class may come back as a
-    new class in the same task; it gets a new row.
+    Changes of known classes come before the new classes, as in `TaskUpdate`. So the name of a
+    retired class may come back as a new class in the same task; it gets a new row.
     """
 
     run: Run
@@ -77,7 +79,10 @@ class Lesson:
 
     @classmethod
     def of(cls, run: Run, part: Part, changes: ClassChanges = ClassChanges()) -> Lesson:
-        """Read the images of a task. Raises UsageError for a change that the run's classes do not allow."""
+        """Read the images of a task.
+
+        Raises UsageError for a change that the run's classes do not allow.
+        """
         changes.check(run.states[-1].names)
         cache_gb = run.config.training.cache_gb
         return cls(
@@ -139,7 +144,10 @@ class Lesson:
 
     @cached_property
     def plain(self) -> Head:
-        """The plain head of all classes to start from; rows of new classes are zero, retired ones are never answered."""
+        """The plain head of all classes to start from.
+
+        Rows of new classes are zero; rows of retired classes are never answered.
+        """
         weight, bias = self.run.kept.plain
         more = zero_head(len(self.new), weight.shape[1])
         weight, bias = np.concatenate([weight, more[0]]), np.concatenate([bias, more[1]])
@@ -158,7 +166,10 @@ class Lesson:
 
 
 def change_classes(lesson: Lesson) -> TaskResult:
-    """Make the task that retires and renames classes and learns nothing. All other head rows stay as they are."""
+    """Make the task that retires and renames classes and learns nothing.
+
+    All other head rows stay as they are.
+    """
     run, before = lesson.run, lesson.before
     frozen, aligned = run.kept.frozen, run.kept.aligned
     head = before.head_weight, before.head_bias
@@ -178,7 +189,8 @@ def _update(lesson: Lesson, direction: Direction, head: Head) -> TaskUpdate:
 def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult | None:
     """Learn one task from its images. The rows of classes that the run knows are trained on.
 
-    Returns what `Run.append` takes, without the scores; None on all processes of torchrun but the first.
+    Returns what `Run.append` takes, without the scores; of torchrun's processes all but the first
+    get None.
     """
     run = lesson.run
     device = next(run.backbone.parameters()).device
@@ -259,7 +271,10 @@ def no_deltas(run: Run) -> np.ndarray:
 
 
 def _training(lesson: Lesson, given: _Given | None) -> Training:
-    """How the task is trained. Its checkpoint has a key of all that it depends on, so none of another training is taken."""
+    """How the task is trained.
+
+    Its checkpoint has a key of all that it depends on, so none of another training is taken.
+    """
     run, part = lesson.run, lesson.part
     direction = [tensors_digest(factor_tensors(given.shipped[0]))] if given else []
     data = part.source, part.name, part.classes, len(lesson.images)
@@ -293,7 +308,10 @@ def _with_rows(lesson: Lesson, model: SDLoRA) -> Head:
 
 
 def _beside(lesson: Lesson) -> tuple[Head, FeatureStatistics]:
-    """(the head with the row of one class fitted, the statistics with its images). All other rows stay."""
+    """(the head with the row of one class fitted, the statistics with its images).
+
+    All other rows stay.
+    """
     known = lesson.run.kept.aligned
     assert known is not None
     seen = lesson.under_old_weights.features(lesson.images)
@@ -303,7 +321,10 @@ def _beside(lesson: Lesson) -> tuple[Head, FeatureStatistics]:
 
 
 def _aligned(lesson: Lesson, known: FeatureStatistics, after: Evaluator) -> FeatureStatistics:
-    """The statistics of all classes after the task: old classes follow the drift, the new images are added."""
+    """Follow the drift of old classes, and add the new images.
+
+    Returns the statistics of all classes after the task.
+    """
     if len(known.means):
         shown = _views(lesson.images, lesson.run.config.training.seed)
         known = known.drifted(lesson.under_old_weights.features(shown), after.features(shown))
@@ -312,7 +333,7 @@ def _aligned(lesson: Lesson, known: FeatureStatistics, after: Evaluator) -> Feat
 
 
 def _views(images: Images, seed: int) -> Decoded:
-    """The new images and random views of them, at most VIEWS_UP_TO: what the drift is measured on."""
+    """Return the new images and random views of them, at most VIEWS_UP_TO, to measure drift on."""
     random = np.random.RandomState(seed)
     (pixels,) = images.batches([np.sort(random.permutation(len(images))[:VIEWS_UP_TO])])
     more = min(VIEWS, max(0, VIEWS_UP_TO // len(pixels) - 1))
@@ -321,7 +342,10 @@ def _views(images: Images, seed: int) -> Decoded:
 
 
 def _warn_if_still(lesson: Lesson, model: SDLoRA) -> None:
-    """Warn if the new direction changes next to nothing. The first step moves the head alone, which starts at zero."""
+    """Warn if the new direction changes next to nothing.
+
+    The first step moves the head alone, which starts at zero.
+    """
     if not (model.rank and distributed.first()):
         return
     run = lesson.run
@@ -331,8 +355,9 @@ def _warn_if_still(lesson: Lesson, model: SDLoRA) -> None:
     size = math.sqrt(squares / len(rows))
     if moved <= NEGLIGIBLE * size:
         log.warning(
-            "task %d: after %d step(s) its direction changes the weights by %.1g of their norm, which is next to nothing: "
-            "begin a run with more --epochs, a smaller --batch-size or another --lr",
+            "task %d: after %d step(s) its direction changes the weights by %.1g of their norm, "
+            "which is next to nothing: begin a run with more --epochs, a smaller --batch-size or "
+            "another --lr",
             lesson.number,
             run.config.training.epochs
             * math.ceil(len(lesson.images) / run.config.training.batch_size),
@@ -352,7 +377,7 @@ def _require_bounded(update: TaskUpdate, settings: Settings) -> None:
 
 
 def _absorb(run: Run, model: SDLoRA) -> dict[str, Any]:
-    """KD: give the finished direction to the magnitudes of the old ones, if they can reproduce it."""
+    """KD: give the finished direction to the old magnitudes, if old directions reproduce it."""
     old = run.past.factors
     if not (run.config.method.absorb and model.rank and any(old)):
         return {}

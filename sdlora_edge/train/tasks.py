@@ -30,8 +30,9 @@ EXACT, FROZEN, PLAIN = "exact.", "frozen.", "plain."
 class Kept:
     """What the host keeps of all classes so far, besides what it ships.
 
-    frozen: feature statistics under W_0, for the frozen reference. plain: every head row as its task trained it, whatever head
-    is shipped. aligned: feature statistics under the newest weights; None unless the head is aligned.
+    frozen: feature statistics under W_0, for the frozen reference. plain: every head row as its
+    task trained it, whatever head is shipped. aligned: feature statistics under the newest weights;
+    None unless the head is aligned.
     """
 
     frozen: FeatureStatistics
@@ -43,7 +44,8 @@ class Kept:
 class TaskResult:
     """A task that was learned, complete: what `Run.append` stores.
 
-    exact: the factors as they were learned, float32, before they were encoded. metrics: the content of metrics.json.
+    exact: the factors as they were learned, float32, before they were encoded. metrics: the content
+    of metrics.json.
     """
 
     update: TaskUpdate
@@ -60,8 +62,8 @@ def folder_of(run: Path, task: int) -> Path:
 def write_task(run: Path, result: TaskResult, digest: str) -> None:
     """Write a task: its folder appears whole or not at all.
 
-    digest: S_t, by which `read_update` notices that a task does not follow from the tasks before it. Raises UsageError if the
-    run has this task already.
+    digest: S_t, by which `read_update` notices that a task does not follow from the tasks before
+    it. Raises UsageError if the run has this task already.
     """
     update, kept = result.update, result.kept
     facts = {
@@ -89,7 +91,10 @@ def write_task(run: Path, result: TaskResult, digest: str) -> None:
 def read_update(
     run: Path, task: int, projections: Sequence[str], encoding: str
 ) -> tuple[TaskUpdate, str]:
-    """(a task as it is shipped, the digest that it was written with). Raises InputError if its file is damaged."""
+    """(a task as it is shipped, the digest that it was written with).
+
+    Raises InputError if its file is damaged.
+    """
     path = folder_of(run, task) / STATE
     tensors, facts = load(path)
     try:
@@ -142,10 +147,14 @@ def save(path: Path, tensors: Mapping[str, np.ndarray], facts: dict[str, str]) -
 
 
 def load(path: Path, without: str | None = None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file. without: leave out tensors whose name begins so."""
+    """Read a safetensors file: (tensors, metadata).
+
+    without: leave out tensors whose name begins so.
+    """
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            names = [n for n in file.keys() if without is None or not n.startswith(without)]  # noqa: SIM118
+            names = list(file.keys())
+            names = [n for n in names if without is None or not n.startswith(without)]
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
         raise verdict(error, InputError(f"{path} cannot be read: {error}")) from error

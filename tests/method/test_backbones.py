@@ -1,4 +1,5 @@
-"""Every family of backbones: what is adapted, that folding is a low-rank branch, and the whole way to a device."""
+"""Every family of backbones: what is adapted, that folding is a low-rank branch, and the whole way
+to a device."""
 
 from __future__ import annotations
 
@@ -139,7 +140,8 @@ PROMISED = {  # how many, and the first two: name, parameter, first row, last ro
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """These models are too small to share: on a busy machine, threads that wait for each other take ten times as long."""
+    """These models are too small to share: on a busy machine, threads that wait for each other take
+    ten times as long."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -147,7 +149,8 @@ def one_thread() -> Iterator[None]:
 
 
 def small(family: str) -> nn.Module:
-    """A random member of the family, in which no weight, bias or running statistic has its idle first value."""
+    """A random member of the family, in which no weight, bias or running statistic has its idle
+    first value."""
     torch.manual_seed(0)
     model = BUILD[family]().eval()
     with torch.no_grad():
@@ -200,7 +203,8 @@ def chain(backbone: nn.Module, tasks: int) -> list[TaskState]:
 def branch(
     A: Tensor, B: Tensor, scale: Tensor, start: int
 ) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
-    """A forward hook that adds scale B A x to the rows from `start` on, by the module's own kind of arithmetic."""
+    """A forward hook that adds scale B A x to the rows from `start` on, by the module's own kind of
+    arithmetic."""
 
     def add(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         (x,) = inputs
@@ -381,7 +385,8 @@ def test_a_backbone_is_made_for_a_image_size_or_the_size_is_refused() -> None:
 
 
 def register(name: str, kind: type[nn.Module], settings: dict[str, Any]) -> str:
-    """Make a tiny model one of timm's own for this process: all of timm's in these families are large."""
+    """Make a tiny model one of timm's own for this process: all of timm's in these families are
+    large."""
 
     def entry(pretrained: bool = False, **options: Any) -> nn.Module:
         cfg = {

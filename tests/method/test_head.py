@@ -29,7 +29,8 @@ def test_the_discriminant_is_that_of_scikit_learn() -> None:
         FeatureStatistics.empty(6).with_images(features, targets, 5).discriminant(shrinkage)
     )
     ours = features @ weight.T + bias
-    # scikit-learn's covariance divides by n, ours by n - C; the shrunk matrix is the same up to that factor
+    # scikit-learn's covariance divides by n, ours by n - C; the shrunk matrix is the same up to
+    # that factor
     theirs = (
         LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage, priors=[0.2] * 5)
         .fit(features, targets)
@@ -54,7 +55,8 @@ def test_classes_added_in_two_sessions_are_those_added_in_one() -> None:
 
 
 def test_old_statistics_follow_a_backbone_that_moves_linearly() -> None:
-    """Where the features move by an affine map, old means and scatter must be those of the moved old features."""
+    """Where the features move by an affine map, old means and scatter must be those of the moved
+    old features."""
     random = np.random.default_rng(3)
     old, old_targets = gaussians(seed=1)
     new = random.standard_normal((4000, 6)) * 2 + 1

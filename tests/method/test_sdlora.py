@@ -15,7 +15,8 @@ from sdlora_edge.state import TaskState, advance, merge
 
 
 def by_branches(model: SDLoRA, states: list[TaskState], images: Tensor) -> Tensor:
-    """The equation written down naively, as the authors do: one low-rank branch per task beside each projection."""
+    """The equation written down naively, as the authors do: one low-rank branch per task beside
+    each projection."""
     hooks = []
     for i, p in enumerate(model.projections):
 

@@ -1,4 +1,5 @@
-"""Where directions and magnitudes come from, variant by variant: each against its equation written down naively."""
+"""Where directions and magnitudes come from, variant by variant: each against its equation written
+down naively."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Scoring any folder: equal to the run's own score on the same images, and honest about which images count."""
+"""Scoring any folder: equal to the run's own score on the same images, and honest about which
+images count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Training settings that must not change what is learned, and those that must; domains and known classes."""
+"""Training settings that must not change what is learned, and those that must; domains and known
+classes."""
 
 from __future__ import annotations
 

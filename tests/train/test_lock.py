@@ -1,4 +1,5 @@
-"""One process writes to a run: a second one is refused at once, whatever it wants to write, and a dead one holds nothing."""
+"""One process writes to a run: a second one is refused at once, whatever it wants to write, and a
+dead one holds nothing."""
 
 from __future__ import annotations
 

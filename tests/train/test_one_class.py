@@ -1,4 +1,5 @@
-"""A class that comes alone: a head row and nothing else, in a packet of a few kilobytes, which every later command takes."""
+"""A class that comes alone: a head row and nothing else, in a packet of a few kilobytes, which
+every later command takes."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ Cli = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def fleet_of_one(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
-    """The small fleet with an aligned head; its run has learned `bolt` alone, `nut` alone, and then two classes together."""
+    """The small fleet with an aligned head; its run has learned `bolt` alone, `nut` alone, and then
+    two classes together."""
     folder = tmp_path_factory.mktemp("one")
     fleet = make_fleet(folder, SMALL | {"head": "aligned"})
     for seed, names in enumerate((["bolt"], ["nut"], ["gear", "hook"])):

@@ -1,4 +1,5 @@
-"""Killed at any moment, stopped by Ctrl-C, or spread over two processes: the run ends as one that nothing happened to."""
+"""Killed at any moment, stopped by Ctrl-C, or spread over two processes: the run ends as one that
+nothing happened to."""
 
 from __future__ import annotations
 
@@ -172,7 +173,8 @@ def test_a_damaged_or_foreign_checkpoint_only_costs_its_task(
 
 
 def test_two_processes_are_one_at_the_same_batch(images: Path, tmp_path: Path) -> None:
-    """Gradients are summed in another order, so float16 factors may differ in their last bit, and nothing else."""
+    """Gradients are summed in another order, so float16 factors may differ in their last bit, and
+    nothing else."""
     settings: dict[str, object] = {"head": "paper", "optimizer": "sgd"}
     one = loop.train(config(images, **settings), tmp_path / "one")
     torchrun = (

@@ -13,7 +13,8 @@ from conftest import SMALL, Fleet, make_images
 from sdlora_edge.errors import UsageError
 from sdlora_edge.train import config, loop
 from sdlora_edge.train.config import resolve
-from sdlora_edge.train.run import Run, newest
+from sdlora_edge.train.folder import newest
+from sdlora_edge.train.run import Run
 from sdlora_edge.train.settings import Settings
 
 
@@ -76,7 +77,8 @@ def test_one_more_task_from_nothing_but_a_new_folder(run_copy: Path, tmp_path: P
     assert len(entry["correct"][-1]) == 5
     assert entry["accuracy"][-1] == pytest.approx(sum(entry["correct"][-1]) / sum(entry["totals"]))
     same(run_copy, run.path)
-    # the folder is gone: the next task is learned all the same, and that task is left out of the score
+    # the folder is gone: the next task is learned all the same, and that task is left out of the
+    # score
     shutil.rmtree(folder)
     later = loop.add_task(run_copy, str(make_images(tmp_path / "week 33", ["gear", "hook"], 8)))
     assert later.metrics[-1]["correct"][-1][4] is None
@@ -221,7 +223,7 @@ def test_a_task_that_was_being_added_is_gone_on_with(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_train_task", killed)
+        patch.setattr(loop, "learn_task", killed)
         with pytest.raises(KeyboardInterrupt):
             loop.add_task(run_copy, str(folder), "week 32")
     run = loop.resume(run_copy)
