@@ -1,4 +1,6 @@
-"""Carried to a device: `pytest device_tests --bundle B --packets DIR [--expected DIR] [--store DIR] [--report FILE]`.
+"""Tests to carry to a device.
+
+    pytest device_tests --bundle B --packets DIR [--expected DIR] [--store DIR] [--report FILE]
 
 Needs the core install and pytest. The checks are in `sdlora_edge.selftest`.
 """

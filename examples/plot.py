@@ -10,7 +10,7 @@ WIDTH, HEIGHT, MARGIN = 640, 360, 48
 
 
 def drawn(accuracies: list[float]) -> str:
-    """A line with a point for each task. accuracies: 0 to 1, on the test images of all classes so far."""
+    """A line with a point for each task. accuracies: 0 to 1, on test images of all classes."""
     step = (WIDTH - 2 * MARGIN) / max(1, len(accuracies) - 1)
     bottom = HEIGHT - MARGIN
     points = [(MARGIN + i * step, bottom - a * (bottom - MARGIN)) for i, a in enumerate(accuracies)]

@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 from .errors import InputError, NotForThisDevice, NothingToDo, SdloraError, TrustError
 from .formats.control import Revocation, Revoked, Rotation
-from .formats.fit import lead
+from .formats.lead import lead
 from .formats.packet import Packet
 from .formats.signing import Trust
 from .state import Projection, TaskState

@@ -9,7 +9,7 @@ The number is the exit code of the command line.
     │   └── StorageError          3   a file cannot be written: disk full, read-only, failing
     ├── TrustError                4   signature, threshold or replay: somebody else's packet
     ├── NotForThisDevice          5   a genuine packet, but of another lineage, or out of order
-    ├── HealthError               6   the canary or the parity check failed; the state before is in force
+    ├── HealthError               6   canary or parity check failed; the state before is in force
     │   └── DivergedError         6   training left the finite numbers; the tasks before it are kept
     ├── NothingToDo               7   the call is right, and there is no work
     └── ResourceError             8   memory or disk ran out: no verdict on any file; try again

@@ -238,7 +238,7 @@ def classes_after(classes: Sequence[str | None], update: TaskUpdate) -> tuple[st
 def advance(state: TaskState, update: TaskUpdate) -> TaskState:
     """Return the state after `update`, whose shapes must fit.
 
-    `formats.fit` proves that for an update that comes from outside.
+    `formats.lead` proves that for an update that comes from outside.
     """
     weight, bias = update.head.applied(state.head_weight, state.head_bias)
     weight[list(update.retired)], bias[list(update.retired)] = 0.0, UNUSED

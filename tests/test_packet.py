@@ -18,7 +18,7 @@ from sdlora_edge.errors import InputError, LimitError, SdloraError
 from sdlora_edge.formats import container, packet, signing
 from sdlora_edge.formats.canonical import dump_json
 from sdlora_edge.formats.encoding import Factors, HeadUpdate, encode
-from sdlora_edge.formats.fit import lead
+from sdlora_edge.formats.lead import lead
 from sdlora_edge.state import TaskState, TaskUpdate
 from sdlora_edge.train.run import Run
 

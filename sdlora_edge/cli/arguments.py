@@ -12,7 +12,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..inputs.limits import MAX_PIXELS, PILLOW_MAX_PIXELS
+from ..inputs.sizes import MAX_PIXELS, PILLOW_MAX_PIXELS
 from .output import output
 
 PASSPHRASE = "SDLORA_EDGE_PASSPHRASE"  # noqa: S105

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from ..errors import InputError, LimitError, NothingToDo, ResourceError, naming
-from ..inputs.limits import MAX_FILE
+from ..inputs.sizes import MAX_FILE
 from ..results import Result
 from . import arguments
 from .arguments import Store, Unproved

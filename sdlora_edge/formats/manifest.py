@@ -1,4 +1,4 @@
-"""manifest.json: the facts about an exported model, each field declared with its kind and bounds."""
+"""manifest.json: the facts about an exported model. Each field is declared with kind and bounds."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@
                and canary.logits, float32 (count, live classes), after the last task
 
 `container` is the file around them. `control` has the packets of other kinds. Whether a packet may
-follow the state of a device is decided in `acceptance` and `fit`. numpy only.
+follow the state of a device is decided in `acceptance` and `lead`. numpy only.
 """
 
 from __future__ import annotations

@@ -266,7 +266,7 @@ def _domain(name: str, found: Mapping[str, float]) -> DomainErrors:
 
 
 def _magnitudes(deltas: Sequence[Sequence[Any]]) -> tuple[tuple[Spread, ...], ...]:
-    """From the deltas of each task, (t,) or (t, projections) for task t, as `state.advance` does."""
+    """From the deltas of each task t, (t,) or (t, projections), as `state.advance` does."""
     rows, magnitudes = [], np.zeros(0)
     for delta in deltas:
         step = np.array(delta, np.float64)
