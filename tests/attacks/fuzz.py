@@ -46,7 +46,7 @@ READER = {
     "container.py",
     "encoding.py",
     "control.py",
-    "fit.py",
+    "lead.py",
     "limits.py",
     "packet.py",
     "signing.py",
