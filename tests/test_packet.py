@@ -14,12 +14,15 @@ from conftest import Fleet
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, LimitError, SdloraError
 from sdlora_edge.formats import container, packet, signing
 from sdlora_edge.formats.canonical import dump_json
 from sdlora_edge.formats.encoding import Factors, HeadUpdate, encode
 from sdlora_edge.formats.lead import lead
-from sdlora_edge.state import TaskState, TaskUpdate
+from sdlora_edge.inputs import canary
+from sdlora_edge.inputs.image import Preprocessing
+from sdlora_edge.state import TaskState, TaskUpdate, changed_rows
 from sdlora_edge.train.run import Run
 
 
@@ -355,3 +358,33 @@ def test_inspecting_rubbish_is_a_typed_error(fleet: Fleet, entry: object) -> Non
     envelope, table, content = container.opened(good, packet.LIMITS)
     with pytest.raises(InputError):
         packet.unverified_manifest(container.header(envelope, {**table, "x": entry}) + content)
+
+
+def test_a_device_never_answers_a_retired_class_and_uses_new_names(
+    fleet: Fleet, store: Path, tmp_path: Path
+) -> None:
+    """A task of such changes alone, through a real engine; a rollback brings the old names back."""
+    device, run = Device.open(store, threads=1), Run.open(fleet.run)
+    before = run.states[0]
+    prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
+    rows = changed_rows(before, before.head_weight, before.head_bias, (1,))
+    renamed = ((0, "first"), (2, str(before.classes[3])), (3, str(before.classes[2])))
+    update = TaskUpdate(1, "names", (), np.zeros(1), rows, {}, (1,), renamed)
+    logits = device.logits(canary.inputs(1, prepare))[:, [0, 2, 3]]
+    (tmp_path / "names.sdlora").write_bytes(
+        built(update, before, run.lineage, fleet, canary_logits=logits)
+    )
+    images = np.random.default_rng(0).integers(0, 255, (16, 16, 16, 3)).astype(np.uint8)
+    old = device.predict(list(images), top=9)
+    device.apply(tmp_path / "names.sdlora")
+    for opened in (device, Device.open(store, threads=1)):
+        names = opened.status().classes
+        assert names == ("first", before.classes[3], before.classes[2])
+        new = opened.predict(list(images), top=9)
+        assert all({name for name, _ in one.top} == set(names) for one in new)
+        for one, two in zip(old, new, strict=True):
+            ranked = [name for name, _ in one.top if name != before.classes[1]]
+            called = dict(zip([before.classes[row] for row in (0, 2, 3)], names, strict=True))
+            assert [called[name] for name in ranked] == [name for name, _ in two.top]
+    device.rollback()
+    assert device.status().classes == before.names

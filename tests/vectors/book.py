@@ -47,24 +47,31 @@ def trust(names: str, threshold: int = 1, version: int = 1) -> Trust:
     return Trust(tuple(KEYS[name].public_key for name in names), threshold, version)
 
 
+@dataclass(frozen=True)
+class Canary:
+    """A packet's canary.
+
+    seed: else the task's number. count: images. off: how wrong the logits are, as a share of the
+    largest.
+    """
+
+    seed: int | None = None
+    count: int = 2
+    off: float = 0.0
+
+
 def update(
     chain: Chain,
     names: str = "a",
     tasks: int = 1,
     revision: int | Sequence[int] = 0,
-    off: float = 0.0,
-    count: int = 2,
-    seed: int | None = None,
+    canary: Canary = Canary(),
 ) -> bytes:
-    """The packet of a chain's last tasks.
-
-    seed: of the canary, else the task's number. off: by how much the canary is wrong, as a share of
-    its largest value.
-    """
+    """The packet of a chain's last tasks."""
     t = chain.state.task
-    seed = t if seed is None else seed
-    logits = chain.logits(seed, count)
-    logits[0, 0] += np.float32(off * max(1, np.abs(logits).max()))
+    seed = t if canary.seed is None else canary.seed
+    logits = chain.logits(seed, canary.count)
+    logits[0, 0] += np.float32(canary.off * max(1, np.abs(logits).max()))
     revisions = [revision] * tasks if isinstance(revision, int) else list(revision)
     updates, before = chain.updates[t - tasks :], chain.states[t - tasks]
     sign, encoding = by(names), chain.encoding

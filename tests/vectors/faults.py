@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from book import Book, by, draft, enveloped, flipped, resigned, signed, update
+from book import Book, Canary, by, draft, enveloped, flipped, resigned, signed, update
 from curve import ORDER, PRIME, mirrored, public, scalar, signature
 from forge import Draft, framed, joined, split
 from lives import AGAIN_THREE, BASE, ONE, SMALL, TWO, UNIT
@@ -310,12 +310,12 @@ def content(book: Book) -> None:
     v("to", 3, draft(good, lambda d: d.manifest.update(to=sha256(b"elsewhere")), leads=False))
     v("lineage", 5, draft(good, lambda d: d.manifest.update(lineage=sha256(b"another run"))))
     v("from", 5, draft(good, lambda d: d.manifest.update({"from": sha256(b"another state")})))
-    v("canary-fails", 6, update(SMALL, off=2e-4))
+    v("canary-fails", 6, update(SMALL, canary=Canary(off=2e-4)))
     v("signed-as-other", 4, resigned(good, lambda s: [signed(split(good)[1], "a", OTHER_TYPE)]))
     v("head-too-large", 3, draft(update(TWO, tasks=2), grown))
     v("field", SMALL, draft(good, lambda d: d.manifest.update(also=1)))
     v = book.vector("near", "fp16", "A canary that is off, and within the tolerance")
-    v("canary-near", SMALL, update(SMALL, off=5e-5))
+    v("canary-near", SMALL, update(SMALL, canary=Canary(off=5e-5)))
     v = book.vector(
         "squash-malformed",
         "fp16",

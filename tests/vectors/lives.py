@@ -7,7 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from book import KEYS, Book, by, damaged, draft, resigned, revocation, signed, signer, trust, update
+from book import (
+    KEYS,
+    Book,
+    Canary,
+    by,
+    damaged,
+    draft,
+    resigned,
+    revocation,
+    signed,
+    signer,
+    trust,
+    update,
+)
 from curve import PRIME, mirrored, of_mixed_order, public
 from forge import Draft, split
 from network import PROJECTIONS, Chain, Export
@@ -82,7 +95,7 @@ def tasks(book: Book) -> None:
     v("1", ONE, update(ONE))
     v("1", 7)
     v("2", TWO, update(TWO))
-    v("3", THREE, update(THREE, count=1))
+    v("3", THREE, update(THREE, canary=Canary(count=1)))
     v("4", FOUR, update(FOUR))
     v("4", 7)
     v = book.vector(
@@ -237,8 +250,8 @@ def bundles(book: Book) -> None:
     v("late-twin-2", 4, update(LATE_TWIN, "ab", revision=1))
     v("late-2-revised", 5, update(LATE_OTHER, "ab", revision=2))
     v("late-revocation-flashed", 5, revocation(LATE_BASE, 2, 1, "ab"))
-    v("late-canary-fails", 6, update(LATE_THREE, "ab", revision=1, off=0.03))
-    v("late-canary-near", LATE_THREE, update(LATE_THREE, "ab", revision=1, off=0.01))
+    v("late-canary-fails", 6, update(LATE_THREE, "ab", revision=1, canary=Canary(off=0.03)))
+    v("late-canary-near", LATE_THREE, update(LATE_THREE, "ab", revision=1, canary=Canary(off=0.01)))
     v = book.vector("late-keys", "late", "The same bundle: both keys have signed")
     v("late-revocation-older", LATE_TWO, revocation(LATE_BASE, 2, 0, "ab"))
     v("late-3", LATE_THREE, update(LATE_THREE, "ab", revision=1))
@@ -262,7 +275,7 @@ def bounds(book: Book) -> None:
         "1-largest",
         ONE,
         draft(
-            update(ONE, revision=10**6, seed=2**53 - 1),
+            update(ONE, revision=10**6, canary=Canary(seed=2**53 - 1)),
             lambda d: d.manifest.update(also=1 - 2**53),
         ),
     )
