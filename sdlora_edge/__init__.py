@@ -32,7 +32,7 @@ if "ORT_DISABLE_TELEMETRY" not in os.environ:
 
 _WHERE = {
     "Device": "device.device",
-    "Prediction": "device.device",
+    "Prediction": "device.answers",
     "SdloraError": "errors",
     "Settings": "train.settings",
     "add_task": "train.loop",
