@@ -212,5 +212,5 @@ def _summary(run: Run) -> list[Line]:
     entry = run.metrics[-1]
     names = ("last", "average_anytime", "forgetting", "backward_transfer")
     scores = [[n.replace("_", " "), f"{100 * entry[n]:.2f} %"] for n in names if n in entry]
-    heads = [f"of {sum(entry['totals'])} test images", "accuracy"]
+    heads = [f"score on {sum(entry['totals'])} test images", "value"]
     return [*(table(heads, scores) if scores else []), f"run: {run.path}"]

@@ -162,7 +162,7 @@ def test_val_is_neither_trained_on_nor_tested_on_but_validates(tmp_path: Path) -
             "b": (5, test),
         }
     make_images(tmp_path / "p" / "val", ["c"], 1)
-    with pytest.raises(InputError, match="val/ has classes that train/ has not: c"):
+    with pytest.raises(InputError, match="val/ has classes that train/ lacks: c"):
         load(tmp_path / "p")
 
 
