@@ -122,8 +122,8 @@ def create(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         if pretrained:
             raise InputError(
-                f"the weights of {name} could not be downloaded ({reason}): connect to the internet "
-                "once, or pass --weights FILE"
+                f"the weights of {name} could not be downloaded ({reason}): connect to the "
+                "internet once, or pass --weights FILE"
             ) from error
         raise UsageError(
             f"backbone {name} cannot be built at image size {image_size}: {reason}"
@@ -296,8 +296,8 @@ def _candidates(matrices: Mapping[str, tuple[int, int]], fused: frozenset[str]) 
     )
     if not names:
         return (
-            "it has neither linear layers nor pointwise convolutions; choose another backbone, such "
-            f"as {DEFAULT}"
+            "it has neither linear layers nor pointwise convolutions; choose another backbone, "
+            f"such as {DEFAULT}"
         )
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"choose --targets among {', '.join(names[:_LISTED])}{more}"
