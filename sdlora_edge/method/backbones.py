@@ -296,8 +296,8 @@ def _candidates(matrices: Mapping[str, tuple[int, int]], fused: frozenset[str]) 
     )
     if not names:
         return (
-            "it has neither linear layers nor pointwise convolutions; choose another "
-            f"backbone, such as {DEFAULT}"
+            "it has neither linear layers nor pointwise convolutions; choose another backbone, "
+            f"such as {DEFAULT}"
         )
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"choose --targets among {', '.join(names[:_LISTED])}{more}"

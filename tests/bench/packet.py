@@ -80,7 +80,7 @@ def tiny(run: Run, folder: Path) -> dict[str, Any]:
         view = run.encoded(encoding)
         scores = accuracies(view, last, PacketOptions(images=run.config.data.data))
         found[encoding] = {
-            "bytes": view.packet_bytes(last),
+            "bytes": view.packet_bytes(view.updates[last - 1]),
             "weight_error": view.weight_error(last),
             **scores.to_dict(),
         }

@@ -330,7 +330,7 @@ def test_out_and_errors(run_copy: Path, tmp_path: Path, cli: Callable[..., Resul
 
 
 def test_thumbnails_are_the_confused_images(run_copy: Path) -> None:
-    own = evaluate(Run.open(run_copy), "digits")
+    own = evaluate(Run.open(run_copy), "digits").to_dict()
     file = run_copy / "tasks" / "003" / folder.METRICS
     known = json.loads(file.read_text())
     known |= {"per_class": own["per_class"], "confusions": own["confusions"]}
