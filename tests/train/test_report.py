@@ -296,6 +296,8 @@ def test_the_command_writes_the_runs_own_numbers_and_no_image(
     assert [task["accuracy"] for task in shown["tasks"]] == pytest.approx(last["accuracy"])
     assert shown["scores"]["last"] == last["last"]
     assert f"{100 * last['last']:.2f} %" in html
+    assert shown["tasks"][-1]["losses"] == last["losses"]
+    assert "Training loss" in html
     assert "data:image" not in html
 
 
