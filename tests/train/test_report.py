@@ -129,7 +129,8 @@ def test_the_page_holds_every_number_it_promises() -> None:
         "state abababababab",
     ):
         assert shown in html, shown
-    assert cells(part(html, "Accuracy matrix")) == ["90.0", "", "50.0", "80.0", "", "70.0", "–", "100.0"]  # fmt: skip
+    shown = cells(part(html, "Accuracy matrix"))
+    assert shown == ["90.0", "", "50.0", "80.0", "", "70.0", "–", "100.0"]
     assert cells(part(html, "Magnitudes over tasks")) == ["1.25", "", "1.10", "0.40"]
     assert "0.7 to 1.5 over the projections" in html
     assert "this run after task 1: 65.0 % of 20 test images" in html
@@ -296,6 +297,8 @@ def test_the_command_writes_the_runs_own_numbers_and_no_image(
     assert [task["accuracy"] for task in shown["tasks"]] == pytest.approx(last["accuracy"])
     assert shown["scores"]["last"] == last["last"]
     assert f"{100 * last['last']:.2f} %" in html
+    assert shown["tasks"][-1]["losses"] == last["losses"]
+    assert "Training loss" in html
     assert "data:image" not in html
 
 
@@ -314,7 +317,8 @@ def test_the_numbers_that_are_read_without_the_model_are_the_models(fleet: Fleet
 
 def test_a_report_loads_no_torch(run_copy: Path) -> None:
     program = (
-        "import sys; from sdlora_edge.cli import main; code = main(['report', '--run', sys.argv[1]]);"
+        "import sys; from sdlora_edge.cli import main;"
+        " code = main(['report', '--run', sys.argv[1]]);"
         " raise SystemExit(code or 'torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program, run_copy], check=True, capture_output=True)
