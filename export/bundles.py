@@ -91,7 +91,7 @@ class BundleExport(Result):
 
 
 def export_bundle(
-    run: Run | Path,
+    run: Run | Path | str,
     out: Path | str,
     task: int | None = None,
     trust: Sequence[str] | None = None,
@@ -112,7 +112,7 @@ def export_bundle(
         HealthError: the engine's logits differ from torch's by more than the bounds, on test images
             or on the canary.
     """
-    opened = run if isinstance(run, Run) else Run.open(run)
+    opened = run if isinstance(run, Run) else Run.open(Path(run))
     request = BundleRequest(Path(out), task, trust, options or ExportOptions())
     return export(opened, request, request.require(opened.path))
 

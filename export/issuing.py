@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..device.chain import follow_trust
 from ..errors import InputError, NothingToDo, TrustError, UsageError, naming
@@ -15,6 +15,10 @@ from ..formats.container import LIMITS, countersigned, opened
 from ..formats.control import Revoked
 from ..results import Result
 from ..storage import atomic
+from .requests import keys_of
+
+if TYPE_CHECKING:
+    from .requests import Key
 
 
 @dataclass(frozen=True)
@@ -26,22 +30,24 @@ class SignedPacket(Result):
     signed_by: tuple[str, ...]
 
 
-def sign_packet(file: Path, key: Path | signing.Signers, out: Path | None = None) -> SignedPacket:
+def sign_packet(file: Path | str, key: Key, out: Path | str | None = None) -> SignedPacket:
     """Add signatures to a packet, in place or into `out`.
 
     Raises:
         InputError: the file is damaged.
         NothingToDo: a key has signed it already.
     """
+    file = Path(file)
     with naming(file):
         data = atomic.receive(file, LIMITS.packet)
         opened(data)
-    signers = _signers(key)  # after the checks: this may ask for a passphrase
+    signers = signing.signers_of(keys_of(key))  # after the checks: this may ask for a passphrase
     with naming(file):
         sealed = countersigned(data, signers)
-    atomic.write(out or file, sealed)
+    target = Path(out or file)
+    atomic.write(target, sealed)
     signed_by = packet.unverified_manifest(sealed)["signed_by"]
-    return SignedPacket(out or file, len(sealed), tuple(signed_by))
+    return SignedPacket(target, len(sealed), tuple(signed_by))
 
 
 @dataclass(frozen=True)
@@ -57,9 +63,9 @@ class SquashedPacket(Result):
 
 
 def squash_packets(
-    packets: Sequence[Path],
-    key: Path | signing.Signers,
-    out: Path,
+    packets: Sequence[Path | str],
+    key: Key,
+    out: Path | str,
     trust: Sequence[str] = (),
 ) -> SquashedPacket:
     """Make one packet of several that follow each other, in any order given.
@@ -80,11 +86,12 @@ def squash_packets(
     """
     if len(packets) < 2:
         raise UsageError("squash makes one packet of several: name two or more")
-    _require_new(out)
-    signers = _signers(key)
+    out = _require_new(out)
+    signers = signing.signers_of(keys_of(key))
     known = {signer.public_key.keyid: signer.public_key for signer in signers} | _public(trust)
     keys = signing.Trust(tuple(known.values()), 1)
-    read = sorted((_verified(path, keys) for path in packets), key=lambda one: one.sequence)
+    files = [Path(path) for path in packets]
+    read = sorted((_verified(path, keys) for path in files), key=lambda one: one.sequence)
     sealed = packet.squash(read, lambda payload: signing.sign(payload, signers))
     atomic.write(out, sealed)
     return SquashedPacket(
@@ -93,7 +100,7 @@ def squash_packets(
         to_task=read[-1].sequence,
         classes=tuple(name for one in read for update in one.updates for name in update.classes),
         bytes=len(sealed),
-        single_bytes=sum(path.stat().st_size for path in packets),
+        single_bytes=sum(path.stat().st_size for path in files),
     )
 
 
@@ -133,9 +140,9 @@ class RotatedKeys(Result):
 
 
 def rotate_keys(
-    bundle: Path,
-    key: Path | signing.Signers,
-    out: Path,
+    bundle: Path | str,
+    key: Key,
+    out: Path | str,
     change: KeyChange,
     after: Sequence[Path] = (),
 ) -> RotatedKeys:
@@ -156,10 +163,10 @@ def rotate_keys(
         UsageError: the threshold cannot be met, or a key to remove is not in force.
         TrustError: a signer is neither among the old keys nor among the new ones.
     """
-    _require_new(out)
-    old = follow_trust(open_bundle(bundle).trust, after)
+    out = _require_new(out)
+    old = follow_trust(open_bundle(Path(bundle)).trust, after)
     new = _changed(old, change)
-    signers = _signers(key)
+    signers = signing.signers_of(keys_of(key))
     known = {one.keyid for one in (*old.keys, *new.keys)}
     if strangers := {signer.public_key.keyid for signer in signers} - known:
         raise TrustError(
@@ -222,11 +229,11 @@ class RevokedTask(Result):
 
 
 def revoke(
-    bundle: Path,
+    bundle: Path | str,
     task: int,
     revision: int,
-    key: Path | signing.Signers,
-    out: Path,
+    key: Key,
+    out: Path | str,
     after: Sequence[Path] = (),
 ) -> RevokedTask:
     """Write a packet that takes the devices of a bundle back to before a task, for good.
@@ -243,7 +250,7 @@ def revoke(
     Raises:
         UsageError: the bundle itself knows the task.
     """
-    flashed = open_bundle(bundle)
+    flashed = open_bundle(Path(bundle))
     manifest, trust = flashed.manifest, follow_trust(flashed.trust, after)
     if task <= manifest.task:
         raise UsageError(
@@ -252,18 +259,14 @@ def revoke(
         )
     if not 0 <= revision <= LIMITS.revision:
         raise UsageError(f"--revision {revision}: choose a number between 0 and {LIMITS.revision}")
-    _require_new(out)
-    signers = _signers(key)
+    out = _require_new(out)
+    signers = signing.signers_of(keys_of(key))
     sealed = control.build_revocation(
         manifest.lineage, Revoked(task, revision), lambda payload: signing.sign(payload, signers)
     )
     atomic.write(out, sealed)
     count = signing.good_signatures(opened(sealed)[0].encode(), trust)
     return RevokedTask(out, task, revision, len(sealed), count, trust.threshold)
-
-
-def _signers(key: Path | signing.Signers) -> list[Any]:
-    return signing.signers_of([key] if isinstance(key, Path) else key)
 
 
 def _public(names: Sequence[str]) -> dict[str, Any]:
@@ -273,10 +276,13 @@ def _public(names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _require_new(out: Path) -> None:
+def _require_new(name: Path | str) -> Path:
+    """The new packet's file. Raises UsageError, InputError."""
+    out = Path(name)
     if out.exists():
         raise UsageError(f"{out} exists already: choose another name")
     if not out.name.endswith(packet.SUFFIX):
         raise InputError(
             f"{out}: the name of a packet ends with {packet.SUFFIX}: choose such a name"
         )
+    return out

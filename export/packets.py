@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,7 +28,10 @@ from ..train.evaluator import Evaluator, decoded_by_class, host_logits, images_o
 from ..train.plan import limited
 from ..train.run import Run
 from ..train.splits import load_for
-from .requests import PacketOptions, PacketRequest, Signing
+from .requests import PacketOptions, PacketRequest, Signing, keys_of
+
+if TYPE_CHECKING:
+    from .requests import Key
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,10 @@ class BuiltPacket(Result):
 
 
 def build_packets(
-    run: Run | Path,
+    run: Run | Path | str,
     bundle: Path | str,
-    key: Path | signing.Signers,
-    out: Path | None = None,
+    key: Key,
+    out: Path | str | None = None,
     options: PacketOptions | None = None,
 ) -> list[BuiltPacket]:
     """Sign a packet for every task after the bundle's.
@@ -119,10 +122,10 @@ def build_packets(
         HealthError: a device would not compute what this host computes.
     """
     request = PacketRequest(
-        run.path if isinstance(run, Run) else run,
+        run.path if isinstance(run, Run) else Path(run),
         Path(bundle),
-        [key] if isinstance(key, Path) else key,
-        out,
+        keys_of(key),
+        None if out is None else Path(out),
         options or PacketOptions(),
     )
     return build(request, request.require())

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..device.chain import follow_trust
 from ..errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
@@ -18,6 +18,9 @@ from ..formats.bundle import CONSTANTS, INPUTS, Bundle, open_bundle
 from ..formats.container import LIMITS
 from ..formats.encoding import ENCODINGS
 from ..train import folder, splits
+
+if TYPE_CHECKING:
+    Key = Path | str | signing.Signers
 
 TARGETS = ("onnx", "executorch")
 PRECISIONS = {
@@ -132,6 +135,11 @@ class BundleRequest:
     def adapter(self) -> Path | None:
         """The file beside the bundle, if one is asked for."""
         return Path(str(self.out) + ADAPTER_SUFFIX) if self.options.also else None
+
+
+def keys_of(key: Key) -> signing.Signers:
+    """One private key, or several, as a list."""
+    return [Path(key)] if isinstance(key, (str, Path)) else key
 
 
 def require_new(out: Path | None) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Fleet
+from conftest import Fleet, make_images
 from sdlora_edge.export import packets
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.packets import build_packets
@@ -15,6 +15,8 @@ from sdlora_edge.export.parity import host_logits
 from sdlora_edge.export.requests import PacketOptions
 
 from sdlora_edge.errors import HealthError
+from sdlora_edge.train import loop
+from sdlora_edge.train.plan import ClassChanges
 from sdlora_edge.train.run import Run
 
 
@@ -41,6 +43,25 @@ def test_a_run_notes_a_revision_once_its_packet_is_proved(
     assert [Run.open(run_copy).revision(task) for task in (1, 2, 3)] == [0, 3, 3]
     data = built.file.read_bytes()
     assert build().file.read_bytes() == data, "the same revision is built again"
+
+
+def test_a_packet_that_retires_and_renames_is_proved_and_lists_both(
+    fleet: Fleet, run_copy: Path, tmp_path: Path
+) -> None:
+    loop.add_task(run_copy, None, "tidy", ClassChanges(("3",), {"2": "two"}))
+    run = Run.open(run_copy)
+    images = make_images(tmp_path / "images", ["two", "3", "4"], 4)
+    options = PacketOptions(task=4, images=str(images))
+    (built,) = build_packets(run, fleet.bundle, fleet.key, tmp_path / "packets", options)
+    assert (built.classes, built.retired, built.renamed) == ((), ("3",), (("2", "two"),))
+    assert built.canary_difference is not None
+    assert built.canary_difference < 1e-4
+    shown = built.to_dict()
+    assert (shown["retired"], shown["renamed"]) == (["3"], [["2", "two"]])
+    scores = built.accuracy
+    assert scores is not None
+    assert scores.images == 8, "images of the retired class do not count"
+    assert scores.after == scores.after_without_old_rows, "no other row has changed"
 
 
 def test_results_are_attributes_and_the_json_of_the_command_line(
