@@ -127,18 +127,7 @@ def export(run: Run, request: BundleRequest, keys: Trust) -> BundleExport:
     state, options = run.state(request.task), request.options
     form = _form(run, state, options)
     weights = run.weights(state.task) | {HEAD_WEIGHT: state.head_weight, HEAD_BIAS: state.head_bias}
-    bounds = precisions.named(form.precision)
-    facts = _facts(run, state) | {
-        "target": options.target,
-        "precision": form.precision,
-        "tolerance": options.tolerance or bounds.tolerance,
-        "min_agreement": (
-            bounds.agreement if options.min_agreement is None else options.min_agreement
-        ),
-        "weights_as": form.weights_as,
-        "capacity": form.capacity,
-        "made_with": _made_with(options.target),
-    }
+    facts = _facts(run, state) | _choices(options, form)
     with atomic.new_folder(request.out) as folder:
         if options.target == "onnx":
             with stage("exporting to ONNX"):
@@ -154,7 +143,7 @@ def export(run: Run, request: BundleRequest, keys: Trust) -> BundleExport:
         atomic.write(folder / CLASSES, classes_json(state.classes))
         atomic.write(folder / TRUST, dump_json(keys.to_dict()))
         described = {path.name: bundle.describe(path) for path in sorted(folder.iterdir())}
-        expected = bundle.Canary(CANARY_SEED, len(seen), bounds.canary)
+        expected = bundle.Canary(CANARY_SEED, len(seen), precisions.named(form.precision).canary)
         manifest = Manifest(**facts, weights=places, canary=expected, files=described)
         atomic.write(folder / MANIFEST, manifest.to_json())
         proved = check_bundle(run, folder, options.tolerance, options.min_agreement)
@@ -175,6 +164,20 @@ def export(run: Run, request: BundleRequest, keys: Trust) -> BundleExport:
         trusted_keys=tuple(key.keyid for key in keys.keys),
         parity=proved,
     )
+
+
+def _choices(options: ExportOptions, form: ModelForm) -> dict[str, Any]:
+    """The fields of the manifest that the user decides, with their defaults."""
+    bounds, agreement = precisions.named(form.precision), options.min_agreement
+    return {
+        "target": options.target,
+        "precision": form.precision,
+        "tolerance": options.tolerance or bounds.tolerance,
+        "min_agreement": bounds.agreement if agreement is None else agreement,
+        "weights_as": form.weights_as,
+        "capacity": form.capacity,
+        "made_with": _made_with(options.target),
+    }
 
 
 def _form(run: Run, state: TaskState, options: ExportOptions) -> ModelForm:

@@ -181,7 +181,7 @@ Watcher(Path(sys.argv[1]), Path(sys.argv[2])).look(settled=False)
 def test_a_packet_that_kills_its_process_is_given_up(
     fleet: Fleet, store: Path, folder: Path, times: int
 ) -> None:
-    """An update that takes all memory must not restart a device for ever. Two power cuts are nothing."""
+    """An update that takes all memory must not restart a device for ever. Two power cuts may."""
     shutil.copy(fleet.packets[0], folder / "1.sdlora")
     trust = control.build_trust(
         fleet.trust, lambda payload: signing.sign(payload, [signing.load_signer(fleet.key)])

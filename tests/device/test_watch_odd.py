@@ -1,4 +1,4 @@
-"""A watcher goes on among odd files and with a log that fails, and stops whenever it is asked to."""
+"""A watcher goes on among odd files and with a failing log, and stops whenever it is asked."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_of_a_large_file_that_is_no_packet_only_the_beginning_is_read(
 def test_a_look_ends_in_time_and_the_next_one_goes_on(
     fleet: Fleet, store: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was found is applied meanwhile; systemd hears of each slow file; one look alone reads all."""
+    """What was found is applied meanwhile; systemd hears of each slow file; --once reads all."""
     shutil.copy(fleet.packets[0], folder / "0.sdlora")
     for number in range(1, 10):
         (folder / f"{number}.sdlora").write_bytes(b"%d" % number)
