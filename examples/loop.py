@@ -8,11 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from sdlora_edge.export.packets import build_packets
-
-from sdlora_edge import Device, Settings, add_task, export_bundle
-from sdlora_edge.formats.signing import new_key
-from sdlora_edge.train.loop import train
+from sdlora_edge import Device, Settings, add_task, build_packets, export_bundle, new_key, train
 
 
 def main(settings: Settings, new_images: str, photo: str, out: Path) -> Device:
@@ -23,16 +19,16 @@ def main(settings: Settings, new_images: str, photo: str, out: Path) -> Device:
 
     # the device, once: flash it
     device = Device.init(out / "bundle", out / "store")
-    print("with the bundle:", device.predict([photo])[0].top)
+    print("with the bundle:", device.predict(photo).top)
 
     # the workstation, every week: learn one more task, build its packet
-    add_task(out / "run", new_images)
-    build_packets(out / "run", out / "bundle", private, out=out / "packets")
+    run = add_task(out / "run", new_images)
+    packets = build_packets(run, out / "bundle", private, out=out / "packets")
 
     # the device, every week: apply what has come
-    for packet in sorted((out / "packets").glob("*.sdlora")):
-        device.apply(packet)  # raises, and changes nothing, if anything is wrong
-    print("with the packet:", device.predict([photo], top=3)[0].top)
+    for packet in packets:
+        device.apply(packet.file)  # raises, and changes nothing, if anything is wrong
+    print("with the packet:", device.predict(photo, top=3).top)
     return device
 
 

@@ -1,4 +1,4 @@
-"""Every command and snippet of the README and of docs/ runs; pages, links and tables are up to date."""
+"""Every command and snippet of README.md and docs/ runs; links and tables are up to date."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_command_and_snippet_runs(
     cli: Cli, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each page runs in a copy of what "Getting started" leaves; it and the README begin with nothing."""
+    """Each page runs in a copy of what "Getting started" leaves; that page and README start anew."""
     first = DOCS / "getting-started.md"
     places = {}
     for page in (ROOT / "README.md", first):

@@ -1,4 +1,4 @@
-"""The examples run; the Dockerfiles' pip commands work in a fresh environment; the sdist is complete."""
+"""The examples run, the Dockerfiles' pip commands work, and the sdist is complete."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class ClassChanges:
             if problem := name_problem(name):
                 raise UsageError(f"the new name {name!r} {problem}: choose another")
         left = [self.renamed.get(name, name) for name in known if name not in self.retired]
-        if not left:
+        if self.retired and not left:
             raise UsageError("no class would be left: retire fewer, or begin a new run")
         if twice := next((name for name in left if left.count(name) > 1), None):
             raise UsageError(f"two classes would be called {twice!r}: choose another name")
