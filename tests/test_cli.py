@@ -597,3 +597,23 @@ def test_large_images_are_left_out_wherever_images_are_read(
     expect = ("expect", folder, "--run", fleet.run, "--out", tmp_path / "expected")
     refused(cli(*expect, "--max-megapixels", 1), 3, "large.png")
     assert cli(*expect).code == 0
+
+
+def test_what_a_task_retires_and_renames_is_shown(
+    cli: Cli, fleet: Fleet, run_copy: Path, tmp_path: Path
+) -> None:
+    """By name where it is built; by row where a packet alone is read."""
+    first, second = json.loads(cli("bundle", "inspect", "--bundle", fleet.bundle, "--json").out)[
+        "classes"
+    ][:2]
+    change = ("--retire", first, "--rename", f"{second}=second")
+    assert cli("train", "--run", run_copy, *change).code == 0
+    used = ("--bundle", fleet.bundle, "--key", fleet.key, "--task", 4, "--out", tmp_path / "out")
+    built = cli("packet", "build", "--run", run_copy, *used)
+    assert f"task 4: retires {first}, renames {second} to second" in built.out, built
+    (packet,) = (tmp_path / "out").iterdir()
+    for result in (
+        cli("packet", "inspect", packet),
+        cli("packet", "verify", packet, "--bundle", fleet.bundle),
+    ):
+        assert "retires row 0; renames row 1 to second" in result.out, result

@@ -100,7 +100,7 @@ def test_an_output_replaces_no_link_and_no_device(
     os.mkfifo(tmp_path / "pipe")
     for odd in ("link", "pipe"):
         result = cli(*parameter.command, f"--{parameter.name}", tmp_path / odd)
-        assert (result.code, "is not replaced" in result.err) == (2, True), result
+        assert (result.code, "never replaced" in result.err) == (2, True), result
 
 
 def test_a_packet_in_a_store_is_not_signed_again(cli: Cli, fleet: Fleet, store: Path) -> None:

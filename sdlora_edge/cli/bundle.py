@@ -98,10 +98,11 @@ def _summary(value: dict[str, Any]) -> list[Line]:
         "task": f"{value['task']} ({value['task_name']})",
         "classes": listed(value["classes"])
         + (f" (room for {value['capacity']})" if value["capacity"] else ""),
-        "images": ", ".join(f"{name} {images[name]}" for name in images if name != "format"),
+        "images": f"{images['size']} x {images['size']} pixels, {images['interpolation']}, "
+        f"{images['crop_mode']} crop",
         "projections": listed([p["name"] for p in value["projections"]]),
         "packets": f"factors in {value['encoding']}",
-        "canary": f"{canary['images']} images, tolerance {value['tolerance']}",
+        "canary": f"{canary['images']} images, tolerance {value['tolerance']:.1e}",
         "trust": f"{trust['threshold']} of {listed([key[:12] for key in trust['keys']])}",
         "made with": ", ".join(f"{name} {v}" for name, v in value["made_with"].items()),
     }

@@ -6,23 +6,22 @@ import io
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..errors import InputError, LimitError, NothingToDo, ResourceError, naming
+from ..errors import InputError, LimitError, NothingToDo, naming
 from ..inputs.sizes import MAX_FILE
-from ..results import Result
 from . import arguments
 from .arguments import Store, Unproved
 from .help import CONTEXT, Command, Group
 from .output import Json, completing, emit, facts, fields, output, say
 
 if TYPE_CHECKING:
-    from ..device.answers import Prediction
     from ..inputs.image import ImageLike
+    from ..results import Applied, Status, Verification
 
 app = typer.Typer(
     cls=Group,
@@ -95,8 +94,9 @@ def apply(
         for path in packets:
             try:
                 with naming(path):
-                    done.append(fields(device.apply(path, allow_older)))
-                line = _applied(path, done[-1])
+                    applied = device.apply(path, allow_older)
+                done.append(applied.to_dict())
+                line = _applied(path, applied)
             except NothingToDo as error:
                 if len(packets) == 1:
                     raise
@@ -108,13 +108,11 @@ def apply(
         emit(result, json, list)
 
 
-def _applied(path: Path, status: Mapping[str, Any]) -> str:
-    difference = status["canary_difference"]
+def _applied(path: Path, done: Applied) -> str:
+    difference = done.canary_difference
     canary = "not run" if difference is None else f"{difference:.1e}"
-    now = f"{_KINDS[status['kind']]}task {status['task']} in force"
-    return (
-        f"{path}: {now}, {len(status['classes'])} classes, {status['apply_ms']} ms, canary {canary}"
-    )
+    now = f"{_KINDS[done.kind]}task {done.task} in force, {len(done.classes)} classes"
+    return f"{path}: {now}, {done.apply_ms} ms, canary {canary}"
 
 
 @app.command(cls=Command)
@@ -154,13 +152,15 @@ def predict(
         sources = (_stdin if name == "-" else name for name in list(names))
         for answer in device.predict_each(sources, top, batch_size, max_megapixels * 10**6):
             name = names.popleft()
-            found.append({"image": name, **_answer(answer)})
-            if not isinstance(answer, Prediction):
+            if isinstance(answer, Prediction):
+                found.append({"image": name, **answer.to_dict()})
+                classes = (f"{label} {100 * score:.1f} %" for label, score in answer.top)
+                if not json:
+                    say(f"{name}: {', '.join(classes)}")
+            else:
+                found.append({"image": name, "error": answer.to_dict()})
                 named = str(answer).startswith(name)
                 say(f"error: {answer}" if named else f"error: {name}: {answer}", err=True)
-            elif not json:
-                classes = (f"{label} {100 * score:.1f} %" for label, score in answer.top)
-                say(f"{name}: {', '.join(classes)}")
     if json:
         emit({"predictions": found}, json, list)
     if failed := [entry["error"]["exit_code"] for entry in found if "error" in entry]:
@@ -208,15 +208,6 @@ def _stdin() -> ImageLike:
     return io.BytesIO(data)
 
 
-def _answer(answer: Prediction | InputError | ResourceError) -> dict[str, Any]:
-    if isinstance(answer, (InputError, ResourceError)):
-        return {"error": answer.to_dict()}
-    return {
-        "generation": answer.generation,
-        "top": [{"class": name, "probability": score} for name, score in answer.top],
-    }
-
-
 @app.command(cls=Command)
 def status(store: Store, unproved: Unproved = False, json: Json = False) -> None:
     """Show what a device serves: task, classes, packets, keys."""
@@ -233,24 +224,22 @@ def verify(store: Store, unproved: Unproved = False, json: Json = False) -> None
     """
     from ..device.verify import verify as verified
 
-    result = verified(store, unproved)
-    found = fields(result)
-    emit(result, json, lambda: _verified(found))
-    if found["damage"] or found["untried"]:
-        raise typer.Exit(InputError.exit_code if found["damage"] else found["untried"]["exit_code"])
+    found = verified(store, unproved)
+    emit(found, json, lambda: _verified(found))
+    if not found.intact:
+        raise typer.Exit(InputError.exit_code)
+    if found.untried:
+        raise typer.Exit(found.untried.exit_code)
 
 
-def _verified(found: Mapping[str, Any]) -> list[str]:
-    serves, untried = found["serves"], found["untried"]
-    lines = [f"{d['file']}: {d['problem']}: {d['remedy']}" for d in found["damage"]]
-    lines += [f"{name}: left over, removed by the next update" for name in found["leftovers"]]
-    lines.append(
-        f"{found['files']} files, {found['bytes']:,} bytes: {len(found['damage'])} damaged"
-    )
-    if untried:
-        return [*lines, f"the model could not be tried: {untried['message']}"]
-    if serves:
-        return [*lines, f"serves generation {serves['generation']}, task {serves['task']}"]
+def _verified(found: Verification) -> list[str]:
+    lines = [f"{d.file}: {d.problem}: {d.remedy}" for d in found.damage]
+    lines += [f"{name}: left over, removed by the next update" for name in found.leftovers]
+    lines.append(f"{found.files} files, {found.bytes:,} bytes: {len(found.damage)} damaged")
+    if found.untried:
+        return [*lines, f"the model could not be tried: {found.untried.message}"]
+    if found.serves:
+        return [*lines, f"serves generation {found.serves.generation}, task {found.serves.task}"]
     return [*lines, "serves nothing"]
 
 
@@ -283,9 +272,8 @@ def export_adapter(
     emit(value, json, lambda: facts(value, *fields(value)))
 
 
-def _show(value: Result | Mapping[str, Any], json: bool) -> None:
-    found = fields(value)
-    revoked = [f"task {task} up to revision {revision}" for task, revision in found["revoked"]]
-    shown = {**found, "revoked": revoked}
+def _show(status: Status, json: bool) -> None:
+    revoked = [f"task {task} up to revision {revision}" for task, revision in status.revoked]
+    shown = {**status.to_dict(), "revoked": revoked}
     more = (name for name in ("revoked", "damage") if shown[name])
-    emit(value, json, lambda: facts(shown, *_STATUS, *more))
+    emit(status, json, lambda: facts(shown, *_STATUS, *more))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -14,11 +14,12 @@ from . import arguments
 from .arguments import After, Keys
 from .bundle import listed, shortened
 from .help import CONTEXT, Command, Group
-from .output import Json, Line, emit, facts, fields, output, table
+from .output import Json, Line, emit, facts, output, table
 
 if TYPE_CHECKING:
+    from ..export.issuing import RevokedTask, RotatedKeys
+    from ..export.packets import BuiltPacket
     from ..formats.signing import Signers
-    from ..results import Result
 
 app = typer.Typer(
     cls=Group,
@@ -94,62 +95,45 @@ def build(
     checked = request.require()
     from ..export import packets  # torch, which takes seconds, comes after the checks
 
-    built = [fields(one) for one in packets.build(request, checked)]
-    emit({"packets": built}, json, lambda: _built(built))
+    built = packets.build(request, checked)
+    emit({"packets": [one.to_dict() for one in built]}, json, lambda: _built(built))
 
 
-_BUILT = {
-    "packet": "file",
-    "task": "task",
-    "bytes": "bytes",
-    "encoding": "encoding",
-    "old rows": "old_rows",
-    "their bytes": "old_rows_bytes",
-}
-"""Columns of what was built, each with its field."""
-
-
-def _built(built: Sequence[Mapping[str, Any]]) -> list[Line]:
-    rows = [
-        [
-            *(str(b[name]) for name in _BUILT.values()),
-            str(len(b["classes"])),
-            f"{b['weight_error']:.1e}",
-            f"{b['canary_difference']:.1e}",
-        ]
-        for b in built
-    ]
-    head = [*_BUILT, "new classes", "weight error", "canary"]
-    changes = [line for b in built for line in _changes(b)]
-    return [*table(head, rows), *changes, *_accuracies(built), *_missing(built[-1])]
-
-
-def _changes(update: Mapping[str, Any]) -> list[str]:
-    """What a task retires and renames, if it does."""
-    retired = [f"retires {name}" for name in update.get("retired", ())]
-    renamed = [f"renames {old} to {new}" for old, new in update.get("renamed", ())]
-    return [f"task {update['task']}: {', '.join(retired + renamed)}"] if retired or renamed else []
-
-
-def _accuracies(built: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = []
+def _built(built: Sequence[BuiltPacket]) -> list[Line]:
+    head = ["packet", "task", "bytes", "encoding", "old rows", "their bytes", "new classes"]
+    rows = []
     for b in built:
-        if a := b.get("accuracy"):
-            before, after, kept = (
-                f"{100 * a[name]:.1f} %" for name in ("before", "after", "after_without_old_rows")
-            )
-            lines.append(
-                f"task {b['task']}: accuracy {before} before, {after} after "
-                f"({kept} if known classes kept their rows), {a['images']} images"
-            )
-    return lines
+        cells = (b.file, b.task, b.bytes, b.encoding, b.old_rows, b.old_rows_bytes, len(b.classes))
+        canary = "not run" if b.canary_difference is None else f"{b.canary_difference:.1e}"
+        rows.append([*map(str, cells), f"{b.weight_error:.1e}", canary])
+    lines = [line for b in built for line in (*_changes(b), *_accuracy(b))]
+    return [*table([*head, "weight error", "canary"], rows), *lines, *_missing(built[-1])]
 
 
-def _missing(last: Mapping[str, Any]) -> list[str]:
-    if last["signatures"] >= last["threshold"]:
+def _changes(b: BuiltPacket) -> list[str]:
+    """What a task retires and renames, if it does."""
+    retired = [f"retires {name}" for name in b.retired]
+    renamed = [f"renames {old} to {new}" for old, new in b.renamed]
+    return [f"task {b.task}: {', '.join(retired + renamed)}"] if retired or renamed else []
+
+
+def _accuracy(b: BuiltPacket) -> list[str]:
+    if (a := b.accuracy) is None:
+        return []
+    before, after, kept = (
+        f"{100 * share:.1f} %" for share in (a.before, a.after, a.after_without_old_rows)
+    )
+    return [
+        f"task {b.task}: accuracy {before} before, {after} after "
+        f"({kept} if known classes kept their rows), {a.images} images"
+    ]
+
+
+def _missing(packet: BuiltPacket | RevokedTask) -> list[str]:
+    if packet.signatures >= packet.threshold:
         return []
     return [
-        f"signed by {last['signatures']} of the {last['threshold']} keys needed: "
+        f"signed by {packet.signatures} of the {packet.threshold} keys needed: "
         "add others with sdlora-edge packet sign"
     ]
 
@@ -197,10 +181,16 @@ def _readable(claims: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _task(task: Mapping[str, Any]) -> str:
-    parts = [", ".join(task["classes"])] if task["classes"] else []
-    parts += [f"retires row {row}" for row in task["retired"]]
-    parts += [f"renames row {row} to {name}" for row, name in task["renamed"]]
-    return f"{task['name']} (revision {task['revision']}): {'; '.join(parts)}"
+    changes = _rows(task["classes"], task["retired"], task["renamed"])
+    return f"{task['name']} (revision {task['revision']}): {changes}"
+
+
+def _rows(classes: Sequence[str], retired: Iterable[int], renamed: Iterable[Sequence[Any]]) -> str:
+    """What a task does to classes. A packet names known classes by their row in the head."""
+    parts = [f"classes {', '.join(classes)}"] if classes else []
+    parts += [f"retires row {row}" for row in retired]
+    parts += [f"renames row {row} to {name}" for row, name in renamed]
+    return "; ".join(parts)
 
 
 @app.command(cls=Command)
@@ -237,10 +227,14 @@ def _verified(opened: Any) -> tuple[dict[str, Any], str]:
         task, revision = opened.revoked.sequence, opened.revoked.revision
         value |= {"kind": "revocation", "task": task, "revision": revision}
         return value, f"revocation of task {task} up to revision {revision}"
-    classes = [name for update in opened.updates for name in update.classes]
-    name = opened.update.name
-    value |= {"kind": "update", "task": opened.sequence, "name": name, "classes": classes}
-    return value, f"task {opened.sequence} ({name}), classes {', '.join(classes)}"
+    updates, name = opened.updates, opened.update.name
+    changes: dict[str, Any] = {
+        "classes": [one for update in updates for one in update.classes],
+        "retired": [row for update in updates for row in update.retired],
+        "renamed": [list(pair) for update in updates for pair in update.renamed],
+    }
+    value |= {"kind": "update", "task": opened.sequence, "name": name, **changes}
+    return value, f"task {opened.sequence} ({name}), {_rows(**changes)}"
 
 
 @app.command(cls=Command)
@@ -323,14 +317,11 @@ def trust(
     emit(value, json, lambda: _rotated(value))
 
 
-def _rotated(value: Result | Mapping[str, Any]) -> list[Line]:
-    found = fields(value)
-    need = [
-        f"{n} of {all} {side} keys have signed" for side, (n, all) in found["signatures"].items()
-    ]
+def _rotated(value: RotatedKeys) -> list[Line]:
+    need = [f"{n} of {all} {side} keys have signed" for side, (n, all) in value.signatures.items()]
     missing = "not enough yet: add the others with sdlora-edge packet sign"
-    lines = [", ".join(need), *([] if found["complete"] else [missing])]
-    return [*facts(found, "file", "version", "threshold", "keys"), *lines]
+    lines = [", ".join(need), *([] if value.complete else [missing])]
+    return [*facts(value, "file", "version", "threshold", "keys"), *lines]
 
 
 @app.command(cls=Command)
@@ -355,4 +346,4 @@ def revoke(
 
     value = issuing.revoke(bundle, task, revision, _signers(key), out, after or [])
     shown = ("file", "task", "revision", "bytes")
-    emit(value, json, lambda: [*facts(value, *shown), *_missing(fields(value))])
+    emit(value, json, lambda: [*facts(value, *shown), *_missing(value)])
