@@ -1,7 +1,7 @@
 """Memory, disk space or open files that ran out: how libraries report it, in one place.
 
-It is no verdict on any file, and passes: whatever it interrupts is left as it was, and can be tried
-again.
+A shortage says nothing about a file, and passes. What it interrupts stays as it was and can be
+tried again.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _SAID = re.compile(
     "|error:? 0x:?(21|25|31)$",
     re.I,
 )
-"""how ONNX Runtime, torch, the dynamic loader and (by its numbers) ExecuTorch say it, who give no
-errno"""
+"""Words of ONNX Runtime, torch and the dynamic loader, and numbers of ExecuTorch: they set no
+errno."""
 
 
 def shortage(error: BaseException, doing: str = "") -> ResourceError | None:
-    """What ran out, if that is what this error says; None if it says something else.
+    """The error to raise if this one says that something ran out; None if it says something else.
 
-    Our own errors, and those of Python's checks of a value, are never read for words: these may
+    Words in our own errors, and in those of Python's checks of a value, are not searched: they may
     come from a file.
     """
     if isinstance(error, ResourceError):

@@ -34,8 +34,8 @@ def inputs(seed: int, preprocessing: Preprocessing, count: int = COUNT) -> np.nd
 def largest_difference(logits: np.ndarray, expected: np.ndarray) -> float:
     """The largest absolute difference, divided by the largest expected logit (at least 1).
 
-    Rounding grows with the logits, so a share holds for every model and processor. Infinite where
-    shapes differ or a value is not finite.
+    Rounding errors grow with the logits, so a relative bound fits every model and processor.
+    Infinite if shapes differ or a value is not finite.
     """
     if logits.shape != expected.shape or not np.isfinite(logits).all():
         return float("inf")
@@ -46,9 +46,17 @@ def largest_difference(logits: np.ndarray, expected: np.ndarray) -> float:
 def check(
     logits: np.ndarray, expected: np.ndarray, tolerance: float, task: int, advice: str = ""
 ) -> float:
-    """The largest difference.
+    """The largest difference, as `largest_difference` measures it.
 
-    Raises HealthError, with the advice, where it is beyond the tolerance, or no number.
+    Args:
+        logits: float32 (count, live classes), what this device computed.
+        expected: The same of the host.
+        tolerance: The largest difference allowed.
+        task: Number of the task, for the message.
+        advice: What to try on this machine, for the message.
+
+    Raises:
+        HealthError: The difference exceeds the tolerance, or is not a number.
     """
     difference = largest_difference(logits, expected)
     if not difference <= tolerance:

@@ -1,7 +1,7 @@
 """From an image to the model's input, with Pillow and numpy. The host uses these functions too.
 
-First the picture becomes upright 8-bit RGB (`upright`); from there on every number is that of
-timm's evaluation transform.
+First the image becomes upright 8-bit RGB (`upright`). From there on every number is that of timm's
+evaluation transform, but for mean and std, which are rounded to multiples of 2^-24.
 """
 
 from __future__ import annotations
@@ -86,11 +86,17 @@ CROP_MODES = ("center", "squash", "border")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Resized, cropped at the centre to size x size, /255, minus mean, by std. RGB order.
+    """Resize, crop at the centre, divide by 255, subtract the mean, divide by std. RGB order.
 
-    crop_mode, in timm's words: "center", the shorter side becomes `resize` pixels; "squash", both
-    sides do; "border", the longer side does, and what is missing is filled with the mean colour.
-    Elsewhere what is missing (`resize` below `size`) is black.
+    Args:
+        size: Side of the model's input, in pixels.
+        resize: Side before the crop, in pixels: timm's floor(size / crop_pct).
+        interpolation: "nearest", "bilinear", "bicubic" or "lanczos", as Pillow does them.
+        mean: Of each channel, after the division by 255; rounded to a multiple of 2^-24.
+        std: Of each channel; rounded in the same way.
+        crop_mode: In timm's words. "center": the shorter side becomes `resize` pixels. "squash":
+            both sides do. "border": the longer side does, and the rest is filled with the mean
+            colour. In the other modes the rest (if `resize` is below `size`) is black.
     """
 
     size: int
@@ -113,11 +119,7 @@ class Preprocessing:
         for name in ("mean", "std"):
             exact = tuple(in_units(number) * UNIT for number in getattr(self, name))
             object.__setattr__(self, name, exact)
-        if not (
-            len(self.mean) == len(self.std) == 3
-            and all(abs(m) <= MAX_SHIFT for m in self.mean)
-            and all(0 < s <= MAX_SHIFT for s in self.std)
-        ):
+        if not (_within(-MAX_SHIFT, self.mean) and _within(UNIT, self.std)):
             raise ValueError(
                 f"mean {self.mean} and std {self.std} must be three numbers each of at most "
                 f"{MAX_SHIFT}, std above 0"
@@ -169,7 +171,7 @@ class Preprocessing:
             image = image.resize(shape, _FILTERS[self.interpolation])
         fill = tuple(round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0, 0, 0)
         cropped = Image.new("RGB", (self.size, self.size), fill)
-        # torchvision rounds half a pixel to even where it crops, and down where it pads
+        # torchvision rounds half a pixel to even when it crops, and down when it pads
         left, top = (
             (self.size - side) // 2 if side < self.size else -round((side - self.size) / 2)
             for side in shape
@@ -230,6 +232,10 @@ def _no_image(value: object) -> TypeError:
     if isinstance(value, np.ndarray):
         what = f"{value.dtype} array {value.shape}"
     return TypeError(f"a {what} is no image: pass {ACCEPTED}, or an iterable of these")
+
+
+def _within(least: float, channels: tuple[float, ...]) -> bool:
+    return len(channels) == 3 and all(least <= number <= MAX_SHIFT for number in channels)
 
 
 @contextmanager
@@ -330,25 +336,21 @@ def refuse_large_file(size: int) -> None:
 def upright(image: Image.Image) -> Image.Image:
     """The image as people see it, in 8-bit RGB.
 
-    It is turned as its EXIF or XMP says; colours are those of Pillow's `convert("RGB")`.
-
-    So transparency is left out: a transparent pixel shows the colour stored under it. Two things
-    differ from `convert`, which makes them all white: of 16-bit grey (and 32-bit, taken as 0 to
-    65535) the high byte is used, and floating-point pixels, whose range nothing tells, are refused
-    before (`refuse_unusable`). A damaged EXIF block counts as none.
+    It is turned as its EXIF or XMP says. A damaged EXIF block counts as none. Colours are those of
+    Pillow's `convert("RGB")`: transparency is dropped, so a transparent pixel shows the colour
+    stored under it. Two kinds of images differ, because `convert` makes them all white. 16-bit grey
+    (and 32-bit, read as 0 to 65535) keeps its high byte. Floating-point pixels have no known range:
+    `refuse_unusable` refuses them before.
     """
     _load(image)
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except (
-        Exception
-    ):  # Pillow raises whatever a damaged table leads it to: the pixels are sound all the same
+    except Exception:  # whatever a damaged table leads Pillow to: the pixels are intact
         turn = None
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif isinstance(
-        image.info.get("transparency"), bytes
-    ):  # else Pillow warns about each such image
+    elif isinstance(image.info.get("transparency"), bytes):
+        # Otherwise Pillow warns about each such image.
         image = image.copy()
         del image.info["transparency"]
     image = image.convert("RGB")

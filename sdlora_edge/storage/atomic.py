@@ -27,7 +27,9 @@ TEMPORARY = ".tmp-"
 def read(path: Path, limit: int | None = None) -> bytes:
     """The file's bytes.
 
-    Raises InputError where it cannot be read, LimitError where it holds more than `limit` bytes.
+    Raises:
+        InputError: It cannot be read.
+        LimitError: It holds more than `limit` bytes.
     """
     found, size = [], 0
     for chunk in _chunks(path):
@@ -39,9 +41,11 @@ def read(path: Path, limit: int | None = None) -> bytes:
 
 
 def receive(path: Path, limit: int) -> bytes:
-    """A file that came from outside: one that is too large is not begun.
+    """The bytes of a file from outside. A file that is too large is not read at all.
 
-    Raises InputError, LimitError.
+    Raises:
+        InputError: It cannot be read.
+        LimitError: It holds more than `limit` bytes.
     """
     with reading(path):
         found = path.stat()
@@ -87,7 +91,7 @@ def _chunks(path: Path) -> Iterator[bytes]:
 
 
 def temporary() -> Path:
-    """Where temporary files go. Raises StorageError."""
+    """The folder for temporary files. Raises StorageError if there is none."""
     try:
         return Path(tempfile.gettempdir())
     except OSError as error:
@@ -132,14 +136,19 @@ def unwritten(path: Path, error: OSError | MemoryError) -> SdloraError:
 def write(
     path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, like: Path | None = None
 ) -> None:
-    """Write a whole file, in place of one that may be there.
+    """Write a file, or replace it. After an error or a power cut it is the old one or the new one.
 
-    Raises StorageError, or ResourceError on a full disk: then the old one is there, or the new one;
-    and UsageError in place of what is no file.
+    Args:
+        path: The file.
+        data: Its bytes, or pieces of them, one of which is held at a time. If making a piece
+            raises, the old file stays.
+        mode: Permissions, less the umask.
+        like: A folder. Whoever may read it may read the file, whatever `mode` and the umask say.
 
-    data: its bytes, or pieces of them, of which one at a time is held; what making them raises
-    leaves the old file. like: a folder; those who may read it may read the file, whatever `mode`
-    and the umask say.
+    Raises:
+        StorageError: The file cannot be written.
+        ResourceError: The disk is full.
+        UsageError: `path` is a link, a pipe or a device.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
@@ -169,24 +178,25 @@ def make_folder(path: Path, like: Path | None = None) -> None:
 
 
 def keep_name(path: Path) -> None:
-    """Make the name of a folder survive that a killed process may have made, and not synced.
+    """Make a folder's name durable: a killed process may have made it without syncing it.
 
     Raises OSError.
     """
-    with contextlib.suppress(
-        PermissionError
-    ):  # a folder we may not read is not one we make folders in
+    # A folder that we may not read is not one that we make folders in.
+    with contextlib.suppress(PermissionError):
         disk.sync(path.parent)
 
 
 @contextlib.contextmanager
 def new_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
-    """Fill a folder under a temporary name and rename it once it is whole.
+    """Fill a folder under a temporary name, and rename it once it is complete.
 
-    Raises UsageError if `path` exists, StorageError if it cannot be written, ResourceError on a
-    full disk.
+    The next call removes what a killed process left under the temporary name.
 
-    What a killed process left under the temporary name is removed by the next call.
+    Raises:
+        UsageError: `path` exists.
+        StorageError: It cannot be written.
+        ResourceError: The disk is full.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
@@ -207,9 +217,11 @@ def new_folder(path: Path, mode: int = 0o777) -> Iterator[Path]:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A new file with the bytes of another, synced; its name is not.
+    """Write a new file with the bytes of another. Its bytes are synced, its name is not.
 
-    Raises InputError (source), OSError (target).
+    Raises:
+        InputError: The source cannot be read.
+        OSError: The target cannot be written.
     """
     disk.write(target, _chunks(source), like=target.parent)
 

@@ -41,10 +41,11 @@ CHUNK = 1 << 20
 
 
 def opened(path: Path) -> BinaryIO:
-    """A regular file to read from, also through a link.
+    """Open a regular file for reading, also through a link.
 
-    Anything else is an error at once: it is not opened, for that alone may
-    wait or have effects, and what takes the file's place meanwhile is not waited for."""
+    A pipe or a device is an error at once. It is not opened, because that alone may wait or have
+    effects. If one takes the file's place in between, it is not waited for either.
+    """
     _require_file(os.stat(path))
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     try:
@@ -75,7 +76,7 @@ def read(path: Path) -> Iterator[bytes]:
 
 
 def size(path: Path) -> int | None:
-    """Bytes of what has this name, a link not followed; None where nothing has it."""
+    """Bytes of the file or folder of this name, a link not followed; None if there is none."""
     try:
         return os.lstat(path).st_size
     except (FileNotFoundError, NotADirectoryError):
@@ -94,9 +95,14 @@ def names(folder: Path) -> dict[str, bool]:
 def write(path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | None = None) -> None:
     """Write a new file and sync its bytes. Never follows a link, nor takes over what lies there.
 
-    Synced through the descriptor it was written by: a write that failed later is reported to that
-    one for certain. like: a folder; those who may read it may read the file, whatever `mode` and
-    the umask say.
+    It is synced through the descriptor that wrote it: only that one is sure to hear of a write that
+    fails later.
+
+    Args:
+        path: The file; nothing may have its name.
+        chunks: Its bytes, in pieces.
+        mode: Permissions, less the umask.
+        like: A folder. Whoever may read it may read the file, whatever `mode` and the umask say.
     """
     with open(
         os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if like else mode), "wb"
@@ -110,7 +116,7 @@ def write(path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | N
 
 
 def sync(path: Path) -> None:
-    """Make the names in a folder, or the bytes of a file that others wrote, survive a power cut."""
+    """Make the names in a folder, or the bytes of a file, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -119,7 +125,7 @@ def sync(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Give a file or folder another name, in one step, in place of the file that had it."""
+    """Rename a file or folder in one step. A file that had the new name is replaced."""
     os.replace(source, target)
 
 

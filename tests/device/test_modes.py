@@ -1,4 +1,7 @@
-"""Who may read a store, write it and hold its locks: never a matter of the umask. Who only reads takes no lock and writes nothing."""
+"""Who may read a store, write it and hold its locks: never a matter of the umask.
+
+Who only reads takes no lock and writes nothing.
+"""
 
 from __future__ import annotations
 

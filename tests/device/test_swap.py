@@ -24,7 +24,10 @@ from sdlora_edge.errors import HealthError, ResourceError, UsageError
 
 
 class Counting:
-    """Counts the models in memory whenever another one is about to be loaded. Fails to load where `damaged`."""
+    """Counts the models in memory whenever another one is about to be loaded.
+
+    Fails to load where `damaged`.
+    """
 
     def __init__(self, device: Device) -> None:
         self.load, self.models, self.most, self.damaged = device._engine.load, [], 0, False

@@ -1,8 +1,9 @@
 """A device's life, by chance, and what holds after every step of it: PYTHONPATH=tests python -m faults.lives --lives 200
 
-One store, and two programs that have it open all the while. Packets of every kind arrive in any order; programs roll back, look
-again, start anew; files of the store are damaged and repaired. Everything follows from the seed, but for the order in which a
-watcher tries packets of the same tasks. A life that goes wrong ends with an AssertionError that tells its seed and its steps.
+One store, and two programs that have it open all the while. Packets of every kind arrive in any
+order; programs roll back, look again, start anew; files of the store are damaged and repaired.
+Everything follows from the seed, but for the order in which a watcher tries packets of the same
+tasks. A life that goes wrong ends with an AssertionError that tells its seed and its steps.
 """
 
 from __future__ import annotations
@@ -290,7 +291,8 @@ class Life:
         records = {path.name for path, one in Store(self.store).records().items() if one is None}
         named = records | {f"packets/{digest}" for digest in damaged}
         if found.damage:
-            # If no file is damaged, a packet that was revoked while it was damaged has been repaired.
+            # If no file is damaged, a packet that was revoked while it was damaged has been
+            # repaired.
             assert {entry.file for entry in found.damage} == (named or {"."})
 
     def check_running(
@@ -383,7 +385,10 @@ class Life:
 
 
 def play(fixture: Fixture, folder: Path, seeds: Sequence[int], steps: int = STEPS) -> Counter[str]:
-    """A life for each seed: how often what was tried was done, or ended in which error. Raises AssertionError."""
+    """A life for each seed: how often what was tried was done, or ended in which error.
+
+    Raises AssertionError.
+    """
     stock, outcomes = Stock(fixture), Counter()
     for seed in seeds:
         place = folder / f"life{seed}"

@@ -1,4 +1,7 @@
-"""What a device does while its power may fail, and what it must be found in afterwards. A scenario is plain functions of a path."""
+"""What a device does while its power may fail, and what it must be found in afterwards.
+
+A scenario is plain functions of a path.
+"""
 
 from __future__ import annotations
 
@@ -168,10 +171,11 @@ class Fixture:
     ) -> Report:
         """Cut the power at every point of a scenario, in every way, and restart.
 
-        While a step runs, what was before it or what it leads to may be found; once it has returned, only the latter. Where
-        the scenario says what it promises, that is what must be found.
-        die_at: the first process is killed instead of its n-th operation, and a second one does the step again: the power fails
-        in either. sabotage: breaks the store while the steps run, and the first problem ends the play.
+        While a step runs, what was before it or what it leads to may be found; once it has
+        returned, only the latter. Where the scenario says what it promises, that is what must be
+        found. die_at: the first process is killed instead of its n-th operation, and a second one
+        does the step again: the power fails in either. sabotage: breaks the store while the steps
+        run, and the first problem ends the play.
         """
         self._played += 1
         root = self.folder / f"played{self._played}"

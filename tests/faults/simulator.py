@@ -1,13 +1,15 @@
 """A disk that can lose its power: every state it may be in afterwards, at every point of what a program did to it.
 
-`Simulator` takes the place of `sdlora_edge.storage.disk`. It does what is asked on the real file system, and keeps beside it what a
-disk has been promised to keep. Nothing is assumed of a disk but what `disk` says in its first lines; so, when the power goes,
+`Simulator` takes the place of `sdlora_edge.storage.disk`. It does what is asked on the real file
+system, and keeps beside it what a disk has been promised to keep. Nothing is assumed of a disk but
+what `disk` says in its first lines; so, when the power goes,
 
     a name      holds anything that it has held since its folder was last synced, whatever other names hold: a rename may be
                 half done, a later one may be there and an earlier one not
     a file      that is not synced has any of its pieces, the others are zeros, or what lay there before; or it ends early
 
-and all mixtures of these. A write is four points: the file is made, is half written, is written, is synced.
+and all mixtures of these. A write is four points: the file is made, is half written, is written, is
+synced.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ PIECES = 4
 STALE = b"\xa5"
 """what lay on a part of the disk before"""
 MIXTURES = 100_000
-"""more at one point are a mistake in the scenario: nothing is sampled, so it must be made smaller"""
+"""more at one point are a mistake in the scenario: nothing is sampled, so it must be made
+smaller"""
 REAL = {
     name: getattr(disk, name)
     for name in (
@@ -129,7 +132,9 @@ def torn(kept: bytes, data: bytes) -> list[bytes]:
 
 
 class Simulator:
-    """Records all that is done below `root`. After every operation `at_point` is called, with the states a cut then leaves.
+    """Records all that is done below `root`.
+
+    After every operation `at_point` is called, with the states a cut then leaves.
 
     die_at: the process is killed instead of its n-th operation, counted from 1.
     """

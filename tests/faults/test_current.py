@@ -155,7 +155,8 @@ def test_an_adapter_and_its_current_are_each_the_old_one_or_the_new(
         assert current.state in {old.state, new.state}
         (found,) = files_in(tree, "served", current).values()
         assert found in digests
-        # current.json never runs ahead: as soon as it names the new state, the adapter is the new one.
+        # current.json never runs ahead: as soon as it names the new state, the adapter is the new
+        # one.
         assert current.state == old.state or found == new.files[out.name]
         gaps += found != current.files[out.name]
     assert gaps > 0
