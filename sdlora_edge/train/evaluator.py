@@ -32,8 +32,9 @@ class Evaluator:
     """What a run's model answers under one set of weights, which are uploaded once.
 
     Args:
-        run: Its backbone, preprocessing, precision and workers are used. weights: W_t of every
-        adapted weight, {tensor: float32 (rows, columns)}; empty for the frozen backbone.
+        run: Its backbone, preprocessing, precision and workers are used.
+        weights: W_t of every adapted weight, {tensor: float32 (rows, columns)}; empty for the
+            frozen backbone.
         exact: Compute in float64 instead of the run's precision, for comparison with a device.
     """
 
