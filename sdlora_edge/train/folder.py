@@ -120,6 +120,24 @@ def metrics(path: Path) -> list[dict[str, Any]]:
     return [parse_json(atomic.read(file), str(file)) for file in found if file.is_file()]
 
 
+def names_after(
+    entries: Sequence[Mapping[str, Any]], source: str, task: int
+) -> dict[str, str | None]:
+    """Return what the classes that a source calls by its own names are called after a task.
+
+    None stands for a retired class. entries: metrics.json of every scored task.
+    """
+    names: dict[str, str | None] = {}
+    for entry in entries:
+        if entry["task"] > task:
+            break
+        changes = dict.fromkeys(entry.get("retired", ()), None) | entry.get("renamed", {})
+        names = {label: changes.get(name, name) for label, name in names.items()}
+        if entry["source"] == source:
+            names |= {label: label for label in entry["classes"]}
+    return names
+
+
 def classes(path: Path, task: int) -> tuple[str | None, ...]:
     """The class of each head row after a task; None if it is retired.
 
