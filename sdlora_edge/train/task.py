@@ -83,7 +83,8 @@ class Lesson:
 
         Raises UsageError for a change that the run's classes do not allow.
         """
-        changes.check(run.states[-1].names)
+        if changes:
+            changes.check(run.states[-1].names)
         cache_gb = run.config.training.cache_gb
         return cls(
             run, part, splits.read(part.train, part.classes, run.preprocessing, cache_gb), changes
