@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import UsageError
-from ..inputs.limits import MAX_PIXELS, PILLOW_MAX_PIXELS
+from ..inputs.sizes import MAX_PIXELS, PILLOW_MAX_PIXELS
 from ..results import Result
 from .declaration import Range, Setting, declared, nearest
 
