@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..formats.canonical import dump_json, sha256
-from ..inputs.limits import MAX_PIXELS
+from ..inputs.sizes import MAX_PIXELS
 from ..progress import stage
 from ..results import Result
 from ..selftest.kit import EXPECTED, EXPECTED_FORMAT
