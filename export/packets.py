@@ -251,7 +251,7 @@ def accuracies(run: Run, task: int, options: PacketOptions) -> Accuracies:
     """
     before, after, folder = run.states[task - 1], run.states[task], str(options.images)
     source = limited(load_for(run.config, folder), options.max_megapixels)
-    images, _ = images_of(run, folder, source)
+    images, _ = images_of(run, folder, source, task)
     known = {label: own for label, own in images.items() if label in after.classes}
     kept = _with_old_rows(before, after)
     old, new, total = Evaluator.at(run, task - 1), Evaluator.at(run, task), 0

@@ -4,12 +4,14 @@ that runs it on digits."""
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import UsageError
+from .results import Result
 from .train.config import resolve
 
 if TYPE_CHECKING:
@@ -18,7 +20,47 @@ if TYPE_CHECKING:
     from .train.run import Run
 
 
-def run_demo(out: Path, report: Report) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Shipped(Result):
+    """A device after a task, compared with the host over ALL test images so far.
+
+    Attributes:
+        packet_bytes: Size of the task's packet; 0 for the bundle itself, as is apply_ms.
+        max_logit_difference: Largest absolute difference of a logit.
+        same_top: Images that get the same answer on both sides.
+        images: How many there are.
+    """
+
+    task: int
+    host_accuracy: float
+    device_accuracy: float
+    max_logit_difference: float
+    same_top: int
+    images: int
+    packet_bytes: int = 0
+    apply_ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Shipping(Result):
+    """A device from its bundle to the newest task. tasks: the first one is the bundle's."""
+
+    tasks: tuple[Shipped, ...]
+    model_bytes: int
+
+
+@dataclass(frozen=True)
+class Demo(Result):
+    """What the demo shows at its end. packet_bytes: of all packets together."""
+
+    host_accuracy: float
+    device_accuracy: float
+    packets: int
+    packet_bytes: int
+    model_bytes: int
+
+
+def run_demo(out: Path, report: Report) -> Demo:
     """Train the embedded default, export its base session, ship its tasks, and score both sides.
 
     `out` is made anew. Raises UsageError if it holds something that no demo has left there.
@@ -33,22 +75,21 @@ def run_demo(out: Path, report: Report) -> dict[str, Any]:
     marker.touch()
     run = train(resolve(None, {}), out / "runs" / "demo", report)
     shipped = ship(run, out, 0)
-    last = shipped["tasks"][-1]
-    return {
-        "host_accuracy": last["host_accuracy"],
-        "device_accuracy": last["device_accuracy"],
-        "packets": len(shipped["tasks"]) - 1,
-        "packet_bytes": sum(row["packet_bytes"] for row in shipped["tasks"]),
-        "model_bytes": shipped["model_bytes"],
-    }
+    last = shipped.tasks[-1]
+    return Demo(
+        host_accuracy=last.host_accuracy,
+        device_accuracy=last.device_accuracy,
+        packets=len(shipped.tasks) - 1,
+        packet_bytes=sum(row.packet_bytes for row in shipped.tasks),
+        model_bytes=shipped.model_bytes,
+    )
 
 
-def ship(run: Run, out: Path, task: int) -> dict[str, Any]:
+def ship(run: Run, out: Path, task: int) -> Shipping:
     """Ship all tasks after `task` to a device, and compare both sides over ALL test images.
 
     The device starts from the bundle of `task` and gets every later task as a packet. It gets the
-    images as a camera would hand them over and prepares them itself. The first entry is the bundle
-    itself, with packet_bytes and apply_ms 0.
+    images as a camera would hand them over and prepares them itself.
     """
     from .device.device import Device
     from .export.bundles import export_bundle
@@ -59,15 +100,15 @@ def ship(run: Run, out: Path, task: int) -> dict[str, Any]:
     exported = export_bundle(run, out / "bundle", task, [str(public)])
     packets = build_packets(run.path, out / "bundle", private, out=out / "packets")
     device = Device.init(out / "bundle", out / "store")
-    rows = [_compare(run, device, task) | {"packet_bytes": 0, "apply_ms": 0.0}]
+    rows = [_compare(run, device, task)]
     for built in packets:
         applied = device.apply(built.file)
-        shown = {"packet_bytes": built.bytes, "apply_ms": applied.apply_ms}
-        rows.append(_compare(run, device, built.task) | shown)
-    return {"tasks": rows, "model_bytes": exported.model_bytes}
+        compared = _compare(run, device, built.task)
+        rows.append(replace(compared, packet_bytes=built.bytes, apply_ms=applied.apply_ms))
+    return Shipping(tuple(rows), exported.model_bytes)
 
 
-def _compare(run: Run, device: Device, task: int) -> dict[str, Any]:
+def _compare(run: Run, device: Device, task: int) -> Shipped:
     """Answer all test images up to a task on both sides.
 
     The host decodes each once and computes in float64.
@@ -90,11 +131,11 @@ def _compare(run: Run, device: Device, task: int) -> dict[str, Any]:
     answers = np.array([names.index(p.top[0][0]) for p in predictions])
     batches = (decoded.pixels[rows] for rows in slices(len(decoded), BATCH))
     logits = [device.logits(run.preprocessing.normalise(pixels)) for pixels in batches]
-    return {
-        "task": task,
-        "host_accuracy": float((reference.argmax(axis=1) == truth).mean()),
-        "device_accuracy": float((answers == truth).mean()),
-        "max_logit_difference": compare(np.concatenate(logits), reference).difference,
-        "same_top": int((answers == reference.argmax(axis=1)).sum()),
-        "images": len(truth),
-    }
+    return Shipped(
+        task=task,
+        host_accuracy=float((reference.argmax(axis=1) == truth).mean()),
+        device_accuracy=float((answers == truth).mean()),
+        max_logit_difference=compare(np.concatenate(logits), reference).difference,
+        same_top=int((answers == reference.argmax(axis=1)).sum()),
+        images=len(truth),
+    )

@@ -31,7 +31,8 @@ def demo(
 
     value = run_demo(out, lambda run: None if json else say(accuracy_row(run)))
     line = (
-        "demo: host accuracy {host_accuracy:.3f}, device accuracy {device_accuracy:.3f}, "
-        "{packets} packets, {packet_bytes} bytes shipped, model {model_bytes} bytes"
+        f"demo: host accuracy {value.host_accuracy:.3f}, "
+        f"device accuracy {value.device_accuracy:.3f}, {value.packets} packets, "
+        f"{value.packet_bytes} bytes shipped, model {value.model_bytes} bytes"
     )
-    emit(value, json, lambda: [line.format(**value)])
+    emit(value.to_dict(), json, lambda: [line])

@@ -1,13 +1,14 @@
-"""KD: a finished direction that the old ones can express is absorbed into their magnitudes, and
-ships no factors.
+"""KD: absorb a finished direction into the old magnitudes, so that it ships no factors.
+
+It is absorbed if the old directions reproduce it within a relative squared error tau:
 
     c = argmin_c ||D_t - sum_{k<t} c_k D_k||_F^2
     residual = ||D_t - sum_k c_k D_k||_F^2 / ||D_t||_F^2, in [0, 1]
-    absorbed where residual <= tau:  alpha_k += alpha_t c_k
+    if residual <= tau:  alpha_k += alpha_t c_k
 
-ONE least-squares fit over all projections stacked, since alpha is shared by all of them. (The paper
-leaves alpha_t out of the absorption, which would change the model's function even at residual 0,
-and its residual is absolute.) numpy only.
+It is ONE least-squares fit over all projections together, because alpha is shared by all of them.
+The paper leaves alpha_t out of the absorption, which would change the model's function even at
+residual 0; and its residual is absolute. numpy only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""Backbones: timm's vision transformers and convolutional nets, which of their weights are adapted,
-and a micro ViT of ours.
+"""Backbones (timm's vision transformers and convolutional nets, a micro ViT), and what is adapted.
 
 What can be adapted is a matrix: the weight of a linear layer, of a pointwise convolution (1x1, one
-group: (out, in, 1, 1) is taken as (out, in)), or the query, key or value rows of a fused qkv.
+group: (out, in, 1, 1) is read as (out, in)), or the query, key or value rows of a fused qkv.
 Outside torch it always has two dimensions.
 """
 
@@ -43,15 +42,17 @@ _FAMILIES = (
 )
 """Default targets: those of the first row whose first pattern matches.
 
-Neither stem, conv_head nor classifier.
+Stem, conv_head and classifier are never among them.
 """
 
 _NOT_THIRDS = (
     *("attention2d", "bottleneck_attn", "csatv2", "efficientformer", "efficientvit_mit"),
     *("gcvit", "lambda_layer", "maxxvit", "shvit", "tiny_vit"),
 )
-"""timm's modules in which a `qkv` is not query, key and value one after the other (each head has
-its three, mostly)"""
+"""timm's modules in which the rows of a `qkv` are not all queries, then all keys, all values.
+
+In most of them each head has its own three.
+"""
 _LISTED = 24
 
 
@@ -73,61 +74,20 @@ def create(
         UsageError: The name is unknown, or the model does not take this size.
         InputError: The weights do not fit, or cannot be downloaded.
     """
-    if name == MICRO and weights:
-        raise UsageError(
-            f"{MICRO} has no weights to read from a file: leave --weights out, or choose another "
-            "--backbone"
-        )
     if name == MICRO:
-        size = image_size or 16
-        model: nn.Module = VisionTransformer(
-            img_size=size,
-            patch_size=max(1, size // 4),
-            embed_dim=64,
-            depth=4,
-            num_heads=4,
-            mlp_ratio=2.0,
-            num_classes=0,
-            global_pool="avg",
-            class_token=False,
-        )
-        model.eval()
-        return model, {
-            "size": size,
-            "resize": size,
-            "interpolation": "bilinear",
-            "mean": (0.5,) * 3,
-            "std": (0.5,) * 3,
-        }
-    if not timm.is_model(name):
-        near = (
-            ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5]) or "see timm.list_models()"
-        )
-        raise UsageError(f"backbone {name!r} is not known to timm: did you mean one of {near}")
-    try:
         if weights:
-            model = from_file(
-                weights,
-                name,
-                lambda cfg: _build(name, image_size, pretrained=True, pretrained_cfg_overlay=cfg),
+            raise UsageError(
+                f"{MICRO} has no weights to read from a file: leave --weights out, or choose "
+                "another --backbone"
             )
-        else:
-            with hub_in_few_words(name):
-                model = _build(name, image_size, pretrained=pretrained)
-    except (SdloraError, MemoryError):
-        raise
-    except Exception as error:  # timm and the hub each raise their own kinds
-        if short := shortage(error):
-            raise short from error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        if pretrained:
-            raise InputError(
-                f"the weights of {name} could not be downloaded ({reason}): connect to the "
-                "internet once, or pass --weights FILE"
-            ) from error
+        return _micro(image_size or 16)
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise UsageError(
-            f"backbone {name} cannot be built at image size {image_size}: {reason}"
-        ) from error
+            f"backbone {name!r} is not known to timm: did you mean one of "
+            + (", ".join(near) or "timm.list_models()")
+        )
+    model = _loaded(name, image_size, weights, pretrained)
     model.float().eval()
     config = timm.data.resolve_model_data_config(model)
     native, width = config["input_size"][1:]
@@ -137,8 +97,8 @@ def create(
             "choose an --image-size"
         )
     size = image_size or native
-    # timm's crop fraction belongs to the size the weights were made for; at another size the whole
-    # image is used
+    # timm's crop fraction belongs to the size that the weights were made for. At another size the
+    # whole image is used.
     resize = int(size / config["crop_pct"]) if size == native == width else size
     _try(model, name, size)
     prepare = {
@@ -148,6 +108,51 @@ def create(
         "crop_mode": config["crop_mode"],
     }
     return model, prepare | {"mean": tuple(config["mean"]), "std": tuple(config["std"])}
+
+
+def _micro(size: int) -> tuple[nn.Module, dict[str, Any]]:
+    """A small ViT with random weights, for the built-in digits."""
+    model = VisionTransformer(
+        img_size=size,
+        patch_size=max(1, size // 4),
+        embed_dim=64,
+        depth=4,
+        num_heads=4,
+        mlp_ratio=2.0,
+        num_classes=0,
+        global_pool="avg",
+        class_token=False,
+    )
+    prepare = {"size": size, "resize": size, "interpolation": "bilinear"}
+    return model.eval(), prepare | {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+
+def _loaded(name: str, image_size: int | None, weights: Path | None, pretrained: bool) -> nn.Module:
+    """Build timm's model with its weights. The arguments are those of `create`."""
+    try:
+        if weights:
+
+            def build(overlay: dict[str, Any]) -> nn.Module:
+                options = {"pretrained": True, "pretrained_cfg_overlay": overlay}
+                return _build(name, image_size, **options)
+
+            return from_file(weights, name, build)
+        with hub_in_few_words(name):
+            return _build(name, image_size, pretrained=pretrained)
+    except (SdloraError, MemoryError):
+        raise
+    except Exception as error:  # timm and the hub each raise their own kinds
+        if short := shortage(error):
+            raise short from error
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        if pretrained:
+            raise InputError(
+                f"the weights of {name} could not be downloaded ({reason}): connect to the "
+                "internet once, or pass --weights FILE"
+            ) from error
+        raise UsageError(
+            f"backbone {name} cannot be built at image size {image_size}: {reason}"
+        ) from error
 
 
 def _build(name: str, image_size: int | None, **options: Any) -> nn.Module:
@@ -166,13 +171,11 @@ def _build(name: str, image_size: int | None, **options: Any) -> nn.Module:
 
 @torch.no_grad()
 def _try(model: nn.Module, name: str, size: int) -> None:
-    """Raise UsageError unless an image of this size becomes one vector of `features(model)`
-    numbers."""
+    """Raise UsageError unless an image of this size becomes one vector of features."""
     try:
         found = model(torch.zeros(1, 3, size, size))
-    except (
-        Exception
-    ) as error:  # a reshape, a window or a padding that does not fit: each raises its own kind
+    # A reshape, a window or a padding that does not fit: each raises its own kind.
+    except Exception as error:
         if short := shortage(error):
             raise short from error
         reason = (str(error).strip() or repr(error)).splitlines()[0]
@@ -189,36 +192,36 @@ def _try(model: nn.Module, name: str, size: int) -> None:
 
 
 def projections(model: nn.Module, targets: str = "") -> tuple[Projection, ...]:
-    """The matrices to adapt, in the model's order.
+    """Choose the matrices to adapt, in the model's order.
 
-    targets: patterns of module names (`fnmatch`, so * crosses dots too) with commas between; the
-    suffix :q, :k or :v takes that third of a fused qkv's rows:
-    `blocks.*.attn.qkv:q,blocks.*.mlp.fc1`. Empty: query and value of every attention, or else the
-    pointwise convolutions (ConvNeXt: the MLPs) of the blocks. A whole matrix is named as its
-    module, a part as blocks.0.attn.q. Raises UsageError, listing what there is, where a pattern
-    matches nothing, a matrix is taken both whole and in parts, or the family has no default.
+    A whole matrix is named as its module, a part as blocks.0.attn.q.
+
+    Args:
+        model: The backbone.
+        targets: Patterns of module names with commas between (`fnmatch`, so * crosses dots too).
+            The suffix :q, :k or :v takes that third of a fused qkv's rows:
+            `blocks.*.attn.qkv:q,blocks.*.mlp.fc1`. Empty: query and value of every attention, or
+            else the pointwise convolutions (ConvNeXt: the MLPs) of the blocks.
+
+    Raises:
+        UsageError: A pattern matches nothing, a matrix is taken both whole and in parts, or the
+            family has no default. The message lists what there is.
     """
     matrices = _matrices(model)
     fused = _fused(model, matrices)
-    if patterns := [text.strip() for text in targets.split(",") if text.strip()]:
-        found = [_matching(pattern, matrices, fused) for pattern in patterns]
-        for pattern, matched in zip(patterns, found, strict=True):
-            if not matched:
-                raise UsageError(
-                    f"targets {pattern!r} match nothing in {type(model).__name__}: "
-                    + _candidates(matrices, fused)
-                )
-    else:
-        families = [
-            [_matching(pattern, matrices, fused) for pattern in family.split(",")]
-            for family in _FAMILIES
-        ]
-        found = next((family for family in families if family[0]), [])
-        if not found:
+    patterns = [text.strip() for text in targets.split(",") if text.strip()]
+    patterns = patterns or _default(matrices, fused)
+    there_is = _candidates(matrices, fused)
+    if not patterns:
+        raise UsageError(f"{type(model).__name__} has no default targets: {there_is}")
+    chosen: set[tuple[str, str]] = set()
+    for pattern in patterns:
+        found = _matching(pattern, matrices, fused)
+        if not found and targets.strip(" ,"):
             raise UsageError(
-                f"{type(model).__name__} has no default targets: {_candidates(matrices, fused)}"
+                f"targets {pattern!r} match nothing in {type(model).__name__}: {there_is}"
             )
-    chosen = set().union(*found)
+        chosen |= found
     if twice := [name for name, part in chosen if part and (name, "") in chosen]:
         raise UsageError(f"targets take {min(twice)} both whole and in parts: choose one of them")
     return tuple(
@@ -229,8 +232,14 @@ def projections(model: nn.Module, targets: str = "") -> tuple[Projection, ...]:
     )
 
 
+def _default(matrices: Mapping[str, tuple[int, int]], fused: frozenset[str]) -> list[str]:
+    """The patterns of the first family whose first pattern matches; empty if there is none."""
+    families = (family.split(",") for family in _FAMILIES)
+    return next((own for own in families if _matching(own[0], matrices, fused)), [])
+
+
 def convolutions(model: nn.Module, chosen: Sequence[Projection]) -> bool:
-    """Is an adapted matrix the weight of a convolution?"""
+    """Tell whether an adapted matrix is the weight of a convolution."""
     return any(model.get_parameter(p.tensor).ndim > 2 for p in chosen)
 
 
@@ -314,15 +323,15 @@ def _projection(name: str, part: str, rows: int, columns: int) -> Projection:
 
 
 def features(model: nn.Module) -> int:
-    """Width of the features the head sees: after MobileNet's conv_head, where there is one."""
+    """Return the width of the features that the head sees: after MobileNet's conv_head, if any."""
     width = getattr(model, "head_hidden_size", None) or model.num_features
     return int(width)  # type: ignore[arg-type]
 
 
 def resolve_device(name: str) -> torch.device:
-    """auto, cpu or cuda. Raises UsageError where there is no such device."""
+    """Choose a device: auto, cpu or cuda. Raises UsageError if it does not exist."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: torch sees no CUDA device here; use --device cpu")
+        raise UsageError("--device cuda: torch sees no CUDA device here: use --device cpu")
     return torch.device(name)

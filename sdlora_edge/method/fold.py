@@ -1,9 +1,8 @@
-"""W = W_0 + B diag(s) A in one go, with a backward pass that computes what is trained and nothing
-else.
+"""W = W_0 + B diag(s) A in one operation, whose backward pass computes only what is trained.
 
 Old factors are frozen and only their magnitudes are trained. Plain autograd over the factors of all
-tasks side by side would contract G = dL/dW with every old A and every old B; the magnitudes need
-one of the two: ds_j = <B_j, G A_j> = (B^T G)_j . A_j.
+tasks side by side would contract G = dL/dW with every old A and every old B. The magnitudes need
+only one of the two: ds_j = <B_j, G A_j> = (B^T G)_j . A_j.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
-"""Random views of images: for training, drawn for a whole batch at once so that a seed gives the
-same ones on any number of processes; and for showing how the features move."""
+"""Random views of images: for training, and for measuring how the features move.
+
+Those for training are drawn for a whole batch at once, so a seed gives the same views on any number
+of processes.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,9 @@ SCALE, RATIO = (0.6, 1.0), (3 / 4, 4 / 3)
 
 
 def draw(count: int, kind: str, generator: torch.Generator) -> Tensor:
-    """Draw the chances of `count` images, float32 (count, 5) in [0, 1): area, ratio, left, top,
-    flip.
+    """Draw the chances of `count` images: area, ratio, left, top, flip.
 
-    The kind "none" draws nothing.
+    Returns float32 (count, 5) in [0, 1). The kind "none" draws nothing.
     """
     return torch.zeros(count, 5) if kind == "none" else torch.rand(count, 5, generator=generator)
 
@@ -25,9 +27,11 @@ def augment(images: Tensor, chances: Tensor, kind: str) -> Tensor:
     """Make a random view of each image, float32 (N, 3, S, S).
 
     Args:
-        images: float32 (N, 3, S, S). chances: Of `draw`, (N, 5). kind: "none"; "flip" (left to
-        right, every second image); "crop" (a random part, resized back, as in Inception training:
-        area in SCALE, width over height in RATIO); or "flip-crop".
+        images: float32 (N, 3, S, S).
+        chances: What `draw` returns, (N, 5).
+        kind: "none"; "flip" (left to right, every second image); "crop" (a random part, resized
+            back, as in Inception training: area in SCALE, width over height in RATIO); or
+            "flip-crop".
     """
     if kind == "none":
         return images

@@ -1,6 +1,8 @@
-"""Several processes, one model: `torchrun -m sdlora_edge train ...`. Each reads the same images and
-trains on its share of every batch; the first alone scores and writes. Without torchrun everything
-here stands for one process."""
+"""Several processes train one model: `torchrun -m sdlora_edge train ...`.
+
+Each reads the same images and trains on its share of every batch. The first alone scores and
+writes. Without torchrun there is one process, which is the first.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from torch import Tensor
 from ..errors import UsageError
 
 TIMEOUT = timedelta(hours=12)
-"""how long the others wait while the first one scores"""
+"""how long the other processes wait while the first one scores"""
 
 
 def begin(device: torch.device) -> torch.device:

@@ -16,7 +16,7 @@ from ..results import Result
 from ..state import TaskState
 from . import metrics, splits
 from .fit import precision
-from .folder import require_known
+from .folder import names_after, require_known
 from .images import ImageFile, counted
 from .metrics import Confusion, Hter
 from .run import Run
@@ -32,8 +32,9 @@ class Evaluator:
     """What a run's model answers under one set of weights, which are uploaded once.
 
     Args:
-        run: Its backbone, preprocessing, precision and workers are used. weights: W_t of every
-        adapted weight, {tensor: float32 (rows, columns)}; empty for the frozen backbone.
+        run: Its backbone, preprocessing, precision and workers are used.
+        weights: W_t of every adapted weight, {tensor: float32 (rows, columns)}; empty for the
+            frozen backbone.
         exact: Compute in float64 instead of the run's precision, for comparison with a device.
     """
 
@@ -152,7 +153,7 @@ def evaluate(
         InputError: No image can be read.
     """
     state = run.state(task)
-    images, which = images_of(run, folder, source)
+    images, which = images_of(run, folder, source, state.task)
     require_known(list(images), run.path, state.task, folder)
     scores, truth = class_scores(run, state, images)
     if not len(truth):
@@ -174,7 +175,7 @@ def evaluate(
 
 
 def images_of(
-    run: Run, folder: str, source: Source | None = None
+    run: Run, folder: str, source: Source | None = None, task: int | None = None
 ) -> tuple[dict[str, Sequence[ImageFile]], str]:
     """Choose the images of a source that count: (images by class, in words which they are).
 
@@ -191,4 +192,7 @@ def images_of(
         chosen, which = dict(source.test), "the run's own test images"
     else:
         chosen, which = {c: [*source.train[c], *source.test[c]] for c in source.classes}, "all"
-    return {label: own for label, own in chosen.items() if own}, which
+    # The source that a run learned from keeps the names that its classes had then.
+    names = names_after(run.metrics, source.name, run.state(task).task)
+    images = {names.get(label, label): own for label, own in chosen.items() if own}
+    return {label: own for label, own in images.items() if label is not None}, which

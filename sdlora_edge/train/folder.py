@@ -1,5 +1,4 @@
-"""A run's folder, as far as it can be read without torch: what commands ask before they load
-anything, and who may write to it."""
+"""A run's folder, read without torch: what commands ask before they load anything, and its lock."""
 
 from __future__ import annotations
 
@@ -121,6 +120,24 @@ def metrics(path: Path) -> list[dict[str, Any]]:
     return [parse_json(atomic.read(file), str(file)) for file in found if file.is_file()]
 
 
+def names_after(
+    entries: Sequence[Mapping[str, Any]], source: str, task: int
+) -> dict[str, str | None]:
+    """Return what the classes that a source calls by its own names are called after a task.
+
+    None stands for a retired class. entries: metrics.json of every scored task.
+    """
+    names: dict[str, str | None] = {}
+    for entry in entries:
+        if entry["task"] > task:
+            break
+        changes = dict.fromkeys(entry.get("retired", ()), None) | entry.get("renamed", {})
+        names = {label: changes.get(name, name) for label, name in names.items()}
+        if entry["source"] == source:
+            names |= {label: label for label in entry["classes"]}
+    return names
+
+
 def classes(path: Path, task: int) -> tuple[str | None, ...]:
     """The class of each head row after a task; None if it is retired.
 
@@ -143,11 +160,13 @@ def classes(path: Path, task: int) -> tuple[str | None, ...]:
 
 @dataclass(frozen=True)
 class Pending(Result):
-    """A task that is being added to a run: where its images are ("" for none), its name, and what
-    it was asked for.
+    """A task that is being added to a run.
 
-    strict: whether warnings about the images are errors; None leaves it to the run's settings.
-    retired, renamed: as in `plan.ClassChanges`.
+    Attributes:
+        images: Where its images are; "" for none.
+        name: The task's name.
+        strict: Whether warnings about the images are errors; None: as the run's settings say.
+        retired, renamed: As in `plan.ClassChanges`.
     """
 
     images: str
@@ -223,7 +242,7 @@ def locked(path: Path) -> Iterator[None]:
         lock.enter_context(disk.lock(path / LOCK))
     except BlockingIOError as error:
         raise UsageError(
-            f"{path} is in use: another process is training it; wait until it has ended, or stop it"
+            f"{path} is in use: another process is training it: wait until it ends, or stop it"
         ) from error
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -225,7 +225,10 @@ def evaluation(
     settings = folder.require_begun(path)
     task = folder.require_task(path, task)
     source = splits.load_for(settings, images)
-    folder.require_known([label for label, own in source.test.items() if own], path, task, images)
+    names = folder.names_after(folder.metrics(path), source.name, task)
+    labels = [names.get(label, label) for label, own in source.test.items() if own]
+    known = [label for label in labels if label is not None]
+    folder.require_known(known, path, task, images)
     return limited(source, max_megapixels)
 
 

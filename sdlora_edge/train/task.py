@@ -83,7 +83,8 @@ class Lesson:
 
         Raises UsageError for a change that the run's classes do not allow.
         """
-        changes.check(run.states[-1].names)
+        if changes:
+            changes.check(run.states[-1].names)
         cache_gb = run.config.training.cache_gb
         return cls(
             run, part, splits.read(part.train, part.classes, run.preprocessing, cache_gb), changes
@@ -194,6 +195,8 @@ def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult
     """
     run = lesson.run
     device = next(run.backbone.parameters()).device
+    # Each task has a random state of its own, so a run that was stopped learns what one that was
+    # not stopped learns.
     torch.manual_seed(run.config.training.seed * 1009 + lesson.number)
     alone = len(lesson.part.classes) == 1 and run.kept.aligned is not None and direction is None
     if alone:
@@ -208,6 +211,8 @@ def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult
         model.finish_task()
     if not distributed.first():
         return None
+    # Absorption comes before encoding: it decides whether there is a direction to ship. All that
+    # follows is computed from what is shipped, for that is what a device has.
     facts |= _absorb(run, model)
     shipped, exact = (given.shipped, given.exact) if given else _learned(lesson, model)
     facts["rank"] = max((f.A.shape[0] for f in shipped[0].values()), default=0)

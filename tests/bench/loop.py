@@ -39,10 +39,10 @@ def main() -> None:
             lambda run: print(accuracy_row(run), flush=True),
         )
         shipped = ship(run, Path(folder), 1)
-    for row in shipped["tasks"]:
-        if row["same_top"] != row["images"] or row["max_logit_difference"] > 1e-4:
+    for row in shipped.tasks:
+        if row.same_top != row.images or row.max_logit_difference > 1e-4:
             raise SystemExit(f"host and device differ: {row}")
-    print(figures.write("loop", "make bench-loop", shipped))
+    print(figures.write("loop", "make bench-loop", shipped.to_dict()))
 
 
 if __name__ == "__main__":

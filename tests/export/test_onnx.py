@@ -119,11 +119,11 @@ def test_the_whole_loop_on_real_characters(tmp_path: Path) -> None:
     }  # fmt: skip
     run = train(resolve(None, settings), tmp_path / "run")
     shipped = ship(run, tmp_path, 1)
-    assert [row["task"] for row in shipped["tasks"]] == [1, 2, 3, 4]
-    for row in shipped["tasks"]:
-        assert row["host_accuracy"] == row["device_accuracy"]
-        assert row["same_top"] == row["images"] == 12 * row["task"]
-        assert row["max_logit_difference"] <= 1e-4
-        assert row["packet_bytes"] < 210_000
-    assert shipped["model_bytes"] > 21_000_000
+    assert [row.task for row in shipped.tasks] == [1, 2, 3, 4]
+    for row in shipped.tasks:
+        assert row.host_accuracy == row.device_accuracy
+        assert row.same_top == row.images == 12 * row.task
+        assert row.max_logit_difference <= 1e-4
+        assert row.packet_bytes < 210_000
+    assert shipped.model_bytes > 21_000_000
     assert Device.open(tmp_path / "store").status().classes == list(run.states[-1].classes)

@@ -33,12 +33,12 @@ VARIANTS: dict[str, dict[str, object]] = {
 def test_host_and_device_agree_on_every_variant(name: str, tmp_path: Path) -> None:
     run = train(resolve(None, {**QUICK, **VARIANTS[name]}), tmp_path / "runs" / "small")
     shipped = ship(run, tmp_path, 0)
-    for row in shipped["tasks"]:
-        assert row["same_top"] == row["images"]
-        assert row["max_logit_difference"] < 1e-3
-    for entry, row in zip(run.metrics[1:], shipped["tasks"][1:], strict=True):
+    for row in shipped.tasks:
+        assert row.same_top == row.images
+        assert row.max_logit_difference < 1e-3
+    for entry, row in zip(run.metrics[1:], shipped.tasks[1:], strict=True):
         assert (
-            abs(entry["packet_bytes"] - row["packet_bytes"]) < 64
+            abs(entry["packet_bytes"] - row.packet_bytes) < 64
         )  # what the run says a packet takes is what it takes
     ranks = {next(iter(u.factors.values())).A.shape[0] if u.factors else 0 for u in run.updates}
     if name == "RR":
@@ -46,7 +46,7 @@ def test_host_and_device_agree_on_every_variant(name: str, tmp_path: Path) -> No
     elif name.startswith("KD"):
         assert [bool(u.factors) for u in run.updates] == [True, False, False]
         assert [e.get("absorbed") for e in run.metrics[1:]] == [None, True, True]
-        assert shipped["tasks"][-1]["packet_bytes"] < 0.6 * shipped["tasks"][1]["packet_bytes"]
+        assert shipped.tasks[-1].packet_bytes < 0.6 * shipped.tasks[1].packet_bytes
         assert run.updates[-1].deltas[0] != 0  # it went into the old magnitudes
     elif name == "a frozen backbone":
         assert ranks == {0}

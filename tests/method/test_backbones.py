@@ -454,7 +454,7 @@ def test_from_training_to_a_device_that_takes_a_packet(
     assert 0.05 < np.abs(seen).max() < 20  # else 1e-4 says little, or is float32's own rounding
     assert any(np.abs(f.B).max() > 0 for f in run.factors(2)[1].values())
     shipped = ship(run, tmp_path, 1)
-    assert [row["task"] for row in shipped["tasks"]] == [1, 2]
-    for row in shipped["tasks"]:
-        assert row["max_logit_difference"] <= 1e-4
-        assert row["same_top"] == row["images"] > 0
+    assert [row.task for row in shipped.tasks] == [1, 2]
+    for row in shipped.tasks:
+        assert row.max_logit_difference <= 1e-4
+        assert row.same_top == row.images > 0

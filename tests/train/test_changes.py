@@ -111,6 +111,13 @@ def test_eval_takes_the_names_of_today(
     value = evaluate(Run.open(changed.run), str(folder))
     assert value.per_class.keys() == {"screw", "nut"}
     assert value.classes == len(Run.open(changed.run).states[-1].names)
+    run = Run.open(changed.run)  # its own source still calls them by their old names
+    digits = evaluate(run, "digits")
+    assert digits.per_class.keys() == set("012456789")
+    assert digits.total < evaluate(run, "digits", 3).total
+    assert cli("eval", "--run", changed.run, "--data", "digits").code == 0
+    week = evaluate(run, str(Path(run.metrics[4]["source"])))
+    assert week.per_class.keys() == {"screw"}
     old = make_images(tmp_path / "q", ["bolt", "3"], 4)
     done = cli("eval", "--run", changed.run, "--data", old)
     assert (done.code, "bolt" in done.err, "3" in done.err) == (2, True, True)
