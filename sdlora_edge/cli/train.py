@@ -34,8 +34,8 @@ def train(
         Optional[str],
         typer.Option(
             metavar="NAME",
-            help="Settings of a published experiment, such as imagenet-r-10 or authors- "
-            "imagenet-r-10. A file and flags win over it.",
+            help="Settings of a published experiment, such as imagenet-r-10 or "
+            "authors-imagenet-r-10. A file and flags win over it.",
         ),
     ] = None,
     config: Annotated[

@@ -46,7 +46,7 @@ class DataSettings(Group):
     data: str = declared(
         DIGITS,
         "Folder or ZIP with one folder per class (inside train/ and test/, or split by the seed),"
-        " or a dataset's name. The default is built in.",
+        " or a dataset's name. digits is built in.",
         metavar="FOLDER|ZIP|NAME",
     )
     data_root: str = declared("", "Folder that holds the named datasets.", metavar="FOLDER")
