@@ -236,7 +236,7 @@ def test_files_that_say_something_else_than_the_run_are_found(fleet: Fleet, tmp_
     [
         ({"tolerance": 2.0}, "--tolerance 2"),
         ({"max_classes": 10**12}, "--max-classes 1000000000000"),
-        ({"precision": "int3"}, "precision 'int3' is unknown"),
+        ({"precision": "int3"}, "no precision 'int3': choose fp32"),
         ({"target": "tpu"}, "target 'tpu' is unknown"),
         ({"weights_as": "files"}, "choose inputs or constants"),
     ],
