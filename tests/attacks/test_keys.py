@@ -344,14 +344,14 @@ def test_more_keys_than_may_sign(victim: Victim) -> None:
 def test_a_packet_of_another_version_is_not_signed(victim: Victim) -> None:
     """Whoever adds a signature does not vouch for what this program cannot read."""
     draft = Draft(victim.next)
-    draft.manifest["format"] = "sdlora-edge/packet/3"
+    draft.manifest["format"] = "sdlora-edge/packet/4"
     path = victim.file(draft.sealed(victim.signer))
     signing.new_key("another", victim.folder)
     before = path.read_bytes()
     said_no(
         victim.cli("packet", "sign", path, "--key", victim.folder / "another.key"),
         3,
-        "is not signed",
+        "was not signed",
     )
     assert path.read_bytes() == before
 
