@@ -17,7 +17,7 @@ def rendered() -> str:
     """The page, with its table made anew."""
     lines = re.findall(r"(\w+) +(\d) +(\S.*)", errors.__doc__ or "")
     rows = [f"| {code} | `{name}` | {meaning} |" for name, code, meaning in lines]
-    done = "| 0 | | done, or nothing was left to do in a batch |"
+    done = "| 0 | | done; of several files, some may have needed nothing |"
     table = "\n".join(["| code | error | meaning |", "| ---: | --- | --- |", done, *rows])
     marked = re.compile(r"(<!-- exit-codes -->\n).*?(<!-- /exit-codes -->)", re.S)
     return marked.sub(lambda m: f"{m[1]}{table}\n{m[2]}", PAGE.read_text())
