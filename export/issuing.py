@@ -68,9 +68,9 @@ def squash_packets(
     out: Path | str,
     trust: Sequence[str] = (),
 ) -> SquashedPacket:
-    """Make one packet of several that follow each other, in any order given.
+    """Join packets that follow each other into one packet. Pass them in any order.
 
-    It leads from the first one's state to the last one's. The result is equal to the bit.
+    It leads from the first packet's state to the last one's, bit for bit.
 
     Args:
         packets: two or more.

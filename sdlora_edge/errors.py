@@ -2,17 +2,17 @@
 
 The number is the exit code of the command line.
 
-    SdloraError                   1   never raised itself; what is not in this tree is our bug
+    SdloraError                   1   base class, never raised; exit code 1 means a bug of ours
     ├── UsageError                2   the call is wrong: unknown option value, missing argument
     ├── InputError                3   a file or folder is missing, unreadable or corrupt
-    │   ├── LimitError            3   larger than the reader is willing to look at
+    │   ├── LimitError            3   a file, image or number exceeds its limit
     │   └── StorageError          3   a file cannot be written: disk full, read-only, failing
-    ├── TrustError                4   signature, threshold or replay: somebody else's packet
+    ├── TrustError                4   too few trusted signatures, a replay, or a revoked task
     ├── NotForThisDevice          5   a genuine packet, but of another lineage, or out of order
-    ├── HealthError               6   canary or parity check failed; the state before is in force
-    │   └── DivergedError         6   training left the finite numbers; the tasks before it are kept
-    ├── NothingToDo               7   the call is right, and there is no work
-    └── ResourceError             8   memory or disk ran out: no verdict on any file; try again
+    ├── HealthError               6   canary or parity check failed; the old state stays in force
+    │   └── DivergedError         6   training diverged: numbers not finite; earlier tasks are kept
+    ├── NothingToDo               7   the command is right, but there is nothing to do
+    └── ResourceError             8   memory or disk space ran out; no file was judged: try again
 
 A message names the offending thing first and ends with what to do.
 """
@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 MESSAGE_LIMIT = 1000
-"""characters: what a hostile file put into a message cannot flood a log"""
+"""Characters. So a hostile file cannot flood a log through a message."""
 
 
 def printable(text: str) -> str:
     """The text on one line, safe for a terminal.
 
-    Whatever a terminal would obey, or cannot show, is written as in JSON (\\n, \\u001b).
+    Characters that a terminal would obey, or cannot show, are written as in JSON (\\n, \\u001b).
     """
     return (
         text
@@ -42,7 +42,7 @@ def printable(text: str) -> str:
 
 
 class SdloraError(Exception):
-    """Root of the tree; `exit_code` is what the process ends with."""
+    """Root of the tree. A command that raises it ends with `exit_code`."""
 
     exit_code = 1
 
@@ -52,7 +52,7 @@ class SdloraError(Exception):
         )  # printable makes up to twelve characters of one
 
     def to_dict(self) -> dict[str, Any]:
-        """As `--json` shows it."""
+        """Return what `--json` prints."""
         return {"message": str(self), "exit_code": self.exit_code}
 
 
@@ -63,7 +63,7 @@ def _shortened(text: str) -> str:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Errors of what a file holds, raised in this block, begin with its name."""
+    """Put the name of a file before the errors that this block raises about its content."""
     try:
         yield
     except SdloraError as error:
@@ -73,44 +73,58 @@ def naming(path: Path) -> Iterator[None]:
 
 
 class UsageError(SdloraError):
+    """The call is wrong."""
+
     exit_code = 2
 
 
 class InputError(SdloraError):
+    """A file or folder is missing, unreadable or damaged."""
+
     exit_code = 3
 
 
 class LimitError(InputError):
-    pass
+    """A file, image or number exceeds its limit."""
 
 
 class StorageError(InputError):
-    pass
+    """A file cannot be written."""
 
 
 class TrustError(SdloraError):
+    """A packet has too few trusted signatures, is a replay, or is of a revoked task."""
+
     exit_code = 4
 
 
 class NotForThisDevice(SdloraError):
+    """A genuine packet is of another lineage, or out of order."""
+
     exit_code = 5
 
 
 class HealthError(SdloraError):
+    """A canary or parity check failed. The old state stays in force."""
+
     exit_code = 6
 
 
 class DivergedError(HealthError):
-    pass
+    """Training left the finite numbers. The earlier tasks are kept."""
 
 
 class NothingToDo(SdloraError):
+    """The call is right, but there is nothing to do."""
+
     exit_code = 7
 
 
 class ResourceError(SdloraError):
+    """Memory or disk space ran out. No file was judged."""
+
     exit_code = 8
 
 
 UNWRITTEN = (StorageError, ResourceError)
-"""what a file that cannot be written raises: no fault of what was to be written"""
+"""Raised if a file cannot be written. They say nothing about its content."""

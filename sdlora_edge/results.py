@@ -22,7 +22,8 @@ class Status(Result):
     """Where a device stands.
 
     Args:
-        generation: Counter of the generation that is served; 0 for what is left of a damaged one.
+        generation: Counter of the generation that is served; 0 if it is only a part of a damaged
+            generation.
         task: Number of the last task in it.
         task_name: Name of that task.
         revision: Revision of that task.
@@ -38,7 +39,7 @@ class Status(Result):
         classes: Names of the live classes; retired ones are left out.
         packets: Number of packets applied on top of the bundle.
         store_bytes: Bytes on disk of each part of the store.
-        damage: One line for each thing that is damaged; empty if the store is intact.
+        damage: One line for each damaged file; empty if the store is intact.
     """
 
     generation: int

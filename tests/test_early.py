@@ -94,7 +94,7 @@ def test_every_command_refuses_before_it_loads_anything_slow(place: Path) -> Non
         "train --run run --data two --name ../x": (2, "give another --name"),
         "train --run unfinished --data two": (2, "resume it first"),
         "eval --run full --data two": (3, "full is not a run"),
-        "eval --run run --data two": (2, "does not know the class x, y"),
+        "eval --run run --data two": (2, "does not know the classes x, y"),
         "eval --run run --data nowhere": (3, "nowhere"),
         "eval --run run --data two --task 9": (2, "has the tasks 0 to 3, not 9"),
         "report --run full": (3, "full is not a run"),

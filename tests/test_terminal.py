@@ -18,7 +18,7 @@ import tqdm
 from conftest import Result, make_images
 
 from sdlora_edge.cli.output import emit, facts, say, table
-from sdlora_edge.cli.terminal import Escaping, terminal
+from sdlora_edge.cli.terminal import Escaping, OneLine, terminal
 from sdlora_edge.device import Device
 from sdlora_edge.device.watch.events import JsonLog
 from sdlora_edge.errors import InputError, printable
@@ -193,3 +193,11 @@ def test_streams_are_as_before_afterwards() -> None:
     with terminal():
         assert sys.stdout is not before[0]
     assert (sys.stdout, sys.stderr) == before
+
+
+def test_the_rows_of_a_table_are_logged_without_a_level() -> None:
+    formatter = OneLine("%(levelname)s: %(message)s")
+    record = logging.makeLogRecord({"msg": "cup\x1b 7", "levelname": "INFO"})
+    assert formatter.format(record) == "INFO: cup\\u001b 7"
+    record.plain = True
+    assert formatter.format(record) == "cup\\u001b 7"

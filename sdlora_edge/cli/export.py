@@ -57,7 +57,8 @@ def export(
         typer.Option(
             metavar="N",
             min=1,
-            help="Room in the head. Default: no limit with inputs, at least 1000 with constants.",
+            help="Number of classes that the head has room for. Default: no limit with inputs, at "
+            "least 1000 with constants.",
         ),
     ] = None,
     tolerance: arguments.Tolerance = None,

@@ -275,9 +275,9 @@ def squash(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Make ONE packet of several that follow each other.
+    """Join packets that follow each other into ONE packet.
 
-    A device that was offline for long then loads less. The result is equal to the bit.
+    A device that was offline for long then loads less. It ends in exactly the same state.
     """
     from ..export import issuing
 

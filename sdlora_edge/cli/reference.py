@@ -18,7 +18,8 @@ INTRO = """\
 Results go to stdout. Progress and logs go to stderr. `--json` prints the result, or the error, as
 one JSON object. On a terminal, help and results have colours and tables; in a pipe they are plain
 text. `NO_COLOR` and `TERM=dumb` are respected. `sdlora-edge --install-completion` installs
-completion for your shell. Exit codes are listed in `sdlora_edge/errors.py`.
+completion for your shell. [Exit codes](exit-codes.md) lists how a
+command may end.
 
 **One spelling.** What a command reads, shows or changes piece by piece is an argument: packets,
 images, a folder of images or packets, an adapter, the name of a key. The place where it works is an

@@ -75,10 +75,14 @@ class Log(Escaping):
 
 
 class OneLine(logging.Formatter):
-    """One line for each record, whatever its message holds."""
+    """One line for each record, whatever its message holds.
+
+    The rows of a table are records with the attribute `plain`: no level stands before them.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        plain = getattr(record, "plain", False)
+        return printable(record.getMessage() if plain else super().format(record))
 
 
 def raw(stream: Any) -> TextIO:

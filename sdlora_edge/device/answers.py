@@ -32,7 +32,8 @@ class Prediction(Result):
 
     Args:
         top: (class name, probability) pairs, best first.
-        generation: Counter of the generation that answered; 0 for what is left of a damaged one.
+        generation: Counter of the generation that answered; 0 if it is only a part of a damaged
+            generation.
     """
 
     top: tuple[tuple[str, float], ...]

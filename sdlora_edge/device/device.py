@@ -117,7 +117,7 @@ class Device(Predictor):
     def open(
         cls, store: Path | str, threads: int = 0, unproved: bool = False, swap: str = DOUBLE_BUFFER
     ) -> Device:
-        """Open a store in the generation in force: every file verified, the canary run.
+        """Open a store in the generation in force. Verifies every file and runs the canary.
 
         If a packet is damaged or unreadable, or the canary fails, the longest intact and healthy
         prefix of the generation is served instead, and `status().damage` says so. What has been
@@ -132,7 +132,7 @@ class Device(Predictor):
             unproved: The engine's runtime is not installed (`engines.Engine.runs`). Updates are
                 verified, merged and published; the program that loads them must try the canary.
             swap: DOUBLE_BUFFER builds an update beside the weights that serve, and no prediction
-                ever waits. IN_PLACE gives those up first, for a device without memory for both:
+                ever waits. IN_PLACE frees those first, for a device without memory for both:
                 predictions wait until the new weights are proved, or the old ones are back.
 
         Raises:
@@ -233,11 +233,11 @@ class Device(Predictor):
         )
 
     def refresh(self) -> bool:
-        """Take over what another process has committed to this store: whether there was anything.
+        """Take over what another process has committed to this store. True if there was anything.
 
-        If there was nothing, two small files are read. Otherwise new weights are built as in
-        `apply`: call it between images, or from a thread of its own. If it raises InputError or
-        HealthError, the generation before stays in force here.
+        If there was nothing, it reads only two small files. Otherwise it builds new weights as
+        `apply` does: call it between images, or from a thread of its own. If it raises InputError
+        or HealthError, the previous generation stays in force here.
         """
         if not self._changing.acquire(blocking=False):  # another thread is doing it
             return False
@@ -255,7 +255,7 @@ class Device(Predictor):
         return self._live.trust
 
     def rollback(self) -> Status:
-        """Go back by one packet for good; from a damaged generation, to what is left of it.
+        """Go back by one packet for good. If packets are damaged, keep those that are intact.
 
         Raises:
             NothingToDo: The device is in the bundle's own state.

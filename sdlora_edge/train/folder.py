@@ -261,10 +261,20 @@ def require_free(path: Path) -> None:
 
 
 def require_known(labels: Sequence[str], path: Path, task: int, folder: str) -> None:
-    """Raises UsageError for a class that the run does not know after a task."""
-    known = set(classes(path, task))
-    if unknown := [label for label in labels if label not in known]:
-        raise UsageError(
-            f"{folder}: after task {task} this run does not know the class {', '.join(unknown[:5])}"
-            f"{', ...' * (len(unknown) > 5)}: remove it, or name a later --task"
-        )
+    """Raises UsageError for a class that the run does not know after a task, or has retired."""
+    now = classes(path, task)
+    unknown = [label for label in labels if label not in now]
+    if not unknown:
+        return
+    rows = {name: r for before in range(task) for r, name in enumerate(classes(path, before))}
+    retired = [label for label in unknown if label in rows and now[rows[label]] is None]
+    raise UsageError(
+        f"{folder}: after task {task} this run does not know the"
+        f" {'class' if len(unknown) == 1 else 'classes'} {_some(unknown)}"
+        f"{f' (retired: {_some(retired)})' if retired else ''}:"
+        " remove the images, or name another --task"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + ", ..." * (len(names) > 5)

@@ -58,7 +58,7 @@ def checked(
     )
     if distributed.first():
         for line in _table(rows, skipped, {label for labels in odd.values() for label in labels}):
-            log.info("%s", line)
+            log.info("%s", line, extra={"plain": True})
         for warning in warnings:
             log.warning("%s", warning)
     for part in parts:

@@ -103,7 +103,7 @@ class Run:
 
     @classmethod
     def begin(cls, path: Path, settings: Settings) -> None:
-        """Make the folder of a run that has nothing yet but its settings.
+        """Make the folder of a run, with its settings only.
 
         Raises UsageError if it exists.
         """
@@ -256,7 +256,7 @@ class Run:
 
     @property
     def past(self) -> Past:
-        """What the next task begins with."""
+        """Return what the next task begins with."""
         factors = self.factors(len(self.updates))
         return Past(self.projections, factors, self.states[-1].magnitudes)
 
@@ -316,7 +316,7 @@ class Run:
         return folder.revision(self.path, task)
 
     def revise(self, task: int, revision: int) -> None:
-        """From now on, `task` and those after it are of this revision.
+        """Give `task` and all later tasks this revision.
 
         Raises UsageError if they had a higher one.
         """
@@ -345,7 +345,7 @@ class Run:
         return self.states[task]
 
     def factors(self, task: int) -> list[Mapping[str, Factors]]:
-        """Of the tasks 1 to `task`, as they are shipped."""
+        """Return the factors of the tasks 1 to `task`, as they are shipped."""
         return [update.factors for update in self.updates[:task]]
 
     def weights(self, task: int) -> dict[str, np.ndarray]:

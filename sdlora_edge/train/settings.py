@@ -146,8 +146,8 @@ class MethodSettings(Group):
 
     method: str = declared(
         "sdlora",
-        "sdlora: one direction per task. lora: one direction trained on and on. frozen: train only"
-        " the head.",
+        "sdlora: one direction per task. lora: one direction that every task trains further."
+        " frozen: train only the head.",
         choices=("sdlora", "lora", "frozen"),
     )
     rank: str = declared(
@@ -345,9 +345,10 @@ class Settings(Result):
 
     @classmethod
     def of(cls, **values: Any) -> Settings:
-        """Return settings from values by name, in whatever table, as the command line does.
+        """Return settings from values by name, as the command line does. Tables do not matter.
 
-        The others keep their defaults. Without `data`, a fast run on the built-in digits results.
+        The others keep their defaults. Without `data`, the defaults are those of a fast run on the
+        built-in digits.
 
         Raises:
             UsageError: if there is no such setting, or a value has the wrong type or is out of
