@@ -209,8 +209,9 @@ class Device(Predictor):
         # on.
         record = current.without(len(current.packets) - len(live.packets))
         accept_update(packet, live.standing(self.bundle, record, allow_older))
+        record = record.with_packet(sha256(data), packet)  # first: it may be a revocation too many
         self._store.sweep()
-        record = record.with_packet(self._store.add_packet(data), packet)
+        self._store.add_packet(data)
         return self._commit(
             record, lambda generation: self._generations.follow(live, [packet], generation)
         )

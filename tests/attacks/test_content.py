@@ -196,6 +196,7 @@ def test_overlapping_or_missing_tensors(victim: Victim) -> None:
         return change
 
     changes: list[Callable[[dict[str, Any], str], Any]] = [
+        lambda entries, name: entries[name].update(more=1),
         offsets(-2, 0),
         offsets(2, 0),
         offsets(0, 2),
@@ -323,6 +324,8 @@ def test_classes_that_are_retired_and_renamed(victim: Victim) -> None:
         {"renamed": [[0]]},
         {"renamed": ["0x"]},
         {"renamed": {"0": "x"}},
+        {"renamed": {}},
+        {"renamed": ""},
         {"retired": [0], "renamed": [[0, "x"]]},
     ]
     victim.refuses_each(
