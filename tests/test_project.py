@@ -116,21 +116,10 @@ def test_imports_point_downwards_only() -> None:
                     assert place <= _place(".".join(parts)), f"{path} imports {reached}"
 
 
-KNOWN_CYCLES = (
-    # a child process opens a Device; its parent, which opens one too, only starts it
-    ("sdlora_edge.device.trial", "sdlora_edge.device.device"),
-    # Device.verify is a name for what is built on Device
-    ("sdlora_edge.device.device", "sdlora_edge.device.verify"),
-)
-"""(module, what it imports) inside a function, until one of them is taken apart."""
-
-
 def test_no_module_imports_itself_by_way_of_others() -> None:
     """Imports inside functions count too; those for the type checker alone do not."""
     found = {_module(path): path for path in MODULES}
     reached = {name: _imports(path, name, found.keys()) for name, path in found.items()}
-    for name, other in KNOWN_CYCLES:
-        reached[name].discard(other)
     done: set[str] = set()
 
     def visit(name: str, way: tuple[str, ...]) -> None:

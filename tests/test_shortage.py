@@ -21,7 +21,6 @@ from sdlora_edge import shortage
 from sdlora_edge.device import Device, gate
 from sdlora_edge.device.device import DOUBLE_BUFFER, IN_PLACE
 from sdlora_edge.device.engines.onnx_runtime import OnnxEngine
-from sdlora_edge.device.verify import verify
 from sdlora_edge.device.watch.service import Watcher
 from sdlora_edge.errors import InputError, ResourceError, StorageError
 from sdlora_edge.inputs.image import Preprocessing
@@ -153,7 +152,7 @@ def test_without_memory_nothing_is_called_damaged(
     monkeypatch.setattr(OnnxEngine, "load", short_of_memory)
     with pytest.raises(ResourceError):
         Device.open(store)
-    found = verify(store)
+    found = Device.verify(store)
     assert (found.intact, found.damage, found.serves, found.untried["exit_code"]) == (
         True,
         [],

@@ -222,9 +222,9 @@ def verify(store: Store, unproved: Unproved = False, json: Json = False) -> None
 
     The exit code is 3 if something is damaged.
     """
-    from ..device.verify import verify as verified
+    from ..device.device import Device
 
-    found = verified(store, unproved)
+    found = Device.verify(store, unproved)
     emit(found, json, lambda: _verified(found))
     if not found.intact:
         raise typer.Exit(InputError.exit_code)

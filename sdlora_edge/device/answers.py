@@ -11,7 +11,7 @@ from typing import Any, Union, overload
 
 import numpy as np
 
-from ..errors import InputError, ResourceError
+from ..errors import InputError, NothingToDo, ResourceError, UsageError
 from ..inputs.image import MAX_PIXELS, ImageLike, Preprocessing, one_or_many, require_image
 from ..results import Result
 from ..shortage import noticed
@@ -92,6 +92,8 @@ def best(
         top: Number of classes to show.
     """
     live = [(row, name) for row, name in enumerate(classes) if name is not None]
+    if not live:
+        raise NothingToDo("this device knows no class yet: apply a packet first")
     logits = logits[:, [row for row, _ in live]]
     scores = np.exp(logits - logits.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
@@ -149,6 +151,8 @@ class Predictor(ABC):
             TypeError: Something is no image.
             InputError: An image cannot be read, or has too many pixels; the message names it.
             ResourceError: Memory ran out.
+            UsageError: `top` or `batch_size` is below 1.
+            NothingToDo: The device knows no class yet.
         """
         each, one = one_or_many(images)
         found = []
@@ -171,6 +175,8 @@ class Predictor(ABC):
 
         One generation answers the whole batch. An update may come between two batches.
         """
+        if top < 1 or batch_size < 1:
+            raise UsageError(f"top {top} and batch_size {batch_size} must be at least 1")
         for batch in prepared(images, self._prepare, batch_size, max_pixels):
             readable = [image for image in batch if isinstance(image, np.ndarray)]
             found = self._answered(readable, top) if readable else iter(())

@@ -13,14 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..acceptance import NOBODY, KeysCase, accept_keys, accept_update
-from ..errors import (
-    HealthError,
-    InputError,
-    NothingToDo,
-    ResourceError,
-    TrustError,
-    UsageError,
-)
+from ..errors import HealthError, InputError, NothingToDo, ResourceError, TrustError, UsageError
 from ..formats.bundle import MANIFEST, Bundle, open_bundle
 from ..formats.canonical import sha256
 from ..formats.container import LIMITS
@@ -39,6 +32,7 @@ from .gate import Gate, let_go
 from .generation import Generations, Live
 from .records import Generation
 from .store import Store
+from .verify import verified
 
 log = logging.getLogger("sdlora_edge")
 DOUBLE_BUFFER, IN_PLACE = "double_buffer", "in_place"
@@ -107,7 +101,7 @@ class Device(Predictor):
         Store.create(
             Path(store),
             opened,
-            lambda new: cls.open(trial.tried(new, unproved), unproved=unproved),
+            lambda new: cls.open(trial.tried(new, unproved, open_store), unproved=unproved),
             group,
         )
         return cls.open(store, unproved=unproved)
@@ -147,9 +141,10 @@ class Device(Predictor):
     @staticmethod
     def verify(store: Path | str, unproved: bool = False) -> Verification:
         """Compare every byte of a store with what it should be, and write nothing."""
-        from .verify import verify  # which imports this module
-
-        return verify(store, unproved)
+        return verified(
+            Store(Path(store)),
+            lambda opened: Device(opened, open_bundle(opened.path / "bundle"), unproved=unproved),
+        )
 
     def apply(self, packet: Path | str, allow_older: bool = False) -> Applied:
         """Verify a packet, build the new weights, run the canary, commit, swap.
@@ -214,8 +209,9 @@ class Device(Predictor):
         # on.
         record = current.without(len(current.packets) - len(live.packets))
         accept_update(packet, live.standing(self.bundle, record, allow_older))
+        record = record.with_packet(sha256(data), packet)  # first: it may be a revocation too many
         self._store.sweep()
-        record = record.with_packet(self._store.add_packet(data), packet)
+        self._store.add_packet(data)
         return self._commit(
             record, lambda generation: self._generations.follow(live, [packet], generation)
         )
@@ -395,3 +391,9 @@ class Device(Predictor):
         self._store.add_packet(data)
         self._restore(self._store.current())
         return self._generations.has_repaired(before, self._live)
+
+
+def open_store(store: str) -> None:
+    """Load the model and run its canary: what the child process of `trial` does."""
+    print(trial.BEGUN, flush=True)
+    Device(Store(Path(store)), open_bundle(Path(store) / "bundle"))

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ..errors import HealthError, ResourceError, SdloraError
-from ..formats.bundle import INPUTS, MANIFEST, Manifest, open_bundle
+from ..formats.bundle import INPUTS, MANIFEST, Manifest
 from ..formats.canonical import sha256
 from ..storage import atomic
 from .engines import RUNTIMES
@@ -38,7 +38,7 @@ _survived: set[str] = set()
 """Ids of bundles that a child of this process has opened."""
 
 
-def tried(store: Path, unproved: bool) -> Path:
+def tried(store: Path, unproved: bool, opens: Callable[[str], None]) -> Path:
     """The same path, after a child process has opened the store.
 
     Each bundle is tried once in the life of this process.
@@ -48,6 +48,7 @@ def tried(store: Path, unproved: bool) -> Path:
     Args:
         store: The store's folder.
         unproved: No model runs here, so nothing is tried.
+        opens: What the child does: print BEGUN, load the model and run its canary.
 
     Raises:
         HealthError: The child crashed.
@@ -56,7 +57,7 @@ def tried(store: Path, unproved: bool) -> Path:
     data = atomic.read(store / "bundle" / MANIFEST)
     if unproved or sha256(data) in _survived or not sys.executable or getattr(sys, "frozen", False):
         return store
-    command = child(open_store, store.absolute())
+    command = child(opens, store.absolute())
     try:
         done = subprocess.run(
             command,
@@ -91,15 +92,6 @@ def child(function: Callable[..., None], *arguments: object) -> list[str]:
         SEPARATOR.join(map(str, sys.path)),
         *map(str, arguments),
     ]
-
-
-def open_store(store: str) -> None:
-    """Load the model and run its canary: what the child does."""
-    print(BEGUN, flush=True)
-    from .device import Device  # which imports this module
-    from .store import Store
-
-    Device(Store(Path(store)), open_bundle(Path(store) / "bundle"))
 
 
 def _signal(number: int) -> signal.Signals:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from ..errors import UNWRITTEN, InputError, SdloraError
-from ..formats.bundle import MANIFEST, Manifest, open_bundle
+from ..formats.bundle import MANIFEST, Manifest
 from ..formats.canonical import sha256
 from ..results import Damage, Served, Status, Untried, Verification
 from ..shortage import noticed
 from ..storage import atomic, disk
-from .device import Device
 from .store import Store
 
 ENGINE = (
@@ -25,17 +26,22 @@ KEYS = (
 )
 
 
-def verify(path: Path | str, unproved: bool = False) -> Verification:
+class Serving(Protocol):
+    """What is asked of a device here."""
+
+    def status(self) -> Status: ...
+
+
+def verified(store: Store, serving: Callable[[Store], Serving]) -> Verification:
     """Read every byte of a store, and write nothing in it.
 
     Args:
-        path: The store's folder.
-        unproved: As for `Device.open`.
+        store: The store.
+        serving: Opens the device on it.
 
     Raises:
-        InputError: `path` is no store, or its disk does not answer.
+        InputError: It is no store, or its disk does not answer.
     """
-    store = Store(Path(path))
     compared = _compared(store)
     damage = [
         Damage(str(file.relative_to(store.path)), problem, remedy)
@@ -45,7 +51,7 @@ def verify(path: Path | str, unproved: bool = False) -> Verification:
     leftovers = tuple(str(file.relative_to(store.path)) for file in store.leftovers())
     serves, untried = None, None
     try:
-        status = _status(store, unproved)
+        status = _status(store, serving)
         serves = Served(status.generation, status.task)
         if not damage:  # every file is intact, and still not all of the generation can be served
             damage = [Damage(".", problem, AGAIN) for problem in status.damage]
@@ -82,14 +88,14 @@ def _compared(store: Store) -> list[tuple[Path, str | None, str]]:
     return found
 
 
-def _status(store: Store, unproved: bool) -> Status:
+def _status(store: Store, serving: Callable[[Store], Serving]) -> Status:
     """The status of a device on this store. Its engine works elsewhere: nothing is written here."""
     with (
         noticed("while the store was opened"),
         tempfile.TemporaryDirectory(dir=atomic.temporary()) as folder,
     ):
         store.workspace = Path(folder)
-        return Device(store, open_bundle(store.path / "bundle"), unproved=unproved).status()
+        return serving(store).status()
 
 
 def _bundle(folder: Path, ids: set[str]) -> dict[Path, str | None]:

@@ -28,7 +28,8 @@ from ..errors import InputError, NotForThisDevice
 from ..shortage import verdict
 from ..state import Merging, TaskState, extended, factors_from
 from ..storage import atomic
-from .canonical import dump_json, parse_json, sha256
+from . import encoding as encodings
+from .canonical import dump_json, parse_exact_json, sha256
 from .encoding import Factors
 from .limits import LIMITS
 from .manifest import (
@@ -71,6 +72,8 @@ __all__ = [
 ]
 CLASSES_FORMAT = "sdlora-edge/classes/1"
 CANARY_LOGITS = "canary.logits"
+_UNREADABLE = (OSError, safetensors.SafetensorError, AttributeError, TypeError, ValueError)
+"""What safetensors raises; the last three for dtypes that numpy does not have, such as float8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +145,7 @@ def open_bundle(path: Path) -> Bundle:
             raise InputError(
                 f"{path / name} is not the file the manifest names: get the bundle again"
             )
-    trust = Trust.from_dict(parse_json(atomic.read(path / TRUST), TRUST))
+    trust = Trust.from_dict(parse_exact_json(atomic.read(path / TRUST), TRUST))
     classes = read_classes(atomic.read(path / CLASSES, MANIFEST_LIMIT))
     stored = load_tensors(path / FACTORS)
     try:
@@ -153,8 +156,10 @@ def open_bundle(path: Path) -> Bundle:
             factors_from(stored, names, f"{k}.", manifest.encoding)
             for k in range(1, manifest.task + 1)
         )
+        for k, own in enumerate(factors, 1):
+            _require_shapes(k, own, manifest)
         logits = _canary_logits(stored, manifest, classes)
-    except (KeyError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path}: manifest and files contradict each other: {error}") from error
     return Bundle(path, sha256(data), manifest, trust, weights, state, factors, logits)
 
@@ -166,9 +171,11 @@ def classes_json(classes: Sequence[str | None]) -> bytes:
 
 def read_classes(data: bytes) -> tuple[str | None, ...]:
     """The class of each head row, in order; None for a retired one. Raises InputError."""
-    value = parse_json(data, CLASSES)
+    value = parse_exact_json(data, CLASSES)
     if (found := value.get("format")) != CLASSES_FORMAT:
         raise InputError(f"{CLASSES} has format {found!r}, not {CLASSES_FORMAT!r}: export it again")
+    if unknown := sorted(value.keys() - {"format", "classes"}):
+        raise InputError(f"{CLASSES} has an unknown field {unknown[0]!r}: export it again")
     names = value.get("classes")
     if not isinstance(names, list) or len(names) > LIMITS.rows:
         raise InputError(f"{CLASSES} holds no list of at most {LIMITS.rows} classes")
@@ -212,6 +219,26 @@ def _state(
     )
 
 
+def _require_shapes(task: int, factors: Mapping[str, Factors], manifest: Manifest) -> None:
+    """Raises ValueError, TypeError unless the factors of a task fit their projections.
+
+    They are used only once a later task changes their magnitudes: a fault must not wait until then.
+    """
+    encoding = manifest.encoding
+    for p in (p for p in manifest.projections if p.name in factors):
+        stored, rows = factors[p.name].stored, p.stop - p.start
+        if encoding == "int4" and (p.columns % 2 or rows % 2):
+            raise ValueError(f"{p.name} has an odd width, which int4 cannot carry")
+        rank = len(stored["A"])
+        for part, shape in encodings.shapes(encoding, rank, rows, p.columns).items():
+            dtypes = encodings.SCALE_DTYPES if part.endswith(".scale") else encodings.DTYPES
+            array = stored[part]
+            if not rank or array.dtype != dtypes[encoding] or array.shape != shape:
+                raise ValueError(f"{task}.{p.name}.{part} is {array.dtype} {array.shape}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{task}.{p.name}.{part} holds a number that is not finite")
+
+
 def _canary_logits(
     stored: Mapping[str, np.ndarray], manifest: Manifest, classes: Sequence[str | None]
 ) -> np.ndarray:
@@ -240,7 +267,7 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
     """A safetensors file as numpy arrays. Raises InputError."""
     try:
         return dict(safetensors.numpy.load_file(path))
-    except (OSError, safetensors.SafetensorError) as error:
+    except _UNREADABLE as error:
         raise verdict(
             error, InputError(f"{path} is not a readable safetensors file: {error}")
         ) from error

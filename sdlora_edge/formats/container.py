@@ -204,6 +204,8 @@ def tensors(table: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
     end = 0
     for name in sorted(table, key=lambda n: (-_DTYPES[table[n]["dtype"]].itemsize, n)):
         entry = table[name]
+        if set(entry) != {"data_offsets", "dtype", "shape"}:
+            raise ValueError(f"{name} has fields {sorted(entry)}")
         start, stop = (natural(n) for n in entry["data_offsets"])
         # An empty tensor could claim any size, so its dimensions are bounded too.
         shape = tuple(natural(n, LIMITS.packet) for n in entry["shape"])

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..state import TaskState
 from ..storage import atomic
-from .canonical import dump_json, parse_json
+from .canonical import dump_json, parse_exact_json
 from .container import LIMITS
 from .fields import digest, either, listed, mapped, record, text, whole
 
@@ -29,12 +30,19 @@ def _retired(value: object) -> None:
         raise ValueError(f"{value!r} is not null")
 
 
+def _files(value: Any) -> None:
+    mapped(digest)(value)
+    for name in value:
+        if "/" in name or name in ("", ".", ".."):
+            raise ValueError(f"{name!r} does not lie beside {CURRENT}")
+
+
 KINDS = {
     "lineage": digest,
     "state": digest,
     "task": whole(0, LIMITS.sequence),
-    "classes": listed(either(_retired, text()), 0, 1_000_000),
-    "files": mapped(digest),
+    "classes": listed(either(_retired, text()), 0, LIMITS.rows),
+    "files": _files,
 }
 
 
@@ -69,7 +77,7 @@ class Current:
     def read(cls, folder: Path) -> Current | None:
         """The one in a folder; None if there is none that is intact."""
         try:
-            value = parse_json(atomic.read(folder / CURRENT, LIMIT), CURRENT)
+            value = parse_exact_json(atomic.read(folder / CURRENT, LIMIT), CURRENT)
             if value.pop("format", None) != FORMAT:
                 return None
             record(KINDS)(value)

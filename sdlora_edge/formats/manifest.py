@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import InputError
 from ..state import Projection
 from .canonical import UNIT, dump_json, parse_exact_json, to_units
-from .encoding import ENCODINGS
+from .encoding import ENCODINGS, HEAD_PREFIX
 from .fields import (
     BYTES,
     ONE,
@@ -43,6 +43,20 @@ MANIFEST_LIMIT = 64 * 1024 * 1024
 """bytes of manifest.json or classes.json"""
 _LARGEST = in_units(LIMITS.magnitude)
 _MAGNITUDE = whole(-_LARGEST, _LARGEST)
+_PLACE = record(
+    {
+        "name": text(),
+        "tensor": text(),
+        "rows": listed(whole(0, BYTES), 2, 2),
+        "shape": listed(whole(1, BYTES), 2, 2),
+    }
+)
+
+
+def _projection(value: Any) -> None:
+    _PLACE(value)
+    Projection.from_dict(value)
+
 
 KINDS = {
     "states": listed(digest, 1, LIMITS.sequence + 1),
@@ -60,7 +74,7 @@ KINDS = {
         either(_MAGNITUDE, listed(_MAGNITUDE, 1, LIMITS.sequence)), 0, LIMITS.sequence
     ),
     "preprocessing": mapped(lambda value: None),  # `inputs` checks it: it belongs to the modality
-    "projections": listed(Projection.from_dict, 0, LIMITS.sequence),
+    "projections": listed(_projection, 0, LIMITS.sequence),
     "weights": mapped(
         record(
             {
@@ -223,6 +237,11 @@ def _problems(value: Mapping[str, Any]) -> Iterator[str]:
     task, capacity, files = len(value["states"]) - 1, value["capacity"], value["files"]
     if len(value["revisions"]) != task or sorted(value["revisions"]) != value["revisions"]:
         yield f"revisions {value['revisions']} for {task} tasks, or revisions that fall"
+    if len(set(value["states"])) != task + 1:
+        yield "a state is named twice"
+    yield from _wrong_names([p["name"] for p in value["projections"]])
+    if value["weights"][HEAD_BIAS]["dtype"] != "float32":
+        yield f"{HEAD_BIAS} must be float32: -1e30 is infinite in float16"
     if value["weights_as"] == CONSTANTS and not capacity:
         yield "weights that are constants need a capacity"
     rows = value["weights"][HEAD_WEIGHT]["shape"][0]
@@ -240,3 +259,10 @@ def _problems(value: Mapping[str, Any]) -> Iterator[str]:
         end = weight["offset"] + count * DTYPES[weight["dtype"]].itemsize
         if weight["file"] in files and end > files[weight["file"]]["size"]:
             yield f"weight {name!r} ends behind the end of {weight['file']}"
+
+
+def _wrong_names(projections: Sequence[str]) -> Iterator[str]:
+    if len(set(projections)) != len(projections):
+        yield "two projections have one name"
+    if head := [name for name in projections if name.startswith(HEAD_PREFIX)]:
+        yield f"projection {head[0]!r} has a name that only tensors of the head may have"

@@ -259,10 +259,11 @@ def _task(
     encoding: str,
     limits: Limits,
 ) -> TaskUpdate:
+    for field in ("classes", "renamed"):
+        if not isinstance(task[field], list):
+            raise ValueError(f"{field} {task[field]!r} are not a list")
     renamed = tuple((row, name) for row, name in task["renamed"])
     _rows([row for row, _ in renamed], limits)
-    if not isinstance(task["classes"], list):
-        raise ValueError(f"classes {task['classes']!r} are not a list")
     for name in (task["name"], *task["classes"], *(name for _, name in renamed)):
         if problem := name_problem(name, limits):
             raise ValueError(f"name {name!r} {problem}")

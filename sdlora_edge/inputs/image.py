@@ -11,7 +11,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO, Union
 
@@ -35,6 +35,8 @@ except ImportError:  # Pillow before 11.3
 ImageLike = Union[str, Path, bytes, io.BytesIO, Image.Image, np.ndarray]
 """A file or its bytes, a Pillow image, or a uint8 array (H, W) or (H, W, 3)."""
 _IMAGES = (str, Path, bytes, io.BytesIO, Image.Image, np.ndarray)
+_NO_COLLECTION = (bytearray, memoryview, io.IOBase, Mapping)
+"""Iterable, but what they yield are bytes, lines or keys, never images."""
 ACCEPTED = (
     "a path (str or Path), the bytes of an image file, a Pillow image, "
     "or a uint8 array (H, W, 3) or (H, W)"
@@ -132,6 +134,8 @@ class Preprocessing:
         Raises InputError if a field is missing, unknown or out of bounds.
         """
         try:
+            if odd := sorted(value.keys() ^ {field.name for field in fields(cls)}):
+                raise ValueError(f"field {odd[0]!r} is missing or unknown")
             shifts = {name: tuple(value[name]) for name in ("mean", "std")}
             if not all(type(number) is int for shift in shifts.values() for number in shift):
                 raise TypeError("mean and std must be integers in units of 2^-24")
@@ -211,7 +215,7 @@ def one_or_many(value: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[ImageL
         return list(value), False
     if isinstance(value, _IMAGES):
         return [require_image(value)], True
-    if not isinstance(value, Iterable):
+    if not isinstance(value, Iterable) or isinstance(value, _NO_COLLECTION):
         raise _no_image(value)
     return value, False
 
@@ -231,7 +235,8 @@ def _no_image(value: object) -> TypeError:
     what = f"{type(value).__name__}"
     if isinstance(value, np.ndarray):
         what = f"{value.dtype} array {value.shape}"
-    return TypeError(f"a {what} is no image: pass {ACCEPTED}, or an iterable of these")
+    article = "an" if what[0] in "aeio" else "a"
+    return TypeError(f"{article} {what} is no image: pass {ACCEPTED}, or an iterable of these")
 
 
 def _within(least: float, channels: tuple[float, ...]) -> bool:

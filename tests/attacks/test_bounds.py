@@ -117,6 +117,19 @@ def test_one_revocation_too_many_is_refused_and_an_earlier_one_covers_them_all(
     assert victim.apply(revocation(50, LIMITS.revocations)).code == 0
 
 
+def test_a_newer_revision_that_would_be_one_revocation_too_many_changes_nothing(
+    victim: Victim,
+) -> None:
+    """Its file was left in the store."""
+    opened = Store(victim.store)
+    full = tuple(Revoked(100 + i, i + 1) for i in range(LIMITS.revocations))
+    with opened.lock(), opened.replacing(replace(opened.current(), revoked=full)):
+        pass
+    draft = Draft(victim.next)
+    draft.manifest["tasks"][0]["revision"] = 1
+    victim.refuses(draft.sealed(victim.signer), 3, f"remembers {LIMITS.revocations} revocations")
+
+
 def test_a_record_that_no_reader_would_take_is_not_written(
     fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

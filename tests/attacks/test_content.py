@@ -196,6 +196,7 @@ def test_overlapping_or_missing_tensors(victim: Victim) -> None:
         return change
 
     changes: list[Callable[[dict[str, Any], str], Any]] = [
+        lambda entries, name: entries[name].update(more=1),
         offsets(-2, 0),
         offsets(2, 0),
         offsets(0, 2),
@@ -332,6 +333,12 @@ def test_classes_that_are_retired_and_renamed(victim: Victim) -> None:
     for field in ("retired", "renamed"):
         gone = forged(victim, lambda d, f=field: d.manifest["tasks"][0].pop(f), leads=False)
         victim.refuses(gone, 3, "does not describe")
+    # nothing is renamed, so the tasks lead to the right state all the same
+    for nothing in ({}, ""):
+        other = forged(
+            victim, lambda d, n=nothing: d.manifest["tasks"][0].update(renamed=n), leads=False
+        )
+        victim.refuses(other, 3, "are not a list")
 
     def stepped(draft: Draft) -> None:
         features = draft.arrays["2.head.new.weight"].shape[1]

@@ -203,10 +203,11 @@ def test_what_is_no_image_is_named(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_makes_no_sense_is_refused() -> None:
-    good = {"size": 24, "resize": 24, "interpolation": "bilinear", "mean": MEAN, "std": STD}
-    assert (
-        Preprocessing.from_manifest(good).crop_mode == "center"
-    )  # of bundles exported before there was a choice
+    good = Preprocessing(24, 24, "bilinear", MEAN, STD).to_manifest()
+    assert Preprocessing.from_manifest(good).crop_mode == "center"
+    for name in good:  # bundle/4 has every field
+        with pytest.raises(InputError, match=f"'{name}'"):
+            Preprocessing.from_manifest({n: v for n, v in good.items() if n != name})
     for wrong in (
         {"size": 0},
         {"size": 24.0},

@@ -17,7 +17,6 @@ from sdlora_edge.export.requests import ExportOptions
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.device import IN_PLACE
-from sdlora_edge.device.verify import verify
 from sdlora_edge.errors import HealthError, InputError, NotForThisDevice, UsageError
 from sdlora_edge.formats.canonical import sha256
 from sdlora_edge.formats.current import Current
@@ -60,7 +59,7 @@ def test_the_same_packets_up_to_the_capacity(fleet: Fleet, bundle: Path, tmp_pat
     del device
     gc.collect()
     before = {path: path.stat().st_ctime_ns for path in (tmp_path / "store").rglob("*")}
-    found = verify(tmp_path / "store")
+    found = Device.verify(tmp_path / "store")
     assert (found.intact, found.serves.task) == (True, 1)
     assert {path: path.stat().st_ctime_ns for path in (tmp_path / "store").rglob("*")} == before
 

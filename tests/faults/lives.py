@@ -27,7 +27,6 @@ from sdlora_edge.device import Device
 from sdlora_edge.device.device import DOUBLE_BUFFER, IN_PLACE
 from sdlora_edge.device.records import Generation
 from sdlora_edge.device.store import Store
-from sdlora_edge.device.verify import verify
 from sdlora_edge.device.watch.service import Watcher
 from sdlora_edge.errors import HealthError, NotForThisDevice, NothingToDo, SdloraError, TrustError
 from sdlora_edge.formats.canonical import sha256
@@ -219,7 +218,7 @@ class Life:
         status = device.apply(packets[task], allow_older=True)
         assert (status.task, status.damage) == (task + 1, ())
         assert self.unfinished() == []
-        assert verify(self.store).intact
+        assert Device.verify(self.store).intact
         self.check(set(self.devices))
 
     def repair_all(self, name: str) -> None:
@@ -285,7 +284,7 @@ class Life:
 
     def check_verified(self, fresh: Status, damaged: list[str]) -> None:
         """`verify` and a program that opens the store say the same."""
-        found = verify(self.store)
+        found = Device.verify(self.store)
         assert found.serves == Served(fresh.generation, fresh.task)
         assert found.intact == (not fresh.damage)
         records = {path.name for path, one in Store(self.store).records().items() if one is None}

@@ -164,3 +164,15 @@ def test_an_adapter_and_its_current_are_each_the_old_one_or_the_new(
         current = current_in(tree, "served")
         assert current is not None
         assert files_in(tree, "served", current) == current.files == new.files
+
+
+@pytest.mark.parametrize("name", ["../a.ptd", "/a.ptd", "a/b.ptd", "..", ""])
+def test_a_current_that_names_a_file_elsewhere_is_none(
+    fleet: Fleet, tmp_path: Path, name: str
+) -> None:
+    """The engine linked such a file into its folder."""
+    state = open_bundle(fleet.bundle).state
+    Current.of("0" * 64, state, {"a.ptd": "0" * 64}).write(tmp_path)
+    assert Current.read(tmp_path) is not None
+    Current.of("0" * 64, state, {name: "0" * 64}).write(tmp_path)
+    assert Current.read(tmp_path) is None

@@ -17,7 +17,6 @@ from faults.scenarios import Fixture, flip
 from sdlora_edge.device import Device
 from sdlora_edge.device.records import RECORD_LIMIT
 from sdlora_edge.device.store import Store
-from sdlora_edge.device.verify import verify
 from sdlora_edge.errors import HealthError, InputError, TrustError
 from sdlora_edge.formats.bundle import open_bundle
 
@@ -85,7 +84,7 @@ def test_one_wrong_byte_in_a_packet_serves_the_generation_before_it(
             assert device_life.digest(device) == device_life.logits[task]
             assert (status.task, status.highest_task, status.generation) == (task, 2, 0)
             assert digest in status.damage[0]
-            assert [d.file for d in verify(used).damage] == [f"packets/{digest}"]
+            assert [d.file for d in Device.verify(used).damage] == [f"packets/{digest}"]
             flip(path, place)
     assert device_life.digest(Device.open(used)) == device_life.logits[2]
 
@@ -105,7 +104,7 @@ def test_one_wrong_byte_in_a_record_leaves_the_other_one(device_life: Fixture, u
             3,
         )
         assert name in device.status().damage[0]
-        assert [d.file for d in verify(used).damage] == [name]
+        assert [d.file for d in Device.verify(used).damage] == [name]
         flip(used / name, 30)
 
 
@@ -140,7 +139,7 @@ def test_a_record_of_absurd_size_leaves_the_other_one(device_life: Fixture, used
 
 def test_the_lock_holds_nothing(device_life: Fixture, used: Path) -> None:
     (used / "lock").write_bytes(b"x")
-    assert verify(used).intact
+    assert Device.verify(used).intact
     assert Device.open(used).apply(device_life.fleet.packets[2]).task == 3
 
 
@@ -228,7 +227,7 @@ def test_verify_reports_and_changes_nothing(used: Path, cli: Cli, tmp_path: Path
     assert "3 damaged" in cli("device", "verify", "--store", damaged).out
     assert snapshot(damaged) == before
     (damaged / "generation.1.json").unlink()
-    assert {d.file for d in verify(damaged).damage} >= {
+    assert {d.file for d in Device.verify(damaged).damage} >= {
         "generation.0.json",
         "generation.1.json",
     }

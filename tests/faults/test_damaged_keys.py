@@ -12,7 +12,7 @@ from faults.scenarios import Fixture, damage_keys, damage_newest, flip
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.store import Store
-from sdlora_edge.device.verify import KEYS, verify
+from sdlora_edge.device.verify import KEYS
 from sdlora_edge.errors import InputError, TrustError
 
 Cli = Callable[..., Result]
@@ -47,7 +47,7 @@ def test_damaged_keys_leave_a_device_that_serves_and_obeys_nobody(
         assert (status.task, status.highest_task, status.trust_version) == (1, 2, 0)
         (line,) = status.damage
         assert name in line
-        assert [(d.file, d.remedy) for d in verify(rotated).damage] == [(name, KEYS)]
+        assert [(d.file, d.remedy) for d in Device.verify(rotated).damage] == [(name, KEYS)]
         flip(rotated / name, place)
     flip(rotated / name, -1)
     before = snapshot(rotated)
@@ -84,7 +84,7 @@ def test_the_same_packet_of_keys_repairs_it(
         (),
     )
     assert Store(rotated).current() == record
-    assert verify(rotated).intact
+    assert Device.verify(rotated).intact
     assert (
         device_life.digest(device)
         == device_life.digest(Device.open(rotated, threads=1))
