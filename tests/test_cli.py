@@ -31,7 +31,7 @@ def refused(result: Result, code: int, *words: str) -> None:
         for line in result.err.splitlines()
         if line
         and not line.startswith(
-            ("INFO", "WARNING", "model  ", "device  ", "classes  ", "images  ", "tasks  ")
+            ("  ", "warning: ", "model  ", "device  ", "classes  ", "images  ", "tasks  ")
         )
     ]
     assert result.code == code, result

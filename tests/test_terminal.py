@@ -18,7 +18,7 @@ import tqdm
 from conftest import Result, make_images
 
 from sdlora_edge.cli.output import emit, facts, say, table
-from sdlora_edge.cli.terminal import Escaping, terminal
+from sdlora_edge.cli.terminal import Escaping, OneLine, terminal
 from sdlora_edge.device import Device
 from sdlora_edge.device.watch.events import JsonLog
 from sdlora_edge.errors import InputError, printable
@@ -58,6 +58,18 @@ def test_results_are_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> N
     harmless(captured.out)
     assert len(captured.out.splitlines()) == 2 + 2 + 1 + 1
     assert captured.err == f"{SHOWN}\n"
+
+
+def test_news_has_no_label_and_numbers_are_rounded(capsys: pytest.CaptureFixture[str]) -> None:
+    def line(level: int, text: str) -> str:
+        record = logging.LogRecord("sdlora_edge", level, "", 0, text, (), None)
+        return OneLine("%(message)s").format(record)
+
+    assert line(logging.INFO, "exporting ...") == "exporting ..."
+    assert line(logging.WARNING, "few images") == "warning: few images"
+    assert line(logging.INFO, EVIL) == SHOWN
+    emit({}, False, lambda: facts({"difference": 1.2874603271484375e-05}, "difference"))
+    assert capsys.readouterr().out == "difference  1.287e-05\n"
 
 
 def printed() -> None:

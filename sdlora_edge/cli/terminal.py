@@ -75,10 +75,13 @@ class Log(Escaping):
 
 
 class OneLine(logging.Formatter):
-    """One line for each record, whatever its message holds."""
+    """One line for each record, whatever its message holds. What is no news gets no label."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        line = super().format(record)
+        if record.levelno != logging.INFO:
+            line = f"{record.levelname.lower()}: {line}"
+        return printable(line)
 
 
 def raw(stream: Any) -> TextIO:
