@@ -101,7 +101,7 @@ def build(
 
 
 def _built(built: Sequence[BuiltPacket]) -> list[Line]:
-    head = ["packet", "task", "bytes", "encoding", "old rows", "their bytes", "new classes"]
+    head = ["packet", "task", "bytes", "encoding", "old rows", "row bytes", "new classes"]
     rows = []
     for b in built:
         cells = (b.file, b.task, b.bytes, b.encoding, b.old_rows, b.old_rows_bytes, len(b.classes))
