@@ -24,12 +24,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def refused(result: Result, code: int, *words: str) -> None:
-    """One line on stderr (the header of a training and warnings apart), the right code, nothing on
+    """One line on stderr (stages, the header of a training and warnings apart), the right code, nothing on
     stdout, no traceback."""
     lines = [
         line
         for line in result.err.splitlines()
         if line
+        and not line.endswith(" ...")
         and not line.startswith(
             ("  ", "warning: ", "model  ", "device  ", "classes  ", "images  ", "tasks  ")
         )
