@@ -94,7 +94,7 @@ def export_bundle(
     run: Run | Path | str,
     out: Path | str,
     task: int | None = None,
-    trust: Sequence[str] | None = None,
+    trust: Sequence[Path | str] | None = None,
     options: ExportOptions | None = None,
 ) -> BundleExport:
     """Write the bundle of a run's state, and prove that it computes what torch computes.

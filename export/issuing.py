@@ -66,7 +66,7 @@ def squash_packets(
     packets: Sequence[Path | str],
     key: Key,
     out: Path | str,
-    trust: Sequence[str] = (),
+    trust: Sequence[Path | str] = (),
 ) -> SquashedPacket:
     """Join packets that follow each other into one packet. Pass them in any order.
 
@@ -122,8 +122,8 @@ class KeyChange:
         threshold: how many must sign from now on. None: as many as before.
     """
 
-    add: Sequence[str] = ()
-    remove: Sequence[str] = ()
+    add: Sequence[Path | str] = ()
+    remove: Sequence[Path | str] = ()
     threshold: int | None = None
 
 
@@ -144,7 +144,7 @@ def rotate_keys(
     key: Key,
     out: Path | str,
     change: KeyChange,
-    after: Sequence[Path] = (),
+    after: Sequence[Path | str] = (),
 ) -> RotatedKeys:
     """Write a packet that changes the keys that the devices of a bundle trust.
 
@@ -234,7 +234,7 @@ def revoke(
     revision: int,
     key: Key,
     out: Path | str,
-    after: Sequence[Path] = (),
+    after: Sequence[Path | str] = (),
 ) -> RevokedTask:
     """Write a packet that takes the devices of a bundle back to before a task, for good.
 
@@ -269,7 +269,7 @@ def revoke(
     return RevokedTask(out, task, revision, len(sealed), count, trust.threshold)
 
 
-def _public(names: Sequence[str]) -> dict[str, Any]:
+def _public(names: Sequence[Path | str]) -> dict[str, Any]:
     paths = [signing.find_key(name, ".pub") for name in names]
     return {
         key.keyid: key for key in (signing.load_public(path) for path in paths if path is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..results import Result
 from ..train.evaluator import host_logits
 
 BATCH = 64
-__all__ = ["BATCH", "Parity", "compare", "host_logits"]
+__all__ = ["BATCH", "CheckedBundle", "Parity", "compare", "host_logits"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,18 @@ class Parity(Result):
                 f"(agreement {self.same_top / self.images:.1%}, required {agreement:.1%})"
             )
         return self
+
+
+@dataclass(frozen=True)
+class CheckedBundle(Result):
+    """A bundle that was compared with its run."""
+
+    bundle: Path
+    parity: Parity
+
+    def to_dict(self) -> dict[str, Any]:
+        """One level: the parity's facts stand beside the bundle."""
+        return {"bundle": str(self.bundle), **self.parity.to_dict()}
 
 
 def compare(ours: np.ndarray, reference: np.ndarray) -> Parity:

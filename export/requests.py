@@ -113,7 +113,7 @@ class BundleRequest:
 
     out: Path
     task: int | None = None
-    trust: Sequence[str] | None = None
+    trust: Sequence[Path | str] | None = None
     options: ExportOptions = field(default_factory=ExportOptions)
 
     def require(self, run: Path) -> signing.Trust:
@@ -139,7 +139,7 @@ class BundleRequest:
 
 def keys_of(key: Key) -> signing.Signers:
     """One private key, or several, as a list."""
-    return [Path(key)] if isinstance(key, (str, Path)) else key
+    return [key] if isinstance(key, (str, Path)) else key
 
 
 def require_new(out: Path | None) -> None:
@@ -190,8 +190,8 @@ class PacketOptions:
     task: int | None = None
     encoding: str | None = None
     revision: int | None = None
-    after: Sequence[Path] = ()
-    images: str | None = None
+    after: Sequence[Path | str] = ()
+    images: Path | str | None = None
     max_megapixels: int | None = None
 
 
@@ -223,7 +223,7 @@ class PacketRequest:
         bundle.require_room(len(folder.classes(self.run, last)))
         self._require_revision()
         if options.images is not None:
-            splits.load_for(folder.settings(self.run), options.images)
+            splits.load_for(folder.settings(self.run), str(options.images))
         keys = follow_trust(bundle.trust, options.after)
         signers = signing.signers_of(self.keys)  # last: this may ask for a passphrase
         _require_obeyed(signers, keys, self.bundle)
@@ -281,7 +281,7 @@ def expectation(run: Path, images: Path, out: Path) -> list[Path]:
     return paths
 
 
-def _trusted(names: Sequence[str] | None, threshold: int) -> signing.Trust:
+def _trusted(names: Sequence[Path | str] | None, threshold: int) -> signing.Trust:
     paths = (
         [signing.find_key(name, ".pub") for name in names]
         if names

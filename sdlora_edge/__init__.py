@@ -26,8 +26,9 @@ if TYPE_CHECKING:
         UsageError,
     )
     from .export.bundles import export_bundle
-    from .export.issuing import revoke, rotate_keys, sign_packet, squash_packets
+    from .export.issuing import KeyChange, revoke, rotate_keys, sign_packet, squash_packets
     from .export.packets import build_packets
+    from .export.requests import ExportOptions, PacketOptions
     from .formats.bundle import open_bundle
     from .formats.signing import new_key
     from .results import Status
@@ -58,7 +59,8 @@ _MODULES = {
     "formats.bundle": ("open_bundle",),
     "export.bundles": ("export_bundle",),
     "export.packets": ("build_packets",),
-    "export.issuing": ("revoke", "rotate_keys", "sign_packet", "squash_packets"),
+    "export.requests": ("ExportOptions", "PacketOptions"),
+    "export.issuing": ("KeyChange", "revoke", "rotate_keys", "sign_packet", "squash_packets"),
     "device.device": ("Device",),
     "device.answers": ("Prediction",),
     "device.watch.service": ("watch",),
@@ -73,10 +75,13 @@ _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "ClassChanges",
     "Device",
+    "ExportOptions",
     "HealthError",
     "InputError",
+    "KeyChange",
     "NotForThisDevice",
     "NothingToDo",
+    "PacketOptions",
     "Prediction",
     "ResourceError",
     "Run",

@@ -18,6 +18,16 @@ class Result:
 
 
 @dataclass(frozen=True)
+class KeyFiles(Result):
+    """A key pair that was written: its files, its id, and whether the private key is encrypted."""
+
+    private: Path
+    public: Path
+    keyid: str
+    encrypted: bool
+
+
+@dataclass(frozen=True)
 class Status(Result):
     """Where a device stands.
 

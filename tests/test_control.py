@@ -404,18 +404,19 @@ def retrained(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The fleet's run, with its tasks 2 and 3 learned in another way (their magnitudes differ)."""
     from dataclasses import replace
 
-    from sdlora_edge.train import run as module
+    from sdlora_edge.state import advance
+    from sdlora_edge.train.tasks import TaskResult, write_task
 
     path = tmp_path_factory.mktemp("retrained") / "run"
     shutil.copytree(fleet.run, path)
     old = Run.open(path)
-    states = old.states[:2]
-    for update in old.updates[1:]:
+    kept, states = old.kept, [*old.states[:2]]
+    for update in [*old.updates[1:]]:
         learned = old.learned(update.task)
         shutil.rmtree(path / "tasks" / f"{update.task:03d}")
         new = replace(update, deltas=update.deltas + 2.0**-10)
-        states.append(module.advance(states[-1], new))
-        module._write_task(path, new, None, old.frozen, old.plain, learned, None, states[-1].digest)
+        states.append(advance(states[-1], new))
+        write_task(path, TaskResult(new, kept, learned), states[-1].digest)
     return path
 
 

@@ -23,9 +23,9 @@ logging.basicConfig(level=logging.ERROR)
 
 # on the workstation: train, make a key, export
 settings = sdlora.Settings.of(tasks=1, base_epochs=2, epochs=1, device="cpu")
-run = sdlora.train(settings, Path("runs/digits"))
-private, public = sdlora.new_key("factory", Path("keys"))
-sdlora.export_bundle(run, Path("bundle"), trust=[str(public)])
+run = sdlora.train(settings, "runs/digits")
+private, public = sdlora.new_key("factory", "keys")
+sdlora.export_bundle(run, "bundle", trust=[public], options=sdlora.ExportOptions(threshold=1))
 
 # on the device: begin with the bundle
 device = sdlora.Device.init(Path("bundle"), Path("store"))
@@ -34,9 +34,11 @@ assert before.task == 1
 assert set(before.classes) == set(run.states[-1].classes)
 
 # a week later: learn new classes, and build their packet
-run = sdlora.add_task(run.path, "new_images", name="tools")
-sdlora.build_packets(run.path, Path("bundle"), private, out=Path("packets"))
-(packet,) = Path("packets").glob("*.sdlora")
+run = sdlora.add_task("runs/digits", Path("new_images"), name="tools")
+options = sdlora.PacketOptions(images=Path("new_images"))
+(built,) = sdlora.build_packets(run.path, "bundle", [str(private)], "packets", options)
+assert built.accuracy.before == 0
+packet = built.file
 
 # on the device: apply it, answer, go back
 device.apply(packet)
@@ -54,7 +56,21 @@ try:
     device.apply("keys/factory.pub")
 except sdlora.SdloraError as error:
     assert isinstance(error, sdlora.InputError), error
-assert sdlora.evaluate(sdlora.Run.open(run.path), "new_images").total > 0
+assert sdlora.evaluate(sdlora.Run.open("runs/digits"), Path("new_images")).total > 0
+
+# new keys, named as texts or paths; then a class is retired
+_, second = sdlora.new_key("second", "keys")
+sdlora.rotate_keys("bundle", private, "1.sdlora", sdlora.KeyChange(add=[second]))
+change = sdlora.KeyChange(remove=["second"])
+sdlora.rotate_keys("bundle", private, "2.sdlora", change, after=["1.sdlora"])
+changes = sdlora.ClassChanges(retired=("hook",), renamed={"gear": "wheel"})
+run = sdlora.add_task("runs/digits", changes=changes)
+assert run.states[-1].names[-1] == "wheel"
+options = sdlora.PacketOptions(task=3, after=["1.sdlora"])
+(built,) = sdlora.build_packets("runs/digits", "bundle", str(private), "packets", options)
+assert (built.retired, built.renamed) == (("hook",), (("gear", "wheel"),))
+assert sdlora.resume("runs/digits").path == Path("runs/digits")
+assert sdlora.open_bundle("bundle").manifest.task == 1
 print(sorted(device.status().to_dict())[0])
 """
 

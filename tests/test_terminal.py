@@ -60,6 +60,18 @@ def test_results_are_shown_line_by_line(capsys: pytest.CaptureFixture[str]) -> N
     assert captured.err == f"{SHOWN}\n"
 
 
+def test_news_has_no_label_and_numbers_are_rounded(capsys: pytest.CaptureFixture[str]) -> None:
+    def line(level: int, text: str) -> str:
+        record = logging.LogRecord("sdlora_edge", level, "", 0, text, (), None)
+        return OneLine("%(message)s").format(record)
+
+    assert line(logging.INFO, "exporting ...") == "exporting ..."
+    assert line(logging.WARNING, "few images") == "warning: few images"
+    assert line(logging.INFO, EVIL) == SHOWN
+    emit({}, False, lambda: facts({"difference": 1.2874603271484375e-05}, "difference"))
+    assert capsys.readouterr().out == "difference  1.287e-05\n"
+
+
 def printed() -> None:
     print(EVIL.replace("\n", ""))
 

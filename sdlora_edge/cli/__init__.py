@@ -123,7 +123,7 @@ def _run(arguments: list[str]) -> int:
     # Pillow's warning; our own limit is lower, and an error
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     handler = logging.StreamHandler()
-    handler.setFormatter(terminal.OneLine("%(levelname)s: %(message)s"))
+    handler.setFormatter(terminal.OneLine("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(True)  # on one line each, as any record
     app.rich_markup_mode = "rich" if terminal.fancy(sys.stdout) else None

@@ -49,11 +49,11 @@ def check(
     requests.require_bounds(tolerance, min_agreement)
     requests.require_same_run(opened, path)
     from ..export.bundles import check_bundle  # torch, which takes seconds, comes after the checks
+    from ..export.parity import CheckedBundle
     from ..train.run import Run
 
     same = Run.open(path).encoded(opened.manifest.encoding)
-    parity = check_bundle(same, bundle, tolerance, min_agreement).to_dict()
-    value = {"bundle": str(bundle), **parity}
+    value = CheckedBundle(bundle, check_bundle(same, bundle, tolerance, min_agreement))
     emit(value, json, lambda: facts(value, "bundle", *PROOF))
 
 

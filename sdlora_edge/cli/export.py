@@ -89,7 +89,11 @@ def export(
     opened = Run.open(path)
     opened = opened.encoded(encoding or opened.config.method.encoding)
     value = bundles.export(opened, request, keys)
-    emit(value, json, lambda: facts(value, *_SHOWN, *PROOF))
+    shown = value.to_dict() | {
+        "capacity": value.capacity or "no limit",
+        "trusted_keys": [key[:12] for key in value.trusted_keys],
+    }
+    emit(value, json, lambda: facts(shown, *_SHOWN, *PROOF))
 
 
 _SHOWN = (

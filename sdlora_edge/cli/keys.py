@@ -50,13 +50,14 @@ def new(
 ) -> None:
     """Make an Ed25519 key pair: NAME.key signs packets, NAME.pub goes into bundles."""
     from ..formats import signing
+    from ..results import KeyFiles
     from .passphrase import chosen
 
     encrypted = passphrase or passphrase_file is not None
     secret = chosen(name, passphrase_file) if encrypted else None
     private, public = signing.new_key(name, out, secret)
     keyid = signing.load_public(public).keyid
-    value = {"private": str(private), "public": str(public), "keyid": keyid, "encrypted": encrypted}
+    value = KeyFiles(private, public, keyid, encrypted)
     advice = (
         "encrypted: back up the file and its passphrase"
         if encrypted
@@ -65,6 +66,6 @@ def new(
     lines = [
         f"private key: {private} ({advice})",
         f"public key:  {public}",
-        f"its name in messages: {keyid}",
+        f"digest:      {keyid} (messages show its first 12 digits)",
     ]
     emit(value, json, lambda: lines)

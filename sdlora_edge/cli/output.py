@@ -180,6 +180,8 @@ def _short(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         shown = ", ".join(str(v) for v in value[:12])
         value = f"{len(value)}: {shown}" + (", ..." if len(value) > 12 else "")
+    elif isinstance(value, float):
+        value = f"{value:.4g}"
     return printable(str(value))
 
 

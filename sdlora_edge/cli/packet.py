@@ -17,6 +17,7 @@ from .help import CONTEXT, Command, Group
 from .output import Json, Line, emit, facts, output, table
 
 if TYPE_CHECKING:
+    from ..device.contents import Contents
     from ..export.issuing import RevokedTask, RotatedKeys
     from ..export.packets import BuiltPacket
     from ..formats.signing import Signers
@@ -100,7 +101,7 @@ def build(
 
 
 def _built(built: Sequence[BuiltPacket]) -> list[Line]:
-    head = ["packet", "task", "bytes", "encoding", "old rows", "their bytes", "new classes"]
+    head = ["packet", "task", "bytes", "encoding", "old rows", "row bytes", "new classes"]
     rows = []
     for b in built:
         cells = (b.file, b.task, b.bytes, b.encoding, b.old_rows, b.old_rows_bytes, len(b.classes))
@@ -202,39 +203,26 @@ def verify(
 ) -> None:
     """Check a packet's signatures, content and lineage against a bundle."""
     from ..device.chain import follow_trust, open_packet
+    from ..device.contents import contents
     from ..formats.bundle import open_bundle
 
     flashed = open_bundle(bundle)
     keys = follow_trust(flashed.trust, after or [])
     with naming(packet):
-        value, line = _verified(open_packet(packet, flashed, keys))
-    emit(value, json, lambda: [f"{packet}: good, {line}"])
+        value = contents(open_packet(packet, flashed, keys))
+    emit(value, json, lambda: [f"{packet}: good, {_verified(value)}"])
 
 
-def _verified(opened: Any) -> tuple[dict[str, Any], str]:
-    from ..formats.control import Revocation, Rotation
+def _verified(value: Contents) -> str:
+    from ..device.contents import RevocationContents, TrustContents
 
-    value: dict[str, Any] = {"verified": True}
-    if isinstance(opened, Rotation):
-        trust = opened.trust
-        need = f"{trust.threshold} of {len(trust.keys)} must sign"
-        return {
-            **value,
-            "kind": "trust",
-            **trust.to_dict(),
-        }, f"keys of version {trust.version}, {need}"
-    if isinstance(opened, Revocation):
-        task, revision = opened.revoked.sequence, opened.revoked.revision
-        value |= {"kind": "revocation", "task": task, "revision": revision}
-        return value, f"revocation of task {task} up to revision {revision}"
-    updates, name = opened.updates, opened.update.name
-    changes: dict[str, Any] = {
-        "classes": [one for update in updates for one in update.classes],
-        "retired": [row for update in updates for row in update.retired],
-        "renamed": [list(pair) for update in updates for pair in update.renamed],
-    }
-    value |= {"kind": "update", "task": opened.sequence, "name": name, **changes}
-    return value, f"task {opened.sequence} ({name}), {_rows(**changes)}"
+    if isinstance(value, TrustContents):
+        need = f"{value.threshold} of {len(value.keys)} must sign"
+        return f"keys of version {value.version}, {need}"
+    if isinstance(value, RevocationContents):
+        return f"revocation of task {value.task} up to revision {value.revision}"
+    changes = _rows(value.classes, value.retired, value.renamed)
+    return f"task {value.task} ({value.name}), {changes}"
 
 
 @app.command(cls=Command)

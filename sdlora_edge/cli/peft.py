@@ -76,18 +76,13 @@ def from_peft(
     --data; packet build then ships the task.
     """
     from ..train import folder, plan
-    from .train import accuracy_row
+    from .train import ROW_HEADS, accuracy_row
 
     path = run or folder.newest()
     plan.adapter(adapter, path)
     task = plan.one_more(path, data, name or adapter.resolve().name)
     from ..export.from_peft import add  # torch, which takes seconds, comes after the checks
+    from ..train.trained import Trained
 
     done = add(adapter, task)
-    value = {
-        "run": str(done.path),
-        "tasks": len(done.updates),
-        "classes": list(done.states[-1].names),
-        "metrics": done.metrics[-1],
-    }
-    emit(value, json, lambda: [accuracy_row(done), f"run: {done.path}"])
+    emit(Trained.of(done), json, lambda: [ROW_HEADS, accuracy_row(done), f"run: {done.path}"])

@@ -30,7 +30,7 @@ log = logging.getLogger("sdlora_edge")
 def show(name: str, total: int | None) -> Iterator[Advance]:
     """The watcher of every command: `progress.watching(show)`."""
     if not terminal.fancy(sys.stderr):
-        log.info("%s", name)
+        log.info("%s ...", name)
         yield lambda: None
         return
     line = _Line(name, total)

@@ -75,14 +75,13 @@ class Log(Escaping):
 
 
 class OneLine(logging.Formatter):
-    """One line for each record, whatever its message holds.
-
-    The rows of a table are records with the attribute `plain`: no level stands before them.
-    """
+    """One line for each record, whatever its message holds. What is no news gets no label."""
 
     def format(self, record: logging.LogRecord) -> str:
-        plain = getattr(record, "plain", False)
-        return printable(record.getMessage() if plain else super().format(record))
+        line = super().format(record)
+        if record.levelno != logging.INFO:
+            line = f"{record.levelname.lower()}: {line}"
+        return printable(line)
 
 
 def raw(stream: Any) -> TextIO:

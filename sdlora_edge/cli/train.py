@@ -89,15 +89,10 @@ def train(
         _refuse(own | kept, "a run keeps the settings it was begun with: leave it out")
         done = _more(run, flags, name, class_changes(retire, rename), json)
     from ..train import distributed
+    from ..train.trained import Trained
 
-    result = {
-        "run": str(done.path),
-        "tasks": len(done.updates),
-        "classes": list(done.states[-1].names),
-        "metrics": done.metrics[-1],
-    }
     if distributed.first():
-        emit(result, json, lambda: _summary(done))
+        emit(Trained.of(done), json, lambda: _summary(done))
 
 
 def _refuse(flags: Mapping[str, Any], why: str) -> None:

@@ -118,7 +118,7 @@ def open_packet(path: Path, bundle: Bundle, trust: Trust) -> Packet | Rotation |
     return packet
 
 
-def follow_trust(trust: Trust, packets: Sequence[Path | bytes]) -> Trust:
+def follow_trust(trust: Trust, packets: Sequence[Path | str | bytes]) -> Trust:
     """Return the keys in force after these trust packets, in order.
 
     Raises:
@@ -126,7 +126,8 @@ def follow_trust(trust: Trust, packets: Sequence[Path | bytes]) -> Trust:
         TrustError: Signatures are missing, or a version is too old.
         NothingToDo: A packet's keys are in force already.
     """
-    for one in packets:
+    for packet in packets:
+        one = Path(packet) if isinstance(packet, str) else packet
         with naming(one) if isinstance(one, Path) else contextlib.nullcontext():
             data = atomic.receive(one, LIMITS.packet) if isinstance(one, Path) else one
             rotation = read_any(data, trust)

@@ -128,12 +128,13 @@ class Bundle:
             )
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: Path | str) -> Bundle:
     """Read a bundle after every file has been compared with the manifest.
 
     Raises:
         InputError: A file is missing, damaged or contradicts the manifest; the message names it.
     """
+    path = Path(path)
     if not path.is_dir():
         raise InputError(
             f"{path} is not a bundle: no such folder; make one with sdlora-edge export"

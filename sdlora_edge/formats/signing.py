@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from securesystemslib.signer import CryptoSigner
 
-    Signers = Sequence[Path | CryptoSigner | Callable[[], CryptoSigner]]
+    Signers = Sequence[Path | str | CryptoSigner | Callable[[], CryptoSigner]]
 
 log = logging.getLogger("sdlora_edge")
 PAYLOAD_TYPE = "application/vnd.sdlora-edge.packet+json"
@@ -43,7 +43,7 @@ SHORTEST, LONGEST = 12, 1023
 short. It takes no more than LONGEST."""
 
 
-def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[Path, Path]:
+def new_key(name: str, folder: Path | str, passphrase: bytes | None = None) -> tuple[Path, Path]:
     """Write a new key pair: `<name>.key` (PKCS#8 PEM, mode 0600) and `<name>.pub` (JSON).
 
     Args:
@@ -65,6 +65,7 @@ def new_key(name: str, folder: Path, passphrase: bytes | None = None) -> tuple[P
 
     if not name or name != Path(name).name or name.startswith("."):
         raise UsageError(f"key name {name!r}: use a plain word, such as factory")
+    folder = Path(folder)
     private, public = folder / f"{name}.key", folder / f"{name}.pub"
     for path in (private, public):
         if path.exists():
@@ -151,7 +152,7 @@ def signers_of(keys: Signers) -> list[CryptoSigner]:
     Passphrases come from `passphrase_from_environment`.
     """
     return [
-        load_signer(key) if isinstance(key, Path) else key() if callable(key) else key
+        load_signer(Path(key)) if isinstance(key, (str, Path)) else key() if callable(key) else key
         for key in keys
     ]
 
@@ -195,7 +196,7 @@ def _signer_class() -> type[CryptoSigner]:
     return CryptoSigner
 
 
-def find_key(name: str | None, suffix: str, folder: Path = Path("keys")) -> Path | None:
+def find_key(name: Path | str | None, suffix: str, folder: Path = Path("keys")) -> Path | None:
     """Find the key file that a user means.
 
     Args:
@@ -214,9 +215,8 @@ def find_key(name: str | None, suffix: str, folder: Path = Path("keys")) -> Path
         for path in (Path(name), folder / f"{name}{suffix}"):
             if path.is_file():
                 return path
-        raise InputError(
-            f"no key {name!r}: neither a file of that name nor {folder / (name + suffix)} exists"
-        )
+        default = folder / f"{name}{suffix}"
+        raise InputError(f"no key {str(name)!r}: neither a file of that name nor {default} exists")
     found = sorted(folder.glob(f"*{suffix}")) if folder.is_dir() else []
     if len(found) > 1:
         option = "--key" if suffix == ".key" else "--trust"

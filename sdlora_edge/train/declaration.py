@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from ..errors import UsageError
@@ -112,6 +113,8 @@ def _cast(kind: type, value: Any) -> Any:
     # int() raises for inf and nan, and float() for a whole number that is too large for a float
     if number and (kind is float or (kind is int and int(value) == value)):
         return kind(value)
+    if kind is str and isinstance(value, PurePath):
+        return str(value)
     if kind in (str, bool) and type(value) is kind:
         return value
     raise TypeError(kind)

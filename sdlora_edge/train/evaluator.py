@@ -142,7 +142,7 @@ class Evaluation(Result):
 
 
 def evaluate(
-    run: Run, folder: str, task: int | None = None, source: Source | None = None
+    run: Run, folder: Path | str, task: int | None = None, source: Source | None = None
 ) -> Evaluation:
     """Score a folder or ZIP of class folders with the state after `task` (default: the last).
 
@@ -152,7 +152,7 @@ def evaluate(
         UsageError: The run does not know a class or the task.
         InputError: No image can be read.
     """
-    state = run.state(task)
+    state, folder = run.state(task), str(folder)
     images, which = images_of(run, folder, source, state.task)
     require_known(list(images), run.path, state.task, folder)
     scores, truth = class_scores(run, state, images)

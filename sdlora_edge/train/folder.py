@@ -86,6 +86,20 @@ def last_task(path: Path) -> int:
     return task
 
 
+def require_no_gap(path: Path) -> None:
+    """Raises UsageError if a task was removed from the run, but not those after it.
+
+    The next task takes the place of the removed one, and the later ones do not follow from it.
+    """
+    last = last_task(path)
+    later = sorted(p.name for p in (path / "tasks").glob("[0-9][0-9][0-9]") if int(p.name) > last)
+    if later:
+        raise UsageError(
+            f"{path / 'tasks'} holds {', '.join(later)}, but no {last + 1:03d}: remove the tasks"
+            " after a removed one too"
+        )
+
+
 def require_task(path: Path, task: int | None) -> int:
     """Check the number of a task; None is the last.
 

@@ -58,7 +58,8 @@ def checked(
     )
     if distributed.first():
         for line in _table(rows, skipped, {label for labels in odd.values() for label in labels}):
-            log.info("%s", line, extra={"plain": True})
+            # indented: the name of a class must not look like the start of a message
+            log.info("  %s", line)
         for warning in warnings:
             log.warning("%s", warning)
     for part in parts:

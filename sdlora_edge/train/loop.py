@@ -49,7 +49,7 @@ def _no_report(run: Run) -> None:
 
 def train(
     settings: Settings,
-    out: Path | None = None,
+    out: Path | str | None = None,
     report: Report = _no_report,
     source: Source | None = None,
 ) -> Run:
@@ -65,6 +65,7 @@ def train(
         UsageError: Settings, images and folder do not go together.
         InputError: An image or a file cannot be read.
     """
+    out = None if out is None else Path(out)
     distributed.begin(backbones.resolve_device(settings.training.device))
     source = source or plan.new_run(settings, out)
     source = _checked(source, settings)
@@ -94,7 +95,7 @@ def train(
 
 
 def resume(
-    path: Path, report: Report = _no_report, asked: Source | plan.NewTask | None = None
+    path: Path | str, report: Report = _no_report, asked: Source | plan.NewTask | None = None
 ) -> Run:
     """Go on with a run that was killed, at the task and epoch it was in.
 
@@ -108,6 +109,7 @@ def resume(
     Raises:
         UsageError: Another process is training the run.
     """
+    path = Path(path)
     settings = Run.settings(path)
     distributed.begin(backbones.resolve_device(settings.training.device))
     asked = asked or plan.resumed(path)
@@ -119,8 +121,8 @@ def resume(
 
 
 def add_task(
-    path: Path,
-    images: str | None = None,
+    path: Path | str,
+    images: Path | str | None = None,
     name: str | None = None,
     changes: ClassChanges = ClassChanges(),
     report: Report = _no_report,
@@ -143,7 +145,8 @@ def add_task(
         UsageError: The run does not take the images or the changes.
         InputError: The folder is not a run, or the images cannot be read.
     """
-    return learn(plan.one_more(path, images, name, changes), report)
+    asked = None if images is None else str(images)
+    return learn(plan.one_more(Path(path), asked, name, changes), report)
 
 
 def learn(
@@ -245,6 +248,8 @@ def _stream(path: Path, report: Report, source: Source, start: _Start | None = N
             report(run)
         parts = parts[bool(settings.data.base_classes) :]
         _require_unchanged(run, source, parts)
+        if len(run.updates) >= len(parts):
+            log.info("nothing is left to do: %s has learned its tasks", path)
         for part in parts[len(run.updates) :]:
             _learn(part, scorer)
             report(run)

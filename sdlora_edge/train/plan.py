@@ -112,6 +112,7 @@ def resumed(path: Path) -> Source | NewTask:
     """
     settings = folder.settings(path)
     folder.require_free(path)
+    folder.require_no_gap(path)
     if found := folder.pending(path):
         changes = ClassChanges(found.retired, found.renamed)
         task = one_more(path, found.images or None, found.name, changes)
@@ -139,6 +140,7 @@ def one_more(
     """
     settings = folder.require_begun(path)
     folder.require_free(path)
+    folder.require_no_gap(path)
     done = folder.last_task(path)
     if done < settings.data.tasks:
         raise UsageError(

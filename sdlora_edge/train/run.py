@@ -152,8 +152,9 @@ class Run:
         return cls._with(path, settings, backbone, digest, facts)
 
     @classmethod
-    def open(cls, path: Path) -> Run:
+    def open(cls, path: Path | str) -> Run:
         """Read a run. Raises InputError if a file is missing or does not fit the others."""
+        path = Path(path)
         settings = folder.require_begun(path)
         backbone, _ = backbones.create(
             settings.backbone.backbone, settings.backbone.image_size or None, None, pretrained=False

@@ -60,7 +60,7 @@ class Victim:
 def said_no(result: Result, code: int, word: str) -> None:
     """One line that says why, and nothing else but the stages of long work."""
     assert (result.code, result.out) == (code, ""), result
-    lines = [line for line in result.err.splitlines() if not line.startswith("INFO: ")]
+    lines = [line for line in result.err.splitlines() if not line.endswith(" ...")]
     assert len(lines) == 1, result
     assert lines[0].startswith("error: "), result
     assert word in lines[0], result

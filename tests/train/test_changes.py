@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SMALL, Fleet, Result, make_fleet, make_images
-from sdlora_edge.export.packets import build_packets
+from sdlora_edge.export.packets import BuiltPacket, build_packets
 from sdlora_edge.export.parity import host_logits
 
+from sdlora_edge.cli.output import Table
+from sdlora_edge.cli.packet import _built
 from sdlora_edge.device import Device
 from sdlora_edge.errors import UsageError
 from sdlora_edge.inputs import canary
 from sdlora_edge.state import UNUSED
-from sdlora_edge.train import loop
+from sdlora_edge.train import folder, loop
 from sdlora_edge.train.evaluator import evaluate
 from sdlora_edge.train.plan import ClassChanges
 from sdlora_edge.train.run import Run
@@ -180,3 +182,28 @@ def test_changes_that_do_not_fit_the_run_are_refused(run_copy: Path) -> None:
     with pytest.raises(UsageError, match="no live class '3'"):
         loop.add_task(run_copy, None, "u", ClassChanges(("3",)))
     assert len(run.states[-1].names) == 9
+
+
+def test_a_task_is_removed_with_those_after_it(
+    fleet: Fleet, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    run = Path(shutil.copytree(fleet.run, tmp_path / "run"))
+    shutil.rmtree(run / "tasks" / "002")
+    for more in ([], ["--retire", "3"]):
+        result = cli("train", "--run", run, *more)
+        assert result.code == 2, result
+        assert "holds 003, but no 002: remove the tasks after a removed one too" in result.err
+    shutil.rmtree(run / "tasks" / "003")
+    folder.require_no_gap(run)
+
+
+def test_packet_build_shows_what_a_task_changes_even_without_a_canary() -> None:
+    facts = ("int8", 0, 0.0, 0, 0, 1600, 1, 1)
+    built = BuiltPacket(
+        Path("4.sdlora"), 4, "task", (), ("nut",), (("bolt", "screw"),), *facts, None, None
+    )
+    shown, changes = _built([built])
+    assert isinstance(shown, Table)
+    assert shown.rows[0][-1] == "not run"
+    assert changes == "task 4: retires nut, renames bolt to screw"
+    assert built.to_dict()["canary_difference"] is None

@@ -58,6 +58,13 @@ def test_values_that_make_no_sense_are_refused_by_their_name(values: dict[str, o
         Settings().changed(**values)
 
 
+def test_a_path_is_a_text() -> None:
+    made = Settings.of(data=Path("images"), weights=Path("w.safetensors"))
+    assert (made.data.data, made.backbone.weights) == ("images", "w.safetensors")
+    with pytest.raises(UsageError, match=r"^tasks is '2': it must be a whole number$"):
+        Settings.of(tasks=Path("2"))
+
+
 def test_every_setting_is_declared_whole() -> None:
     for name, setting in SETTINGS.items():
         assert (setting.kind in (int, float, tuple)) == bool(setting.bound), name

@@ -37,7 +37,7 @@ def checked(config: Settings) -> Source:
 
 def table(caplog: pytest.LogCaptureFixture) -> dict[str, list[str]]:
     """The cells of each row, by class."""
-    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+    lines = [r.getMessage().strip() for r in caplog.records if r.levelno == logging.INFO]
     start = next(i for i, line in enumerate(lines) if line.startswith("class"))
     return {line[:8].strip(): line[8:].split(None, 3) for line in lines[start + 1 :]}
 
@@ -133,7 +133,7 @@ def test_of_many_classes_only_the_odd_ones_are_shown(
     make_images(folder, ["c007"], 2, size=4)
     (folder / "c008" / "00.png").write_bytes(b"x")
     checked(settings(folder))
-    lines = [r.getMessage() for r in caplog.records if r.levelno == logging.INFO]
+    lines = [r.getMessage().strip() for r in caplog.records if r.levelno == logging.INFO]
     assert [line.split()[0] for line in lines] == ["class", "c007", "c008", "all", "58"]
     assert lines[-1] == "58 more classes are not shown"
     caplog.clear()
