@@ -5,8 +5,8 @@ from __future__ import annotations
 import platform
 
 SUPPORTED = (
-    "sdlora-edge runs on Linux with glibc 2.28 or newer, on x86-64 and aarch64 (ARM64); "
-    "not on armv7, not with musl (Alpine), not on riscv64, not on Windows"
+    "sdlora-edge runs on Linux with glibc 2.28 or newer, on x86-64 and ARM64 (aarch64). "
+    "It does not run on armv7, with musl (Alpine), on riscv64, or on Windows."
 )
 
 

@@ -153,9 +153,9 @@ def test_without_memory_nothing_is_called_damaged(
     with pytest.raises(ResourceError):
         Device.open(store)
     found = Device.verify(store)
-    assert (found.intact, found.damage, found.serves, found.untried["exit_code"]) == (
+    assert (found.intact, found.damage, found.serves, found.untried.exit_code) == (
         True,
-        [],
+        (),
         None,
         8,
     )

@@ -169,8 +169,9 @@ def test_without_onnxruntime_the_command_says_where_it_runs(
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
-    assert (found.returncode, len(found.stderr.splitlines())) == (3, 1)
-    assert found.stderr.startswith("error: onnxruntime cannot be imported on this ")
+    (error,) = (line for line in found.stderr.splitlines() if not line.endswith(" ..."))
+    assert found.returncode == 3
+    assert error.startswith("error: onnxruntime cannot be imported on this ")
     assert SUPPORTED in found.stderr
 
 
@@ -233,7 +234,9 @@ def test_it_reaches_the_command(
 ) -> None:
     monkeypatch.setenv(onnx_runtime.CONFIG, "nothing")
     found = cli("device", "init", "--bundle", fleet.bundle, "--store", tmp_path / "store")
-    assert (found.code, len(found.err.splitlines())) == (2, 1)
+    (error,) = (line for line in found.err.splitlines() if not line.endswith(" ..."))
+    assert found.code == 2
+    assert error.startswith(f"error: {onnx_runtime.CONFIG} holds 'nothing'")
     monkeypatch.setenv(onnx_runtime.CONFIG, "mlas.disable_kleidiai=1")
     assert cli("device", "init", "--bundle", fleet.bundle, "--store", tmp_path / "store").code == 0
 

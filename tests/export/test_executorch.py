@@ -142,7 +142,7 @@ def test_a_vit_computes_what_torch_computes_update_after_update(micro: Any, tmp_
         np.testing.assert_allclose(
             engine.run(loaded, images), reference, atol=1e-4
         )  # the first one still answers
-        engine.publish(newer)
+        engine.publish(newer, state(update))
 
 
 def test_convolutions_with_batch_norm_behind_them_stay_replaceable(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def test_the_same_packets_up_to_the_capacity(fleet: Fleet, bundle: Path, tmp_pat
     for task in (1, 2):
         device.apply(fleet.packets[task - 1])
         np.testing.assert_allclose(device.logits(inputs), host_logits(run, task, inputs), atol=1e-4)
-    with pytest.raises(NotForThisDevice, match="10 classes are beyond this bundle's capacity of 9"):
+    with pytest.raises(
+        NotForThisDevice, match=r"10 classes .* are beyond this bundle's capacity of 9"
+    ):
         device.apply(fleet.packets[2])
     device.rollback()
     np.testing.assert_allclose(device.logits(inputs), host_logits(run, 1, inputs), atol=1e-4)
@@ -141,7 +143,7 @@ def test_what_makes_no_sense_is_said_in_one_line(
         tmp_path / "b",
     )
     for options, message in {
-        ("--weights-as", "inputs"): "constants alone",
+        ("--weights-as", "inputs"): "constants only",
         ("--precision", "fp16"): "no precision 'fp16': choose fp32",
         ("--max-classes", "2"): "knows 10 classes already",
         ("--also", "onnx-adapter"): "goes with --target onnx",

@@ -126,4 +126,4 @@ def test_the_whole_loop_on_real_characters(tmp_path: Path) -> None:
         assert row.max_logit_difference <= 1e-4
         assert row.packet_bytes < 210_000
     assert shipped.model_bytes > 21_000_000
-    assert Device.open(tmp_path / "store").status().classes == list(run.states[-1].classes)
+    assert Device.open(tmp_path / "store").status().classes == run.states[-1].names

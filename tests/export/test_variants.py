@@ -81,5 +81,5 @@ def test_magnitudes_of_another_shape_or_kind_are_refused(value: object) -> None:
 
 
 def test_magnitudes_of_either_shape_are_taken() -> None:
-    assert magnitudes_from([1, 2.5], 2, 3).shape == (2,)
+    assert magnitudes_from([1, 2], 2, 3).shape == (2,)
     assert magnitudes_from([[1, 2, 3], [4, 5, 6]], 2, 3).shape == (2, 3)

@@ -26,7 +26,9 @@ def test_the_discriminant_is_that_of_scikit_learn() -> None:
     features, targets = gaussians()
     shrinkage = ledoit_wolf_shrinkage(features)
     weight, bias = (
-        FeatureStatistics.empty(6).with_images(features, targets, 5).discriminant(shrinkage)
+        FeatureStatistics.empty(6)
+        .with_images(features, targets, 5)
+        .discriminant(shrinkage=shrinkage)
     )
     ours = features @ weight.T + bias
     # scikit-learn's covariance divides by n, ours by n - C; the shrunk matrix is the same up to

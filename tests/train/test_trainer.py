@@ -109,14 +109,9 @@ def test_a_run_keeps_no_image(fleet: Fleet) -> None:
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text('data = "x"\nrank = 3\nlr = 1\nmean = [0, 0.5, 1]\n')
-    found = config.resolve(tmp_path / "c.toml", {"rank": "7", "lr": None})
-    assert (found.data, found.rank, found.lr, found.mean, found.epochs) == (
-        "x",
-        "7",
-        1.0,
-        (0.0, 0.5, 1.0),
-        Settings().epochs,
+    (tmp_path / "c.toml").write_text(
+        '[data]\ndata = "x"\n[backbone]\nmean = [0, 0.5, 1]\n'
+        "[method]\nrank = 3\n[training]\nlr = 1\n"
     )
     found = config.resolve(tmp_path / "c.toml", {"rank": "7", "lr": None})
     changed = {"data": "x", "rank": "7", "lr": 1.0, "mean": (0.0, 0.5, 1.0)}

@@ -205,11 +205,3 @@ def test_streams_are_as_before_afterwards() -> None:
     with terminal():
         assert sys.stdout is not before[0]
     assert (sys.stdout, sys.stderr) == before
-
-
-def test_the_rows_of_a_table_are_logged_without_a_level() -> None:
-    formatter = OneLine("%(levelname)s: %(message)s")
-    record = logging.makeLogRecord({"msg": "cup\x1b 7", "levelname": "INFO"})
-    assert formatter.format(record) == "INFO: cup\\u001b 7"
-    record.plain = True
-    assert formatter.format(record) == "cup\\u001b 7"

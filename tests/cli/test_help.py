@@ -184,7 +184,7 @@ def test_a_shell_completes_commands_options_and_files() -> None:
 
 
 def test_the_reference_page_is_up_to_date() -> None:
-    page = Path(__file__).resolve().parents[1] / "docs" / "reference" / "cli.md"
+    page = Path(__file__).resolve().parents[2] / "docs" / "reference" / "cli.md"
     assert page.read_text() == reference.page(), (
         "run python -m sdlora_edge.cli.reference > docs/reference/cli.md"
     )

@@ -20,7 +20,7 @@ from sdlora_edge.device import Device
 from sdlora_edge.errors import MESSAGE_LIMIT, InputError
 
 Cli = Callable[..., Result]
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def refused(result: Result, code: int, *words: str) -> None:

@@ -89,7 +89,7 @@ def test_nothing_but_a_file_is_replaced(tmp_path: Path, kind: str) -> None:
     """Root would rename a file over /dev/null itself."""
     path = odd(kind, tmp_path / "x")
     before = path.lstat()
-    with pytest.raises(UsageError, match="is not replaced"):
+    with pytest.raises(UsageError, match="is never replaced"):
         atomic.write(path, b"result")
     assert path.lstat().st_ino == before.st_ino
     assert not [name for name in os.listdir(tmp_path) if name.startswith(atomic.TEMPORARY)]
