@@ -150,11 +150,17 @@ def one_more(
     if images is None and not changes:
         raise UsageError("a task needs images or changes of classes: give --data")
     changes.check([label for label in folder.classes(path, done) if label is not None])
-    name = unicodedata.normalize("NFC", name or Path(images or "").stem or "task")
+    name = unicodedata.normalize("NFC", name or _name_of(images))
     if problem := name_problem(name):
         raise UsageError(f"the task's name {name!r} {problem}: give another --name")
     source = None if images is None else _new_images(path, images, settings)
     return NewTask(path, images or "", name, source, changes=changes)
+
+
+def _name_of(images: str | None) -> str:
+    """What a task is called by default: its folder, or its ZIP file without the suffix."""
+    path = Path(images or "")
+    return (path.stem if path.suffix.lower() == ".zip" else path.name) or "task"
 
 
 def _new_images(path: Path, images: str, settings: Settings) -> Source:

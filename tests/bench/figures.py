@@ -99,7 +99,7 @@ def step_cost(figure: dict[str, Any]) -> str:
 
 METHODS = {
     "frozen": "frozen backbone",
-    "lora": "one LoRA, trained on and on",
+    "lora": "one LoRA that every task trains further",
     "authors": "the authors' settings",
     "fixed": "old magnitudes not trained",
     "rr": "RR (rank 10, 8 from task 4, 6 from task 8)",
