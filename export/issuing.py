@@ -11,8 +11,9 @@ from ..device.chain import follow_trust
 from ..errors import InputError, NothingToDo, TrustError, UsageError, naming
 from ..formats import control, packet, signing
 from ..formats.bundle import open_bundle
-from ..formats.container import LIMITS, countersigned, opened
+from ..formats.container import countersigned, opened
 from ..formats.control import Revoked
+from ..formats.limits import LIMITS
 from ..results import Result
 from ..storage import atomic
 from .requests import keys_of

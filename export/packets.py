@@ -17,7 +17,8 @@ from ..errors import InputError, NotForThisDevice, TrustError
 from ..formats import packet, signing
 from ..formats.bundle import MANIFEST, TRUST, Bundle, describe
 from ..formats.canonical import dump_json
-from ..formats.container import LIMITS, countersigned, opened
+from ..formats.container import countersigned, opened
+from ..formats.limits import LIMITS
 from ..inputs import canary
 from ..method.merged import logits_of
 from ..progress import stage

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..formats.canonical import parse_json
-from ..formats.container import LIMITS
+from ..formats.limits import LIMITS
 from ..storage import atomic
 
 CONFIG = "adapter_config.json"

@@ -15,8 +15,8 @@ from ..device.chain import follow_trust
 from ..errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
 from ..formats import signing
 from ..formats.bundle import CONSTANTS, INPUTS, Bundle, open_bundle
-from ..formats.container import LIMITS
 from ..formats.encoding import ENCODINGS
+from ..formats.limits import LIMITS
 from ..train import folder, splits
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import Any, Union, overload
 import numpy as np
 
 from ..errors import InputError, NothingToDo, ResourceError, UsageError
-from ..inputs.image import MAX_PIXELS, ImageLike, Preprocessing, one_or_many, require_image
+from ..inputs.image import ImageLike, Preprocessing, one_or_many, require_image
+from ..inputs.sizes import MAX_PIXELS
 from ..results import Result
 from ..shortage import noticed
 from .engines import Engine

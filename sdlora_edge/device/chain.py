@@ -20,8 +20,8 @@ from ..acceptance import (
 )
 from ..errors import InputError, NotForThisDevice, naming
 from ..formats.bundle import Bundle
-from ..formats.container import LIMITS
 from ..formats.control import Revocation, Rotation, read_any, with_revocation
+from ..formats.limits import LIMITS
 from ..formats.packet import Packet
 from ..formats.packet import read as read_packet
 from ..formats.signing import Trust

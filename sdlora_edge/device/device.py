@@ -16,8 +16,8 @@ from ..acceptance import NOBODY, KeysCase, accept_keys, accept_update
 from ..errors import HealthError, InputError, NothingToDo, ResourceError, TrustError, UsageError
 from ..formats.bundle import MANIFEST, Bundle, open_bundle
 from ..formats.canonical import sha256
-from ..formats.container import LIMITS
 from ..formats.control import Rotation, read_any
+from ..formats.limits import LIMITS
 from ..formats.packet import Packet
 from ..formats.signing import Trust
 from ..inputs.image import Preprocessing

@@ -24,9 +24,7 @@ import numpy as np
 from ..errors import InputError, LimitError
 from . import signing
 from .canonical import dump_json, parse_exact_json, sha256
-from .limits import LIMITS as LIMITS
-from .limits import Limits as Limits
-from .limits import natural as natural
+from .limits import LIMITS, Limits, natural
 
 FORMAT = "sdlora-edge/packet/3"
 SUFFIX = ".sdlora"

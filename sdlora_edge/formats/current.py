@@ -16,8 +16,8 @@ from ..errors import InputError
 from ..state import TaskState
 from ..storage import atomic
 from .canonical import dump_json, parse_exact_json
-from .container import LIMITS
 from .fields import digest, either, listed, mapped, record, text, whole
+from .limits import LIMITS
 
 CURRENT = "current.json"
 FORMAT = "sdlora-edge/current/1"

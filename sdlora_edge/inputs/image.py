@@ -23,9 +23,7 @@ from ..formats.canonical import UNIT
 from ..formats.fields import in_units
 from ..shortage import shortage
 from ..storage import disk
-from .sizes import MAX_FILE as MAX_FILE
-from .sizes import MAX_PIXELS as MAX_PIXELS
-from .sizes import PILLOW_MAX_PIXELS as PILLOW_MAX_PIXELS
+from .sizes import MAX_FILE, MAX_PIXELS
 
 try:
     from PIL.AvifImagePlugin import SUPPORTED as _AVIF

@@ -17,8 +17,6 @@ from PIL import Image
 
 from ..errors import InputError, printable
 from ..inputs.image import (
-    MAX_FILE,
-    MAX_PIXELS,
     SUFFIXES,
     Preprocessing,
     open_image,
@@ -28,6 +26,7 @@ from ..inputs.image import (
     suffix_problem,
     upright,
 )
+from ..inputs.sizes import MAX_FILE, MAX_PIXELS
 
 Opener = Callable[[], Image.Image]
 HIDDEN, NO_IMAGE, EMPTY, NOT_UNICODE = (

@@ -21,7 +21,7 @@ from .declaration import Range, Setting, declared, nearest
 DIGITS = "digits"
 MAX_RANK = 4096
 MAX_MAGNITUDE = 1e4
-"""`formats.container.LIMITS.magnitude`, the largest magnitude of a packet"""
+"""`formats.limits.LIMITS.magnitude`, the largest magnitude of a packet"""
 
 
 WEIGHT = Range(0, 1e6)

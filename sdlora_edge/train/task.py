@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from ..formats.canonical import tensors_digest
-from ..formats.container import LIMITS
 from ..formats.encoding import Factors, encode
+from ..formats.limits import LIMITS
 from ..method import absorb
 from ..method.authors import AuthorsSDLoRA
 from ..method.head import FeatureStatistics

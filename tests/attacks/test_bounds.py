@@ -18,8 +18,8 @@ from sdlora_edge.device.store import Store
 from sdlora_edge.errors import InputError, LimitError
 from sdlora_edge.formats import control, signing
 from sdlora_edge.formats.canonical import dump_json, parse_exact_json, parse_json, sha256
-from sdlora_edge.formats.container import LIMITS
 from sdlora_edge.formats.control import Revoked, with_revocation
+from sdlora_edge.formats.limits import LIMITS
 
 HUGE = 10**4000
 """as many digits as Python takes, nearly"""

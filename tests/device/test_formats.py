@@ -25,13 +25,13 @@ from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, ResourceError
 from sdlora_edge.inputs.image import (
     FORMATS,
-    MAX_FILE,
     Preprocessing,
     open_image,
     readable,
     reading,
     suffix_problem,
 )
+from sdlora_edge.inputs.sizes import MAX_FILE
 
 PREPARE = Preprocessing(24, 24, "bilinear", (0.5,) * 3, (0.5,) * 3)
 WRITABLE = [name for name in readable() if name != "HEIF"]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sdlora_edge.errors import UsageError
-from sdlora_edge.formats.container import LIMITS
 from sdlora_edge.formats.encoding import DEFAULT, ENCODINGS
+from sdlora_edge.formats.limits import LIMITS
 from sdlora_edge.train import config
 from sdlora_edge.train.config import resolve, to_toml
 from sdlora_edge.train.presets import preset

@@ -19,7 +19,8 @@ from conftest import make_images
 from PIL import Image
 
 from sdlora_edge.errors import InputError
-from sdlora_edge.inputs.image import MAX_FILE, SUFFIXES, Preprocessing
+from sdlora_edge.inputs.image import SUFFIXES, Preprocessing
+from sdlora_edge.inputs.sizes import MAX_FILE
 from sdlora_edge.train import images, splits
 from sdlora_edge.train.settings import Settings
 from sdlora_edge.train.source import Source

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...errors import HealthError, InputError
 from ...formats.canonical import dump_json, is_sha256, parse_json
-from ...formats.container import natural
+from ...formats.limits import natural
 from ...storage import atomic
 from ..store import MEMORY, Store
 from . import policy
