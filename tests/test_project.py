@@ -25,6 +25,7 @@ ORDER = [
     "formats.ed25519",
     "formats.trust",
     "formats.signing",
+    "formats.confidence",
     "formats.encoding",
     "state",
     "formats.container",

@@ -256,6 +256,12 @@ class TrainingSettings(Group):
     """How a task is trained."""
 
     epochs: int = declared(10, "Epochs per task.", COUNT, metavar="N")
+    min_steps: int = declared(
+        40,
+        "Least number of optimizer steps per task. A task with few images gets more epochs.",
+        COUNT_OR_NONE,
+        metavar="N",
+    )
     lr: float = declared(0.02, "Learning rate of the new direction.", RATE, metavar="RATE")
     head_lr_factor: float = declared(
         0.1,

@@ -45,7 +45,7 @@ from ..state import UNUSED, TaskState, TaskUpdate, changed_rows, extended, facto
 from . import distributed, splits
 from .augment import views
 from .evaluator import Evaluator
-from .fit import Checkpoint, Training, diverged, fit, writer
+from .fit import Checkpoint, Training, diverged, fit, steps_of, writer
 from .plan import ClassChanges
 from .run import Run
 from .settings import Settings
@@ -364,8 +364,7 @@ def _warn_if_still(lesson: Lesson, model: SDLoRA) -> None:
             "which is next to nothing: begin a run with more --epochs, a smaller --batch-size or "
             "another --lr",
             lesson.number,
-            run.config.training.epochs
-            * math.ceil(len(lesson.images) / run.config.training.batch_size),
+            math.prod(steps_of(run.config, len(lesson.images))),
             moved / max(size, 1e-12),
         )
 
