@@ -139,7 +139,8 @@ def export(run: Run, request: BundleRequest, keys: Trust) -> BundleExport:
                 places = executorch.write_program(run.backbone, weights, folder, form)
         seen = host_logits(run, state.task, canary.inputs(CANARY_SEED, run.preprocessing))
         logits = {CANARY_LOGITS: np.ascontiguousarray(seen, np.float32)}
-        atomic.write(folder / FACTORS, safetensors.numpy.save(_factors(run, state.task) | logits))
+        stored = _stored(run, state) | logits
+        atomic.write(folder / FACTORS, safetensors.numpy.save(stored))
         atomic.write(folder / CLASSES, classes_json(state.classes))
         atomic.write(folder / TRUST, dump_json(keys.to_dict()))
         described = {path.name: bundle.describe(path) for path in sorted(folder.iterdir())}
@@ -269,9 +270,10 @@ def _require_same(run: Run, opened: Bundle) -> None:
         )
     stored = load_tensors(path / FACTORS)
     stored.pop(CANARY_LOGITS)
-    if tensors_digest(stored) != tensors_digest(_factors(run, manifest.task)):
+    if tensors_digest(stored) != tensors_digest(_stored(run, run.state(manifest.task))):
         raise InputError(
-            f"{path / FACTORS} was changed: it does not hold the factors of {run.path}; export the "
+            f"{path / FACTORS} was changed: it does not hold the factors, temperature and unknown "
+            f"score of {run.path}; export the "
             "bundle again"
         )
 
@@ -297,13 +299,14 @@ def _plain(value: Any) -> bytes:
     return dump_json({"": value})
 
 
-def _factors(run: Run, task: int) -> dict[str, np.ndarray]:
-    """The factors of the tasks up to `task`, by their names in FACTORS."""
-    return {
+def _stored(run: Run, state: TaskState) -> dict[str, np.ndarray]:
+    """What FACTORS holds beside the canary: factors of the tasks so far, and the confidence."""
+    factors = {
         f"{k}.{n}": np.ascontiguousarray(t)
-        for k, f in enumerate(run.factors(task), 1)
+        for k, f in enumerate(run.factors(state.task), 1)
         for n, t in factor_tensors(f).items()
     }
+    return factors | state.confidence.tensors()
 
 
 def engine_logits(opened: Bundle, inputs: np.ndarray) -> np.ndarray:

@@ -230,8 +230,7 @@ def _with_others(path: Path, sealed: bytes, signers: Sequence[Any]) -> bytes:
 
 def _facts(run: Run, task: int) -> dict[str, Any]:
     """What a packet brings, and what it loses in its encoding: some fields of `BuiltPacket`."""
-    update, features = run.updates[task - 1], run.states[task].head_weight.shape[1]
-    known, rows = run.states[task - 1].classes, len(update.head.index)
+    update, known = run.updates[task - 1], run.states[task - 1].classes
     return {
         "task": task,
         "name": update.name,
@@ -240,8 +239,8 @@ def _facts(run: Run, task: int) -> dict[str, Any]:
         "renamed": tuple((str(known[row]), new) for row, new in update.renamed),
         "encoding": run.config.method.encoding,
         "weight_error": run.weight_error(task),
-        "old_rows": rows,
-        "old_rows_bytes": rows * (features + 12),
+        "old_rows": len(update.head.index),
+        "old_rows_bytes": update.head.known_bytes,
     }
 
 

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from .formats.canonical import UNIT, dump_json, sha256, tensors_digest, to_units
-from .formats.encoding import DEFAULT, Factors, HeadUpdate, parts
+from .formats.confidence import Confidence
+from .formats.encoding import DEFAULT, Factors, parts
+from .formats.head_update import HeadUpdate, Step
 
 UNUSED = -1e30
 """The bias of a head row that is never answered: of a retired class, or of spare capacity."""
@@ -70,6 +72,7 @@ class TaskState:
         head_weight: float32 (rows, features), as a device computes it from rows and steps.
         head_bias: float32 (rows,).
         factors: Of this task alone, by projection name.
+        confidence: What the state knows of its own answers.
         before: Digests of the states that led to this one, S_0 first, if they are known.
     """
 
@@ -81,6 +84,7 @@ class TaskState:
     head_weight: np.ndarray
     head_bias: np.ndarray
     factors: Mapping[str, Factors]
+    confidence: Confidence
     before: tuple[str, ...] = ()
 
     @property
@@ -140,19 +144,29 @@ class TaskUpdate:
 
 
 def changed_rows(
-    state: TaskState, weight: np.ndarray, bias: np.ndarray, retired: Sequence[int] = ()
+    state: TaskState,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    retired: Sequence[int] = (),
+    step: Step | None = None,
+    confidence: Confidence | None = None,
 ) -> HeadUpdate:
     """Find the update from the state's head to a whole new one, as nearly as it can be shipped.
 
     Args:
         state: The state before the task.
-        weight: float32 (rows, features), the head after the task. Retired rows are ignored.
-        bias: float32 (rows,).
+        weight: (rows, features), the head after the task. Retired rows are ignored.
+        bias: (rows,).
         retired: Rows that the task retires.
+        step: How changes of known rows are rounded.
+        confidence: After the task. Default: nothing is known.
+
+    Raises:
+        ValueError: A number is not finite.
     """
     fixed = {row for row, name in enumerate(state.classes) if name is None} | set(retired)
     old = state.head_weight, state.head_bias
-    return HeadUpdate.between(old, (weight, bias), sorted(fixed))
+    return HeadUpdate.between(old, (weight, bias), sorted(fixed), step, confidence)
 
 
 def factor_tensors(factors: Mapping[str, Factors]) -> dict[str, np.ndarray]:
@@ -200,6 +214,7 @@ def lineage_id(
     encoding: str,
     classes: Sequence[str | None],
     head: tuple[np.ndarray, np.ndarray],
+    features: str,
 ) -> str:
     """Return S_0, from which every packet of one run descends.
 
@@ -209,12 +224,14 @@ def lineage_id(
         encoding: Of the factors.
         classes: Of the base head's rows.
         head: The base head's weight (rows, features) and bias (rows,), float32.
+        features: What the head sees, as text.
     """
     base = {
         "backbone": backbone_digest,
         "classes": list(classes),
         "projections": [p.to_dict() for p in projections],
         "encoding": encoding,
+        "features": features,
         "head": tensors_digest({"head.weight": head[0], "head.bias": head[1]}),
     }
     return sha256(dump_json(base))
@@ -251,6 +268,7 @@ def advance(state: TaskState, update: TaskUpdate) -> TaskState:
         weight,
         bias,
         update.factors,
+        update.head.confidence,
         state.states,
     )
 

@@ -9,6 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
+from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.method import backbones
 from sdlora_edge.method.sdlora import Past, SDLoRA, Variant, zero_head
 from sdlora_edge.state import TaskState, TaskUpdate, advance, changed_rows
@@ -55,6 +56,7 @@ def chain(backbone: nn.Module, tasks: int, rank: int = 3) -> list[TaskState]:
             np.zeros((0, 16), np.float32),
             np.zeros(0, np.float32),
             {},
+            Confidence.none(0),
         )
     ]
     for t in range(1, tasks + 1):

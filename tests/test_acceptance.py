@@ -22,6 +22,7 @@ from sdlora_edge.acceptance import (
 )
 from sdlora_edge.errors import NotForThisDevice, NothingToDo, SdloraError, TrustError
 from sdlora_edge.formats.canonical import sha256
+from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.formats.control import Revocation, Revoked, Rotation
 from sdlora_edge.formats.packet import Packet
 from sdlora_edge.formats.signing import Trust
@@ -43,7 +44,9 @@ def updated(state: TaskState, *new: str, deltas: float = 0.0, **fields: Any) -> 
 def states(*branch: str) -> list[TaskState]:
     """Of a run whose tasks bring one class each."""
     head = np.zeros((2, 2), np.float32), np.zeros(2, np.float32)
-    found = [TaskState(0, "base", LINEAGE, ("ant", "bee"), np.zeros(0), *head, {})]
+    found = [
+        TaskState(0, "base", LINEAGE, ("ant", "bee"), np.zeros(0), *head, {}, Confidence.none(2))
+    ]
     for name in branch:
         found.append(advance(found[-1], updated(found[-1], name)))
     return found

@@ -27,6 +27,8 @@ ORDER = [
     "formats.signing",
     "formats.confidence",
     "formats.encoding",
+    "formats.head_update",
+    "formats.bounds",
     "state",
     "formats.container",
     "formats.fields",

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.state import (
     UNUSED,
     Factors,
@@ -91,6 +92,7 @@ def start(classes: int = 2) -> TaskState:
         np.ones((classes, 4), np.float32),
         np.zeros(classes, np.float32),
         {},
+        Confidence.none(classes),
     )
 
 
@@ -147,7 +149,7 @@ def test_the_state_digest_covers_all_the_arithmetic_depends_on() -> None:
             "t",
             ("x",),
             np.array([1.0]),
-            replace(rows, new_weight=rows.new_weight + np.float16(1)),
+            replace(rows, new=rows.new + np.int8(1)),
             factors,
         ),
         TaskUpdate(

@@ -7,7 +7,8 @@ Imports numpy only.
     weights               W_e of every adapted weight, `head.weight` and `head.bias`, raw, in one of
                           these files or in weights.safetensors: the manifest says where. Engine and
                           device read this one copy.
-    factors.safetensors   <k>.<projection>.A/.B of the tasks 1..e as shipped, and `canary.logits`
+    factors.safetensors   <k>.<projection>.A/.B of the tasks 1..e as shipped, `canary.logits`, and
+                          the five tensors of `Confidence`
     classes.json          the class names in the order of the head's rows, for any program
     trust.json            public keys and threshold
 
@@ -29,7 +30,9 @@ from ..shortage import verdict
 from ..state import Merging, TaskState, extended, factors_from
 from ..storage import atomic
 from . import encoding as encodings
+from .bounds import confidence_bounds
 from .canonical import dump_json, parse_exact_json, sha256
+from .confidence import Confidence
 from .encoding import Factors
 from .limits import LIMITS
 from .manifest import (
@@ -151,7 +154,7 @@ def open_bundle(path: Path | str) -> Bundle:
     stored = load_tensors(path / FACTORS)
     try:
         weights = {name: _load_raw(path, entry) for name, entry in manifest.weights.items()}
-        state = _state(manifest, classes, weights)
+        state = _state(manifest, classes, weights, _confidence(stored, classes))
         names = [p.name for p in manifest.projections]
         factors = tuple(
             factors_from(stored, names, f"{k}.", manifest.encoding)
@@ -190,7 +193,10 @@ def read_classes(data: bytes) -> tuple[str | None, ...]:
 
 
 def _state(
-    manifest: Manifest, classes: tuple[str | None, ...], weights: dict[str, np.ndarray]
+    manifest: Manifest,
+    classes: tuple[str | None, ...],
+    weights: dict[str, np.ndarray],
+    confidence: Confidence,
 ) -> TaskState:
     """The state of task e.
 
@@ -216,6 +222,7 @@ def _state(
         weight,
         bias,
         {},
+        confidence,
         tuple(before),
     )
 
@@ -248,9 +255,18 @@ def _canary_logits(
     live = sum(name is not None for name in classes)
     if logits.dtype != np.float32 or logits.shape != (manifest.canary.count, live):
         raise ValueError(f"{CANARY_LOGITS} {logits.dtype} {logits.shape} for {live} classes")
-    if not np.isfinite(logits).all():
-        raise ValueError(f"{CANARY_LOGITS} holds a number that is not finite")
+    if not (np.abs(logits) <= LIMITS.logit).all():
+        raise ValueError(f"{CANARY_LOGITS} holds a number that is not finite, or too large")
     return logits
+
+
+def _confidence(stored: Mapping[str, np.ndarray], classes: Sequence[str | None]) -> Confidence:
+    """What the state of task e knows of its own answers. Raises KeyError, ValueError."""
+    found = Confidence.from_tensors(stored)
+    for tensor in confidence_bounds(found, sum(name is not None for name in classes)):
+        if tensor.problem:
+            raise ValueError(tensor.problem)
+    return found
 
 
 def _load_raw(path: Path, entry: Mapping[str, Any]) -> np.ndarray:

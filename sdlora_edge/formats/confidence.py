@@ -63,14 +63,15 @@ class Confidence:
         """Logits (N, live rows) to probabilities, float64 (N, live rows)."""
         scaled = logits.astype(np.float64) / float(self.temperature[0])
         found: np.ndarray = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        return found / found.sum(axis=1, keepdims=True)
+        found /= found.sum(axis=1, keepdims=True)
+        return found
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Logits (N, live rows) to scores, float64 (N,). A higher one is better known."""
         wide = logits.astype(np.float64)
         parts = (wide @ self.weight.T.astype(np.float64)) * self.scale + self.bias
-        best: np.ndarray = wide.max(axis=1)
-        return best - (parts**2).sum(axis=1)
+        found: np.ndarray = wide.max(axis=1) - (parts**2).sum(axis=1)
+        return found
 
     def known(self, logits: np.ndarray, threshold: float | None = None) -> np.ndarray:
         """Which images are of a known class: bool (N,). threshold: in place of the state's own."""

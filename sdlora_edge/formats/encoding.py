@@ -1,4 +1,4 @@
-"""How numbers travel: the encodings of factors, and the update of the head. numpy only.
+"""How factors travel: their encodings. numpy only. `head_update` has the rows of the head.
 
 Host and device run the same lines. Every operation below is IEEE float32, rounded to nearest after
 each step, so a value decodes to the same bits on every machine. A factor is encoded in rank rows:
@@ -10,17 +10,11 @@ a row of A, or a column of B.
     int4         two values a byte, low half first, each in -8..7: A uint8 (rank, columns / 2) and
                  B uint8 (rank, rows / 2), transposed; one float16 scale for each BLOCK values of a
                  rank row:  x = q scale
-
-    head         a new class: its row in float16. A known class: its row changes by  scale q,
-                 q int8, scale float32:  row(t) = row(t-1) + scale q.  Both have a float32 bias.
-                 The host continues with the row that a device gets. So what rounding loses comes
-                 back with the next change, and nothing adds up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -128,7 +122,7 @@ def _quantise(rows: np.ndarray, encoding: str) -> tuple[np.ndarray, np.ndarray]:
         return _packed(rows)
     largest = LARGEST["int8"]
     scale = (np.abs(rows).max(axis=1, initial=0.0) / np.float32(largest)).astype(np.float32)
-    return _whole(rows, scale[:, None], largest), scale
+    return nearest(rows, scale[:, None], largest), scale
 
 
 def _packed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -147,19 +141,19 @@ def _packed(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scales = tried_ends.astype(np.float32)  # (rank, blocks, tried)
     if not np.isfinite(scales).all():
         raise ValueError("a factor does not fit int4")
-    tried = [_whole(blocks, scales[..., i, None], largest) for i in range(len(_SHRINK))]
+    tried = [nearest(blocks, scales[..., i, None], largest) for i in range(len(_SHRINK))]
     errors = np.stack(
         [((q * scales[..., i, None] - blocks) ** 2).sum(axis=2) for i, q in enumerate(tried)],
         axis=-1,
     )
     best = errors.argmin(axis=-1)
     scale = np.take_along_axis(scales, best[..., None], axis=-1)
-    whole = _whole(blocks, scale, largest).reshape(rank, -1)[:, :n]
+    whole = nearest(blocks, scale, largest).reshape(rank, -1)[:, :n]
     halves = (whole & 15).astype(np.uint8)
     return halves[:, 0::2] | (halves[:, 1::2] << 4), scale[..., 0].astype(np.float16)
 
 
-def _whole(values: np.ndarray, scale: np.ndarray, largest: int) -> np.ndarray:
+def nearest(values: np.ndarray, scale: np.ndarray, largest: int) -> np.ndarray:
     """Return the nearest integers of scales, int8. They are 0 if the scale is 0."""
     safe = np.where(scale > 0, scale, np.float32(1))
     whole = np.clip(np.rint(values / safe), -largest, largest)
@@ -179,95 +173,3 @@ def decode(stored: np.ndarray, scale: np.ndarray) -> np.ndarray:
     # 0..15 to -8..7, the two's complement of four bits
     whole = (halves ^ 8).astype(np.float32) - np.float32(8)
     return whole * np.repeat(scale.astype(np.float32), BLOCK, axis=1)[:, : whole.shape[1]]
-
-
-@dataclass(frozen=True, eq=False)
-class HeadUpdate:
-    """What a task does to the head: one named group of tensors, all of which begin with `head.`.
-
-    Today the group holds the rows of new classes and steps of known rows. It becomes final with
-    the next step of `packet/3`, which adds a low-rank step for known rows, a temperature and an
-    unknown score to this group and changes nothing else.
-
-    Attributes:
-        new_weight: float16 (n, features), rows of the new classes.
-        new_bias: float32 (n,).
-        index: int32 (m,), ascending: the known rows that change.
-        step: int8 (m, features).
-        scale: float32 (m,). A row changes by `scale * step`.
-        bias: float32 (m,), the new biases of those rows.
-    """
-
-    new_weight: np.ndarray
-    new_bias: np.ndarray
-    index: np.ndarray
-    step: np.ndarray
-    scale: np.ndarray
-    bias: np.ndarray
-
-    @classmethod
-    def between(
-        cls,
-        old: tuple[np.ndarray, np.ndarray],
-        new: tuple[np.ndarray, np.ndarray],
-        retired: Sequence[int] = (),
-    ) -> HeadUpdate:
-        """Find the update from one head to another, as nearly as it can be shipped.
-
-        A row that differs by no more than float16 rounds away is not a change: it was shipped in
-        float16 when it was new.
-
-        Args:
-            old: Weight (C, features) and bias (C,) of the state before the task.
-            new: Weight (C + n, features) and bias (C + n,) after it.
-            retired: Rows that are retired by now. They never change.
-        """
-        (old_weight, old_bias), (weight, bias) = old, new
-        known, bias = len(old_weight), bias.astype(np.float32)
-        change = weight[:known].astype(np.float32) - old_weight
-        moved = (weight[:known].astype(np.float16) != old_weight.astype(np.float16)).any(axis=1)
-        shifted = bias[:known] != old_bias
-        moved[list(retired)] = shifted[list(retired)] = False
-        scale = (np.abs(change).max(axis=1, initial=0.0) / np.float32(127)).astype(np.float32)
-        step = _whole(change, scale[:, None], 127)
-        step[~moved] = 0
-        index = np.flatnonzero(moved | shifted).astype(np.int32)
-        return cls(
-            weight[known:].astype(np.float16),
-            bias[known:],
-            index,
-            step[index],
-            scale[index],
-            bias[index],
-        )
-
-    def applied(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the head after the task: float32 (C + n, features) and (C + n,)."""
-        weight = np.concatenate([weight.astype(np.float32), self.new_weight.astype(np.float32)])
-        bias = np.concatenate([bias.astype(np.float32), self.new_bias])
-        # Two float32 roundings, in this order on every machine: the state digest does not cover
-        # the result, so only equal arithmetic keeps host and device equal.
-        weight[self.index] += self.step.astype(np.float32) * self.scale[:, None]
-        bias[self.index] = self.bias
-        return weight, bias
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """Name the tensors as a packet and a run store them."""
-        return dict(zip(HEAD, self.__dict__.values(), strict=True))
-
-    @classmethod
-    def from_tensors(cls, tensors: Mapping[str, np.ndarray]) -> HeadUpdate:
-        """Read what `tensors` has named. Raises KeyError if one is missing."""
-        return cls(*(tensors[name] for name in HEAD))
-
-
-HEAD_PREFIX = "head."
-"""Begins the name of every tensor of a `HeadUpdate`, and of no projection."""
-HEAD = (
-    "head.new.weight",
-    "head.new.bias",
-    "head.old.index",
-    "head.old.step",
-    "head.old.scale",
-    "head.old.bias",
-)

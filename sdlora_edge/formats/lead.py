@@ -4,29 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from ..state import Projection, TaskState, TaskUpdate, advance, classes_after
 from . import encoding as encodings
+from .bounds import Bounds, confidence_bounds, scale_bounds
+from .head_update import HeadUpdate
 from .limits import LIMITS
 from .packet import Packet
-
-SCALE_BOUND = LIMITS.magnitude / 128
-"""A scale is multiplied with integers down to -128."""
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A tensor of an update, and what it must be."""
-
-    name: str
-    array: np.ndarray
-    dtype: Any
-    shape: tuple[int, ...]
 
 
 def lead(packet: Packet, state: TaskState, projections: Sequence[Projection]) -> TaskState:
@@ -44,8 +31,9 @@ def lead(packet: Packet, state: TaskState, projections: Sequence[Projection]) ->
     for update in packet.updates:
         _require_names(update, state)
         _require_magnitudes(update, state, len(projections))
-        for part in _parts(update, state, known, packet.encoding):
-            _require_part(update.task, part)
+        for tensor in _tensors(update, state, known, packet.encoding):
+            if tensor.problem:
+                raise InputError(f"packet {update.task}: {tensor.problem}")
         _require_rows(update, state)
         state = advance(state, update)
         _require_bounds(state)
@@ -86,18 +74,13 @@ def _require_magnitudes(update: TaskUpdate, state: TaskState, projections: int) 
         )
 
 
-def _parts(
+def _tensors(
     update: TaskUpdate, state: TaskState, projections: Mapping[str, Projection], encoding: str
-) -> Iterator[_Part]:
+) -> Iterator[Bounds]:
     """Every tensor of the update. Raises InputError for factors that no tensor could be."""
-    head, features = update.head, state.head_weight.shape[1]
-    n, m = len(update.classes), len(head.index)
-    yield _Part("head.new.weight", head.new_weight, np.float16, (n, features))
-    yield _Part("head.new.bias", head.new_bias, np.float32, (n,))
-    yield _Part("head.old.index", head.index, np.int32, (m,))
-    yield _Part("head.old.step", head.step, np.int8, (m, features))
-    yield _Part("head.old.scale", head.scale, np.float32, (m,))
-    yield _Part("head.old.bias", head.bias, np.float32, (m,))
+    live = sum(name is not None for name in classes_after(state.classes, update))
+    yield from _rows(update.head, len(update.classes), state.head_weight.shape[1])
+    yield from confidence_bounds(update.head.confidence, live)
     for name, factors in update.factors.items():
         if (p := projections.get(name)) is None:
             raise InputError(
@@ -115,22 +98,23 @@ def _parts(
         for part, shape in encodings.shapes(encoding, rank, rows, p.columns).items():
             scale = part.endswith(".scale")
             dtype = (encodings.SCALE_DTYPES if scale else encodings.DTYPES)[encoding]
-            yield _Part(f"{name}.{part}", stored[part], dtype, shape)
+            bounds = scale_bounds if scale else Bounds
+            yield bounds(f"{name}.{part}", stored[part], dtype, shape)
 
 
-def _require_part(task: int, part: _Part) -> None:
-    array = part.array
-    if array.dtype != part.dtype or array.shape != part.shape:
-        raise InputError(
-            f"packet {task}: {part.name} is {array.dtype}{array.shape}, "
-            f"not {np.dtype(part.dtype)}{part.shape}"
-        )
-    if part.dtype == np.int32:
-        return
-    scale = part.name.endswith(".scale")
-    bounded = _bounded(array, SCALE_BOUND if scale else LIMITS.magnitude)
-    if not bounded or (scale and (array < 0).any()):
-        raise InputError(f"packet {task}: {part.name} holds NaN, infinity or a value out of bounds")
+def _rows(head: HeadUpdate, n: int, features: int) -> Iterator[Bounds]:
+    """The tensors of head rows. n: number of new classes."""
+    m, rank = len(head.index), len(head.right) if head.right.ndim == 2 else 0
+    rank = min(rank, LIMITS.step_rank)
+    rows = -(2**31), 2**31 - 1  # `_require_rows` has the bounds of row numbers
+    yield Bounds("head.new.weight", head.new, np.int8, (n, features))
+    yield scale_bounds("head.new.scale", head.new_scale, np.float32, (n,))
+    yield Bounds("head.new.bias", head.new_bias, np.float32, (n,))
+    yield Bounds("head.old.index", head.index, np.int32, (m,), *rows)
+    yield Bounds("head.old.left", head.left, np.int8, (m, rank))
+    yield Bounds("head.old.right", head.right, np.int8, (rank, features))
+    yield scale_bounds("head.old.scale", head.scale, np.float32, (m,))
+    yield Bounds("head.old.bias", head.bias, np.float32, (m,))
 
 
 def _require_rows(update: TaskUpdate, state: TaskState) -> None:

@@ -16,6 +16,10 @@ class Limits:
         name: Characters of a task or class name.
         canary_inputs: Images of a canary.
         magnitude: Absolute value of a magnitude, and of an entry of a factor or of the head.
+        logit: Absolute value of a logit of a canary, and of the threshold of the unknown score.
+        step_rank: Rank of the step of known head rows. 1,024 products of two int8 are at most
+            2^24, so that float32 holds their sum exactly.
+        components: Rows of the unknown score.
         tasks: Tasks that one packet brings.
         sequence: Number of a task.
         rows: Rows of the head, those of retired classes included.
@@ -31,6 +35,9 @@ class Limits:
     name: int = 200
     canary_inputs: int = 16
     magnitude: int = 10_000
+    logit: int = 1_000_000
+    step_rank: int = 1024
+    components: int = 64
     tasks: int = 1000
     sequence: int = 1_000_000
     rows: int = 1_000_000

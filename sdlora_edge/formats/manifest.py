@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import InputError
 from ..state import Projection
 from .canonical import UNIT, dump_json, parse_exact_json, to_units
-from .encoding import ENCODINGS, HEAD_PREFIX
+from .encoding import ENCODINGS
 from .fields import (
     BYTES,
     ONE,
@@ -26,6 +26,7 @@ from .fields import (
     text,
     whole,
 )
+from .head_update import HEAD_PREFIX
 from .limits import LIMITS
 from .packet import magnitudes_from
 

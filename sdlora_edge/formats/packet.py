@@ -9,7 +9,7 @@
     tensors    for each task i, with "<i>." before the name:
                <projection>.A, .B (.A.scale, .B.scale)  as `encoding` says; none if the task does
                                                         not adapt the projection
-               head.*                                   the group of `encoding.HeadUpdate`
+               head.*                                   the group of `head_update.HeadUpdate`
                and canary.logits, float32 (count, live classes), after the last task
 
 `container` is the file around them. `control` has the packets of other kinds. Whether a packet may
@@ -32,7 +32,8 @@ from . import encoding as encodings
 from . import signing
 from .canonical import UNIT, is_sha256, parse_exact_json, to_units
 from .container import FORMAT, SUFFIX, Sealed, Sign, opened, seal, tensors, unseal
-from .encoding import ENCODINGS, HEAD, HEAD_PREFIX, HeadUpdate
+from .encoding import ENCODINGS
+from .head_update import HEAD, HEAD_PREFIX, HeadUpdate
 from .limits import LIMITS, Limits, natural
 
 __all__ = [
@@ -240,8 +241,8 @@ def _canary(entry: Mapping[str, Any], logits: np.ndarray, limits: Limits) -> np.
     count = natural(entry["count"], limits.canary_inputs)
     if logits.dtype != np.float32 or logits.ndim != 2 or not 1 <= len(logits) == count:
         raise ValueError(f"{CANARY} is {logits.dtype}{logits.shape} for {count} images")
-    if not np.isfinite(logits).all():
-        raise ValueError(f"{CANARY} holds NaN or infinity")
+    if not (np.abs(logits) <= limits.logit).all():
+        raise ValueError(f"{CANARY} holds NaN, infinity or a logit above {limits.logit}")
     return logits
 
 

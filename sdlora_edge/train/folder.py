@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 
 from ..errors import InputError, StorageError, UsageError
 from ..formats.canonical import dump_json, parse_json
+from ..formats.encoding import decode
 from ..results import Result
 from ..shortage import verdict
 from ..state import Projection, lineage_id
@@ -121,11 +121,12 @@ def lineage(path: Path, projections: Sequence[Projection], encoding: str) -> str
     file = path / "tasks" / "000" / STATE
     try:
         with safetensors.safe_open(file, framework="numpy") as opened:
-            weight, bias = (opened.get_tensor(f"head.new.{part}") for part in ("weight", "bias"))
+            rows = [opened.get_tensor(f"head.new.{part}") for part in ("weight", "scale", "bias")]
             classes = json.loads(opened.metadata()["task"])["classes"]
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise verdict(error, InputError(f"{file} cannot be read: {error}")) from error
-    return lineage_id(digest, projections, encoding, classes, (weight.astype(np.float32), bias))
+    head = decode(*rows[:2]), rows[2]
+    return lineage_id(digest, projections, encoding, classes, head, "last")
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:

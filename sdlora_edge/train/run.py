@@ -36,6 +36,7 @@ from torch import nn
 from ..errors import InputError, UsageError
 from ..formats import packet, signing
 from ..formats.canonical import dump_json, tensors_digest
+from ..formats.confidence import Confidence
 from ..formats.encoding import ENCODINGS, Factors, encode
 from ..inputs import canary
 from ..inputs.image import Preprocessing
@@ -133,7 +134,7 @@ class Run:
         weights = {name: t.detach().cpu().numpy() for name, t in backbone.state_dict().items()}
         width = base.head[0].shape[1]
         nothing = np.zeros((0, width), np.float32), np.zeros(0, np.float32)
-        empty = TaskState(0, "", "", (), np.zeros(0), *nothing, {})
+        empty = TaskState(0, "", "", (), np.zeros(0), *nothing, {}, Confidence.none(0))
         head = changed_rows(empty, *base.head)
         update = TaskUpdate(0, base.name, base.classes, np.zeros(0), head, {})
         shutil.rmtree(path / "tasks", ignore_errors=True)  # of a run that was killed just here
@@ -183,9 +184,10 @@ class Run:
         except (KeyError, ValueError) as error:
             raise _does_not_fit(path, settings, error) from error
         base, _ = read_update(path, 0, [], settings.method.encoding)
-        head = base.head.new_weight.astype(np.float32), base.head.new_bias
-        lineage = lineage_id(digest, projections, settings.method.encoding, base.classes, head)
-        first = TaskState(0, base.name, lineage, base.classes, np.zeros(0), *head, {})
+        head, encoding = (base.head.new_weight, base.head.new_bias), settings.method.encoding
+        lineage = lineage_id(digest, projections, encoding, base.classes, head, "last")
+        known = base.head.confidence
+        first = TaskState(0, base.name, lineage, base.classes, np.zeros(0), *head, {}, known)
         names = [p.name for p in projections]
         history = History(
             first, lambda task: read_update(path, task, names, settings.method.encoding)[0]
@@ -280,7 +282,7 @@ class Run:
 
         first = self.states[0]
         head = first.head_weight, first.head_bias
-        base = encoding, first.classes, head
+        base = encoding, first.classes, head, "last"
         lineage = lineage_id(self.backbone_digest, self.projections, *base)
         history = History(replace(first, digest=lineage), update)
         for task in range(1, len(self.states)):

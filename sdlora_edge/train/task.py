@@ -181,7 +181,10 @@ def change_classes(lesson: Lesson) -> TaskResult:
 def _update(lesson: Lesson, direction: Direction, head: Head) -> TaskUpdate:
     """The task as it is shipped. head: the whole head after it."""
     factors, deltas = direction
-    rows = changed_rows(lesson.before, *head, lesson.retired)
+    try:
+        rows = changed_rows(lesson.before, *head, lesson.retired)
+    except ValueError as error:
+        raise diverged(f"task {lesson.number}", str(error), lesson.run.config) from error
     changes = lesson.retired, lesson.renamed
     name, new = lesson.part.name, lesson.new
     return TaskUpdate(lesson.number, name, new, deltas, rows, factors, *changes)
@@ -372,7 +375,7 @@ def _warn_if_still(lesson: Lesson, model: SDLoRA) -> None:
 def _require_bounded(update: TaskUpdate, settings: Settings) -> None:
     """Raises DivergedError for numbers that no device takes."""
     head = update.head
-    numbers = [update.deltas, head.new_weight, head.new_bias, head.scale, head.bias]
+    numbers = [update.deltas, head.new_weight, head.new_bias, head.step, head.bias]
     numbers += [array for f in update.factors.values() for array in (f.A, f.B)]
     largest = max(float(np.abs(array.astype(np.float64)).max(initial=0.0)) for array in numbers)
     if not largest <= LIMITS.magnitude:

@@ -14,7 +14,8 @@ import safetensors.numpy
 
 from ..errors import InputError, UsageError
 from ..formats.canonical import dump_json
-from ..formats.encoding import Factors, HeadUpdate
+from ..formats.encoding import Factors
+from ..formats.head_update import HeadUpdate
 from ..method.head import FeatureStatistics
 from ..method.sdlora import Head
 from ..shortage import verdict

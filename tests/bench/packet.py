@@ -25,6 +25,7 @@ from sdlora_edge.export.requests import PacketOptions
 from sdlora_edge.cli.train import accuracy_row
 from sdlora_edge.formats import packet, signing
 from sdlora_edge.formats.bundle import FACTORS, MANIFEST, TRUST
+from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.formats.encoding import ENCODINGS, Factors, encode
 from sdlora_edge.method import backbones
 from sdlora_edge.state import TaskState, TaskUpdate, changed_rows, merge
@@ -119,9 +120,8 @@ def base(folder: Path) -> dict[str, Any]:
     width = 768
     known = tuple(f"class {i}" for i in range(10))
     rows = random.standard_normal((20, width)).astype(np.float32) / 30
-    before = TaskState(
-        0, "base", "00" * 32, known, np.zeros(0), rows[:10], np.zeros(10, np.float32), {}
-    )
+    head = rows[:10], np.zeros(10, np.float32)
+    before = TaskState(0, "base", "00" * 32, known, np.zeros(0), *head, {}, Confidence.none(10))
     names, head = (
         tuple(f"class {i}" for i in range(10, 20)),
         changed_rows(before, rows, np.zeros(20, np.float32)),

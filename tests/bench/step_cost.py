@@ -35,6 +35,7 @@ from peft import LoraConfig, get_peft_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.method import backbones
 from sdlora_edge.method.sdlora import Past, SDLoRA, Variant, zero_head
 from sdlora_edge.state import Factors, TaskState
@@ -94,7 +95,7 @@ def states(backbone: nn.Module, task: int) -> list[TaskState]:
     random = np.random.default_rng(task)
     width = backbones.features(backbone)
     head = np.zeros((0, width), np.float32), np.zeros(0, np.float32)
-    found = [TaskState(0, "base", "", (), np.zeros(0), *head, {})]
+    found = [TaskState(0, "base", "", (), np.zeros(0), *head, {}, Confidence.none(0))]
     for t in range(1, task):
         factors = {}
         for p in backbones.projections(backbone):
@@ -105,7 +106,8 @@ def states(backbone: nn.Module, task: int) -> list[TaskState]:
             factors[p.name] = Factors(
                 A.astype(np.float16), (B / width / RANK**0.5).astype(np.float16)
             )
-        found.append(TaskState(t, f"task {t}", "", (), np.full(t, 0.1), *head, factors))
+        own = np.full(t, 0.1), *head, factors, Confidence.none(0)
+        found.append(TaskState(t, f"task {t}", "", (), *own))
     return found
 
 

@@ -29,6 +29,7 @@ from sdlora_edge.device.engines.executorch_runtime import ExecutorchEngine, patc
 from sdlora_edge.errors import InputError, ResourceError, StorageError, UsageError
 from sdlora_edge.formats.bundle import CONSTANTS, HEAD_BIAS, HEAD_WEIGHT
 from sdlora_edge.formats.canonical import sha256
+from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.formats.current import CURRENT, Current
 from sdlora_edge.method import backbones
 from sdlora_edge.method.backbones import shaped
@@ -83,7 +84,7 @@ def pair(folder: Path, places: Mapping[str, Any], capacity: int = CAPACITY) -> A
 
 def state(task: int = 0) -> TaskState:
     none = np.zeros(0, np.float32)
-    return TaskState(task, "t", f"{task:064x}", ("a",), none, none, none, {})
+    return TaskState(task, "t", f"{task:064x}", ("a",), none, none, none, {}, Confidence.none(1))
 
 
 def in_force(work: Path) -> dict[str, bytes]:

@@ -27,6 +27,7 @@ from torch import nn
 from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, NotForThisDevice, NothingToDo, TrustError, UsageError
 from sdlora_edge.formats import control, signing
+from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.method import backbones, sdlora
 from sdlora_edge.method.merged import Merged, adapted_weights, logits_of
 from sdlora_edge.state import Factors, TaskState, merge
@@ -147,9 +148,8 @@ def test_any_backbone_any_ranks_and_magnitudes_of_projections(
     factors = [factors[0], {}, {projections[0].name: factors[1][projections[0].name]}]
     width = backbones.features(own)
     head = normal(5, width).astype(np.float32), normal(5).astype(np.float32)
-    state = TaskState(
-        3, "t", "00" * 32, tuple("abcde"), random.standard_normal((3, len(projections))), *head, {}
-    )
+    magnitudes = random.standard_normal((3, len(projections)))
+    state = TaskState(3, "t", "00" * 32, tuple("abcde"), magnitudes, *head, {}, Confidence.none(5))
     found = write_adapter(
         AdaptedModel(name, size, projections), state, factors, tmp_path / "adapter"
     )

@@ -10,7 +10,6 @@ from sdlora_edge.formats.encoding import (
     BLOCK,
     ENCODINGS,
     Factors,
-    HeadUpdate,
     decode,
     encode,
     parts,
@@ -90,31 +89,3 @@ def test_every_byte_decodes_to_something_finite() -> None:
     values = decode(every, np.ones((1, 512 // BLOCK), np.float16))
     assert sorted(set(values[0].tolist())) == list(range(-8, 8))
     assert values[0, :4].tolist() == [0, 0, 1, 0]  # bytes 0x00, 0x01: the low half comes first
-
-
-def test_head_steps_do_not_add_up_their_errors_over_fifty_tasks() -> None:
-    """Each step starts from the device's row, so it stays within half a step of the host's."""
-    random = np.random.default_rng(0)
-    target = random.standard_normal((5, 96)).astype(np.float32)
-    weight, bias = target.astype(np.float16).astype(np.float32), np.zeros(5, np.float32)
-    for _ in range(50):
-        target = target + 0.05 * random.standard_normal(target.shape).astype(np.float32)
-        rows = HeadUpdate.between((weight, bias), (target, bias))
-        assert rows.step.nbytes + rows.scale.nbytes + rows.bias.nbytes + rows.index.nbytes == 5 * (
-            96 + 12
-        )
-        change = np.abs(target - weight).max(axis=1, keepdims=True)
-        weight, bias = rows.applied(weight, bias)
-        assert (np.abs(weight - target) <= change / 253).all()
-
-
-def test_rows_that_stay_are_not_shipped() -> None:
-    weight, bias = np.ones((3, 8), np.float32), np.zeros(3, np.float32)
-    rows = HeadUpdate.between(
-        (weight, bias),
-        (np.vstack([weight, weight]), np.array([0, 1, 0, 5, 5, 5], np.float32)),
-    )
-    assert rows.index.tolist() == [1]
-    new_weight, new_bias = rows.applied(weight, bias)
-    np.testing.assert_array_equal(new_weight, np.ones((6, 8)))
-    assert new_bias.tolist() == [0, 1, 0, 5, 5, 5]

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from sdlora_edge.demo import ship
 from sdlora_edge.errors import InputError, UsageError
+from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.method import backbones
 from sdlora_edge.method.merged import Merged, adapted_weights
 from sdlora_edge.method.sdlora import Past, SDLoRA, Variant, zero_head
@@ -169,7 +170,7 @@ def images(family: str) -> Tensor:
 
 def first_state(backbone: nn.Module) -> TaskState:
     nothing = np.zeros((0, backbones.features(backbone)), np.float32), np.zeros(0, np.float32)
-    return TaskState(0, "base", "00" * 32, (), np.zeros(0), *nothing, {})
+    return TaskState(0, "base", "00" * 32, (), np.zeros(0), *nothing, {}, Confidence.none(0))
 
 
 @torch.no_grad()

@@ -1,0 +1,66 @@
+"""What a tensor from outside must be: its dtype, its shape and the bounds of its values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .canonical import UNIT
+from .confidence import BIAS, SCALE, TEMPERATURE, THRESHOLD, WEIGHT, Confidence
+from .limits import LIMITS
+
+LARGEST_SCALE = LIMITS.magnitude / 128
+"""A scale is multiplied with integers down to -128."""
+
+
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """A tensor, and what it must be.
+
+    Attributes:
+        name: Of the tensor, for messages.
+        array: The tensor.
+        dtype: The only dtype it may have.
+        shape: The only shape it may have.
+        least: The smallest value.
+        most: The largest value.
+    """
+
+    name: str
+    array: np.ndarray
+    dtype: Any
+    shape: tuple[int, ...]
+    least: float = -LIMITS.magnitude
+    most: float = LIMITS.magnitude
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the tensor; empty if nothing is."""
+        array = self.array
+        if array.dtype != self.dtype or array.shape != self.shape:
+            return (
+                f"{self.name} is {array.dtype}{array.shape}, not {np.dtype(self.dtype)}{self.shape}"
+            )
+        if not ((array >= self.least) & (array <= self.most)).all():
+            return f"{self.name} holds NaN, infinity or a value out of bounds"
+        return ""
+
+
+def scale_bounds(name: str, array: np.ndarray, dtype: Any, shape: tuple[int, ...]) -> Bounds:
+    """Of a tensor of scales, which are never negative."""
+    return Bounds(name, array, dtype, shape, 0.0, LARGEST_SCALE)
+
+
+def confidence_bounds(confidence: Confidence, live: int) -> Iterator[Bounds]:
+    """Of what a state with so many live rows knows of its own answers."""
+    k = min(len(confidence.scale), LIMITS.components) if confidence.scale.ndim else 0
+    given = min(len(confidence.threshold), 1) if confidence.threshold.ndim else 0
+    yield Bounds(TEMPERATURE, confidence.temperature, np.float32, (1,), UNIT)
+    yield Bounds(WEIGHT, confidence.weight, np.int8, (k, live))
+    yield scale_bounds(SCALE, confidence.scale, np.float32, (k,))
+    yield Bounds(BIAS, confidence.bias, np.float32, (k,))
+    most = float(LIMITS.logit)
+    yield Bounds(THRESHOLD, confidence.threshold, np.float32, (given,), -most, most)
