@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from .canonical import UNIT
-from .confidence import BIAS, SCALE, TEMPERATURE, THRESHOLD, WEIGHT, Confidence
+from .confidence import (
+    BIAS,
+    MEAN,
+    PRECISION,
+    SCALE,
+    TEMPERATURE,
+    THRESHOLD,
+    WEIGHT,
+    Confidence,
+)
 from .limits import LIMITS
 
 LARGEST_SCALE = LIMITS.magnitude / 128
@@ -54,13 +63,16 @@ def scale_bounds(name: str, array: np.ndarray, dtype: Any, shape: tuple[int, ...
     return Bounds(name, array, dtype, shape, 0.0, LARGEST_SCALE)
 
 
-def confidence_bounds(confidence: Confidence, live: int) -> Iterator[Bounds]:
-    """Of what a state with so many live rows knows of its own answers."""
+def confidence_bounds(confidence: Confidence, live: int, features: int) -> Iterator[Bounds]:
+    """Of what a state with so many live rows, of so many features, knows of its own answers."""
     k = min(len(confidence.scale), LIMITS.components) if confidence.scale.ndim else 0
     given = min(len(confidence.threshold), 1) if confidence.threshold.ndim else 0
     yield Bounds(TEMPERATURE, confidence.temperature, np.float32, (1,), UNIT)
     yield Bounds(WEIGHT, confidence.weight, np.int8, (k, live))
     yield scale_bounds(SCALE, confidence.scale, np.float32, (k,))
     yield Bounds(BIAS, confidence.bias, np.float32, (k,))
+    wide = features if confidence.mean.size else 0
+    yield Bounds(MEAN, confidence.mean, np.float16, (wide,))
+    yield Bounds(PRECISION, confidence.precision, np.float16, (wide,), 0.0)
     most = float(LIMITS.logit)
     yield Bounds(THRESHOLD, confidence.threshold, np.float32, (given,), -most, most)

@@ -154,7 +154,7 @@ def open_bundle(path: Path | str) -> Bundle:
     stored = load_tensors(path / FACTORS)
     try:
         weights = {name: _load_raw(path, entry) for name, entry in manifest.weights.items()}
-        state = _state(manifest, classes, weights, _confidence(stored, classes))
+        state = _state(manifest, classes, weights, _confidence(stored, classes, weights))
         names = [p.name for p in manifest.projections]
         factors = tuple(
             factors_from(stored, names, f"{k}.", manifest.encoding)
@@ -260,10 +260,15 @@ def _canary_logits(
     return logits
 
 
-def _confidence(stored: Mapping[str, np.ndarray], classes: Sequence[str | None]) -> Confidence:
+def _confidence(
+    stored: Mapping[str, np.ndarray],
+    classes: Sequence[str | None],
+    weights: Mapping[str, np.ndarray],
+) -> Confidence:
     """What the state of task e knows of its own answers. Raises KeyError, ValueError."""
     found = Confidence.from_tensors(stored)
-    for tensor in confidence_bounds(found, sum(name is not None for name in classes)):
+    live, features = sum(name is not None for name in classes), weights[HEAD_WEIGHT].shape[1]
+    for tensor in confidence_bounds(found, live, features):
         if tensor.problem:
             raise ValueError(tensor.problem)
     return found

@@ -1,17 +1,21 @@
-"""From logits to what they are worth: a probability, and whether the class is known at all.
+"""From logits and features to what they are worth: a probability, and whether the class is known.
 
     probability   p = softmax(logits / T) over live rows; T is the temperature (Guo et al., ICML
                   2017, arXiv 1706.04599)
     score         s = max_c logit_c - sum_j ( scale_j sum_c q_jc logit_c + bias_j )^2
+                                    - sum_f ( precision_f (feature_f - mean_f) )^2
     known         s >= threshold
 
-The score is the relative Mahalanobis distance (Ren et al., 2021, arXiv 2106.09022) with its sign
-turned, up to a constant. The head is a discriminant with one covariance S for all classes, so
-max_c logit_c is minus half the distance to the nearest class, plus a quadratic form in the
-features. The same holds for the distance under one Gaussian for all classes, whose covariance is
-S + M'M / C with the class means' offsets M. By Woodbury's identity the two forms differ in the row
-space of the head alone. So their difference is a quadratic form in the logits, and a device needs
-neither a matrix of the features' size nor another output of the model (`method.head`).
+The first line of the score is the relative Mahalanobis distance (Ren et al., 2021, arXiv
+2106.09022) with its sign turned, up to a constant. The head is a discriminant with one covariance S
+for all classes, so max_c logit_c is minus half the distance to the nearest class, plus a quadratic
+form in the features. The same holds for the distance under one Gaussian for all classes, whose
+covariance is S + M'M / C with the class means' offsets M. By Woodbury's identity the two forms
+differ in the row space of the head alone. So their difference is a quadratic form in the logits,
+and no matrix of the features' size travels (`method.head`).
+
+An image may also lie far away in directions that no class differs in, such as a black one. The
+second line finds it: the distance to the mean of all classes, under the variance of each feature.
 
 numpy only.
 """
@@ -26,7 +30,8 @@ import numpy as np
 TEMPERATURE = "head.temperature"
 WEIGHT, SCALE = "head.unknown.weight", "head.unknown.scale"
 BIAS, THRESHOLD = "head.unknown.bias", "head.unknown.threshold"
-CONFIDENCE = (TEMPERATURE, WEIGHT, SCALE, BIAS, THRESHOLD)
+MEAN, PRECISION = "head.unknown.mean", "head.unknown.precision"
+CONFIDENCE = (TEMPERATURE, WEIGHT, SCALE, BIAS, MEAN, PRECISION, THRESHOLD)
 """names of the tensors, in the order of `Confidence`"""
 
 
@@ -39,6 +44,8 @@ class Confidence:
         weight: int8 (k, live rows), q.
         scale: float32 (k,).
         bias: float32 (k,).
+        mean: float16 (features,); or (0,) if the score needs the logits alone.
+        precision: float16, as many as `mean`. A weight divided by a standard deviation.
         threshold: float32 (1,); or (0,) if every image counts as known.
     """
 
@@ -46,13 +53,16 @@ class Confidence:
     weight: np.ndarray
     scale: np.ndarray
     bias: np.ndarray
+    mean: np.ndarray
+    precision: np.ndarray
     threshold: np.ndarray
 
     @classmethod
     def none(cls, live: int) -> Confidence:
         """A temperature of 1, and every image counts as known. live: number of live rows."""
-        empty = np.zeros(0, np.float32)
-        return cls(np.ones(1, np.float32), np.zeros((0, live), np.int8), empty, empty, empty)
+        empty, half = np.zeros(0, np.float32), np.zeros(0, np.float16)
+        weight = np.zeros((0, live), np.int8)
+        return cls(np.ones(1, np.float32), weight, empty, empty, half, half, empty)
 
     @property
     def tells_unknown(self) -> bool:
@@ -66,19 +76,33 @@ class Confidence:
         found /= found.sum(axis=1, keepdims=True)
         return found
 
-    def scores(self, logits: np.ndarray) -> np.ndarray:
-        """Logits (N, live rows) to scores, float64 (N,). A higher one is better known."""
+    def scores(self, logits: np.ndarray, features: np.ndarray | None = None) -> np.ndarray:
+        """Compute scores, float64 (N,). A higher one is better known.
+
+        logits: (N, live rows). features: (N, features); needed unless `mean` is empty.
+        """
         wide = logits.astype(np.float64)
         parts = (wide @ self.weight.T.astype(np.float64)) * self.scale + self.bias
         found: np.ndarray = wide.max(axis=1) - (parts**2).sum(axis=1)
+        if not len(self.mean):
+            return found
+        if features is None:
+            raise ValueError("this score needs features")
+        away = (features.astype(np.float64) - self.mean) * self.precision
+        found -= (away**2).sum(axis=1)
         return found
 
-    def known(self, logits: np.ndarray, threshold: float | None = None) -> np.ndarray:
+    def known(
+        self,
+        logits: np.ndarray,
+        features: np.ndarray | None = None,
+        threshold: float | None = None,
+    ) -> np.ndarray:
         """Which images are of a known class: bool (N,). threshold: in place of the state's own."""
         if threshold is None and not self.tells_unknown:
             return np.ones(len(logits), bool)
         least = float(self.threshold[0]) if threshold is None else threshold
-        found: np.ndarray = self.scores(logits) >= least
+        found: np.ndarray = self.scores(logits, features) >= least
         return found
 
     def tensors(self) -> dict[str, np.ndarray]:

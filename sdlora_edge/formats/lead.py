@@ -79,8 +79,9 @@ def _tensors(
 ) -> Iterator[Bounds]:
     """Every tensor of the update. Raises InputError for factors that no tensor could be."""
     live = sum(name is not None for name in classes_after(state.classes, update))
-    yield from _rows(update.head, len(update.classes), state.head_weight.shape[1])
-    yield from confidence_bounds(update.head.confidence, live)
+    features = state.head_weight.shape[1]
+    yield from _rows(update.head, len(update.classes), features)
+    yield from confidence_bounds(update.head.confidence, live, features)
     for name, factors in update.factors.items():
         if (p := projections.get(name)) is None:
             raise InputError(
