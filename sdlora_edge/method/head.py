@@ -13,8 +13,12 @@ fitted again:
                   k(f, f_i) = exp( -||f - f_i||^2 / (2 width v) ),  v = mean ||f_i - m||^2
     means         mu <- g(mu);  scatter <- (I + R)' scatter (I + R)
     discriminant  w_c = S^-1 (mu_c - mu),  b_c = -(mu_c - mu)' S^-1 (mu_c + mu) / 2
-                  mu = mean of the mu_c,  S = (1 - s) * scatter / (n - C) + s * (tr / d) I
-                  s: shrinkage
+                  mu = mean of the mu_c,  S = (1 - s) Sigma + s diag(Sigma)
+                  Sigma = scatter / (n - C),  s: shrinkage
+
+The features of several blocks have several spreads. The motion is fitted on features divided by
+their standard deviations, and S shrinks towards its own diagonal. So nothing depends on the unit
+in which a feature is measured.
 
 A class that is learned alone moves no features, and its row alone is new. No answer changes if all
 logits are multiplied by one number and shifted by one linear function of the features. So `beside`
@@ -32,7 +36,7 @@ import numpy as np
 
 from ..state import UNUSED
 
-SHRINKAGE = 0.3
+SHRINKAGE = 0.5
 RIDGE = 500
 """number of images of mean variance that it is as strong as"""
 KERNEL_WIDTH, KERNEL_NOISE, KERNEL_POINTS = 0.5, 1.0, 2000
@@ -73,17 +77,18 @@ class FeatureStatistics:
             return self
         before, after = before.astype(np.float64), after.astype(np.float64)
         middle, shift = before.mean(axis=0), (after - before).mean(axis=0)
-        X, Y = before - middle, after - before - shift
+        size = _positive(before.std(axis=0))
+        X, Y = (before - middle) / size, (after - before - shift) / size
         gram = X.T @ X
         R = np.linalg.solve(
             gram + RIDGE / len(X) * np.trace(gram) / len(gram) * np.eye(len(gram)), X.T @ Y
         )
-        old, carry = self.means - middle, np.eye(len(R)) + R
+        old = (self.means - middle) / size
         points = slice(None, None, -(-len(X) // KERNEL_POINTS))
         near = _kernel_ridge(X[points], (Y - X @ R)[points], old)
-        return FeatureStatistics(
-            middle + shift + old @ carry + near, carry.T @ self.scatter @ carry, self.counts
-        )
+        carry = np.eye(len(R)) + R * size / size[:, None]
+        means = self.means + shift + (old @ R + near) * size
+        return FeatureStatistics(means, carry.T @ self.scatter @ carry, self.counts)
 
     def with_images(
         self, features: np.ndarray, targets: np.ndarray, classes: int
@@ -131,15 +136,23 @@ class FeatureStatistics:
             weight[rows], bias[rows] = self._fitted(self.means[rows], shrinkage)
         return weight, bias
 
+    def covariance(self, shrinkage: float = SHRINKAGE) -> np.ndarray:
+        """S, the shrunk covariance of the features within a class: float64 (d, d)."""
+        found = self.scatter / max(1, int(self.counts.sum()) - len(self.means))
+        variances = _positive(np.diag(found))
+        found = (1 - shrinkage) * found
+        found[np.diag_indices_from(found)] = variances
+        return found
+
+    def spread(self, live: Sequence[int]) -> np.ndarray:
+        """The standard deviation of each feature over all live classes: float64 (d,), positive."""
+        within = self.scatter.diagonal() / max(1, int(self.counts.sum()) - len(self.means))
+        return _positive(np.sqrt(within + self.means[list(live)].var(axis=0)))
+
     def _fitted(self, means: np.ndarray, shrinkage: float) -> tuple[np.ndarray, np.ndarray]:
         """The discriminant's rows for these class means, float64 (n, d)."""
-        classes, width = self.means.shape
-        covariance = self.scatter / max(1, int(self.counts.sum()) - classes)
-        S = (1 - shrinkage) * covariance + (
-            shrinkage * np.trace(covariance) / width + 1e-12
-        ) * np.eye(width)
         middle = means.mean(axis=0)
-        weight = np.linalg.solve(S, (means - middle).T).T
+        weight = np.linalg.solve(self.covariance(shrinkage), (means - middle).T).T
         bias = -0.5 * (weight * (means + middle)).sum(axis=1)
         own = 0.5 * (weight * (means - middle)).sum(axis=1)
         scale = SCALE / max(1e-12, float(np.sqrt(np.mean(own**2))))
@@ -179,6 +192,13 @@ class FeatureStatistics:
         fitted_bias[rows] = (scale * fitted_bias[rows] + lift).astype(np.float32)
         fitted_weight[kept], fitted_bias[kept] = weight[kept], bias[kept]
         return fitted_weight, fitted_bias
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    """The same numbers; one that is 0, of a feature that never varies, becomes a small one."""
+    least = 1e-6 * float(values.max(initial=0.0))
+    found: np.ndarray = np.maximum(values, least if least > 0 else 1.0)
+    return found
 
 
 def _kernel_ridge(X: np.ndarray, Y: np.ndarray, at: np.ndarray) -> np.ndarray:
