@@ -195,7 +195,11 @@ def _form(run: Run, state: TaskState, options: ExportOptions) -> ModelForm:
         )
     room = max(CAPACITY, 2 * len(state.classes)) if weights_as == CONSTANTS else 0
     return ModelForm(
-        run.preprocessing.size, options.precision, weights_as, options.max_classes or room
+        run.preprocessing.size,
+        options.precision,
+        weights_as,
+        options.max_classes or room,
+        run.features,
     )
 
 

@@ -26,6 +26,7 @@ from ..device.engines import with_room
 from ..device.engines.executorch_runtime import DATA, PROGRAM, patched
 from ..errors import InputError, UsageError
 from ..formats.bundle import HEAD_BIAS, HEAD_WEIGHT
+from ..method.features import Extractor
 from ..storage import atomic
 from . import executorch_int8 as int8
 from .form import ModelForm
@@ -41,12 +42,12 @@ class _Whole(nn.Module):
     delegate, and costs 16 to 39 % for each image (docs/executorch.md).
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Linear) -> None:
+    def __init__(self, features: Extractor, head: nn.Linear) -> None:
         super().__init__()
-        self.backbone, self.head = backbone, head
+        self.features, self.head = features, head
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))  # type: ignore[no-any-return]
+        return self.head(self.features(images))  # type: ignore[no-any-return]
 
 
 def write_program(
@@ -72,7 +73,8 @@ def write_program(
             f"target executorch has no precision {form.precision!r}: choose {', '.join(PRECISIONS)}"
         )
     stored = {name: with_room(name, weight, form.capacity) for name, weight in weights.items()}
-    model, noise = _with_noise(backbone, stored)
+    features = Extractor(copy.deepcopy(backbone).cpu().float(), form.features)
+    model, noise = _with_noise(features, stored)
     if form.precision in int8.PRECISIONS:
         int8.quantise(model, set(noise.values()), form.precision)
     lowered = _lower(model, form.size, set(noise.values()))
@@ -138,20 +140,19 @@ def _lower(model: nn.Module, size: int, external: set[str]) -> Any:
 
 
 def _with_noise(
-    backbone: nn.Module, weights: Mapping[str, np.ndarray]
+    features: Extractor, weights: Mapping[str, np.ndarray]
 ) -> tuple[_Whole, dict[str, str]]:
-    """A copy of the model with random adapted weights and head, and {tensor: its parameter}."""
+    """The model with random adapted weights and head, and {tensor: its parameter}."""
     generator = torch.Generator().manual_seed(SEED)
     random = {
         name: torch.randn(array.shape, generator=generator) / array.shape[-1] ** 0.5
         for name, array in weights.items()
     }
     rows, columns = weights[HEAD_WEIGHT].shape
-    model = _Whole(
-        copy.deepcopy(backbone).cpu().float().eval(), nn.Linear(columns, rows)
-    ).requires_grad_(False)
+    model = _Whole(features.eval(), nn.Linear(columns, rows)).requires_grad_(False)
     names = {
-        name: name if name in (HEAD_WEIGHT, HEAD_BIAS) else f"backbone.{name}" for name in weights
+        name: name if name in (HEAD_WEIGHT, HEAD_BIAS) else f"features.backbone.{name}"
+        for name in weights
     }
     for name, value in random.items():
         model.get_parameter(names[name]).copy_(value.view_as(model.get_parameter(names[name])))

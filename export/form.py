@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..formats.bundle import INPUTS
+from ..method.feature_spec import LAST, FeatureSpec
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,11 @@ class ModelForm:
         precision: of all that is not adapted.
         weights_as: `bundle.INPUTS` or CONSTANTS.
         capacity: rows of the head. 0: as many as there are classes, and any number later.
+        features: what the head sees.
     """
 
     size: int
     precision: str = "fp32"
     weights_as: str = INPUTS
     capacity: int = 0
+    features: FeatureSpec = LAST

@@ -25,13 +25,13 @@ import safetensors.numpy
 import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..device.engines import with_room
 from ..device.engines.onnx_runtime import MODEL
 from ..errors import InputError
 from ..formats.bundle import CONSTANTS, HEAD_BIAS, HEAD_WEIGHT
 from ..method.backbones import shaped
+from ..method.features import Extractor
 from ..storage import atomic
 from . import precision as precisions
 from .form import ModelForm
@@ -45,17 +45,17 @@ LIMIT = 1 << 30
 
 
 class _Functional(nn.Module):
-    """The backbone with its adapted weights, each (rows, columns), and head as arguments."""
+    """Features with the adapted weights, each (rows, columns), and head as arguments."""
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, features: Extractor) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.features = features
 
     def forward(
         self, images: Tensor, weights: dict[str, Tensor], head_weight: Tensor, head_bias: Tensor
     ) -> Tensor:
-        features = functional_call(self.backbone, shaped(self.backbone, weights), (images,))
-        return nn.functional.linear(features, head_weight, head_bias)
+        seen = self.features.under(shaped(self.features.backbone, weights), images)
+        return nn.functional.linear(seen, head_weight, head_bias)
 
 
 def write_model(
@@ -81,7 +81,8 @@ def write_model(
         InputError: torch cannot export this backbone.
     """
     stored = {name: with_room(name, weight, form.capacity) for name, weight in weights.items()}
-    model = _trace(backbone.cpu().eval(), form.size, stored)
+    features = Extractor(backbone.cpu(), form.features).eval()
+    model = _trace(features, form.size, stored)
     model = precisions.lower(model, form.precision)
     for name, value in stored.items():
         model.graph.initializer.append(
@@ -98,7 +99,7 @@ def write_model(
     return places
 
 
-def _trace(backbone: nn.Module, size: int, weights: Mapping[str, np.ndarray]) -> ModelProto:
+def _trace(features: Extractor, size: int, weights: Mapping[str, np.ndarray]) -> ModelProto:
     """The graph. Each weight is an input of its name; other constants bear the backbone's names."""
     adapted = {
         name: torch.from_numpy(w)
@@ -112,7 +113,7 @@ def _trace(backbone: nn.Module, size: int, weights: Mapping[str, np.ndarray]) ->
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Functional(backbone).eval(),
+            _Functional(features).eval(),
             (example, adapted, *head),
             dynamo=True,
             opset_version=OPSET,
@@ -131,7 +132,7 @@ def _trace(backbone: nn.Module, size: int, weights: Mapping[str, np.ndarray]) ->
         ["pictures", *adapted, HEAD_WEIGHT, HEAD_BIAS],
         ["logits"],
         ["batch", "classes"],
-        backbone,
+        features.backbone,
     )
     return model
 
@@ -162,7 +163,9 @@ def _rename(
 
 def _constants(graph: Any, backbone: nn.Module) -> dict[str, str]:
     """{name in the graph: name in the backbone}; with .T for a transposed weight."""
-    names = {tensor.name: tensor.name.removeprefix("backbone.") for tensor in graph.initializer}
+    names = {
+        tensor.name: tensor.name.removeprefix("features.backbone.") for tensor in graph.initializer
+    }
     turned = {
         p.detach().numpy().T.tobytes(): f"{name}.T"
         for name, p in backbone.named_parameters()

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..state import Projection, TaskState
 from .backbones import shaped
+from .feature_spec import LAST, FeatureSpec
+from .features import Extractor
 
 
 class Merged:
@@ -23,12 +24,18 @@ class Merged:
         exact: Compute in float64, so that a device differs by its own rounding alone. (Measured on
             ViT-Tiny with logits up to 48: ONNX Runtime in float32 is up to 1e-4 away from float64,
             torch in float32 up to 1.5e-4.)
+        spec: What the head sees.
     """
 
     def __init__(
-        self, backbone: nn.Module, weights: Mapping[str, np.ndarray], exact: bool = False
+        self,
+        backbone: nn.Module,
+        weights: Mapping[str, np.ndarray],
+        exact: bool = False,
+        spec: FeatureSpec = LAST,
     ) -> None:
         self.backbone = backbone.eval()
+        self._extractor = Extractor(backbone, spec).eval()
         self.device = next(backbone.parameters()).device
         self.dtype = torch.float64 if exact else torch.float32
         tensors: dict[str, Tensor] = {}
@@ -44,11 +51,11 @@ class Merged:
     def features(self, inputs: np.ndarray) -> np.ndarray:
         """Compute what the head sees of preprocessed images.
 
-        inputs: float32 (N, 3, H, W). Returns (N, features), float32, or float64 if exact.
+        inputs: float32 (N, 3, H, W). Returns (N, features), float32, or float64 if exact. The
+        first of them are the backbone's own, whatever else the head sees.
         """
         images = torch.from_numpy(inputs).to(self.device, self.dtype)
-        seen: Tensor = functional_call(self.backbone, self._tensors, (images,))
-        return _numpy(seen.to(self.dtype))
+        return _numpy(self._extractor.under(self._tensors, images).to(self.dtype))
 
 
 def logits_of(state: TaskState, seen: np.ndarray) -> np.ndarray:

@@ -26,12 +26,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ..errors import UsageError
 from ..formats.encoding import DEFAULT, Factors, encode
 from ..state import Projection, TaskState, extended, round_magnitudes
 from .backbones import shaped
+from .features import last_under
 from .fold import Part, fold
 
 Head = tuple[np.ndarray, np.ndarray]
@@ -251,9 +251,11 @@ class SDLoRA(nn.Module):
         return shaped(self.backbone, folded)
 
     def features(self, images: Tensor) -> Tensor:
-        """What the head sees of images (N, 3, H, W): (N, features), never in half precision."""
-        seen: Tensor = functional_call(self.backbone, self.weights(), (images,))
-        return seen.to(self.head.weight.dtype)
+        """The backbone's own features of images (N, 3, H, W): (N, d), never in half precision.
+
+        Whatever the shipped head sees, a direction is trained behind these: it drifts less.
+        """
+        return last_under(self.backbone, self.weights(), images).to(self.head.weight.dtype)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of the new task's classes, (N, classes), never in half precision.

@@ -40,7 +40,7 @@ class Evaluator:
 
     def __init__(self, run: Run, weights: Mapping[str, np.ndarray], exact: bool = False) -> None:
         self.run, self.exact = run, exact
-        self.model = Merged(run.backbone, weights, exact)
+        self.model = Merged(run.backbone, weights, exact, run.features)
 
     @classmethod
     def at(cls, run: Run, task: int, exact: bool = False) -> Evaluator:

@@ -20,7 +20,8 @@ import torch
 
 from ..errors import InputError, SdloraError
 from ..inputs.image import Preprocessing
-from ..method import backbones
+from ..method import backbones, features
+from ..method.feature_spec import FeatureSpec
 from ..method.head import FeatureStatistics
 from ..method.merged import Merged
 from ..method.sdlora import zero_head
@@ -78,6 +79,7 @@ def train(
         image_size=start.prepare.size,
         mean=start.prepare.mean,
         std=start.prepare.std,
+        features=str(start.features(settings)),
     )
     out = out or Path("runs") / distributed.agreed(datetime.now().strftime("%Y%m%d-%H%M%S"))
     if distributed.first():
@@ -229,6 +231,11 @@ class _Start:
         }
         return cls(backbone, Preprocessing(**prepared | own), torch.get_rng_state())
 
+    def features(self, settings: Settings) -> FeatureSpec:
+        """What the head sees. Raises UsageError if the backbone does not have it."""
+        asked = settings.method
+        return features.resolve(self.backbone, asked.features, self.prepare.size, asked.head)
+
 
 def _stream(path: Path, report: Report, source: Source, start: _Start | None = None) -> Run:
     """Learn the tasks of a run that are left.
@@ -297,10 +304,11 @@ def _begin(path: Path, start: _Start, base_part: Part) -> Run:
     if settings.data.base_classes:
         base = _base_session(path, start, base_part)
     else:
-        width = backbones.features(start.backbone)
-        nothing, head = FeatureStatistics.empty(width), zero_head(0, width)
+        width = features.width(start.backbone, FeatureSpec.parse(settings.method.features))
+        nothing, plain = FeatureStatistics.empty(width), backbones.features(start.backbone)
         aligned = nothing if settings.method.head == "aligned" else None
-        base = Base("backbone", (), head, Kept(nothing, head, aligned))
+        kept = Kept(nothing, zero_head(0, plain), aligned)
+        base = Base("backbone", (), zero_head(0, width), kept)
     if distributed.first():
         run = Run.create(path, settings, start.backbone, start.prepare, base)
         point_latest(path)
@@ -315,7 +323,7 @@ def _base_session(path: Path, start: _Start, part: Part) -> Base:
     checkpoint = Checkpoint(path, "base", part.source, part.classes, len(images), settings)
     backbone = start.backbone.to(_device(settings))
     linear = train_base(backbone, images, prepare, settings, checkpoint)
-    model = Merged(backbone, {})
+    model = Merged(backbone, {}, spec=FeatureSpec.parse(settings.method.features))
     shown = (prepare.normalise(pixels) for pixels in images.batches(slices(len(images))))
     seen = np.concatenate([model.features(batch) for batch in shown])
     empty = FeatureStatistics.empty(seen.shape[1])

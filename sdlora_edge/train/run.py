@@ -41,6 +41,7 @@ from ..formats.encoding import ENCODINGS, Factors, encode
 from ..inputs import canary
 from ..inputs.image import Preprocessing
 from ..method import backbones
+from ..method.feature_spec import FeatureSpec
 from ..method.merged import adapted_weights
 from ..method.sdlora import Head, Past
 from ..state import Projection, TaskState, TaskUpdate, advance, changed_rows, extended, lineage_id
@@ -236,6 +237,11 @@ class Run:
         """Write the metrics of the base session."""
         atomic.write(folder_of(self.path, 0) / METRICS, metrics_json(metrics))
         self.metrics = [dict(metrics)]
+
+    @property
+    def features(self) -> FeatureSpec:
+        """What the head sees."""
+        return FeatureSpec.parse(self.config.method.features)
 
     @property
     def states(self) -> Sequence[TaskState]:

@@ -137,7 +137,8 @@ class Scorer:
             tally.complete &= len(truth) > 0 or not live[self._rows[task]].any()
             for name, (weight, bias) in heads.items():
                 features = self._frozen[task] if name == "frozen_correct" else seen
-                logits = (features @ weight.T + bias)[counts]
+                # The plain head sees the backbone's own features, which come first.
+                logits = (features[:, : weight.shape[1]] @ weight.T + bias)[counts]
                 guess = logits.argmax(axis=1) if len(logits) else np.zeros(0, np.int64)
                 tally.rows[name].append(int((guess == truth).sum()))
                 if name == "correct":

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..inputs.sizes import MAX_PIXELS, PILLOW_MAX_PIXELS
+from ..method.feature_spec import AUTO, FeatureSpec
 from ..results import Result
 from .declaration import Range, Setting, declared, nearest
 
@@ -191,6 +192,13 @@ class MethodSettings(Group):
         "paper: train a row with its task. aligned: fit all rows again after each task.",
         choices=("paper", "aligned"),
     )
+    features: str = declared(
+        AUTO,
+        "What the head sees. last: what the backbone returns. cls:N, mean:N, cls+mean:N: class"
+        " token and mean of the patches (or of a stage) of the last N blocks (or stages). auto:"
+        " by the model's family; last with head paper.",
+        metavar="TOKENS",
+    )
     encoding: str = declared(
         "fp16",
         "Encoding of factors in packets. The run continues from, and is scored with, what it"
@@ -201,6 +209,7 @@ class MethodSettings(Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.rank_of(1)
+        wide = self.features != AUTO and bool(FeatureSpec.parse(self.features).tokens)
         authors, ranks = self.magnitude_norm == "factors", [r for _, r in self._rank_steps()]
         lora, shared = self.method == "lora", self.directions == "shared"
         rules = (
@@ -211,6 +220,11 @@ class MethodSettings(Group):
             (
                 self.absorb > 0 and (authors or self.method != "sdlora"),
                 "absorb needs method sdlora and magnitude_norm direction: set absorb to 0",
+            ),
+            (
+                wide and self.head == "paper",
+                f"head paper is trained with its task and sees only what the backbone returns, not "
+                f"{self.features}: set features to last or auto, or head to aligned",
             ),
             (
                 lora and authors,

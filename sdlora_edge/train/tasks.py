@@ -32,8 +32,8 @@ class Kept:
     """What the host keeps of all classes so far, besides what it ships.
 
     frozen: feature statistics under W_0, for the frozen reference. plain: every head row as its
-    task trained it, whatever head is shipped. aligned: feature statistics under the newest weights;
-    None unless the head is aligned.
+    task trained it, whatever head is shipped; it sees the backbone's own features alone. aligned:
+    feature statistics under the newest weights; None unless the head is aligned.
     """
 
     frozen: FeatureStatistics

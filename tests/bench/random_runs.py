@@ -36,6 +36,7 @@ def make_run(
         {
             "backbone": name,
             "head": "paper",
+            "features": "last",
             "data": "none",
             "base_classes": base_classes,
             "image_size": size or 0,
