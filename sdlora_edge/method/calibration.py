@@ -20,7 +20,7 @@ class means, and G = M S^-1 M' = W S W' / a^2 with eigenvalues g_j and eigenvect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -87,12 +87,13 @@ class Judge:
     """A head with the statistics that it was fitted to.
 
     Args:
-        statistics: Of the features of all classes.
+        statistics: Of the features of all classes; None for a head that was trained. Then nothing
+            can be unknown.
         head: As a device has it.
         live: Rows that may be answered.
     """
 
-    statistics: FeatureStatistics
+    statistics: FeatureStatistics | None
     head: Head
     live: Sequence[int]
 
@@ -102,42 +103,19 @@ class Judge:
         found: np.ndarray = features.astype(np.float64) @ weight.T + bias
         return found
 
-    @property
-    def factor(self) -> float:
-        """a, between the head's logits and the discriminant's own.
-
-        From W = a M S^-1: tr(W S W') = a^2 tr(M S^-1 M') and tr(W M') = a tr(M S^-1 M'), each
-        about its mean over classes.
-        """
-        rows = list(self.live)
-        W, M = self.head[0][rows].astype(np.float64), self.statistics.means[rows]
-        W, M = W - W.mean(axis=0), M - M.mean(axis=0)
-        squares, products = ((W @ self.statistics.covariance()) * W).sum(), (W * M).sum()
-        return float(squares / products) if products > 0 and squares > 0 else 1.0
-
-    def left_out(self, features: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The logits of images that are in the statistics, each by a head without it.
-
-        Args:
-            features: (n, d).
-            targets: Rows, int (n,), of classes of two images at least.
-        """
-        logits = self.logits(features)
-        away = features.astype(np.float64) - self.statistics.means[targets]
-        squares = (away * np.linalg.solve(self.statistics.covariance(), away.T).T).sum(axis=1)
-        count = self.statistics.counts[targets]
-        columns = np.searchsorted(list(self.live), targets)
-        more = (count / (count - 1)) ** 2 - 1
-        logits[np.arange(len(targets)), columns] -= 0.5 * self.factor * squares * more
-        return logits
-
     def confidence(self, calibration: Calibration) -> Confidence:
         """What a state with this head knows of its own answers."""
         if len(self.live) < 2 or not calibration.images.sum():
             return Confidence.none(len(self.live))
-        score = self._score(calibration.temperature)
-        threshold = np.array([self.factor * calibration.threshold], np.float32)
-        return Confidence(**{**score.__dict__, "threshold": threshold})
+        temperature = np.array([calibration.temperature], np.float32)
+        if self.statistics is None:
+            return replace(Confidence.none(len(self.live)), temperature=temperature)
+        threshold = _factor(self.statistics, self.head, self.live) * calibration.threshold
+        return replace(
+            _unknown_score(self.statistics, self.head, self.live),
+            temperature=temperature,
+            threshold=np.array([threshold], np.float32),
+        )
 
     def measured(
         self, calibration: Calibration, features: np.ndarray, targets: np.ndarray
@@ -149,39 +127,69 @@ class Judge:
             features: (n, d).
             targets: Rows, int (n,).
         """
-        usable = self.statistics.counts[targets] > 1
-        features, targets = features[usable], targets[usable]
+        if self.statistics is not None:
+            usable = self.statistics.counts[targets] > 1
+            features, targets = features[usable], targets[usable]
         if len(self.live) < 2 or len(targets) < FEW:
             return calibration
-        logits = self.left_out(features, targets)
-        temperature = best_temperature(logits, np.searchsorted(list(self.live), targets))
-        scores = self._score(1.0).scores(logits, features) / self.factor
-        threshold = float(np.quantile(scores, 1 - ACCEPTED))
-        return calibration.after(len(targets), temperature, threshold)
+        logits, threshold = self.logits(features), 0.0
+        columns = np.searchsorted(list(self.live), targets)
+        if self.statistics is not None:
+            factor = _factor(self.statistics, self.head, self.live)
+            lost = _left_out(self.statistics, features, targets)
+            logits[np.arange(len(targets)), columns] -= factor * lost
+            score = _unknown_score(self.statistics, self.head, self.live)
+            scores = score.scores(logits, features) / factor
+            threshold = float(np.quantile(scores, 1 - ACCEPTED))
+        return calibration.after(len(targets), best_temperature(logits, columns), threshold)
 
-    def _score(self, temperature: float) -> Confidence:
-        """The unknown score, without a threshold."""
-        rows, a = list(self.live), self.factor
-        weight, bias = (array[rows].astype(np.float64) for array in self.head)
-        squares = weight @ self.statistics.covariance() @ weight.T / a**2
-        g, E = np.linalg.eigh(squares)
-        kept = np.argsort(-g)[: min(len(rows) - 1, LIMITS.components)]
-        forms = (E[:, kept] / np.sqrt(2 * a * (len(rows) + np.maximum(g[kept], 0)))).T
-        largest = LARGEST["int8"]
-        scale = (np.abs(forms).max(axis=1) / largest).astype(np.float32)
-        q = nearest(forms, scale[:, None], largest)
-        middle, spread = self.statistics.means[rows].mean(axis=0), self.statistics.spread(rows)
-        # Taken after rounding, so that the mean of all classes has exactly 0 here.
-        offset = -(q * scale[:, None].astype(np.float64)) @ (weight @ middle + bias)
-        return Confidence(
-            temperature=np.array([temperature], np.float32),
-            weight=q,
-            scale=scale,
-            bias=offset.astype(np.float32),
-            mean=middle.astype(np.float16),
-            precision=(np.sqrt(a * AWAY / len(middle)) / spread).astype(np.float16),
-            threshold=np.zeros(0, np.float32),
-        )
+
+def _factor(statistics: FeatureStatistics, head: Head, live: Sequence[int]) -> float:
+    """a, between the head's logits and the discriminant's own.
+
+    From W = a M S^-1: tr(W S W') = a^2 tr(M S^-1 M') and tr(W M') = a tr(M S^-1 M'), each about
+    its mean over classes.
+    """
+    W, M = head[0][list(live)].astype(np.float64), statistics.means[list(live)]
+    W, M = W - W.mean(axis=0), M - M.mean(axis=0)
+    squares, products = ((W @ statistics.covariance()) * W).sum(), (W * M).sum()
+    return float(squares / products) if products > 0 and squares > 0 else 1.0
+
+
+def _left_out(
+    statistics: FeatureStatistics, features: np.ndarray, targets: np.ndarray
+) -> np.ndarray:
+    """What the discriminant's own logit of each image loses if its class is without it: (n,).
+
+    features: (n, d). targets: rows, int (n,), of classes of two images at least.
+    """
+    away = features.astype(np.float64) - statistics.means[targets]
+    squares = (away * np.linalg.solve(statistics.covariance(), away.T).T).sum(axis=1)
+    count = statistics.counts[targets]
+    lost: np.ndarray = 0.5 * squares * ((count / (count - 1)) ** 2 - 1)
+    return lost
+
+
+def _unknown_score(statistics: FeatureStatistics, head: Head, live: Sequence[int]) -> Confidence:
+    """The unknown score, with a temperature of 1 and no threshold."""
+    rows, a = list(live), _factor(statistics, head, live)
+    weight, bias = (array[rows].astype(np.float64) for array in head)
+    g, E = np.linalg.eigh(weight @ statistics.covariance() @ weight.T / a**2)
+    kept = np.argsort(-g)[: min(len(rows) - 1, LIMITS.components)]
+    forms = (E[:, kept] / np.sqrt(2 * a * (len(rows) + np.maximum(g[kept], 0)))).T
+    scale = (np.abs(forms).max(axis=1) / LARGEST["int8"]).astype(np.float32)
+    q = nearest(forms, scale[:, None], LARGEST["int8"])
+    middle, spread = statistics.means[rows].mean(axis=0), statistics.spread(rows)
+    # Taken after rounding, so that the mean of all classes has exactly 0 here.
+    offset = -(q * scale[:, None].astype(np.float64)) @ (weight @ middle + bias)
+    return replace(
+        Confidence.none(len(rows)),
+        weight=q,
+        scale=scale,
+        bias=offset.astype(np.float32),
+        mean=middle.astype(np.float16),
+        precision=(np.sqrt(a * AWAY / len(middle)) / spread).astype(np.float16),
+    )
 
 
 def best_temperature(logits: np.ndarray, targets: np.ndarray) -> float:

@@ -25,18 +25,21 @@ from ..method.feature_spec import FeatureSpec
 from ..method.head import FeatureStatistics
 from ..method.merged import Merged
 from ..method.sdlora import zero_head
+from ..state import TaskUpdate, changed_rows
 from . import distributed, folder, inventory, plan, splits
 from .base import train_base
 from .evaluator import slices
 from .fit import PARTIAL, Checkpoint, writer
 from .folder import Pending, locked, point_latest
+from .lesson import Lesson, held_out
 from .plan import ClassChanges
 from .run import Base, Run
 from .score import Learned, Scorer
 from .settings import Settings
+from .shipped import before_all, step_for, with_confidence
 from .source import Source
 from .splits import Part
-from .task import Direction, Lesson, change_classes, learn_task
+from .task import Direction, change_classes, learn_task
 from .tasks import Kept
 
 log = logging.getLogger("sdlora_edge")
@@ -308,7 +311,8 @@ def _begin(path: Path, start: _Start, base_part: Part) -> Run:
         nothing, plain = FeatureStatistics.empty(width), backbones.features(start.backbone)
         aligned = nothing if settings.method.head == "aligned" else None
         kept = Kept(nothing, zero_head(0, plain), aligned)
-        base = Base("backbone", (), zero_head(0, width), kept)
+        rows = changed_rows(before_all(width), *zero_head(0, width))
+        base = Base(TaskUpdate(0, "backbone", (), np.zeros(0), rows, {}), kept)
     if distributed.first():
         run = Run.create(path, settings, start.backbone, start.prepare, base)
         point_latest(path)
@@ -320,21 +324,25 @@ def _base_session(path: Path, start: _Start, part: Part) -> Base:
     """Train the whole backbone on the base classes."""
     settings, begin, prepare = Run.settings(path), time.perf_counter(), start.prepare
     images = splits.decode(part.train, part.classes, prepare, need=True)
-    checkpoint = Checkpoint(path, "base", part.source, part.classes, len(images), settings)
+    random = np.random.RandomState(settings.training.seed)
+    unseen = held_out(images.targets, settings.data.held_out, random)
+    taught = images.subset(np.setdiff1d(np.arange(len(images)), unseen))
+    checkpoint = Checkpoint(path, "base", part.source, part.classes, len(taught), settings)
     backbone = start.backbone.to(_device(settings))
-    linear = train_base(backbone, images, prepare, settings, checkpoint)
+    linear = train_base(backbone, taught, prepare, settings, checkpoint)
     model = Merged(backbone, {}, spec=FeatureSpec.parse(settings.method.features))
     shown = (prepare.normalise(pixels) for pixels in images.batches(slices(len(images))))
     seen = np.concatenate([model.features(batch) for batch in shown])
-    empty = FeatureStatistics.empty(seen.shape[1])
-    frozen = empty.with_images(seen, images.targets, len(part.classes))
+    empty, classes = FeatureStatistics.empty(seen.shape[1]), list(range(len(part.classes)))
+    frozen = empty.with_images(seen, images.targets, len(classes))
     plain = linear.weight.detach().cpu().numpy(), linear.bias.detach().cpu().numpy()
     aligned = frozen if settings.method.head == "aligned" else None
-    weight, bias = aligned.discriminant() if aligned else plain
-    # The base head is shipped in float16, so the run goes on from what a device has.
-    head = weight.astype(np.float16).astype(np.float32), bias
-    seconds = time.perf_counter() - begin
-    return Base("base", part.classes, head, Kept(frozen, plain, aligned), seconds)
+    kept, before = Kept(frozen, plain, aligned), before_all(seen.shape[1])
+    step = step_for(kept, classes, settings.method.head_rank)
+    rows = changed_rows(before, *(aligned.discriminant() if aligned else plain), step=step)
+    update = TaskUpdate(0, "base", part.classes, np.zeros(0), rows, {})
+    own = seen[unseen], images.targets[unseen]
+    return Base(*with_confidence(before, update, kept, own), time.perf_counter() - begin)
 
 
 def _learn(

@@ -36,15 +36,14 @@ from torch import nn
 from ..errors import InputError, UsageError
 from ..formats import packet, signing
 from ..formats.canonical import dump_json, tensors_digest
-from ..formats.confidence import Confidence
 from ..formats.encoding import ENCODINGS, Factors, encode
 from ..inputs import canary
 from ..inputs.image import Preprocessing
 from ..method import backbones
 from ..method.feature_spec import FeatureSpec
 from ..method.merged import adapted_weights
-from ..method.sdlora import Head, Past
-from ..state import Projection, TaskState, TaskUpdate, advance, changed_rows, extended, lineage_id
+from ..method.sdlora import Past
+from ..state import Projection, TaskState, TaskUpdate, advance, extended, lineage_id
 from ..state import merge as merged
 from ..storage import atomic
 from . import config, folder
@@ -73,12 +72,10 @@ HELD = 4
 class Base:
     """The state before the first task.
 
-    head: as it is shipped. seconds: how long the base session took.
+    update: as it is shipped, task 0. seconds: how long the base session took.
     """
 
-    name: str
-    classes: tuple[str, ...]
-    head: Head
+    update: TaskUpdate
     kept: Kept
     seconds: float = 0.0
 
@@ -133,13 +130,8 @@ class Run:
     ) -> Run:
         """Give a run that was begun its backbone and the state before its first task."""
         weights = {name: t.detach().cpu().numpy() for name, t in backbone.state_dict().items()}
-        width = base.head[0].shape[1]
-        nothing = np.zeros((0, width), np.float32), np.zeros(0, np.float32)
-        empty = TaskState(0, "", "", (), np.zeros(0), *nothing, {}, Confidence.none(0))
-        head = changed_rows(empty, *base.head)
-        update = TaskUpdate(0, base.name, base.classes, np.zeros(0), head, {})
         shutil.rmtree(path / "tasks", ignore_errors=True)  # of a run that was killed just here
-        write_task(path, TaskResult(update, base.kept), digest="")
+        write_task(path, TaskResult(base.update, base.kept), digest="")
         digest = tensors_digest(weights)
         recorded = {"recorded": config.recorded() | {"backbone_sha256": digest}}
         atomic.write(
@@ -186,7 +178,9 @@ class Run:
             raise _does_not_fit(path, settings, error) from error
         base, _ = read_update(path, 0, [], settings.method.encoding)
         head, encoding = (base.head.new_weight, base.head.new_bias), settings.method.encoding
-        lineage = lineage_id(digest, projections, encoding, base.classes, head, "last")
+        lineage = lineage_id(
+            digest, projections, encoding, base.classes, head, settings.method.features
+        )
         known = base.head.confidence
         first = TaskState(0, base.name, lineage, base.classes, np.zeros(0), *head, {}, known)
         names = [p.name for p in projections]
@@ -288,7 +282,7 @@ class Run:
 
         first = self.states[0]
         head = first.head_weight, first.head_bias
-        base = encoding, first.classes, head, "last"
+        base = encoding, first.classes, head, self.config.method.features
         lineage = lineage_id(self.backbone_digest, self.projections, *base)
         history = History(replace(first, digest=lineage), update)
         for task in range(1, len(self.states)):

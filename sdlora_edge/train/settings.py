@@ -9,7 +9,6 @@ No import of numpy, Pillow or torch: `sdlora-edge train --help` reads this modul
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,9 +17,9 @@ from ..inputs.sizes import MAX_PIXELS, PILLOW_MAX_PIXELS
 from ..method.feature_spec import AUTO, FeatureSpec
 from ..results import Result
 from .declaration import Range, Setting, declared, nearest
+from .ranks import rank_steps
 
 DIGITS = "digits"
-MAX_RANK = 4096
 MAX_MAGNITUDE = 1e4
 """`formats.limits.LIMITS.magnitude`, the largest magnitude of a packet"""
 
@@ -86,6 +85,13 @@ class DataSettings(Group):
         "Largest number of training images per class (per class and domain). 0: no limit.",
         COUNT_OR_NONE,
         metavar="N",
+    )
+    held_out: float = declared(
+        0.1,
+        "Share of each class's training images that train no direction. Temperature and unknown"
+        " threshold are measured on them. 0 disables.",
+        Range(0, 1, below=True),
+        metavar="SHARE",
     )
     augment: str = declared(
         "none",
@@ -199,6 +205,12 @@ class MethodSettings(Group):
         " by the model's family; last with head paper.",
         metavar="TOKENS",
     )
+    head_rank: int = declared(
+        16,
+        "Largest rank of the step by which a packet changes the head rows of known classes.",
+        Range(1, 1024),
+        metavar="RANK",
+    )
     encoding: str = declared(
         "fp16",
         "Encoding of factors in packets. The run continues from, and is scored with, what it"
@@ -210,7 +222,7 @@ class MethodSettings(Group):
         super().__post_init__()
         self.rank_of(1)
         wide = self.features != AUTO and bool(FeatureSpec.parse(self.features).tokens)
-        authors, ranks = self.magnitude_norm == "factors", [r for _, r in self._rank_steps()]
+        authors, ranks = self.magnitude_norm == "factors", [r for _, r in rank_steps(self.rank)]
         lora, shared = self.method == "lora", self.directions == "shared"
         rules = (
             (
@@ -241,28 +253,8 @@ class MethodSettings(Group):
                 raise UsageError(message)
 
     def rank_of(self, task: int) -> int:
-        """RR: return the rank of a task's direction. The first task is 1.
-
-        "10,8@4,6@8" is 10, then 8 from task 4 and 6 from task 8.
-        """
-        steps = self._rank_steps()
-        if [at for at, _ in steps] != sorted({at for at, _ in steps}):
-            raise UsageError(f"rank is {self.rank!r}: its tasks must ascend")
-        if max(rank for _, rank in steps) > MAX_RANK:
-            raise UsageError(f"rank is {self.rank!r}: it must be at most {MAX_RANK}")
-        return [rank for at, rank in steps if at <= task][-1]
-
-    def _rank_steps(self) -> list[tuple[int, int]]:
-        """Return (first task, rank) of each step."""
-        number = r"[1-9]\d{0,5}"
-        text = self.rank.replace(" ", "")
-        if not re.fullmatch(rf"{number}(,{number}@{number})*", text):
-            raise UsageError(
-                f"rank is {self.rank!r}: give a number, or a schedule such as 10,8@4,6@8"
-            )
-        first, *more = text.split(",")
-        steps = (step.split("@") for step in more)
-        return [(1, int(first)), *((int(at), int(rank)) for rank, at in steps)]
+        """RR: return the rank of a task's direction. The first task is 1."""
+        return [rank for at, rank in rank_steps(self.rank) if at <= task][-1]
 
 
 @dataclass(frozen=True)

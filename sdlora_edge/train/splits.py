@@ -64,6 +64,10 @@ class Decoded:
         """Yield uint8 (n, size, size, 3) for each array of n indices."""
         return (self.pixels[batch] for batch in batches)
 
+    def subset(self, rows: np.ndarray) -> Decoded:
+        """Some of the images. rows: int (n,)."""
+        return Decoded(self.pixels[rows], self.targets[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
@@ -90,6 +94,10 @@ class Streamed:
             collate_fn=np.stack,
         )
         return iter(loader)
+
+    def subset(self, rows: np.ndarray) -> Streamed:
+        """Some of the images. rows: int (n,)."""
+        return Streamed([self.images[row] for row in rows], self.targets[rows], self.prepare)
 
 
 Images = Union[Decoded, Streamed]

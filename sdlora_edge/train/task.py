@@ -15,8 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,17 +38,17 @@ from ..method.sdlora import (
     SDLoRA,
     SharedA,
     Variant,
-    zero_head,
 )
-from ..state import UNUSED, TaskState, TaskUpdate, changed_rows, extended, factor_tensors
-from . import distributed, splits
+from ..state import TaskUpdate, changed_rows, extended, factor_tensors
+from . import distributed
 from .augment import views
 from .evaluator import Evaluator
 from .fit import Checkpoint, Training, diverged, fit, steps_of, writer
-from .plan import ClassChanges
+from .lesson import Lesson
 from .run import Run
 from .settings import Settings
-from .splits import Decoded, Images, Part
+from .shipped import step_for, with_confidence
+from .splits import Decoded, Images
 from .tasks import Kept, TaskResult
 
 log = logging.getLogger("sdlora_edge")
@@ -64,130 +63,29 @@ MAGNITUDES = {"carry": Magnitudes(), "reset": ResetMagnitudes(), "fixed": FixedM
 DIRECTIONS = {"free": Directions(), "shared": SharedA()}
 
 
-@dataclass(frozen=True, eq=False)
-class Lesson:
-    """A task while it is learned: what it brings to a run whose newest task is the one before it.
-
-    Changes of known classes come before the new classes, as in `TaskUpdate`. So the name of a
-    retired class may come back as a new class in the same task; it gets a new row.
-    """
-
-    run: Run
-    part: Part
-    images: Images
-    changes: ClassChanges = field(default_factory=ClassChanges)
-
-    @classmethod
-    def of(cls, run: Run, part: Part, changes: ClassChanges = ClassChanges()) -> Lesson:
-        """Read the images of a task.
-
-        Raises UsageError for a change that the run's classes do not allow.
-        """
-        if changes:
-            changes.check(run.states[-1].names)
-        cache_gb = run.config.training.cache_gb
-        return cls(
-            run, part, splits.read(part.train, part.classes, run.preprocessing, cache_gb), changes
-        )
-
-    @property
-    def number(self) -> int:
-        """t, counted from 1."""
-        return len(self.run.states)
-
-    @cached_property
-    def before(self) -> TaskState:
-        """The state of task t-1."""
-        return self.run.states[-1]
-
-    @cached_property
-    def retired(self) -> tuple[int, ...]:
-        """The rows of classes that the task retires, ascending."""
-        return tuple(sorted(self.before.classes.index(name) for name in self.changes.retired))
-
-    @cached_property
-    def renamed(self) -> tuple[tuple[int, str], ...]:
-        """(row, new name) of classes that the task renames, ascending."""
-        names = self.changes.renamed.items()
-        return tuple(sorted((self.before.classes.index(old), new) for old, new in names))
-
-    @cached_property
-    def known(self) -> tuple[str | None, ...]:
-        """The class of each head row after the changes, without the new classes."""
-        names = {**dict(enumerate(self.before.classes)), **dict(self.renamed)}
-        return tuple(None if row in self.retired else name for row, name in names.items())
-
-    @cached_property
-    def new(self) -> tuple[str, ...]:
-        """The classes that the run does not know."""
-        return tuple(c for c in self.part.classes if c not in self.known)
-
-    @cached_property
-    def classes(self) -> tuple[str | None, ...]:
-        """The class of each head row after the task; None if it is retired."""
-        return self.known + self.new
-
-    @cached_property
-    def live(self) -> list[int]:
-        """The head rows that may be answered after the task, ascending."""
-        return [row for row, name in enumerate(self.classes) if name is not None]
-
-    @cached_property
-    def rows(self) -> np.ndarray:
-        """int (n,): the head row of each class of the task."""
-        return np.array([self.classes.index(c) for c in self.part.classes], np.int64)
-
-    @cached_property
-    def targets(self) -> np.ndarray:
-        """int (N,): the head row of each image."""
-        rows: np.ndarray = self.rows[self.images.targets]
-        return rows
-
-    @cached_property
-    def plain(self) -> Head:
-        """The plain head of all classes to start from.
-
-        Rows of new classes are zero; rows of retired classes are never answered.
-        """
-        weight, bias = self.run.kept.plain
-        more = zero_head(len(self.new), weight.shape[1])
-        weight, bias = np.concatenate([weight, more[0]]), np.concatenate([bias, more[1]])
-        weight[list(self.retired)], bias[list(self.retired)] = 0.0, UNUSED
-        return weight, bias
-
-    @cached_property
-    def head(self) -> Head:
-        """The plain head's rows of this task's classes to start from."""
-        return self.plain[0][self.rows], self.plain[1][self.rows]
-
-    @cached_property
-    def under_old_weights(self) -> Evaluator:
-        """The evaluator under the weights before the task."""
-        return Evaluator.at(self.run, self.before.task)
-
-
 def change_classes(lesson: Lesson) -> TaskResult:
     """Make the task that retires and renames classes and learns nothing.
 
     All other head rows stay as they are.
     """
     run, before = lesson.run, lesson.before
-    frozen, aligned = run.kept.frozen, run.kept.aligned
-    head = before.head_weight, before.head_bias
-    update = _update(lesson, ({}, no_deltas(run)), head)
-    return TaskResult(update, Kept(frozen, lesson.plain, aligned), {}, {"rank": 0})
+    kept = replace(run.kept, plain=lesson.plain)
+    update = _update(lesson, ({}, no_deltas(run)), (before.head_weight, before.head_bias), kept)
+    nothing = np.zeros((0, before.head_weight.shape[1])), np.zeros(0, np.int64)
+    update, kept = with_confidence(before, update, kept, nothing)
+    return TaskResult(update, kept, {}, {"rank": 0})
 
 
-def _update(lesson: Lesson, direction: Direction, head: Head) -> TaskUpdate:
-    """The task as it is shipped. head: the whole head after it."""
+def _update(lesson: Lesson, direction: Direction, head: Head, kept: Kept) -> TaskUpdate:
+    """The task as it is shipped, but for its confidence. head: the whole head to come near to."""
     factors, deltas = direction
+    step = step_for(kept, lesson.live, lesson.run.config.method.head_rank)
     try:
-        rows = changed_rows(lesson.before, *head, lesson.retired)
+        rows = changed_rows(lesson.before, *head, lesson.retired, step)
     except ValueError as error:
         raise diverged(f"task {lesson.number}", str(error), lesson.run.config) from error
     changes = lesson.retired, lesson.renamed
-    name, new = lesson.part.name, lesson.new
-    return TaskUpdate(lesson.number, name, new, deltas, rows, factors, *changes)
+    return TaskUpdate(lesson.number, lesson.part.name, lesson.new, deltas, rows, factors, *changes)
 
 
 def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult | None:
@@ -206,10 +104,13 @@ def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult
         direction = {}, no_deltas(run)
     given = _Given.of(lesson, direction) if direction else None
     model = (given.model(lesson) if given else new_model(run, lesson.head)).to(device)
+    # If no direction is learned, no image has changed the features, so all are as held out.
+    unseen = not model.rank and run.kept.aligned is not None
+    judged_on = np.arange(len(lesson.images)) if unseen else lesson.held_out
     facts: dict[str, Any] = {}
     if not alone:
         training = _training(lesson, given)
-        facts["losses"] = fit(model, lesson.images, training)
+        facts["losses"] = fit(model, lesson.taught, training)
         _warn_if_still(lesson, model)
         model.finish_task()
     if not distributed.first():
@@ -219,19 +120,34 @@ def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult
     facts |= _absorb(run, model)
     shipped, exact = (given.shipped, given.exact) if given else _learned(lesson, model)
     facts["rank"] = max((f.A.shape[0] for f in shipped[0].values()), default=0)
-    plain = _with_rows(lesson, model)
-    if alone:
-        head, aligned = _beside(lesson)
-    elif run.kept.aligned is not None:
-        aligned = _aligned(lesson, run.kept.aligned, Evaluator(run, run.weights_with(*shipped)))
-        head = aligned.discriminant(lesson.live)
-    else:
-        head, aligned = plain, None
-    seen = Evaluator(run, {}).features(lesson.images)
-    frozen = run.kept.frozen.with_images(seen, lesson.targets, len(lesson.classes))
-    update = _update(lesson, shipped, head)
+    update, kept = _taught(lesson, shipped, _with_rows(lesson, model), judged_on)
     _require_bounded(update, run.config)
-    return TaskResult(update, Kept(frozen, plain, aligned), exact, facts)
+    return TaskResult(update, kept, exact, facts)
+
+
+def _taught(
+    lesson: Lesson, shipped: Direction, plain: Head, judged_on: np.ndarray
+) -> tuple[TaskUpdate, Kept]:
+    """What a learned direction makes of the head, and what the host keeps.
+
+    plain: the plain head, with the rows of the task. judged_on: int (n,), the images on which
+    temperature and threshold are measured.
+    """
+    run, kept, moves = lesson.run, lesson.run.kept, bool(shipped[0]) or bool(shipped[1].any())
+    alone = len(lesson.part.classes) == 1 and not moves
+    after = Evaluator(run, run.weights_with(*shipped)) if moves else lesson.under_old_weights
+    seen, classes = after.features(lesson.images), len(lesson.classes)
+    head, aligned = plain, kept.aligned
+    if aligned is not None:
+        aligned = _followed(lesson, aligned, after) if moves else aligned
+        aligned = aligned.with_images(seen, lesson.targets, classes)
+        head = _beside(lesson, aligned) if alone else aligned.discriminant(lesson.live)
+    first = Evaluator(run, {}).features(lesson.images)
+    frozen = kept.frozen.with_images(first, lesson.targets, classes)
+    kept = Kept(frozen, plain, aligned, kept.calibration)
+    update = _update(lesson, shipped, head, kept)
+    own = seen[judged_on], lesson.targets[judged_on]
+    return with_confidence(lesson.before, update, kept, own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,7 +201,7 @@ def _training(lesson: Lesson, given: _Given | None) -> Training:
     """
     run, part = lesson.run, lesson.part
     direction = [tensors_digest(factor_tensors(given.shipped[0]))] if given else []
-    data = part.source, part.name, part.classes, len(lesson.images)
+    data = part.source, part.name, part.classes, len(lesson.taught)
     changes = lesson.retired, lesson.renamed
     key = (lesson.number, *data, *changes, lesson.before.digest, run.config, *direction)
     return Training(
@@ -315,29 +231,18 @@ def _with_rows(lesson: Lesson, model: SDLoRA) -> Head:
     return weight, bias
 
 
-def _beside(lesson: Lesson) -> tuple[Head, FeatureStatistics]:
-    """(the head with the row of one class fitted, the statistics with its images).
-
-    All other rows stay.
-    """
-    known = lesson.run.kept.aligned
-    assert known is not None
-    seen = lesson.under_old_weights.features(lesson.images)
-    statistics = known.with_images(seen, lesson.targets, len(lesson.classes))
+def _beside(lesson: Lesson, statistics: FeatureStatistics) -> Head:
+    """The head with the row of one class fitted. All other rows stay."""
     old = lesson.before.head_weight, lesson.before.head_bias
-    return statistics.beside(*old, lesson.rows, lesson.live), statistics
+    return statistics.beside(*old, lesson.rows, lesson.live)
 
 
-def _aligned(lesson: Lesson, known: FeatureStatistics, after: Evaluator) -> FeatureStatistics:
-    """Follow the drift of old classes, and add the new images.
-
-    Returns the statistics of all classes after the task.
-    """
-    if len(known.means):
-        shown = _views(lesson.images, lesson.run.config.training.seed)
-        known = known.drifted(lesson.under_old_weights.features(shown), after.features(shown))
-    seen = after.features(lesson.images)
-    return known.with_images(seen, lesson.targets, len(lesson.classes))
+def _followed(lesson: Lesson, known: FeatureStatistics, after: Evaluator) -> FeatureStatistics:
+    """The statistics of old classes under the new weights: they follow the drift."""
+    if not len(known.means):
+        return known
+    shown = _views(lesson.images, lesson.run.config.training.seed)
+    return known.drifted(lesson.under_old_weights.features(shown), after.features(shown))
 
 
 def _views(images: Images, seed: int) -> Decoded:
@@ -367,7 +272,7 @@ def _warn_if_still(lesson: Lesson, model: SDLoRA) -> None:
             "which is next to nothing: begin a run with more --epochs, a smaller --batch-size or "
             "another --lr",
             lesson.number,
-            math.prod(steps_of(run.config, len(lesson.images))),
+            math.prod(steps_of(run.config, len(lesson.taught))),
             moved / max(size, 1e-12),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..errors import InputError, UsageError
 from ..formats.canonical import dump_json
 from ..formats.encoding import Factors
 from ..formats.head_update import HeadUpdate
+from ..method.calibration import Calibration
 from ..method.head import FeatureStatistics
 from ..method.sdlora import Head
 from ..shortage import verdict
@@ -23,7 +24,7 @@ from ..state import TaskUpdate, factor_tensors, factors_from
 from ..storage import atomic
 from .folder import METRICS, STATE, STATISTICS
 
-EXACT, FROZEN, PLAIN = "exact.", "frozen.", "plain."
+EXACT, FROZEN, PLAIN, CALIBRATION = "exact.", "frozen.", "plain.", "calibration."
 """prefixes in the statistics file; the statistics under the newest weights have none"""
 
 
@@ -33,12 +34,14 @@ class Kept:
 
     frozen: feature statistics under W_0, for the frozen reference. plain: every head row as its
     task trained it, whatever head is shipped; it sees the backbone's own features alone. aligned:
-    feature statistics under the newest weights; None unless the head is aligned.
+    feature statistics under the newest weights; None unless the head is aligned. calibration: what
+    was measured on held-out images.
     """
 
     frozen: FeatureStatistics
     plain: Head
     aligned: FeatureStatistics | None = None
+    calibration: Calibration = field(default_factory=Calibration.empty)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,7 @@ def write_task(run: Path, result: TaskResult, digest: str) -> None:
     tensors = {f"{FROZEN}{name}": array for name, array in kept.frozen.__dict__.items()}
     tensors |= {f"{PLAIN}weight": kept.plain[0], f"{PLAIN}bias": kept.plain[1]}
     tensors |= {f"{EXACT}{name}": array for name, array in factor_tensors(result.exact).items()}
+    tensors |= {f"{CALIBRATION}{name}": a for name, a in kept.calibration.__dict__.items()}
     tensors |= kept.aligned.__dict__ if kept.aligned else {}
     with atomic.new_folder(target) as new:
         save(new / STATE, update.tensors(), {"task": dump_json(facts).decode()})
@@ -124,7 +128,8 @@ def read_kept(run: Path, task: int) -> Kept:
     try:
         plain = tensors[f"{PLAIN}weight"], tensors[f"{PLAIN}bias"]
         aligned = _statistics(tensors, "") if "means" in tensors else None
-        return Kept(_statistics(tensors, FROZEN), plain, aligned)
+        measured = (tensors[f"{CALIBRATION}{f.name}"] for f in fields(Calibration))
+        return Kept(_statistics(tensors, FROZEN), plain, aligned, Calibration(*measured))
     except KeyError as error:
         raise InputError(
             f"{path} lacks {error}: another version made this run; begin a new one"

@@ -14,6 +14,7 @@ from sdlora_edge.method.head import FeatureStatistics
 from sdlora_edge.state import Projection, TaskUpdate, changed_rows
 from sdlora_edge.train.config import resolve
 from sdlora_edge.train.run import Base, Run
+from sdlora_edge.train.shipped import before_all
 from sdlora_edge.train.tasks import Kept
 
 RANK = 10
@@ -47,7 +48,9 @@ def make_run(
     head = _head(random, base_classes, width)
     Run.begin(path, settings)
     classes = tuple(f"class {i}" for i in range(base_classes))
-    base = Base("base", classes, head, Kept(FeatureStatistics.empty(width), head))
+    rows = changed_rows(before_all(width), *head)
+    update = TaskUpdate(0, "base", classes, np.zeros(0), rows, {})
+    base = Base(update, Kept(FeatureStatistics.empty(width), head))
     run = Run.create(path, settings, backbone, Preprocessing(**prepared), base)
     for _ in range(tasks):
         run.history.follow(_random_update(run, random, new_classes))

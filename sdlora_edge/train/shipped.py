@@ -1,0 +1,46 @@
+"""From a fitted head to what a device gets of it: rows, then what their answers are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from ..formats.confidence import Confidence
+from ..formats.head_update import Step
+from ..method.calibration import Judge
+from ..method.sdlora import zero_head
+from ..state import TaskState, TaskUpdate, advance
+from .tasks import Kept
+
+
+def before_all(features: int) -> TaskState:
+    """The state of a run that knows nothing, which task 0 follows."""
+    return TaskState(0, "", "", (), np.zeros(0), *zero_head(0, features), {}, Confidence.none(0))
+
+
+def step_for(kept: Kept, live: Sequence[int], rank: int) -> Step:
+    """How the head's rows are rounded: so that the logits of these statistics are nearest."""
+    if kept.aligned is None or not len(live):
+        return Step(rank)
+    middle = kept.aligned.means[list(live)].mean(axis=0)
+    return Step(rank, kept.aligned.spread(live), middle)
+
+
+def with_confidence(
+    before: TaskState, update: TaskUpdate, kept: Kept, held_out: tuple[np.ndarray, np.ndarray]
+) -> tuple[TaskUpdate, Kept]:
+    """Add to an update what its answers are worth, and to what is kept what was measured.
+
+    Args:
+        before: The state before the update.
+        update: Its rows are as a device gets them.
+        kept: With the statistics after it.
+        held_out: Features (n, features) and head rows int (n,) of held-out images.
+    """
+    after = advance(before, update)
+    judge = Judge(kept.aligned, (after.head_weight, after.head_bias), after.live)
+    kept = replace(kept, calibration=judge.measured(kept.calibration, *held_out))
+    confidence = judge.confidence(kept.calibration)
+    return replace(update, head=replace(update.head, confidence=confidence)), kept
