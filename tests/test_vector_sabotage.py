@@ -83,12 +83,46 @@ MISTAKES = {
     "known biases are added": ("bias[index] =", "bias[index] +="),
     "the scale of known rows is ignored": (' * own["head.old.scale"][:, None]', ""),
     "known rows are rounded once": (
-        'weight[index] += own["head.old.step"].astype(np.float32)',
-        'weight[index] = weight[index] + own["head.old.step"].astype(np.float64)',
+        "weight[index] += (left @ right).astype(np.float32)",
+        "weight[index] = weight[index] + (left @ right)",
     ),
-    "new rows come first": (
-        '[weight, own["head.new.weight"].astype(np.float32)]',
-        '[own["head.new.weight"].astype(np.float32), weight]',
+    "steps are summed in 16 bits": ("astype(np.int64) for side", "astype(np.int16) for side"),
+    "steps are summed in float16": (
+        "(left @ right).astype(",
+        "(left @ right).astype('f2').astype(",
+    ),
+    "left and right are unsigned": (
+        '{side}"].astype',
+        '{side}"].view(np.uint8).astype',
+    ),
+    "the scale of new rows is ignored": (' * own["head.new.scale"][:, None]', ""),
+    "new rows share a scale": ('own["head.new.scale"][:, None]', 'own["head.new.scale"][:1, None]'),
+    "new rows come first": ("[weight, rows]", "[rows, weight]"),
+    # what the logits are worth
+    "the temperature multiplies": ("/ float(own", "* float(own"),
+    "the temperature is ignored": ('/ float(own["head.temperature"][0])', ""),
+    "the threshold itself is unknown": ("score >= least", "score > least"),
+    "without a threshold nothing is known": ("known = all(", "known = any("),
+    "the score ignores the components": (" - (parts**2).sum()", ""),
+    "components are not squared": ("(parts**2).sum()", "parts.sum()"),
+    "the scale of components is ignored": ('own["head.unknown.scale"] * inner', "inner"),
+    "the bias of components is ignored": (' + own["head.unknown.bias"]', ""),
+    "components are unsigned": (
+        'own["head.unknown.weight"].astype(np.float64)',
+        'own["head.unknown.weight"].view(np.uint8).astype(np.float64)',
+    ),
+    "the temperature before stays": (
+        "factors, confidence_of(own))",
+        "factors, {**confidence_of(own), 'head.temperature': s.confidence['head.temperature']})",
+    ),
+    "retired rows have a place in the unknown score": (
+        "check_confidence(own, len(live(classes)))",
+        "check_confidence(own, len(classes))",
+    ),
+    "a temperature is anything above 0": ("temperature[0] >= 2.0**-24", "temperature[0] > 0"),
+    "a threshold has the limit of weights": (
+        "(np.abs(threshold) <= 1_000_000)",
+        "(np.abs(threshold) <= LARGEST)",
     ),
     "the bias is ignored": ("hidden @ head.T + bias", "hidden @ head.T"),
     # encodings
@@ -159,7 +193,7 @@ MISTAKES = {
     "magnitudes are in the opposite order": ("zip(own, s.factors", "zip(own[::-1], s.factors"),
     "the bundle's magnitudes are not taken off": ("alpha[: len(flashed)] -=", "_ ="),
     "the bundle's factors are ignored": (
-        "flashed_factors(bundle, m)",
+        "flashed_factors(stored, m)",
         "[{} for _ in before]",
     ),
     "projections share the mean magnitude": ("alpha[:, i] if", "alpha.mean(axis=1) if"),

@@ -56,6 +56,8 @@ class State:
     weight: np.ndarray
     bias: np.ndarray
     factors: list[Factors]
+    confidence: Arrays
+    """head.temperature and head.unknown.*"""
     revisions: dict[int, int] = field(default_factory=dict)
     """of the tasks that the packet brought"""
     before: tuple[str, ...] = ()
@@ -133,8 +135,10 @@ class Reader:
         *before, digest = m["states"]
         task, revision = len(before), m["revisions"][-1] if before else 0
         alpha = np.array(m["magnitudes"], np.float64) / UNIT
-        flashed = State(digest, task, revision, classes, alpha, weight, bias, [])
-        flashed.factors, flashed.before = flashed_factors(bundle, m), tuple(before)
+        stored = flashed_tensors(bundle)
+        confidence = {name: x for name, x in stored.items() if name.startswith("head.")}
+        flashed = State(digest, task, revision, classes, alpha, weight, bias, [], confidence)
+        flashed.factors, flashed.before = flashed_factors(stored, m), tuple(before)
         self.states = [flashed]
         self.highest = (revision, task)
         self.revoked: list[tuple[int, int]] = []
@@ -177,7 +181,7 @@ class Reader:
         need(logits.dtype == np.float32 and logits.ndim == 2)
         need(1 <= len(logits) == whole(m["canary"]["count"], 16))
         seed = whole(m["canary"]["seed"], 2**53 - 1)
-        need(np.isfinite(logits).all())
+        need((np.abs(logits) <= 1_000_000).all())
         need(m["lineage"] == self.bundle["states"][0], 5)
         need(m["to"] not in (s.digest, *s.before), 7)
         need(not (a + 1 <= s.task and revisions[t] > s.revision), 5)
@@ -202,6 +206,7 @@ class Reader:
         new, retired, renamed = task["classes"], task["retired"], task["renamed"]
         classes = self.renamed(s.classes, retired, renamed, task["name"], new)
         names = self.check(own, len(new), s, encoding)
+        check_confidence(own, len(live(classes)))
         need(not {*own["head.old.index"].tolist()} & {*retired, *without(s.classes)})
         deltas = self.deltas(task["deltas"], number)
         fields = {name: task[name] for name in ("classes", "deltas", "renamed", "retired")}
@@ -211,15 +216,18 @@ class Reader:
         alpha[: number - 1] += s.alpha.reshape(number - 1, *alpha.shape[1:])
         need((np.abs(alpha) <= LARGEST).all())
         weight, bias, index = s.weight.copy(), s.bias.copy(), own["head.old.index"]
-        weight[index] += own["head.old.step"].astype(np.float32) * own["head.old.scale"][:, None]
+        left, right = (own[f"head.old.{side}"].astype(np.int64) for side in ("left", "right"))
+        weight[index] += (left @ right).astype(np.float32) * own["head.old.scale"][:, None]
         bias[index] = own["head.old.bias"]
-        weight = np.concatenate([weight, own["head.new.weight"].astype(np.float32)])
+        rows = own["head.new.weight"].astype(np.float32) * own["head.new.scale"][:, None]
+        weight = np.concatenate([weight, rows])
         bias = np.concatenate([bias, own["head.new.bias"]])
         weight[retired], bias[retired] = 0, -1e30
         need(np.abs(weight).max(initial=0) <= LARGEST)
         factors = [*s.factors, {name: decoded(own, name, encoding) for name in names}]
-        before = (*s.before, s.digest)
-        return State(digest, number, 0, classes, alpha, weight, bias, factors, before=before)
+        found = State(digest, number, 0, classes, alpha, weight, bias, factors, confidence_of(own))
+        found.before = (*s.before, s.digest)
+        return found
 
     def renamed(
         self,
@@ -258,13 +266,18 @@ class Reader:
     def check(self, own: Arrays, n: int, s: State, encoding: str) -> list[str]:
         """The projections that a task adapts; n: how many classes it brings."""
         m, known, width = len(own["head.old.index"]), len(s.classes), s.weight.shape[1]
+        rank = len(own["head.old.right"])
+        need(rank <= 1024)
         expected: dict[str, Kind] = {
-            "head.new.weight": ("<f2", (n, width)),
+            "head.new.weight": ("|i1", (n, width)),
+            "head.new.scale": ("<f4", (n,)),
             "head.new.bias": ("<f4", (n,)),
             "head.old.index": ("<i4", (m,)),
-            "head.old.step": ("|i1", (m, width)),
+            "head.old.left": ("|i1", (m, rank)),
+            "head.old.right": ("|i1", (rank, width)),
             "head.old.scale": ("<f4", (m,)),
             "head.old.bias": ("<f4", (m,)),
+            **{name: (x.dtype.str, x.shape) for name, x in confidence_of(own).items()},
         }
         shapes = {p["name"]: p["shape"] for p in self.bundle["projections"]}
         names = [name for name in shapes if f"{name}.A" in own]
@@ -275,6 +288,8 @@ class Reader:
             expected |= {f"{name}.{part}": kind for part, kind in parts.items()}
         need({name: (x.dtype.str, x.shape) for name, x in own.items()} == expected)
         for name, x in own.items():
+            if name == "head.unknown.threshold":
+                continue
             values, scale = x.astype(np.float32), name.endswith(".scale")
             most = LARGEST / 128 if scale else LARGEST
             need(x.dtype.kind != "f" or (np.abs(values) <= most).all())
@@ -283,6 +298,16 @@ class Reader:
         need((np.diff(index) > 0).all())
         need(((index >= 0) & (index < known)).all())
         return names
+
+    def answer(self, z: np.ndarray) -> tuple[float, bool, np.ndarray]:
+        """Section 6: (score, known, probabilities) of the logits of live rows."""
+        z, own = z.astype(np.float64), self.state.confidence
+        inner = own["head.unknown.weight"].astype(np.float64) @ z
+        parts = own["head.unknown.scale"] * inner + own["head.unknown.bias"]
+        score = float(z.max() - (parts**2).sum())
+        known = all(score >= least for least in own["head.unknown.threshold"])
+        share = np.exp((z - z.max()) / float(own["head.temperature"][0]))
+        return score, known, share / share.sum()
 
     def merged(self, s: State) -> Arrays:
         """W_t, in the dtype in which the bundle stores it."""
@@ -340,6 +365,30 @@ class Reader:
         return any(task >= i and revision <= r for i, r in self.revoked)
 
 
+def confidence_of(own: Arrays) -> Arrays:
+    names = ("temperature", *(f"unknown.{part}" for part in ("weight", "scale", "bias")))
+    return {f"head.{name}": own[f"head.{name}"] for name in (*names, "unknown.threshold")}
+
+
+def check_confidence(own: Arrays, live: int) -> None:
+    """Temperature and unknown score of a state with this number of live rows."""
+    found = confidence_of(own)
+    temperature, threshold = found["head.temperature"], found["head.unknown.threshold"]
+    k, given = len(found["head.unknown.scale"]), len(threshold)
+    expected: dict[str, Kind] = {
+        "head.temperature": ("<f4", (1,)),
+        "head.unknown.weight": ("|i1", (k, live)),
+        "head.unknown.scale": ("<f4", (k,)),
+        "head.unknown.bias": ("<f4", (k,)),
+        "head.unknown.threshold": ("<f4", (given,)),
+    }
+    need({name: (x.dtype.str, x.shape) for name, x in found.items()} == expected)
+    need(k <= 64)
+    need(given <= 1)
+    need(temperature[0] >= 2.0**-24)
+    need((np.abs(threshold) <= 1_000_000).all())
+
+
 # The bundle
 
 
@@ -349,8 +398,7 @@ def flashed_weight(bundle: Path, entry: Json) -> np.ndarray:
     return values.reshape(entry["shape"]).astype(np.float32)
 
 
-def flashed_factors(bundle: Path, manifest: Json) -> list[Factors]:
-    """Of the tasks 1 to e."""
+def flashed_tensors(bundle: Path) -> Arrays:
     data = (bundle / "factors.safetensors").read_bytes()
     n = int.from_bytes(data[:8], "little")
     table, content, stored = json.loads(data[8 : 8 + n]), data[8 + n :], {}
@@ -358,6 +406,11 @@ def flashed_factors(bundle: Path, manifest: Json) -> list[Factors]:
     for name, entry in table.items():
         values = np.frombuffer(content[slice(*entry["data_offsets"])], DTYPES[entry["dtype"]])
         stored[name] = values.reshape(entry["shape"])
+    return stored
+
+
+def flashed_factors(stored: Arrays, manifest: Json) -> list[Factors]:
+    """Of the tasks 1 to e."""
     tasks = [of_task(stored, k) for k in range(1, len(manifest["states"]))]
     names = [p["name"] for p in manifest["projections"]]
     encoding = manifest["encoding"]

@@ -19,7 +19,7 @@ VECTORS: list[dict[str, Any]] = INDEX["vectors"]
 
 @dataclass
 class Stand:
-    """Where a device stands. head, factors: tensors. weights: W_t."""
+    """Where a device stands. head, factors: tensors. weights: W_t. answer: of logits."""
 
     state: str
     trust_version: int
@@ -27,6 +27,7 @@ class Stand:
     head: str
     factors: str
     weights: Mapping[str, np.ndarray]
+    answer: Callable[[np.ndarray], tuple[float, bool, np.ndarray]]
 
 
 class Subject(Protocol):
@@ -63,6 +64,12 @@ def wrong(vector: Mapping[str, Any], flash: Callable[[Path], Subject]) -> str:
         for name, right in expected["weights"].items():
             if not np.allclose(found := fingerprint(stand.weights[name]), right, rtol=0, atol=1e-4):
                 return f"{where}: {name} has {found}, not {right}"
+        for right in expected["answers"]:
+            score, known, shares = stand.answer(np.array(right["logits"], np.float32))
+            same = np.allclose(score, right["score"], rtol=0, atol=1e-4)
+            same &= np.allclose(shares, right["probabilities"], rtol=0, atol=1e-4)
+            if not same or known != right["known"]:
+                return f"{where}: {right['logits']} is worth {score, known, shares}, not {right}"
     return ""
 
 
@@ -122,4 +129,5 @@ class _Reading:
             head,
             digest(factors),
             self.reader.merged(s),
+            self.reader.answer,
         )

@@ -94,7 +94,7 @@ def _summary(value: dict[str, Any]) -> list[Line]:
     shown = {
         **{name: value[name] for name in ("bundle", "id", "lineage", "state")},
         "model": f"{value['model']} ({value['target']}, {value['precision']}, "
-        f"weights as {value['weights_as']})",
+        f"weights as {value['weights_as']}, features: {value['features']})",
         "task": f"{value['task']} ({value['task_name']})",
         "classes": listed(value["classes"])
         + (f" (room for {value['capacity']})" if value["capacity"] else ""),

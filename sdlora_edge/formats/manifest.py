@@ -63,6 +63,7 @@ KINDS = {
     "states": listed(digest, 1, LIMITS.sequence + 1),
     "task_name": text(),
     "model": text(),
+    "features": text(),
     "target": text(),
     "precision": text(),
     "tolerance": whole(1, ONE - 1),
@@ -127,6 +128,7 @@ class Manifest:
             task.
         task_name: Name of task e.
         model: Name of the backbone.
+        features: What of the backbone the head sees.
         target: What runs the model: "onnx", "executorch", or the name of another package's engine.
         precision: Precision of the weights that are not adapted.
         tolerance: Largest logit difference to torch on images (`export.precision`).
@@ -149,6 +151,7 @@ class Manifest:
     states: tuple[str, ...]
     task_name: str
     model: str
+    features: str
     target: str
     precision: str
     tolerance: float

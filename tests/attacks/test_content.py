@@ -42,6 +42,30 @@ def put(ending: str, value: float, place: int = 0) -> Callable[[Draft], None]:
     return change
 
 
+def change_one_row(draft: Draft) -> None:
+    """The fleet's heads change no known row: let this one change the bias of the first."""
+    features = draft.arrays["2.head.new.weight"].shape[1]
+    draft.arrays["2.head.old.index"] = np.zeros(1, np.int32)
+    draft.arrays["2.head.old.left"] = np.zeros((1, 1), np.int8)
+    draft.arrays["2.head.old.right"] = np.zeros((1, features), np.int8)
+    draft.arrays["2.head.old.scale"] = np.zeros(1, np.float32)
+    draft.arrays["2.head.old.bias"] = np.zeros(1, np.float32)
+
+
+def score_unknown(draft: Draft) -> None:
+    """Give it an unknown score of one component."""
+    live = draft.arrays["canary.logits"].shape[1]
+    draft.arrays["2.head.unknown.weight"] = np.ones((1, live), np.int8)
+    for part in ("scale", "bias", "threshold"):
+        draft.arrays[f"2.head.unknown.{part}"] = np.zeros(1, np.float32)
+
+
+def narrow(draft: Draft, *names: str) -> None:
+    """Take the first column away."""
+    for name in names:
+        draft.arrays[name] = draft.arrays[name][:, 1:]
+
+
 def test_a_forged_packet_without_a_fault_is_taken(victim: Victim) -> None:
     """So that every refusal below is for its own fault."""
     data = forged(victim, lambda draft: None)
@@ -51,24 +75,40 @@ def test_a_forged_packet_without_a_fault_is_taken(victim: Victim) -> None:
 def test_nan_infinity_and_huge_magnitudes(victim: Victim) -> None:
     def change(ending: str, value: float) -> Callable[[Draft], None]:
         def apply(draft: Draft) -> None:
-            if ".old." in ending:  # this head changes no row: let it change one
-                features = draft.arrays["2.head.new.weight"].shape[1]
-                draft.arrays["2.head.old.index"] = np.zeros(1, np.int32)
-                draft.arrays["2.head.old.step"] = np.zeros((1, features), np.int8)
-                draft.arrays["2.head.old.scale"], draft.arrays["2.head.old.bias"] = np.zeros(
-                    (2, 1), np.float32
-                )
+            change_one_row(draft)
+            score_unknown(draft)
             put(ending, value)(draft)
 
         return apply
 
-    endings = [".A", ".B", "head.new.weight", "head.new.bias", "head.old.scale", "head.old.bias"]
+    head = ["new.scale", "new.bias", "old.scale", "old.bias", "temperature"]
+    head += ["unknown.scale", "unknown.bias"]
+    endings = [".A", ".B", *(f"head.{name}" for name in head)]
     values = [NAN, INF, -INF, 20_000.0, -20_000.0]
     victim.refuses_each(
         (forged(victim, change(ending, value)), 3, "out of bounds")
         for ending in endings
         for value in values
     )
+    lone = [("head.temperature", 0.0), ("head.temperature", 1e-9)]
+    lone += [("head.unknown.threshold", value) for value in (NAN, INF, -INF, 2e6, -2e6)]
+    victim.refuses_each((forged(victim, change(*one)), 3, "out of bounds") for one in lone)
+    # a huge logit would make the canary's tolerance as huge, so that any model passed
+    victim.refuses_each(
+        (forged(victim, change("canary.logits", value)), 3, "holds NaN, infinity or a logit above")
+        for value in (NAN, INF, -INF, 2e6, -2e6)
+    )
+
+
+def test_without_such_a_number_these_packets_reach_the_canary(victim: Victim) -> None:
+    """So that every refusal above is for its own fault."""
+
+    def change(draft: Draft) -> None:
+        change_one_row(draft)
+        score_unknown(draft)
+
+    assert victim.apply(forged(victim, change)).code == 6  # the row has another bias
+    assert victim.apply(forged(victim, score_unknown)).code == 0
 
 
 def test_nan_infinity_and_huge_numbers_in_the_manifest(victim: Victim) -> None:
@@ -157,7 +197,22 @@ def test_wrong_shapes_dtypes_and_ranks(victim: Victim) -> None:
         reshape(".B", lambda a: a[:-1]),
         reshape("head.new.weight", lambda a: a[:, :-1]),
         reshape("head.new.weight", lambda a: a[:-1]),
-        reshape("head.new.weight", lambda a: a.astype(np.float32)),
+        reshape("head.new.weight", lambda a: a.astype(np.float16)),
+        reshape("head.new.scale", lambda a: a[:-1]),
+        reshape("head.old.left", lambda a: np.zeros((1, a.shape[1]), np.int8)),
+        reshape("head.old.left", lambda a: a.reshape(-1)),
+        reshape("head.old.right", lambda a: np.zeros((1, a.shape[1] + 1), np.int8)),
+        reshape("head.old.right", lambda a: np.zeros((1025, a.shape[1]), np.int8)),
+        reshape("head.old.right", lambda a: a.reshape(-1)),
+        reshape("head.temperature", lambda a: a[:0]),
+        reshape("head.temperature", lambda a: a.reshape(())),
+        reshape("head.unknown.weight", lambda a: np.zeros((1, a.shape[1]), np.int8)),
+        reshape("head.unknown.weight", lambda a: a[:, :-1]),
+        reshape("head.unknown.scale", lambda a: np.zeros((1, 1), np.float32)),
+        reshape("head.unknown.scale", lambda a: np.zeros((), np.float32)),
+        reshape("head.unknown.bias", lambda a: np.zeros(1, np.float32)),
+        reshape("head.unknown.threshold", lambda a: np.zeros(2, np.float32)),
+        reshape("head.unknown.threshold", lambda a: np.zeros((), np.float32)),
         reshape("head.new.bias", lambda a: a[:-1]),
         reshape("head.new.bias", lambda a: a.reshape(-1, 1)),
         reshape("head.old.index", lambda a: np.array([[0]], np.int32)),
@@ -341,17 +396,22 @@ def test_classes_that_are_retired_and_renamed(victim: Victim) -> None:
         victim.refuses(other, 3, "are not a list")
 
     def stepped(draft: Draft) -> None:
-        features = draft.arrays["2.head.new.weight"].shape[1]
         draft.manifest["tasks"][0]["retired"] = [0]
-        draft.arrays["2.head.old.index"] = np.zeros(1, np.int32)
-        draft.arrays["2.head.old.step"] = np.zeros((1, features), np.int8)
-        draft.arrays["2.head.old.scale"] = draft.arrays["2.head.old.bias"] = np.zeros(1, np.float32)
-        draft.arrays["canary.logits"] = draft.arrays["canary.logits"][:, 1:]
+        change_one_row(draft)
+        narrow(draft, "canary.logits", "2.head.unknown.weight")
 
     victim.refuses(forged(victim, stepped), 3, "changes row 0, which is retired")
-    # its canary still has a column for the row that is retired
-    retired = forged(victim, lambda d: d.manifest["tasks"][0].update(retired=[0]))
-    victim.refuses(retired, 3, "classes are live")
+    # its canary, or its unknown score, still has a column for the row that is retired
+
+    def retired(*narrowed: str) -> bytes:
+        def change(draft: Draft) -> None:
+            draft.manifest["tasks"][0]["retired"] = [0]
+            narrow(draft, *narrowed)
+
+        return forged(victim, change)
+
+    victim.refuses(retired("2.head.unknown.weight"), 3, "classes are live")
+    victim.refuses(retired("canary.logits"), 3, "head.unknown.weight is int8")
 
 
 def test_an_encoding_that_is_unknown_or_not_the_tensors(victim: Victim) -> None:

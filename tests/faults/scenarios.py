@@ -400,7 +400,7 @@ class Orders:
 
     def _retiring(self, last: Packet, signer: signing.CryptoSigner) -> Path:
         state = self._run.states[last.sequence]
-        head = changed_rows(state, state.head_weight, state.head_bias)
+        head = changed_rows(state, state.head_weight, state.head_bias, (0,))
         deltas = np.zeros(last.sequence + 1)
         update = TaskUpdate(
             last.sequence + 1, "changes", (), deltas, head, {}, (0,), ((1, "another name"),)

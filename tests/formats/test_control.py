@@ -163,7 +163,10 @@ def test_build_says_what_a_packet_costs_and_brings(cli: Cli, fleet: Fleet, tmp_p
     ]
     assert set(built["accuracy"]) == {"before", "after", "after_without_old_rows", "images"}
     assert built["accuracy"]["images"] == 20
-    assert built["old_rows_bytes"] == built["old_rows"] * (64 + 12)
+    head = Run.open(fleet.run).updates[2].head
+    parts = (head.index, head.left, head.right, head.scale, head.bias)
+    assert built["old_rows"] == len(head.index)
+    assert built["old_rows_bytes"] == sum(part.nbytes for part in parts)
     shown = cli(*command, "--out", tmp_path / "b", "--task", 3).out
     assert "weight error" in shown
     assert "20 images" in shown

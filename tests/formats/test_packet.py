@@ -18,7 +18,8 @@ from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, LimitError, SdloraError
 from sdlora_edge.formats import container, packet, signing
 from sdlora_edge.formats.canonical import dump_json
-from sdlora_edge.formats.encoding import Factors, HeadUpdate, encode
+from sdlora_edge.formats.confidence import Confidence
+from sdlora_edge.formats.encoding import Factors, encode
 from sdlora_edge.formats.lead import lead
 from sdlora_edge.inputs import canary
 from sdlora_edge.inputs.image import Preprocessing
@@ -222,9 +223,13 @@ def test_shapes_dtypes_and_finiteness_are_checked_against_the_state(fleet: Fleet
         },
         {"factors": {**update.factors, name: encode(factors, "int8")}},
         {"factors": {**update.factors, "blocks.9.attn.q": factors}},
-        {"head": replace(head, new_weight=head.new_weight[:, 1:])},
-        {"head": replace(head, new_weight=head.new_weight[1:], new_bias=head.new_bias[1:])},
-        {"head": replace(head, new_weight=head.new_weight * np.float16(np.nan))},
+        {"head": replace(head, new=head.new[:, 1:])},
+        {"head": replace(head, new=head.new[1:], new_bias=head.new_bias[1:])},
+        {"head": replace(head, new_scale=head.new_scale * np.float32(np.nan))},
+        {"head": replace(head, new_scale=-head.new_scale)},
+        {"head": replace(head, left=np.zeros((0, 1), np.int8))},
+        {"head": replace(head, right=head.right[:, 1:])},
+        {"head": replace(head, confidence=Confidence.none(len(logits[0]) + 1))},
         {"head": replace(head, new_bias=head.new_bias + np.float32(1e30))},
         {"deltas": np.ones((1, len(run.projections) - 1))},
         {"classes": (update.classes[0], update.classes[0])},
@@ -245,8 +250,13 @@ def test_head_rows_that_do_not_exist_are_refused(fleet: Fleet, index: object) ->
     zeros = np.zeros(count, np.float32)
     changed = replace(
         run.updates[0],
-        head=HeadUpdate(
-            old.new_weight, old.new_bias, rows, np.zeros((count, 64), np.int8), zeros, zeros
+        head=replace(
+            old,
+            index=rows,
+            left=np.zeros((count, 1), np.int8),
+            right=np.zeros((1, 64), np.int8),
+            scale=zeros,
+            bias=zeros,
         ),
     )
     assert len(before.classes) == 4

@@ -197,9 +197,11 @@ def shifted(by_bytes: int) -> Callable[[dict[str, Any], bytes], tuple[dict[str, 
 
 def grown(d: Draft) -> None:
     """Task 2 of a squash takes a row that task 1 brought beyond the limit."""
-    d.arrays["1.head.new.weight"][0] = 9984
-    d.arrays["2.head.old.step"][2] = 127
-    d.arrays["2.head.old.scale"][2] = 1
+    d.arrays["1.head.new.weight"][0] = 127
+    d.arrays["1.head.new.scale"][0] = 78
+    d.arrays["2.head.old.left"][2] = 127
+    d.arrays["2.head.old.right"][:] = 127
+    d.arrays["2.head.old.scale"][2] = 1 / 128
 
 
 def content(book: Book) -> None:
@@ -212,15 +214,17 @@ def content(book: Book) -> None:
     v("data-changed", 3, changed_after(good))
     v("data-changed-signature-wrong", 4, resigned(changed_after(good), lambda s: [flipped(s[0])]))
     A, B, old = "1.qkv.q.A", "1.qkv.q.B", "1.head.old."
+    fresh, unknown, temperature = "1.head.new.", "1.head.unknown.", "1.head.temperature"
     nan, inf, half = float("nan"), float("inf"), np.float16
-    last = int(Draft(good).arrays[B].view(np.int8).flat[-1])  # the byte before the last tensor's
+    last = int(Draft(good).arrays[old + "right"].flat[-1])  # the byte before the last tensor's
     v("tensors-by-name", 3, tabled(good, by_name))
     v("tensors-gap", 3, tabled(good, shifted(1)))
     v(
         "tensors-overlap",
         3,
         tabled(
-            draft(good, lambda d: d.arrays[old + "step"].flat.__setitem__(0, last)), shifted(-1)
+            draft(good, lambda d: d.arrays[unknown + "weight"].flat.__setitem__(0, last)),
+            shifted(-1),
         ),
     )
     v("tensors-end", 3, tabled(good, lambda table, found: (table, found + b"\0")))
@@ -243,13 +247,46 @@ def content(book: Book) -> None:
         "nan-in-A": put(A, nan),
         "inf-in-B": put(B, inf),
         "factor-too-large": put(B, 10008),
-        "nan-in-head": put("1.head.new.weight", nan),
+        "nan-in-new-scale": be(fresh + "scale", lambda x: x * np.float32(nan)),
+        "new-scale-negative": be(fresh + "scale", lambda x: -x),
+        "new-scale-too-large": be(fresh + "scale", lambda x: x * 0 + np.float32(78.5)),
+        "new-float16": be(fresh + "weight", lambda x: x.astype(half)),
+        "new-scale-short": be(fresh + "scale", lambda x: x[:0]),
+        "left-too-wide": be(old + "left", lambda x: np.tile(x, 2)),
+        "left-too-long": be(old + "left", lambda x: np.vstack([x, x[:1]])),
+        "left-float32": be(old + "left", lambda x: x.astype(np.float32)),
+        "right-too-narrow": be(old + "right", lambda x: x[:, :-1]),
+        "right-of-one-dimension": be(old + "right", lambda x: x[0]),
+        "temperature-0": be(temperature, lambda x: x * 0),
+        "temperature-negative": be(temperature, lambda x: -x),
+        "temperature-nan": be(temperature, lambda x: x * np.float32(nan)),
+        "temperature-too-small": be(temperature, lambda x: x * 0 + np.float32(2.0**-25)),
+        "temperature-too-large": be(temperature, lambda x: x * 0 + np.float32(10_001)),
+        "temperature-twice": be(temperature, lambda x: np.tile(x, 2)),
+        "temperature-none": be(temperature, lambda x: x[:0]),
+        "temperature-missing": lambda d: d.arrays.pop(temperature),
+        "unknown-too-narrow": be(unknown + "weight", lambda x: x[:, :-1]),
+        "unknown-too-wide": be(unknown + "weight", lambda x: np.hstack([x, x[:, :1]])),
+        "unknown-float32": be(unknown + "weight", lambda x: x.astype(np.float32)),
+        "unknown-scale-short": be(unknown + "scale", lambda x: x[:-1]),
+        "unknown-scale-negative": put(unknown + "scale", -0.01),
+        "unknown-scale-too-large": put(unknown + "scale", 78.5),
+        "unknown-scale-inf": put(unknown + "scale", inf),
+        "unknown-bias-short": be(unknown + "bias", lambda x: x[:-1]),
+        "unknown-bias-too-large": put(unknown + "bias", -10_001),
+        "unknown-bias-nan": put(unknown + "bias", nan),
+        "unknown-missing": lambda d: d.arrays.pop(unknown + "bias"),
+        "threshold-twice": be(unknown + "threshold", lambda x: np.tile(x, 2)),
+        "threshold-too-large": be(unknown + "threshold", lambda x: x * 0 + np.float32(1_000_064)),
+        "threshold-nan": be(unknown + "threshold", lambda x: x * np.float32(nan)),
+        "threshold-alone": be(unknown + "threshold", lambda x: x.reshape(1, 1)),
         "inf-in-bias": be("1.head.new.bias", lambda x: x + np.float32(inf)),
         "nan-in-known-bias": put(old + "bias", nan),
         "nan-in-scale": put(old + "scale", nan),
         "scale-negative": put(old + "scale", -0.01),
         "scale-too-large": put(old + "scale", 78.5),
         "nan-in-canary": put("canary.logits", nan),
+        "canary-too-large": put("canary.logits", 1_000_001),
         "canary-too-narrow": be("canary.logits", lambda x: x[:, :-1]),
         "canary-float16": be("canary.logits", lambda x: x.astype(half)),
         "canary-of-one-class": be("canary.logits", lambda x: x[:, :1]),
@@ -278,12 +315,12 @@ def content(book: Book) -> None:
         "delta-text": of_task(deltas=["1"]),
         "revision-too-large": of_task(revision=1_000_001),
         "head-of-another-format": lambda d: d.arrays.update(
-            {"1.head.temperature": np.ones(1, np.float32)}
+            {"1.head.old.step": np.zeros((2, 24), np.int8)}
         ),
         "shape-beyond": lambda d: d.arrays.update(
-            {"1.head.old.step": np.zeros((0, 2**26 + 1), np.int8)}
+            {old + "right": np.zeros((0, 2**26 + 1), np.int8)}
         ),
-        "tensor-unknown": lambda d: d.arrays.update({"1.head.new.scale": np.ones(1, np.float32)}),
+        "tensor-unknown": lambda d: d.arrays.update({"1.head.old.bits": np.ones(1, np.float32)}),
         "tensor-of-another-task": lambda d: d.arrays.update(
             {"2.qkv.q.A": d.arrays[A], "2.qkv.q.B": d.arrays[B]}
         ),

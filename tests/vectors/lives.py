@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,11 @@ from book import (
 )
 from curve import PRIME, mirrored, of_mixed_order, public
 from forge import Draft, split
-from network import PROJECTIONS, Chain, Export
+from network import PROJECTIONS, Chain, Export, confident
 
 from sdlora_edge.formats import control
 from sdlora_edge.formats.canonical import dump_json, sha256
+from sdlora_edge.formats.confidence import Confidence
 
 STEP, UNIT = 2.0**-24, 2**24
 """of magnitudes: as a number, and how many of them are 1"""
@@ -40,7 +42,7 @@ TWO = ONE.then(
 THREE = TWO.then("more of the same", [], [0.0, 1023 * STEP, 0.5], ALL, changed=[5])
 FOUR = THREE.then("head alone", ["fox"], [STEP, -STEP, 0.0, 1.0])
 AGAIN = ONE.then("insects", ["Grille"], [0.25, 0.75], ALL, changed=[1])
-AGAIN_THREE = AGAIN.then("fish", ["gar"], [-0.125, 0.5, 0.875], {"qkv.q": 1}, changed=[0, 5])
+AGAIN_THREE = AGAIN.then("fishes", ["gar"], [-0.125, 0.5, 0.875], {"qkv.q": 1}, changed=[0, 5])
 OTHER_ONE = BASE.then("other birds", ["dodo"], [0.5], {"qkv.q": 1})
 OTHER_TWO = OTHER_ONE.then("other insects", ["flea"], [0.25, 0.5], {"qkv.q": 1})
 SMALL = BASE.then("small", ["dove"], [1.0], {"qkv.q": 1}, changed=[0, 2])
@@ -66,7 +68,7 @@ LATE_STRANGE = LATE_BASE.then("other birds", ["dodo"], [1.0], ALL)
 LATE_NAMES = LATE_BASE.then("birds", ["duck"], [1.0], ALL)
 """as LATE_ONE, but for the name of the class"""
 LATE_MOVED = LATE_BASE.then("insects first", ["midge"], [1.0], ALL)
-LATE_THREE = LATE_TWO.then("fish", ["gar"], [0.75, -1.0, 0.5], {"qkv.v": 1}, changed=[0, 4])
+LATE_THREE = LATE_TWO.then("fishes", ["gar"], [0.75, -1.0, 0.5], {"qkv.v": 1}, changed=[0, 4])
 
 ROOM_BASE = Chain.base("room", "fp16")
 ROOM_ONE = ROOM_BASE.then("birds", ["dove"], [1.0], ALL)
@@ -82,6 +84,28 @@ def exports() -> dict[str, Export]:
         "late": Export(LATE_TWO, trust("ab", 2), (0, 1), canary_tolerance=0.02),
         "room": Export(ROOM_BASE, trust("a"), dtype="float16", capacity=5),
     }
+
+
+def extreme(threshold: float, temperature: float, components: int, live: int) -> Confidence:
+    """Numbers at their bounds."""
+    found = replace(confident("extreme", live, components), scale=np.zeros(components, np.float32))
+    return replace(
+        found,
+        temperature=np.full(1, temperature, np.float32),
+        threshold=np.full(1, threshold, np.float32),
+    )
+
+
+LARGE = BASE.then(
+    "large",
+    ["dove"],
+    [1.0],
+    {"qkv.q": 1},
+    changed=[0, 2],
+    step=1024,
+    confidence=extreme(10**6, 10_000, 64, 4),
+)
+LARGE_TWO = LARGE.then("low", [], [0.0, 0.0], confidence=extreme(-(10**6), STEP, 0, 4))
 
 
 def deltas(value: list[Any]) -> Callable[[Draft], object]:
@@ -154,12 +178,13 @@ NOTHING = CHANGES_ONE.then("nothing", [], [0.0, 0.0])
 
 
 def narrowed(by_columns: int, **fields: Any) -> Callable[[Draft], object]:
-    """Fields of the first task, and a canary of fewer columns."""
+    """Fields of the first task, and tensors of fewer columns where live rows have one."""
 
     def change(d: Draft) -> None:
         d.manifest["tasks"][0].update(fields)
-        logits = d.arrays["canary.logits"]
-        d.arrays["canary.logits"] = logits[:, : logits.shape[1] - by_columns]
+        for name in [n for n in d.arrays if n.endswith(("canary.logits", "unknown.weight"))]:
+            found = d.arrays[name]
+            d.arrays[name] = found[:, : found.shape[1] - by_columns]
 
     return change
 
@@ -280,6 +305,12 @@ def bounds(book: Book) -> None:
         ),
     )
     v("revocation-largest", 7, revocation(BASE, 10**6, 10**6 - 1))
+    v = book.vector("bounds-head", "fp16", "The longest step of known rows, and the widest score")
+    v("head-large", LARGE, update(LARGE))
+    v("head-low", LARGE_TWO, update(LARGE_TWO))
+    v = book.vector("bounds-head-beyond", "fp16", "One more than that")
+    v("head-rank-1025", 3, draft(update(LARGE), longer))
+    v("head-components-65", 3, draft(update(SMALL), more_components))
     v = book.vector("bounds-beyond", "fp16", "One more than that")
     v("keys-too-new", 3, draft(control.build_trust(trust("ab", 1, 2), by("ab")), beyond, "ab"))
     v("keys-17", 3, keys_of_17())
@@ -290,6 +321,20 @@ def bounds(book: Book) -> None:
     v("float-in-a-field", 3, draft(update(SMALL), lambda d: d.manifest.update(also=0.5)))
     v("float-that-is-whole", 3, draft(update(SMALL), lambda d: d.manifest.update(also=1.0)))
     v("delta-float", 3, draft(update(SMALL), deltas([float(UNIT)])))
+
+
+def longer(d: Draft) -> None:
+    """A step of rank 1,025."""
+    left, right = (d.arrays[f"1.head.old.{side}"] for side in ("left", "right"))
+    d.arrays["1.head.old.left"] = np.hstack([left, left[:, :1]])
+    d.arrays["1.head.old.right"] = np.vstack([right, right[:1]])
+
+
+def more_components(d: Draft) -> None:
+    """A score of 65 components."""
+    for part in ("weight", "scale", "bias"):
+        own = d.arrays[f"1.head.unknown.{part}"]
+        d.arrays[f"1.head.unknown.{part}"] = np.concatenate([own[:1]] * 65)
 
 
 def beyond(d: Draft) -> None:

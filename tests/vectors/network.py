@@ -34,7 +34,9 @@ from sdlora_edge.formats.bundle import (
     classes_json,
 )
 from sdlora_edge.formats.canonical import dump_json, sha256, tensors_digest
-from sdlora_edge.formats.encoding import Factors, HeadUpdate
+from sdlora_edge.formats.confidence import Confidence
+from sdlora_edge.formats.encoding import Factors
+from sdlora_edge.formats.head_update import HeadUpdate
 from sdlora_edge.inputs import canary
 from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.state import Projection, TaskState, TaskUpdate, advance, factor_tensors, lineage_id
@@ -60,6 +62,32 @@ def drawn(label: str, *shape: int) -> np.ndarray:
     ) / np.float32(32)
 
 
+def samples(live: int) -> np.ndarray:
+    """Logits whose worth vectors.json tells: float32 (3, live)."""
+    return drawn(f"logits {live}", 3, live) * 16
+
+
+def confident(name: str, live: int, components: int | None = None) -> Confidence:
+    """Of a task of this name: 0 to 2 components, and a threshold or none, by the name's length.
+
+    Without components the score is a logit, and that of the first sample is the threshold itself.
+    """
+    k = len(name) % 3 if components is None else components
+    weight = (drawn(f"{name} unknown", k, live) * 127).astype(np.int8)
+    weight.flat[:1] = -128
+    found = Confidence(
+        np.full(1, 0.5 + len(name) / 8, np.float32),
+        weight,
+        (1 + np.arange(k, dtype=np.float32)) / np.float32(700),
+        drawn(f"{name} unknown bias", k),
+        np.zeros(0, np.float32),
+    )
+    scores = found.scores(samples(live))
+    threshold = (scores.min() + scores.max()) / 2 if k else scores[0]
+    none = len(name) % 4 == 3
+    return found if none else replace(found, threshold=np.full(1, threshold, np.float32))
+
+
 UNUSUAL = {
     "fp32": (2.0**-149, -0.0),
     "fp16": (2.0**-24, -0.0),
@@ -82,10 +110,11 @@ class Chain:
     def base(cls, name: str, encoding: str) -> Chain:
         """Another `name` is another lineage."""
         weight, bias = drawn("head", len(CLASSES), FEATURES) / 2, drawn("bias", len(CLASSES))
-        lineage = lineage_id(sha256(name.encode()), PROJECTIONS, encoding, CLASSES, (weight, bias))
-        return cls(
-            encoding, (TaskState(0, "base", lineage, CLASSES, np.zeros(0), weight, bias, {}),)
-        )
+        head = weight, bias
+        lineage = lineage_id(sha256(name.encode()), PROJECTIONS, encoding, CLASSES, head, "last")
+        known = confident(name, len(CLASSES))
+        state = TaskState(0, "base", lineage, CLASSES, np.zeros(0), *head, {}, known)
+        return cls(encoding, (state,))
 
     @property
     def state(self) -> TaskState:
@@ -104,16 +133,13 @@ class Chain:
         changed: Sequence[int] = (),
         **fields: Any,
     ) -> Chain:
-        """One task more. ranks: of the projections it adapts. changed: known rows that change."""
-        n, m = len(classes), len(changed)
-        head = HeadUpdate(
-            (drawn(f"{name} rows", n, FEATURES) / 2).astype(np.float16),
-            drawn(f"{name} biases", n) / np.float32(3),
-            np.array(changed, np.int32),
-            (drawn(f"{name} steps", m, FEATURES) * 127).astype(np.int8),
-            (1 + np.arange(m, dtype=np.float32)) / np.float32(300),
-            drawn(f"{name} known biases", m) / np.float32(3),
-        )
+        """One task more. ranks: of the projections it adapts. changed: known rows that change.
+
+        step: rank of their step. confidence: in place of the one drawn. The rest: of the update.
+        """
+        live = len(self.state.live) + len(classes) - len(fields.get("retired", ()))
+        confidence = fields.pop("confidence", None) or confident(name, live)
+        head = self._head(name, len(classes), changed, fields.pop("step", 3), confidence)
         factors = {}
         for p in PROJECTIONS:
             if rank := (ranks or {}).get(p.name, 0):
@@ -133,6 +159,28 @@ class Chain:
             self,
             states=(*self.states, advance(self.state, update)),
             updates=(*self.updates, update),
+        )
+
+    def _head(
+        self, name: str, n: int, changed: Sequence[int], rank: int, confidence: Confidence
+    ) -> HeadUpdate:
+        """The drawn rows of a task with n classes."""
+        m = len(changed)
+        rank = rank if m else 0
+        left = (drawn(f"{name} left", m, rank) * 127).astype(np.int8)
+        left.flat[:1] = -128
+        right = (drawn(f"{name} right", rank, FEATURES) * 127).astype(np.int8)
+        right.flat[:2] = -128, 127
+        return HeadUpdate(
+            (drawn(f"{name} rows", n, FEATURES) * 127).astype(np.int8),
+            (1 + np.arange(n, dtype=np.float32)) / np.float32(300),
+            drawn(f"{name} biases", n) / np.float32(3),
+            np.array(changed, np.int32),
+            left,
+            right,
+            (1 + np.arange(m, dtype=np.float32)) / np.float32(30_000 * max(1, rank)),
+            drawn(f"{name} known biases", m) / np.float32(3),
+            confidence,
         )
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -169,8 +217,18 @@ class Chain:
                 {HEAD_WEIGHT: self.state.head_weight, HEAD_BIAS: self.state.head_bias}
             ),
             "factors": tensors_digest(factors),
+            "answers": self.answers(),
             "weights": {name: fingerprint(w.astype(dtype)) for name, w in self.weights().items()},
         }
+
+    def answers(self) -> list[dict[str, Any]]:
+        """What the samples are worth."""
+        known, logits = self.state.confidence, samples(len(self.state.live))
+        found = known.scores(logits), known.known(logits), known.probabilities(logits)
+        return [
+            {"logits": z.tolist(), "score": float(u), "known": bool(k), "probabilities": p.tolist()}
+            for z, u, k, p in zip(logits, *found, strict=True)
+        ]
 
 
 def fingerprint(weight: np.ndarray) -> list[float]:
@@ -208,6 +266,7 @@ class Export:
             for u in self.chain.updates
             for n, t in factor_tensors(u.factors).items()
         }
+        stored |= state.confidence.tensors()
         stored[CANARY_LOGITS] = logits = self.chain.logits(SEED)
         atomic.write(
             folder / FACTORS,
@@ -220,6 +279,7 @@ class Export:
             states=tuple(state.digest for state in self.chain.states),
             task_name=state.name,
             model="vectors",
+            features="last",
             target="onnx",
             precision="fp32" if self.dtype == "float32" else "fp16",
             tolerance=tolerance,
