@@ -82,7 +82,7 @@ class Live:
         self, bundle: Bundle, store_bytes: Mapping[str, int], damage: Sequence[str]
     ) -> Status:
         """Where a device stands that serves this. damage: what is damaged beside it."""
-        manifest = bundle.manifest
+        manifest, confidence = bundle.manifest, self.state.confidence
         return Status(
             generation=self.counter,
             task=self.state.task,
@@ -98,6 +98,8 @@ class Live:
             target=manifest.target,
             precision=manifest.precision,
             classes=self.state.names,
+            temperature=float(confidence.temperature[0]),
+            threshold=confidence.least,
             packets=len(self.packets),
             store_bytes=store_bytes,
             damage=((self.damage,) if self.damage else ()) + tuple(damage),
