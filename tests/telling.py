@@ -18,27 +18,38 @@ from sdlora_edge.state import TaskState, advance
 from sdlora_edge.train.run import Run
 
 
-def telling(state: TaskState, threshold: float | None, temperature: float) -> Confidence:
-    """A score of two components, with numbers of the state's own."""
+def telling(
+    state: TaskState, threshold: float | None, temperature: float, away: bool = False
+) -> Confidence:
+    """A score of two components, with numbers of the state's own. away: it needs features too."""
     random, k = np.random.default_rng(state.task), 2
     return Confidence(
         np.array([temperature], np.float32),
         random.integers(-127, 128, (k, len(state.live))).astype(np.int8),
         np.full(k, 0.001, np.float32),
         random.normal(0, 0.1, k).astype(np.float32),
+        *(
+            np.abs(random.normal(0, 0.5, (2, state.head_weight.shape[1]))).astype(np.float16)
+            if away
+            else np.zeros((2, 0), np.float16)
+        ),
         np.array([] if threshold is None else [threshold], np.float32),
     )
 
 
 def packets(
-    run: Run, fleet: Fleet, out: Path, values: Sequence[tuple[float | None, float]]
+    run: Run,
+    fleet: Fleet,
+    out: Path,
+    values: Sequence[tuple[float | None, float]],
+    away: bool = False,
 ) -> list[Path]:
-    """The run's packets, with (threshold, temperature) of each task."""
+    """The run's packets, with (threshold, temperature) of each task. away: as in `telling`."""
     signers, state, files = signing.signers_of([fleet.key]), run.states[0], []
     out.mkdir()
     for update, (threshold, temperature) in zip(run.updates, values, strict=False):
         begin, plain = state.digest, advance(state, update)
-        own = telling(plain, threshold, temperature)
+        own = telling(plain, threshold, temperature, away)
         update = replace(update, head=replace(update.head, confidence=own))
         state = advance(state, update)
         seen = canary.inputs(state.task, run.preprocessing)

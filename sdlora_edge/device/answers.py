@@ -18,7 +18,7 @@ from ..inputs.sizes import MAX_PIXELS
 from ..results import Result
 from ..shortage import noticed
 from ..state import TaskState
-from .engines import Engine
+from .engines import Engine, Outputs
 from .gate import let_go
 from .generation import Live
 
@@ -125,45 +125,48 @@ def prepared(
 
 
 def best(
-    logits: np.ndarray, state: TaskState, generation: int, asked: Asked
+    outputs: Outputs, state: TaskState, generation: int, asked: Asked
 ) -> Iterator[Prediction | HealthError]:
     """One answer for each image.
 
-    Logits that are not finite have no best class and no score. Such an image gets an error: to
-    call it known, or unknown, would hide that the engine is damaged.
+    Outputs that are not finite have no best class or no score. Such an image gets an error: to call
+    it known, or unknown, would hide that the engine is damaged.
 
     Args:
-        logits: float32 (N, rows). Rows of retired classes are never shown, whatever they hold.
+        outputs: Of N images. Rows of retired classes are never shown, whatever they hold.
         state: What computed them.
         generation: Counter of its generation.
         asked: What to show.
     """
     if not state.live:
         raise NothingToDo("this device knows no class yet: apply a packet first")
-    logits = logits[:, state.live]
+    logits, features = outputs.logits[:, state.live], outputs.features
     finite = np.isfinite(logits).all(axis=1)
-    answers = _answers(logits[finite], state, generation, asked)
+    if features is not None:
+        finite &= np.isfinite(features).all(axis=1)
+        features = features[finite]
+    answers = _answers(Outputs(logits[finite], features), state, generation, asked)
     for one in finite:
         yield (
             next(answers)
             if one
             else HealthError(
-                "the model computed logits that are not finite: open the store again; "
+                "the model computed outputs that are not finite: open the store again; "
                 "if this comes back, run sdlora-edge device selftest"
             )
         )
 
 
 def _answers(
-    logits: np.ndarray, state: TaskState, generation: int, asked: Asked
+    outputs: Outputs, state: TaskState, generation: int, asked: Asked
 ) -> Iterator[Prediction]:
-    """logits: float32 (N, live rows), finite."""
+    """outputs: Of the live rows alone, and finite."""
     confidence, names = state.confidence, state.names
     threshold = confidence.least if asked.threshold is None else asked.threshold
     for row, score, known in zip(
-        confidence.probabilities(logits),
-        confidence.scores(logits).tolist(),
-        confidence.known(logits, threshold).tolist(),
+        confidence.probabilities(outputs.logits),
+        confidence.scores(*outputs).tolist(),
+        confidence.known(*outputs, threshold).tolist(),
         strict=True,
     ):
         order = np.argsort(-row, kind="stable")[: asked.top]
@@ -225,7 +228,7 @@ class Predictor(ABC):
             TypeError: Something is no image.
             InputError: An image cannot be read, or has too many pixels; the message names it.
             ResourceError: Memory ran out.
-            HealthError: The model computed logits that are not finite: it is damaged, or the image
+            HealthError: The model computed outputs that are not finite: it is damaged, or the image
                 makes it overflow.
             UsageError: `top` or `batch_size` is below 1, or `threshold` is not finite.
             NothingToDo: The device knows no class yet.
@@ -265,8 +268,8 @@ class Predictor(ABC):
         self, pixels: Sequence[np.ndarray], asked: Asked
     ) -> Iterator[Prediction | HealthError]:
         with noticed(f"while {len(pixels)} images were answered together"), self._serving() as live:
-            logits = self._engine.run(live.loaded, self._prepare.normalise(np.stack(pixels)))
-        return best(logits, live.state, live.counter, asked)
+            outputs = self._engine.outputs(live.loaded, self._prepare.normalise(np.stack(pixels)))
+        return best(outputs, live.state, live.counter, asked)
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
         """Preprocessed inputs, float32 (N, 3, size, size), to logits, float32 (N, live classes)."""

@@ -235,8 +235,14 @@ class Generations:
         if not self.engine.runs:
             return None
         inputs = canary.inputs(live.canary_seed, self._prepare, len(live.canary_logits))
+        outputs = self.engine.outputs(live.loaded, inputs)
+        if len(live.state.confidence.mean) and outputs.features is None:
+            raise HealthError(
+                f"the unknown score of task {live.state.task} needs the model's output `features`, "
+                "which this bundle's model has not: export the bundle again, and flash this device"
+            )
         return canary.check(
-            self.engine.run(live.loaded, inputs)[:, live.state.live],
+            outputs.logits[:, live.state.live],
             live.canary_logits,
             self._bundle.manifest.canary.tolerance,
             live.state.task,

@@ -53,6 +53,8 @@ _CONFIDENCE = record(
         "weight": listed(listed(whole(-128, 127), 0, LIMITS.rows), 0, LIMITS.rows),
         "scale": _NUMBERS,
         "bias": _NUMBERS,
+        "mean": _NUMBERS,
+        "precision": _NUMBERS,
         "threshold": either(_null, _number),
     }
 )
@@ -75,7 +77,7 @@ class Current:
         state: State digest S_t.
         task: t.
         classes: The name of each head row, in order; None for a retired one.
-        confidence: What turns logits into a probability and a score, as `described` has it.
+        confidence: What turns outputs into a probability and a score, as `described` has it.
         files: {name: SHA-256} of the files beside it.
     """
 
@@ -118,13 +120,15 @@ def described(confidence: Confidence) -> dict[str, Any]:
 
     Returns:
         {"temperature": T, "weight": k lists of an integer for each live row, "scale": k numbers,
-        "bias": k numbers, "threshold": a number, or None if every image counts as known}. A reader
-        gets the same float32 values.
+        "bias": k numbers, "mean" and "precision": a number for each feature, or none, "threshold":
+        a number, or None if every image counts as known}. Each is exactly the tensor's value.
     """
     return {
         "temperature": float(confidence.temperature[0]),
         "weight": confidence.weight.tolist(),
         "scale": confidence.scale.tolist(),
         "bias": confidence.bias.tolist(),
+        "mean": confidence.mean.tolist(),
+        "precision": confidence.precision.tolist(),
         "threshold": confidence.least,
     }

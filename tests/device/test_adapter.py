@@ -18,6 +18,7 @@ from conftest import Fleet, Result
 from sdlora_edge.device import Device
 from sdlora_edge.device.adapter import export_adapter, write_adapter
 from sdlora_edge.device.answers import Asked, Prediction, best
+from sdlora_edge.device.engines import Outputs
 from sdlora_edge.errors import UsageError
 from sdlora_edge.formats.canonical import sha256
 from sdlora_edge.formats.confidence import Confidence
@@ -128,7 +129,7 @@ def test_it_is_written_whole_or_not_at_all(
     assert (refused.code, "cannot be written" in refused.err) == (3, True)
 
 
-def documented() -> Callable[[np.ndarray], tuple[str, float, bool]]:
+def documented() -> Callable[[np.ndarray, np.ndarray], tuple[str, float, bool]]:
     """`answer` as docs/guides/other-runtimes.md has it. It reads current.json in this folder."""
     guide = Path(__file__).resolve().parents[2] / "docs" / "guides" / "other-runtimes.md"
     (block,) = (
@@ -136,17 +137,21 @@ def documented() -> Callable[[np.ndarray], tuple[str, float, bool]]:
     )
     names: dict[str, Any] = {}
     exec(compile(block, str(guide), "exec"), names)  # noqa: S102
-    answer: Callable[[np.ndarray], tuple[str, float, bool]] = names["answer"]
+    answer: Callable[[np.ndarray, np.ndarray], tuple[str, float, bool]] = names["answer"]
     return answer
 
 
-def without_numpy(current: Mapping[str, Any], logits: list[float]) -> tuple[float, float]:
+def without_numpy(
+    current: Mapping[str, Any], logits: list[float], features: list[float]
+) -> tuple[float, float]:
     """(score, probability of the best class) by docs/packet.md, as any language has it."""
     told = current["confidence"]
     live = [x for x, name in zip(logits, current["classes"], strict=False) if name is not None]
     score = max(live)
     for q, scale, bias in zip(told["weight"], told["scale"], told["bias"], strict=True):
         score -= (scale * sum(a * b for a, b in zip(q, live, strict=True)) + bias) ** 2
+    for mean, precision, feature in zip(told["mean"], told["precision"], features, strict=False):
+        score -= (precision * (feature - mean)) ** 2
     return score, 1 / sum(math.exp((x - max(live)) / told["temperature"]) for x in live)
 
 
@@ -161,6 +166,7 @@ def test_current_json_is_all_that_another_program_needs_to_answer(
         random.integers(-127, 128, (3, 4)).astype(np.int8),
         np.array([1e-5, 0.003, 0.02], np.float32),
         random.standard_normal(3).astype(np.float32),
+        *(np.abs(random.standard_normal((2, 5))) / 3).astype(np.float16),
         np.array([] if threshold is None else [threshold], np.float32),
     )
     for confidence in (own, Confidence.none(4)):
@@ -175,10 +181,15 @@ def test_current_json_is_all_that_another_program_needs_to_answer(
         seen = set()
         for logits in random.normal(0, 2, (50, 8)).astype(np.float32):
             logits[[1, 4, 6, 7]] = np.nan, -np.inf, np.inf, -1e30
-            (ours,) = best(logits[None, :6], state, 1, Asked())
+            features = random.normal(0, 2, 5).astype(np.float32)
+            (ours,) = best(Outputs(logits[None, :6], features[None]), state, 1, Asked())
             assert isinstance(ours, Prediction)
-            assert answer(logits) == (ours.label, pytest.approx(ours.confidence), ours.known)
-            score, probability = without_numpy(current, logits.tolist())
+            assert answer(logits, features) == (
+                ours.label,
+                pytest.approx(ours.confidence),
+                ours.known,
+            )
+            score, probability = without_numpy(current, logits.tolist(), features.tolist())
             assert (score, probability) == pytest.approx((ours.score, ours.confidence))
             seen.add(ours.known)
         assert seen == ({True, False} if confidence.tells_unknown else {True})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 
 from sdlora_edge.device import Device, Prediction
 from sdlora_edge.device.answers import Asked, best
+from sdlora_edge.device.engines import Outputs
 from sdlora_edge.errors import HealthError, NothingToDo, UsageError
 from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.state import TaskState
@@ -99,11 +101,14 @@ def confidence(threshold: float | None, temperature: float = 1.0) -> Confidence:
     limit = [] if threshold is None else [threshold]
     numbers = ([temperature], [0.5], [1.0], limit)
     t, scale, bias, least = (np.array(values, np.float32) for values in numbers)
-    return Confidence(t, np.array([[1, -1]], np.int8), scale, bias, least)
+    none = np.zeros(0, np.float16)
+    return Confidence(t, np.array([[1, -1]], np.int8), scale, bias, none, none, least)
 
 
-def answers(logits: list[list[float]], of: TaskState, **asked: Any) -> list[Any]:
-    return list(best(np.array(logits, np.float32), of, 1, Asked(**asked)))
+def answers(
+    logits: list[list[float]], of: TaskState, features: np.ndarray | None = None, **asked: Any
+) -> list[Any]:
+    return list(best(Outputs(np.array(logits, np.float32), features), of, 1, Asked(**asked)))
 
 
 def test_retired_rows_take_no_part_whatever_their_logit_is() -> None:
@@ -177,18 +182,34 @@ def test_logits_that_are_not_finite_are_an_error_of_their_image_alone(wrong: flo
         assert (first.answer, first.known) == ("b", True)
 
 
+def test_an_image_far_from_all_classes_in_features_alone_is_unknown() -> None:
+    own = replace(
+        confidence(-5.0),
+        mean=np.array([1.0, 2.0], np.float16),
+        precision=np.array([0.5, 2.0], np.float16),
+    )
+    features = np.array([[1.0, 2.0], [3.0, 3.0], [9.0, 2.0]], np.float32)
+    near, far, farther = answers([[1.0, 3.0]] * 3, state(("a", "b"), own), features)
+    assert [a.score for a in (near, far, farther)] == [3, 3 - 1 - 4, 3 - 16]
+    assert [a.known for a in (near, far, farther)] == [True, True, False]
+    features[1, 0] = np.nan
+    one, damaged, other = answers([[1.0, 3.0]] * 3, state(("a", "b"), own), features)
+    assert (one, other) == (near, farther)
+    assert isinstance(damaged, HealthError)
+
+
 def test_a_damaged_engine_is_an_error_and_no_answer(
     device: Device, photo: Path, cli: Cli, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = type(device._engine).run
+    outputs = type(device._engine).outputs
 
-    def damaged(self: Any, loaded: Any, inputs: np.ndarray) -> np.ndarray:
-        found = run(self, loaded, inputs)
+    def damaged(self: Any, loaded: Any, inputs: np.ndarray) -> Outputs:
+        found = outputs(self, loaded, inputs)
         if len(inputs) == 3:  # not the canary, which has two images
-            found[1] = np.nan
+            found.logits[1] = np.nan
         return found
 
-    monkeypatch.setattr(type(device._engine), "run", damaged)
+    monkeypatch.setattr(type(device._engine), "outputs", damaged)
     right, bad, _ = device.predict_each([PIXELS] * 3)
     assert isinstance(right, Prediction)
     assert isinstance(bad, HealthError)

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
-from conftest import Fleet, Result, images, inputs
+from conftest import Fleet, Result, images, inputs, with_file
 from sdlora_edge.export.issuing import squash_packets
 from sdlora_edge.export.parity import host_logits
 from telling import between, packets, telling
@@ -22,6 +24,7 @@ from sdlora_edge.formats.current import Current
 from sdlora_edge.selftest import checks
 from sdlora_edge.selftest.kit import Kit
 from sdlora_edge.selftest.load import hot_swap
+from sdlora_edge.train.evaluator import Evaluator
 from sdlora_edge.train.run import Run
 
 Cli = Callable[..., Result]
@@ -161,3 +164,49 @@ def test_a_watcher_applies_them(fleet: Fleet, run: Run, store: Path, tmp_path: P
     report = Watcher(tmp_path / "in", store, emit=lambda *_: None).look(settled=False)
     assert json.loads(json.dumps(report.to_dict()))["task"] == 1
     assert Device.open(store).status().threshold == -1.0
+
+
+def with_features(bundle: Path, folder: Path, there: bool) -> Path:
+    """A copy of the bundle whose model has the output `features`, or has it not."""
+    model = onnx.load(bundle / "model.onnx", load_external_data=False)
+    del model.graph.output[1:]
+    if there:
+        (head,) = (node for node in model.graph.node if "logits" in node.output)
+        model.graph.node.append(onnx.helper.make_node("Identity", head.input[:1], ["features"]))
+        shape = ["batch", None]
+        model.graph.output.append(
+            onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, shape)
+        )
+    return with_file(bundle, folder, "model.onnx", model.SerializeToString())
+
+
+def test_a_score_may_need_the_features_which_are_another_output(
+    fleet: Fleet, run: Run, tmp_path: Path
+) -> None:
+    bundle = with_features(fleet.bundle, tmp_path / "bundle", there=True)
+    (file,) = packets(run, fleet, tmp_path / "telling", [(0.0, 2.0)], away=True)
+    device, state = Device.init(bundle, tmp_path / "store"), run.states[1]
+    before = [answer.top for answer in device.predict(images())]
+    device.apply(file)
+    seen = Evaluator.at(run, 1, exact=True).features_of(inputs(device))
+    logits, own = host_logits(run, 1, inputs(device)), telling(state, 0.0, 2.0, away=True)
+    scores = own.scores(logits, np.asarray(seen))
+    assert scores.std() > 0.1
+    for one in (device, Device.open(tmp_path / "store")):
+        answers = one.predict(images())
+        assert [answer.score for answer in answers] == pytest.approx(scores.tolist(), abs=1e-2)
+    device.rollback()
+    assert [answer.top for answer in device.predict(images())] == before
+
+
+def test_a_packet_whose_score_needs_features_is_refused_if_the_model_gives_none(
+    fleet: Fleet, run: Run, tmp_path: Path
+) -> None:
+    """Otherwise the device could not answer any more."""
+    bundle = with_features(fleet.bundle, tmp_path / "bundle", there=False)
+    (file,) = packets(run, fleet, tmp_path / "telling", [(0.0, 2.0)], away=True)
+    device = Device.init(bundle, tmp_path / "store")
+    with pytest.raises(HealthError, match=r"task 1 needs the model's output `features`"):
+        device.apply(file)
+    assert known(device) == known(Device.open(tmp_path / "store")) == [True] * 6
+    assert device.status().task == 0
