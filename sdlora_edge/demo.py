@@ -15,6 +15,7 @@ from .results import Result
 from .train.config import resolve
 
 if TYPE_CHECKING:
+    from .device.answers import Prediction
     from .device.device import Device
     from .train.loop import Report
     from .train.run import Run
@@ -51,13 +52,19 @@ class Shipping(Result):
 
 @dataclass(frozen=True)
 class Demo(Result):
-    """What the demo shows at its end. packet_bytes: of all packets together."""
+    """What the demo shows at its end.
+
+    Attributes:
+        packet_bytes: Of all packets together.
+        noise: What the device answers to an image of noise; None if the run tells no unknown.
+    """
 
     host_accuracy: float
     device_accuracy: float
     packets: int
     packet_bytes: int
     model_bytes: int
+    noise: Prediction | None
 
 
 def run_demo(out: Path, report: Report) -> Demo:
@@ -82,7 +89,19 @@ def run_demo(out: Path, report: Report) -> Demo:
         packets=len(shipped.tasks) - 1,
         packet_bytes=sum(row.packet_bytes for row in shipped.tasks),
         model_bytes=shipped.model_bytes,
+        noise=_noise(out / "store"),
     )
+
+
+def _noise(store: Path) -> Prediction | None:
+    """What a device answers to an image that shows no class, if it can say so."""
+    from .device.device import Device
+
+    device = Device.open(store)
+    if device.status().threshold is None:
+        return None
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    return device.predict(pixels)
 
 
 def ship(run: Run, out: Path, task: int) -> Shipping:

@@ -47,6 +47,8 @@ class Status(Result):
         target: What runs the model.
         precision: Precision of the weights that are not adapted.
         classes: Names of the live classes; retired ones are left out.
+        temperature: Logits are divided by it before they become probabilities.
+        threshold: Images with a lower score are unknown; None if every image counts as known.
         packets: Number of packets applied on top of the bundle.
         store_bytes: Bytes on disk of each part of the store.
         damage: One line for each damaged file; empty if the store is intact.
@@ -66,6 +68,8 @@ class Status(Result):
     target: str
     precision: str
     classes: tuple[str, ...]
+    temperature: float
+    threshold: float | None
     packets: int
     store_bytes: Mapping[str, int]
     damage: tuple[str, ...]

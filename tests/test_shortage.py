@@ -118,7 +118,7 @@ def test_an_update_without_memory_is_tried_again(
 ) -> None:
     device = Device.open(store, threads=1, swap=swap)
     before = device.logits(inputs(device))
-    for method in ("load", "run"):
+    for method in ("load", "outputs"):
         run = getattr(OnnxEngine, method)
         with monkeypatch.context() as patch:
             patch.setattr(

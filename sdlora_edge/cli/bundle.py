@@ -81,8 +81,15 @@ def _described(bundle: Bundle) -> dict[str, Any]:
         "min_agreement": manifest.min_agreement,
         "magnitudes": list(manifest.magnitudes),
     }
+    confidence = bundle.state.confidence
+    answers = {
+        "temperature": float(confidence.temperature[0]),
+        "threshold": confidence.least,
+        "components": len(confidence.scale),
+    }
     trust = {"threshold": bundle.trust.threshold, "keys": [key.keyid for key in bundle.trust.keys]}
     return shown | {
+        "answers": answers,
         "canary": {"seed": canary["seed"], "images": canary["count"]},
         "trust": trust,
     }
@@ -91,6 +98,7 @@ def _described(bundle: Bundle) -> dict[str, Any]:
 def _summary(value: dict[str, Any]) -> list[Line]:
     """What fits on a screen of 24 lines and 80 columns."""
     images, canary, trust = value["preprocessing"], value["canary"], value["trust"]
+    answers, least = value["answers"], value["answers"]["threshold"]
     shown = {
         **{name: value[name] for name in ("bundle", "id", "lineage", "state")},
         "model": f"{value['model']} ({value['target']}, {value['precision']}, "
@@ -100,6 +108,8 @@ def _summary(value: dict[str, Any]) -> list[Line]:
         + (f" (room for {value['capacity']})" if value["capacity"] else ""),
         "images": f"{images['size']} x {images['size']} pixels, {images['interpolation']}, "
         f"{images['crop_mode']} crop",
+        "answers": f"temperature {answers['temperature']:.4g}, "
+        + ("no image is unknown" if least is None else f"unknown below a score of {least:.4g}"),
         "projections": listed([p["name"] for p in value["projections"]]),
         "packets": f"factors in {value['encoding']}",
         "canary": f"{canary['images']} images, tolerance {value['tolerance']:.1e}",

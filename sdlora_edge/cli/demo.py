@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .output import Json, emit, output, say
+from .output import Json, answered, emit, output, say
 from .train import accuracy_row
 
 
@@ -35,4 +35,5 @@ def demo(
         f"device accuracy {value.device_accuracy:.3f}, {value.packets} packets, "
         f"{value.packet_bytes} bytes shipped, model {value.model_bytes} bytes"
     )
-    emit(value.to_dict(), json, lambda: [line])
+    lines = [line] + ([f"demo: an image of noise: {answered(value.noise)}"] if value.noise else [])
+    emit(value.to_dict(), json, lambda: lines)

@@ -17,7 +17,7 @@ from ..inputs.sizes import MAX_FILE
 from . import arguments
 from .arguments import Store, Unproved
 from .help import CONTEXT, Command, Group
-from .output import Json, completing, emit, facts, fields, output, say
+from .output import Json, answered, completing, emit, facts, fields, output, say
 
 if TYPE_CHECKING:
     from ..inputs.image import ImageLike
@@ -42,6 +42,8 @@ _STATUS = (
     "model",
     "target",
     "precision",
+    "temperature",
+    "threshold",
     "bundle",
 )
 
@@ -135,12 +137,19 @@ def predict(
             metavar="N", min=1, help="Images to answer together. More of them need more memory."
         ),
     ] = 8,
+    threshold: Annotated[
+        Optional[float],
+        typer.Option(
+            metavar="SCORE",
+            help="Call an image unknown if its score is lower. Default: the state's own threshold.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Name the classes of images.
+    """Name the classes of images, or say that an image is unknown.
 
     An image that cannot be read gets an error in place of an answer. The exit code is then 3, or 8
-    if memory ran out for an image.
+    if memory ran out for an image, or 6 if the model failed.
     """
     from ..device.answers import Prediction
     from ..device.device import Device
@@ -150,13 +159,13 @@ def predict(
     device = Device.open(store)
     with completing({"predictions": found}):
         sources = (_stdin if name == "-" else name for name in list(names))
-        for answer in device.predict_each(sources, top, batch_size, max_megapixels * 10**6):
+        pixels = max_megapixels * 10**6
+        for answer in device.predict_each(sources, top, batch_size, pixels, threshold):
             name = names.popleft()
             if isinstance(answer, Prediction):
                 found.append({"image": name, **answer.to_dict()})
-                classes = (f"{label} {100 * score:.1f} %" for label, score in answer.top)
                 if not json:
-                    say(f"{name}: {', '.join(classes)}")
+                    say(f"{name}: {answered(answer)}")
             else:
                 found.append({"image": name, "error": answer.to_dict()})
                 named = str(answer).startswith(name)
@@ -275,5 +284,7 @@ def export_adapter(
 def _show(status: Status, json: bool) -> None:
     revoked = [f"task {task} up to revision {revision}" for task, revision in status.revoked]
     shown = {**status.to_dict(), "revoked": revoked}
+    if status.threshold is None:
+        shown["threshold"] = "none, so no image is unknown"
     more = (name for name in ("revoked", "damage") if shown[name])
     emit(status, json, lambda: facts(shown, *_STATUS, *more))

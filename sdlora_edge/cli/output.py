@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 import typer
 
@@ -16,6 +16,9 @@ from ..errors import UsageError, printable
 from ..results import Result
 from ..storage import atomic
 from . import terminal
+
+if TYPE_CHECKING:
+    from ..device.answers import Prediction
 
 Json = Annotated[
     bool,
@@ -183,6 +186,16 @@ def _short(value: Any) -> str:
     elif isinstance(value, float):
         value = f"{value:.4g}"
     return printable(str(value))
+
+
+def answered(answer: Prediction) -> str:
+    """What a device answers for an image: the classes, or `unknown` before the best guesses."""
+    classes = ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in answer.top)
+    if answer.known:
+        return classes
+    guess = "guess" if len(answer.top) == 1 else "guesses"
+    lack = f"score {answer.score:.4g} < {answer.threshold:.4g}"
+    return f"unknown (best {guess}: {classes}; {lack})"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Line]:

@@ -83,7 +83,7 @@ def selftest(
 ) -> None:
     """Check this device in a scratch store.
 
-    Signatures, equality with the host, updates under load, kills, times and memory.
+    Signatures, equality with the host, unknown images, updates under load, kills, times and memory.
     """
     from ..selftest.checks import SelftestReport, run
     from ..selftest.kit import open_kit

@@ -10,7 +10,8 @@ bundle, give the session the configuration entry session.disable_quant_qdq = 1, 
 `engines.onnx_runtime` does.
 
 ONNX Runtime reads the file without checksum or signature, and accepts the adapter of another run in
-silence. So `current.json` beside it says what it is. Make the adapter where the packets were
+silence. So `current.json` beside it says what it is, and how logits become a probability and
+`unknown` (docs/packet.md). Make the adapter where the packets were
 verified, and keep it as safe as the model.
 """
 

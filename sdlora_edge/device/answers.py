@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -11,12 +12,13 @@ from typing import Any, Union, overload
 
 import numpy as np
 
-from ..errors import InputError, NothingToDo, ResourceError, UsageError
+from ..errors import HealthError, InputError, NothingToDo, ResourceError, UsageError
 from ..inputs.image import ImageLike, Preprocessing, one_or_many, require_image
 from ..inputs.sizes import MAX_PIXELS
 from ..results import Result
 from ..shortage import noticed
-from .engines import Engine
+from ..state import TaskState
+from .engines import Engine, Outputs
 from .gate import let_go
 from .generation import Live
 
@@ -27,22 +29,39 @@ Source = Union[ImageLike, Callable[[], ImageLike]]
 """An image, or a function that reads it when its turn comes."""
 
 
+Unanswered = Union[InputError, ResourceError, HealthError]
+"""In place of an answer: the image cannot be read, memory ran out, or the model failed."""
+
+
 @dataclass(frozen=True)
 class Prediction(Result):
-    """The best classes of one image.
+    """The best classes of one image, and whether it shows any known class at all.
 
     Args:
-        top: (class name, probability) pairs, best first.
+        top: (class name, calibrated probability) pairs, best first. An unknown image has them too:
+            they are guesses among the known classes.
         generation: Counter of the generation that answered; 0 if it is only a part of a damaged
             generation.
+        known: Whether the image is of a known class: `score >= threshold`.
+        score: How well the image fits the known classes (`Confidence.scores`); higher is better
+            known. Scores of two generations cannot be compared.
+        threshold: What `score` was compared with; None if every image counts as known.
     """
 
     top: tuple[tuple[str, float], ...]
     generation: int
+    known: bool
+    score: float
+    threshold: float | None
+
+    @property
+    def answer(self) -> str | None:
+        """Name of the best class; None if the image is unknown."""
+        return self.label if self.known else None
 
     @property
     def label(self) -> str:
-        """Name of the best class."""
+        """Name of the best class, even if the image is unknown."""
         return self.top[0][0]
 
     @property
@@ -52,9 +71,34 @@ class Prediction(Result):
 
     def to_dict(self) -> dict[str, Any]:
         return {
+            "known": self.known,
+            "score": self.score,
+            "threshold": self.threshold,
             "generation": self.generation,
-            "top": [{"class": name, "probability": score} for name, score in self.top],
+            "top": [{"class": name, "probability": p} for name, p in self.top],
         }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caller wants of each answer.
+
+    Args:
+        top: Number of classes to show.
+        threshold: In place of the one of the state; None leaves it as it is.
+
+    Raises:
+        UsageError: `top` is below 1, or `threshold` is not finite.
+    """
+
+    top: int = 1
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.top < 1:
+            raise UsageError(f"top {self.top} must be at least 1")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise UsageError(f"threshold {self.threshold} must be a finite number")
 
 
 def prepared(
@@ -81,26 +125,53 @@ def prepared(
 
 
 def best(
-    logits: np.ndarray, classes: Sequence[str | None], generation: int, top: int
-) -> Iterator[Prediction]:
-    """One prediction for each image.
+    outputs: Outputs, state: TaskState, generation: int, asked: Asked
+) -> Iterator[Prediction | HealthError]:
+    """One answer for each image.
+
+    Outputs that are not finite have no best class or no score. Such an image gets an error: to call
+    it known, or unknown, would hide that the engine is damaged.
 
     Args:
-        logits: float32 (N, rows).
-        classes: The class of each row; None for a retired one, which is never shown, however large
-            `top` is.
-        generation: Counter of the generation that computed them.
-        top: Number of classes to show.
+        outputs: Of N images. Rows of retired classes are never shown, whatever they hold.
+        state: What computed them.
+        generation: Counter of its generation.
+        asked: What to show.
     """
-    live = [(row, name) for row, name in enumerate(classes) if name is not None]
-    if not live:
+    if not state.live:
         raise NothingToDo("this device knows no class yet: apply a packet first")
-    logits = logits[:, [row for row, _ in live]]
-    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
-    scores /= scores.sum(axis=1, keepdims=True)
-    for row in scores:
-        order = np.argsort(-row, kind="stable")[:top]
-        yield Prediction(tuple((live[i][1], float(row[i])) for i in order), generation)
+    logits, features = outputs.logits[:, state.live], outputs.features
+    finite = np.isfinite(logits).all(axis=1)
+    if features is not None:
+        finite &= np.isfinite(features).all(axis=1)
+        features = features[finite]
+    answers = _answers(Outputs(logits[finite], features), state, generation, asked)
+    for one in finite:
+        yield (
+            next(answers)
+            if one
+            else HealthError(
+                "the model computed outputs that are not finite: open the store again; "
+                "if this comes back, run sdlora-edge device selftest"
+            )
+        )
+
+
+def _answers(
+    outputs: Outputs, state: TaskState, generation: int, asked: Asked
+) -> Iterator[Prediction]:
+    """outputs: Of the live rows alone, and finite."""
+    confidence, names = state.confidence, state.names
+    threshold = confidence.least if asked.threshold is None else asked.threshold
+    for row, score, known in zip(
+        confidence.probabilities(outputs.logits),
+        confidence.scores(*outputs).tolist(),
+        confidence.known(*outputs, threshold).tolist(),
+        strict=True,
+    ):
+        order = np.argsort(-row, kind="stable")[: asked.top]
+        top = tuple((names[i], float(row[i])) for i in order)
+        yield Prediction(top, generation, known, score, threshold)
 
 
 class Predictor(ABC):
@@ -120,6 +191,7 @@ class Predictor(ABC):
         top: int = ...,
         batch_size: int = ...,
         max_pixels: int = ...,
+        threshold: float | None = ...,
     ) -> Prediction: ...
     @overload
     def predict(
@@ -128,6 +200,7 @@ class Predictor(ABC):
         top: int = ...,
         batch_size: int = ...,
         max_pixels: int = ...,
+        threshold: float | None = ...,
     ) -> list[Prediction]: ...
     def predict(
         self,
@@ -135,6 +208,7 @@ class Predictor(ABC):
         top: int = 1,
         batch_size: int = BATCH,
         max_pixels: int = MAX_PIXELS,
+        threshold: float | None = None,
     ) -> Prediction | list[Prediction]:
         """Name the class of an image, or of each image in an iterable.
 
@@ -144,6 +218,8 @@ class Predictor(ABC):
             top: Number of classes to show for each image.
             batch_size: Images to compute together; more take more memory.
             max_pixels: Refuse an image with more pixels.
+            threshold: Images with a lower score are unknown, in place of the state's own threshold.
+                Raise it to be asked more often, lower it to get more answers.
 
         Returns:
             One prediction for one image, a list for an iterable.
@@ -152,12 +228,14 @@ class Predictor(ABC):
             TypeError: Something is no image.
             InputError: An image cannot be read, or has too many pixels; the message names it.
             ResourceError: Memory ran out.
-            UsageError: `top` or `batch_size` is below 1.
+            HealthError: The model computed outputs that are not finite: it is damaged, or the image
+                makes it overflow.
+            UsageError: `top` or `batch_size` is below 1, or `threshold` is not finite.
             NothingToDo: The device knows no class yet.
         """
         each, one = one_or_many(images)
         found = []
-        for answer in self.predict_each(each, top, batch_size, max_pixels):
+        for answer in self.predict_each(each, top, batch_size, max_pixels, threshold):
             if not isinstance(answer, Prediction):
                 raise answer
             found.append(answer)
@@ -169,25 +247,29 @@ class Predictor(ABC):
         top: int = 1,
         batch_size: int = BATCH,
         max_pixels: int = MAX_PIXELS,
-    ) -> Iterator[Prediction | InputError | ResourceError]:
+        threshold: float | None = None,
+    ) -> Iterator[Prediction | Unanswered]:
         """As `predict`, one answer after the other.
 
-        An image that cannot be read gets its error in place of an answer.
+        An image that cannot be read or answered gets its error in place of an answer.
 
         One generation answers the whole batch. An update may come between two batches.
         """
-        if top < 1 or batch_size < 1:
-            raise UsageError(f"top {top} and batch_size {batch_size} must be at least 1")
+        asked = Asked(top, threshold)
+        if batch_size < 1:
+            raise UsageError(f"batch_size {batch_size} must be at least 1")
         for batch in prepared(images, self._prepare, batch_size, max_pixels):
             readable = [image for image in batch if isinstance(image, np.ndarray)]
-            found = self._answered(readable, top) if readable else iter(())
+            found = self._answered(readable, asked) if readable else iter(())
             for image in batch:
                 yield next(found) if isinstance(image, np.ndarray) else image
 
-    def _answered(self, pixels: Sequence[np.ndarray], top: int) -> Iterator[Prediction]:
+    def _answered(
+        self, pixels: Sequence[np.ndarray], asked: Asked
+    ) -> Iterator[Prediction | HealthError]:
         with noticed(f"while {len(pixels)} images were answered together"), self._serving() as live:
-            logits = self._engine.run(live.loaded, self._prepare.normalise(np.stack(pixels)))
-        return best(logits, live.state.classes, live.counter, top)
+            outputs = self._engine.outputs(live.loaded, self._prepare.normalise(np.stack(pixels)))
+        return best(outputs, live.state, live.counter, asked)
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
         """Preprocessed inputs, float32 (N, 3, size, size), to logits, float32 (N, live classes)."""

@@ -82,7 +82,7 @@ class Live:
         self, bundle: Bundle, store_bytes: Mapping[str, int], damage: Sequence[str]
     ) -> Status:
         """Where a device stands that serves this. damage: what is damaged beside it."""
-        manifest = bundle.manifest
+        manifest, confidence = bundle.manifest, self.state.confidence
         return Status(
             generation=self.counter,
             task=self.state.task,
@@ -98,6 +98,8 @@ class Live:
             target=manifest.target,
             precision=manifest.precision,
             classes=self.state.names,
+            temperature=float(confidence.temperature[0]),
+            threshold=confidence.least,
             packets=len(self.packets),
             store_bytes=store_bytes,
             damage=((self.damage,) if self.damage else ()) + tuple(damage),
@@ -233,8 +235,14 @@ class Generations:
         if not self.engine.runs:
             return None
         inputs = canary.inputs(live.canary_seed, self._prepare, len(live.canary_logits))
+        outputs = self.engine.outputs(live.loaded, inputs)
+        if len(live.state.confidence.mean) and outputs.features is None:
+            raise HealthError(
+                f"the unknown score of task {live.state.task} needs the model's output `features`, "
+                "which this bundle's model has not: export the bundle again, and flash this device"
+            )
         return canary.check(
-            self.engine.run(live.loaded, inputs)[:, live.state.live],
+            outputs.logits[:, live.state.live],
             live.canary_logits,
             self._bundle.manifest.canary.tolerance,
             live.state.task,

@@ -69,6 +69,11 @@ class Confidence:
         """Whether an image can be unknown."""
         return bool(len(self.threshold))
 
+    @property
+    def least(self) -> float | None:
+        """The threshold: the lowest score of a known image. None if every image is known."""
+        return float(self.threshold[0]) if self.tells_unknown else None
+
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Logits (N, live rows) to probabilities, float64 (N, live rows)."""
         scaled = logits.astype(np.float64) / float(self.temperature[0])
@@ -99,9 +104,9 @@ class Confidence:
         threshold: float | None = None,
     ) -> np.ndarray:
         """Which images are of a known class: bool (N,). threshold: in place of the state's own."""
-        if threshold is None and not self.tells_unknown:
+        least = self.least if threshold is None else threshold
+        if least is None:
             return np.ones(len(logits), bool)
-        least = float(self.threshold[0]) if threshold is None else threshold
         found: np.ndarray = self.scores(logits, features) >= least
         return found
 

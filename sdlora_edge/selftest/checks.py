@@ -180,6 +180,55 @@ def _prepared(device: Device, known: Expected) -> np.ndarray:
     return prepare.normalise(np.stack([prepare.pixels(path) for path in known.images]))
 
 
+@dataclass(frozen=True)
+class Strangeness(Result):
+    """Images that show nothing, over all states. answers: images times states that tell unknown."""
+
+    states: int
+    states_that_tell_unknown: int
+    answers: int
+
+
+def unknown(kit: Kit) -> Strangeness:
+    """Ask for images that show nothing, in every state that tells unknown: black, white, noise.
+
+    Raises HealthError if one of them is known.
+    """
+    told, wrong = list[bool](), list[str]()
+    with kit.store() as store:
+        device = Device.open(store)
+        images = _nothing(device.bundle.manifest.preprocessing["size"])
+        for path in (None, *kit.chain):
+            status = device.status() if path is None else device.apply(path)
+            told.append(status.threshold is not None)
+            if told[-1]:
+                answers = zip(images, device.predict(images.values()), strict=True)
+                wrong += [
+                    f"an image of {name} is {answer.label} in task {status.task} "
+                    f"(score {answer.score:.4g}, threshold {answer.threshold:.4g})"
+                    for name, answer in answers
+                    if answer.known
+                ]
+    if wrong:
+        raise HealthError(
+            f"{len(wrong)} of {sum(told) * len(images)} images that show nothing are known: "
+            f"{wrong[0]}: predict with a higher --threshold, "
+            "unless a class of yours looks like this"
+        )
+    return Strangeness(len(told), sum(told), sum(told) * len(images))
+
+
+def _nothing(size: int) -> dict[str, np.ndarray]:
+    """uint8 (size, size, 3), by name."""
+    random = np.random.default_rng(0)
+    images = {
+        f"noise {i}": random.integers(0, 256, (size, size, 3)).astype(np.uint8) for i in range(4)
+    }
+    for name, value in (("black", 0), ("white", 255)):
+        images[name] = np.full((size, size, 3), value, np.uint8)
+    return images
+
+
 def cost(kit: Kit, seconds: float = 1.0) -> Cost:
     """Measure times and memory of a whole life, in a process of its own.
 
@@ -192,7 +241,7 @@ def cost(kit: Kit, seconds: float = 1.0) -> Cost:
 
 CHECKS: dict[str, Callable[[Kit], Result]] = {
     check.__name__: check
-    for check in (environment, signatures, parity, hot_swap, kill_and_reopen, cost)
+    for check in (environment, signatures, parity, unknown, hot_swap, kill_and_reopen, cost)
 }
 
 

@@ -10,7 +10,7 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,11 @@ from ..device.device import Device
 from ..errors import HealthError
 from ..results import Result
 from .kit import Kit
-from .workers import Answers, Top, ask, churn, endless_updates, follow, outcome, program
+from .workers import Answers, Told, ask, churn, endless_updates, follow, outcome, program, told
 
 SAME = 1e-5
-"""largest difference of a probability between two runs of one generation on one machine"""
+"""largest difference of a probability, and of a score relative to it, between two runs of one
+generation on one machine"""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def hot_swap(kit: Kit, updates: int = 20, threads: int = 2, processes: int = 1) 
             followed = [other.finish() for other in others]
     seen: Answers = sum(followed, askers.seen)
     mixed = sum(
-        n for (generation, top), n in seen.items() if not _same(right[tasks[generation]], top)
+        n for (generation, said), n in seen.items() if not _same(right[tasks[generation]], said)
     )
     if askers.errors or mixed:
         raise HealthError(
@@ -105,7 +106,7 @@ class _Askers:
             while not self._done.is_set():
                 begin = time.perf_counter()
                 for answer in ask(self._device):
-                    self.seen[answer.generation, answer.top] += 1
+                    self.seen[answer.generation, told(answer)] += 1
                 self.latencies.append(time.perf_counter() - begin)
         except Exception as error:
             self.errors.append(repr(error))
@@ -133,7 +134,10 @@ class _Follower:
         """How often it got each answer. Raises HealthError if it failed."""
         answers = json.loads(outcome(self._process))
         return Counter(
-            {(generation, tuple(map(tuple, top))): count for generation, top, count in answers}
+            {
+                (generation, (tuple(map(tuple, top)), *rest)): count
+                for generation, top, *rest, count in answers
+            }
         )
 
     def __enter__(self) -> _Follower:
@@ -144,17 +148,17 @@ class _Follower:
         self._process.wait()
 
 
-def _answers_by_task(kit: Kit, store: Path) -> dict[int, list[Top]]:
+def _answers_by_task(kit: Kit, store: Path) -> dict[int, list[Told]]:
     """What the device answers in each state without load. It ends in the state it began in."""
-    device, found = Device.open(store, threads=1), dict[int, list[Top]]()
+    device, found = Device.open(store, threads=1), dict[int, list[Told]]()
     up_and_down = itertools.islice(endless_updates(device, kit.chain), 2 * len(kit.chain))
     # chain is lazy: each answer is asked for before the next update
     for status in itertools.chain([device.status()], up_and_down):
-        found[status.task] = [answer.top for answer in ask(device)]
+        found[status.task] = [told(answer) for answer in ask(device)]
     if any(
-        _same(found[one], top)
+        _same(found[one], said)
         for one, two in itertools.permutations(found, 2)
-        for top in found[two]
+        for said in found[two]
     ):
         raise HealthError(
             "two states give the same answers, so these packets cannot tell a mixed answer from a "
@@ -163,14 +167,20 @@ def _answers_by_task(kit: Kit, store: Path) -> dict[int, list[Top]]:
     return found
 
 
-def _same(right: Sequence[Top], top: Top) -> bool:
-    """Whether `top` is one of these answers: the same classes, with the same probabilities."""
-    given = dict(top)
-    return any(_alike(dict(one), given) for one in right)
+def _same(right: Sequence[Told], said: Told) -> bool:
+    """Whether `said` is one of these: same classes and threshold, same probabilities and score."""
+    return any(_alike(one, said) for one in right)
 
 
-def _alike(one: Mapping[str, float], two: Mapping[str, float]) -> bool:
-    return one.keys() == two.keys() and all(abs(one[name] - two[name]) <= SAME for name in one)
+def _alike(one: Told, two: Told) -> bool:
+    (top, score, least), (other, other_score, other_least) = one, two
+    given, found = dict(top), dict(other)
+    return (
+        given.keys() == found.keys()
+        and all(abs(given[name] - found[name]) <= SAME for name in given)
+        and abs(score - other_score) <= SAME * max(1.0, abs(score))
+        and least == other_least
+    )
 
 
 @dataclass(frozen=True)
@@ -197,7 +207,7 @@ def kill_and_reopen(kit: Kit, kills: int = 5) -> Kills:
             device = Device.open(store, threads=1)
             opened.append(1000 * (time.perf_counter() - begin))
             task = device.status().task
-            if not all(_same(right[task], answer.top) for answer in ask(device)):
+            if not all(_same(right[task], told(answer)) for answer in ask(device)):
                 raise HealthError(
                     f"after a kill the device says task {task}, but answers differently from that "
                     "task"

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 
@@ -26,7 +27,9 @@ from ..results import Result, Status
 
 Top = tuple[tuple[str, float], ...]
 """an answer: (class, probability), best first"""
-Answers = Counter[tuple[int, Top]]
+Told = tuple[Top, float, Optional[float]]
+"""all of an answer that depends on the generation: `top`, score, threshold"""
+Answers = Counter[tuple[int, Told]]
 """how often each answer of each generation was given"""
 
 
@@ -40,10 +43,15 @@ def endless_updates(device: Device, chain: Sequence[Path]) -> Iterator[Status]:
 
 
 def ask(device: Device) -> list[Prediction]:
-    """The probabilities of all classes for two images made from a seed."""
+    """The answers to two images made from a seed, with all classes."""
     random = np.random.default_rng(0)
     images = list(random.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8))
     return device.predict(images, top=len(device.bundle.state.classes) + 10_000)
+
+
+def told(answer: Prediction) -> Told:
+    """What an answer says."""
+    return answer.top, answer.score, answer.threshold
 
 
 def follow(store: str) -> None:
@@ -63,8 +71,8 @@ def follow(store: str) -> None:
     while not ended.is_set():
         device.refresh()
         for answer in ask(device):
-            seen[answer.generation, answer.top] += 1
-    print(json.dumps([[generation, top, count] for (generation, top), count in seen.items()]))
+            seen[answer.generation, told(answer)] += 1
+    print(json.dumps([[generation, *said, count] for (generation, said), count in seen.items()]))
 
 
 def program(function: Callable[..., None], *arguments: object) -> subprocess.Popen[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -14,9 +17,13 @@ from conftest import Fleet, Result
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.adapter import export_adapter, write_adapter
+from sdlora_edge.device.answers import Asked, Prediction, best
+from sdlora_edge.device.engines import Outputs
 from sdlora_edge.errors import UsageError
 from sdlora_edge.formats.canonical import sha256
-from sdlora_edge.formats.current import Current
+from sdlora_edge.formats.confidence import Confidence
+from sdlora_edge.formats.current import CURRENT, Current
+from sdlora_edge.state import TaskState
 from sdlora_edge.storage import disk
 
 Cli = Callable[..., Result]
@@ -120,3 +127,94 @@ def test_it_is_written_whole_or_not_at_all(
         "device", "export-adapter", "--store", store, "--out", tmp_path / "file" / "a.onnx_adapter"
     )
     assert (refused.code, "cannot be written" in refused.err) == (3, True)
+
+
+def documented() -> Callable[[np.ndarray, np.ndarray], tuple[str, float, bool]]:
+    """`answer` as docs/guides/other-runtimes.md has it. It reads current.json in this folder."""
+    guide = Path(__file__).resolve().parents[2] / "docs" / "guides" / "other-runtimes.md"
+    (block,) = (
+        b for b in re.findall(r"```python\n(.*?)```", guide.read_text(), re.S) if "told" in b
+    )
+    names: dict[str, Any] = {}
+    exec(compile(block, str(guide), "exec"), names)  # noqa: S102
+    answer: Callable[[np.ndarray, np.ndarray], tuple[str, float, bool]] = names["answer"]
+    return answer
+
+
+def without_numpy(
+    current: Mapping[str, Any], logits: list[float], features: list[float]
+) -> tuple[float, float]:
+    """(score, probability of the best class) by docs/packet.md, as any language has it."""
+    told = current["confidence"]
+    live = [x for x, name in zip(logits, current["classes"], strict=False) if name is not None]
+    score = max(live)
+    for q, scale, bias in zip(told["weight"], told["scale"], told["bias"], strict=True):
+        score -= (scale * sum(a * b for a, b in zip(q, live, strict=True)) + bias) ** 2
+    for mean, precision, feature in zip(told["mean"], told["precision"], features, strict=False):
+        score -= (precision * (feature - mean)) ** 2
+    return score, 1 / sum(math.exp((x - max(live)) / told["temperature"]) for x in live)
+
+
+@pytest.mark.parametrize("threshold", [None, -3.25])
+def test_current_json_is_all_that_another_program_needs_to_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threshold: float | None
+) -> None:
+    """Retired rows and rows without a class hold anything, and take no part."""
+    random = np.random.default_rng(3)
+    own = Confidence(
+        np.array([1.7], np.float32),
+        random.integers(-127, 128, (3, 4)).astype(np.int8),
+        np.array([1e-5, 0.003, 0.02], np.float32),
+        random.standard_normal(3).astype(np.float32),
+        *(np.abs(random.standard_normal((2, 5))) / 3).astype(np.float16),
+        np.array([] if threshold is None else [threshold], np.float32),
+    )
+    for confidence in (own, Confidence.none(4)):
+        none = np.zeros(0, np.float32)
+        classes = ("a", None, "b", "c", None, "d")
+        state = TaskState(1, "t", "1" * 64, classes, none, none, none, {}, confidence=confidence)
+        Current.of("0" * 64, state, {"a.ptd": "2" * 64}).write(tmp_path)
+        assert Current.read(tmp_path) == Current.of("0" * 64, state, {"a.ptd": "2" * 64})
+        monkeypatch.chdir(tmp_path)
+        current, answer = json.loads((tmp_path / CURRENT).read_text()), documented()
+        assert current["confidence"]["temperature"] == float(confidence.temperature[0])
+        seen = set()
+        for logits in random.normal(0, 2, (50, 8)).astype(np.float32):
+            logits[[1, 4, 6, 7]] = np.nan, -np.inf, np.inf, -1e30
+            features = random.normal(0, 2, 5).astype(np.float32)
+            (ours,) = best(Outputs(logits[None, :6], features[None]), state, 1, Asked())
+            assert isinstance(ours, Prediction)
+            assert answer(logits, features) == (
+                ours.label,
+                pytest.approx(ours.confidence),
+                ours.known,
+            )
+            score, probability = without_numpy(current, logits.tolist(), features.tolist())
+            assert (score, probability) == pytest.approx((ours.score, ours.confidence))
+            seen.add(ours.known)
+        assert seen == ({True, False} if confidence.tells_unknown else {True})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", "1"),
+        ("temperature", None),
+        ("weight", [[1.5]]),
+        ("weight", [[128]]),
+        ("scale", [None]),
+        ("threshold", [1.0]),
+        ("more", 1.0),
+    ],
+)
+def test_a_current_whose_confidence_is_malformed_is_none(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    """It is written again, as one that is missing."""
+    none = np.zeros(0, np.float32)
+    state = TaskState(1, "t", "1" * 64, ("a",), none, none, none, {}, confidence=Confidence.none(1))
+    good = Current.of("0" * 64, state, {"a.ptd": "2" * 64})
+    good.write(tmp_path)
+    assert Current.read(tmp_path) == good
+    replace(good, confidence={**good.confidence, field: value}).write(tmp_path)
+    assert Current.read(tmp_path) is None

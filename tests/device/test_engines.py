@@ -14,7 +14,7 @@ from sdlora_edge.errors import InputError
 
 ENGINE = '''
 import numpy as np
-from sdlora_edge.device.engines import Engine
+from sdlora_edge.device.engines import Engine, Outputs
 from sdlora_edge.device.engines.onnx_runtime import OnnxEngine
 
 class CountingEngine(Engine):
@@ -26,8 +26,8 @@ class CountingEngine(Engine):
     def load(self, weights):
         return self.inner.load(weights)
 
-    def run(self, loaded, inputs):
-        return np.concatenate([self.inner.run(loaded, one[None]) for one in inputs])
+    def outputs(self, loaded, inputs):
+        return Outputs(np.concatenate([self.inner.run(loaded, one[None]) for one in inputs]))
 
     def publish(self, loaded, state):
         self.workspace.mkdir(exist_ok=True)

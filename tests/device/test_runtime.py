@@ -19,7 +19,6 @@ from PIL import Image
 from sdlora_edge.export.parity import host_logits
 
 from sdlora_edge.device import Device, Prediction
-from sdlora_edge.device.answers import best
 from sdlora_edge.device.device import DOUBLE_BUFFER, IN_PLACE
 from sdlora_edge.device.records import CONFIRMED, FAILED, PENDING, Generation
 from sdlora_edge.device.store import Store
@@ -393,6 +392,9 @@ def test_one_image_gets_one_prediction_and_many_get_a_list(store: Path, tmp_path
         assert found.confidence == pytest.approx(right.confidence, abs=1e-5)
     assert device.predict(pixels[:, :, 0]).generation == 1
     assert right.to_dict() == {
+        "known": True,
+        "score": right.score,
+        "threshold": None,
         "generation": 1,
         "top": [{"class": right.label, "probability": right.confidence}],
     }
@@ -419,10 +421,3 @@ def test_one_image_gets_one_prediction_and_many_get_a_list(store: Path, tmp_path
 def test_what_is_no_image_is_a_type_error_that_says_what_is(store: Path, wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"is no image: pass a path \(str or Path\), .*Pillow"):
         Device.open(store, threads=1).predict(wrong)
-
-
-def test_a_retired_class_is_never_answered_however_many_are_asked_for() -> None:
-    logits = np.array([[9.0, 1.0, 2.0], [-1e30, 0.0, 0.0]], np.float32)
-    for answer in best(logits, (None, "b", "c"), 1, top=10):
-        assert sorted(name for name, _ in answer.top) == ["b", "c"]
-        assert sum(score for _, score in answer.top) == pytest.approx(1)

@@ -18,6 +18,7 @@ from faults.scenarios import wrong_canary
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.device import IN_PLACE
+from sdlora_edge.device.engines import Outputs
 from sdlora_edge.device.gate import Gate, one_blas_thread
 from sdlora_edge.device.watch.service import Watcher
 from sdlora_edge.errors import HealthError, ResourceError, UsageError
@@ -81,12 +82,13 @@ def test_what_failed_its_canary_is_given_up_before_what_is_left_is_loaded(
     other = Device.open(device._store.path)
     for path in fleet.packets:
         other.apply(path)
-    run = device._engine.run
+    outputs = device._engine.outputs
 
-    def unhealthy(loaded: Any, pixels: np.ndarray) -> np.ndarray:
-        return run(loaded, pixels) + (1 if loaded.classes > 6 else 0)
+    def unhealthy(loaded: Any, pixels: np.ndarray) -> Outputs:
+        found = outputs(loaded, pixels)
+        return found._replace(logits=found.logits + (1 if loaded.classes > 6 else 0))
 
-    monkeypatch.setattr(device._engine, "run", unhealthy)
+    monkeypatch.setattr(device._engine, "outputs", unhealthy)
     assert device.refresh()
     assert device.status().task == 1
     assert (len(counting.models), counting.most) == (1 + 3, 0)
@@ -99,11 +101,11 @@ def test_what_the_engine_fails_to_run_is_given_up_before_the_old_one_is_loaded(
     device, counting = counted
     before = device.logits(inputs(device))
 
-    def fails(loaded: Any, pixels: np.ndarray) -> np.ndarray:
+    def fails(loaded: Any, pixels: np.ndarray) -> Outputs:
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(device._engine, "run", fails)
+        patch.setattr(device._engine, "outputs", fails)
         with pytest.raises(ResourceError):
             device.apply(fleet.packets[0])
     assert (len(counting.models), counting.most) == (3, 0)
@@ -118,15 +120,15 @@ def test_predictors_wait_for_an_update_in_place(
     answers: list[tuple[int, int]] = []
     order: list[str] = []
     asked, released = threading.Event(), threading.Event()
-    run, first = device._engine.run, threading.Event()
+    outputs, first = device._engine.outputs, threading.Event()
 
-    def slow(loaded: Any, pixels: np.ndarray) -> np.ndarray:
+    def slow(loaded: Any, pixels: np.ndarray) -> Outputs:
         if not first.is_set():
             first.set()
             asked.set()
             released.wait(10)
             order.append("answered")
-        return run(loaded, pixels)
+        return outputs(loaded, pixels)
 
     def ask() -> None:
         one = device.predict(images(1), top=20)[0]
@@ -136,7 +138,7 @@ def test_predictors_wait_for_an_update_in_place(
         device.apply(fleet.packets[0])
         order.append("updated")
 
-    device._engine.run = slow  # type: ignore[method-assign]
+    device._engine.outputs = slow  # type: ignore[method-assign]
     threads = [
         threading.Thread(target=ask),
         threading.Thread(target=update),
@@ -162,14 +164,14 @@ def test_an_update_interrupted_while_it_waits_lets_the_predictors_in_again(
 ) -> None:
     """Ctrl-C while a long prediction is being waited for."""
     device, _ = counted
-    asked, released, run = threading.Event(), threading.Event(), device._engine.run
+    asked, released, outputs = threading.Event(), threading.Event(), device._engine.outputs
 
-    def slow(loaded: Any, pixels: np.ndarray) -> np.ndarray:
+    def slow(loaded: Any, pixels: np.ndarray) -> Outputs:
         asked.set()
         released.wait(10)
-        return run(loaded, pixels)
+        return outputs(loaded, pixels)
 
-    device._engine.run = slow  # type: ignore[method-assign]
+    device._engine.outputs = slow  # type: ignore[method-assign]
     predictor = threading.Thread(target=device.predict, args=(images(1),), daemon=True)
     predictor.start()
     assert asked.wait(10)
@@ -200,17 +202,17 @@ def test_a_signal_handler_does_not_wait_for_the_thread_it_interrupted(
     """`refresh` upon SIGHUP, while the same thread predicts."""
     device, _ = counted
     Device.open(device._store.path).apply(fleet.packets[0])
-    run, refused = device._engine.run, []
+    outputs, refused = device._engine.outputs, []
 
-    def interrupted(loaded: Any, pixels: np.ndarray) -> np.ndarray:
+    def interrupted(loaded: Any, pixels: np.ndarray) -> Outputs:
         with pytest.raises(UsageError, match="during a prediction, in the same thread") as error:
             device.refresh()
         refused.append(error)
-        return run(loaded, pixels)
+        return outputs(loaded, pixels)
 
-    device._engine.run = interrupted  # type: ignore[method-assign]
+    device._engine.outputs = interrupted  # type: ignore[method-assign]
     assert device.predict(images(1))[0].generation == 1
-    device._engine.run = run  # type: ignore[method-assign]
+    device._engine.outputs = outputs  # type: ignore[method-assign]
     load = device._engine.load
 
     def predicting(weights: Mapping[str, np.ndarray]) -> Any:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Fleet, snapshot
+from conftest import Fleet, images, snapshot
 from faults.scenarios import wrong_canary
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.parity import host_logits
 from sdlora_edge.export.requests import ExportOptions
+from telling import between, packets
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.device import IN_PLACE
@@ -83,6 +84,24 @@ def test_in_place_the_pair_before_comes_back_where_an_update_is_not_served(
         device.logits(inputs), host_logits(Run.open(fleet.run), 1, inputs), atol=1e-4
     )
     assert not list((tmp_path / "store" / "engine").glob("new-*"))  # of the pair that was given up
+
+
+def test_both_engines_give_the_same_answers(
+    fleet: Fleet, bundle: Path, store: Path, tmp_path: Path
+) -> None:
+    """Class, probability, score and whether it is known come from the logits alone."""
+    run, devices = Run.open(fleet.run), (Device.init(bundle, tmp_path / "pte"), Device.open(store))
+    (file,) = packets(run, fleet, tmp_path / "telling", [(between(run, devices[1], 1), 2.0)])
+    for device in devices:
+        device.apply(file)
+    pte, onnx = (device.predict(images(), top=3) for device in devices)
+    assert sorted(answer.known for answer in onnx) == [False] * 3 + [True] * 3
+    for one, two in zip(pte, onnx, strict=True):
+        assert (one.answer, one.label, one.threshold) == (two.answer, two.label, two.threshold)
+        assert (one.score, one.confidence) == pytest.approx((two.score, two.confidence), abs=1e-3)
+    current = Current.read(tmp_path / "pte" / "engine")
+    assert current is not None
+    assert current.confidence["threshold"] == devices[1].status().threshold
 
 
 def test_weights_that_do_not_fit_leave_no_file(bundle: Path, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_a_device_without_torch_passes_every_check(
         [*map(str, command)], capture_output=True, text=True, check=False, cwd=tmp_path
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 passed" in done.stdout
+    assert "7 passed" in done.stdout
     found = json.loads(report.read_text())
     assert found["passed"]
     checks = found["checks"]

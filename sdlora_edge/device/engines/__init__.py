@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +30,20 @@ RUNTIMES = {"onnx": "onnxruntime", "executorch": "executorch"}
 """{target: the distribution that runs it}"""
 
 
+class Outputs(NamedTuple):
+    """What a model computes.
+
+    Attributes:
+        logits: float32 (N, rows). A row for each class ever known: a retired one has the logit
+            UNUSED, or near it, and the device leaves it out.
+        features: float32 (N, features), what the head sees, for the unknown score; None if the
+            model has no such output.
+    """
+
+    logits: np.ndarray
+    features: np.ndarray | None = None
+
+
 class Engine(ABC):
     """A loaded model whose adapted weights and head can be replaced while it serves.
 
@@ -40,7 +54,7 @@ class Engine(ABC):
     1. `load` takes the weights of a generation; its result stays valid until the device drops it.
        With double buffering, two are alive at a time. What it holds, files included, is freed with
        it.
-    2. `run` computes with it. The device compares the canary's logits with the host's; if they
+    2. `outputs` computes with it. The device compares the canary's logits with the host's; if they
        differ, the result of `load` is dropped and nothing else happens.
     3. After the commit, `publish` tells other programs, under a lock that one process holds at a
        time. It is called again when a store is opened and `published` is False, for example after a
@@ -77,18 +91,19 @@ class Engine(ABC):
                 read each one once, one after the other, and keep no second copy.
 
         Returns:
-            What `run` gets as `loaded`. Earlier results stay valid.
+            What `outputs` gets as `loaded`. Earlier results stay valid.
         """
 
     @abstractmethod
-    def run(self, loaded: Any, inputs: np.ndarray) -> np.ndarray:
-        """Preprocessed inputs, float32 (N, 3, size, size), to logits, float32 (N, rows).
+    def outputs(self, loaded: Any, inputs: np.ndarray) -> Outputs:
+        """Compute with preprocessed inputs, float32 (N, 3, size, size).
 
         Several threads call it at once.
-
-        A row for each class ever known: a retired one has the logit UNUSED, or near it, and the
-        device leaves it out.
         """
+
+    def run(self, loaded: Any, inputs: np.ndarray) -> np.ndarray:
+        """The logits of `outputs` alone."""
+        return self.outputs(loaded, inputs).logits
 
     @classmethod
     def without_running(cls, bundle: Bundle, workspace: Path) -> Engine:

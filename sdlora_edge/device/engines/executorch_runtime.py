@@ -38,7 +38,7 @@ from ...formats.current import Current
 from ...shortage import verdict
 from ...state import TaskState
 from ...storage import atomic, disk
-from . import Engine, with_room
+from . import Engine, Outputs, with_room
 
 PROGRAM, DATA = "model.pte", "model.ptd"
 """in the bundle"""
@@ -137,14 +137,15 @@ class ExecutorchEngine(Engine):
                 error, InputError(f"{program}: ExecuTorch cannot load it: {error}")
             ) from error
 
-    def run(self, loaded: _Loaded, inputs: np.ndarray) -> np.ndarray:
+    def outputs(self, loaded: _Loaded, inputs: np.ndarray) -> Outputs:
         images = self._tensor(np.ascontiguousarray(inputs, np.float32))
-        found = np.empty((len(inputs), loaded.classes), np.float32)
+        logits, features = np.empty((len(inputs), loaded.classes), np.float32), []
         for i in range(len(inputs)):
-            with self._lock:
-                (logits,) = loaded.method.execute([images[i : i + 1]])
-            found[i] = logits[0, : loaded.classes].numpy()
-        return found
+            with self._lock:  # its outputs are copied before the next image overwrites them
+                first, *more = loaded.method.execute([images[i : i + 1]])
+                logits[i] = first[0, : loaded.classes].numpy()
+                features += [np.array(one[0].numpy(), np.float32) for one in more[:1]]
+        return Outputs(logits, np.stack(features) if features else None)
 
     def published(self, loaded: _Loaded, state: TaskState) -> bool:
         current = self._current(loaded, state)

@@ -20,7 +20,7 @@ from ...errors import InputError, UsageError
 from ...formats.bundle import CONSTANTS, DTYPES, HEAD_BIAS, Bundle
 from ...platforms import cannot_import
 from ...shortage import verdict
-from . import Engine, with_room
+from . import Engine, Outputs, with_room
 
 try:
     import onnxruntime as ort
@@ -28,6 +28,8 @@ except ImportError as error:
     raise verdict(error, InputError(cannot_import(error))) from error
 
 MODEL = "model.onnx"
+LOGITS, FEATURES = "logits", "features"
+"""the model's outputs"""
 CONFIG = "SDLORA_EDGE_ONNX_CONFIG"
 """Environment variable with more entries of the session's configuration: NAME=VALUE, separated by
 spaces."""
@@ -44,6 +46,8 @@ class _Loaded(NamedTuple):
     feed: dict[str, ort.OrtValue]
     """What the session is fed in addition to the images."""
     classes: int
+    features: bool
+    """Whether the model has the output FEATURES."""
 
 
 class OnnxEngine(Engine):
@@ -72,15 +76,18 @@ class OnnxEngine(Engine):
             for name, array in weights.items()
         }
         session, feed = (self._session, values) if self._session else (self._open(values), {})
-        return _Loaded(session, feed, len(weights[HEAD_BIAS]))
+        features = FEATURES in [output.name for output in session.get_outputs()]
+        return _Loaded(session, feed, len(weights[HEAD_BIAS]), features)
 
-    def run(self, loaded: _Loaded, inputs: np.ndarray) -> np.ndarray:
+    def outputs(self, loaded: _Loaded, inputs: np.ndarray) -> Outputs:
         feed = {
             "pictures": ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(inputs)),
             **loaded.feed,
         }
-        logits = np.asarray(loaded.session.run_with_ort_values(["logits"], feed)[0].numpy())
-        return logits[:, : loaded.classes]
+        names = [LOGITS, FEATURES] if loaded.features else [LOGITS]
+        found = loaded.session.run_with_ort_values(names, feed)
+        logits, *more = (np.asarray(one.numpy(), np.float32) for one in found)
+        return Outputs(logits[:, : loaded.classes], *more)
 
     def _open(self, constants: dict[str, ort.OrtValue]) -> ort.InferenceSession:
         """A session with these values in place of the file's own.
