@@ -40,12 +40,15 @@ OPSET = 21
 WEIGHTS = "weights.safetensors"
 REST = "model.onnx.data"
 """the other constants, if the model is too large for a protobuf"""
+OUTPUTS = ["logits", "features"]
+"""the second is what the head sees: the unknown score may need it (`formats.confidence`)"""
 LIMIT = 1 << 30
 """bytes"""
 
 
 class _Functional(nn.Module):
-    """Features with the adapted weights, each (rows, columns), and head as arguments."""
+    """Logits and features, with the adapted weights, each (rows, columns), and head as
+    arguments."""
 
     def __init__(self, features: Extractor) -> None:
         super().__init__()
@@ -53,9 +56,9 @@ class _Functional(nn.Module):
 
     def forward(
         self, images: Tensor, weights: dict[str, Tensor], head_weight: Tensor, head_bias: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         seen = self.features.under(shaped(self.features.backbone, weights), images)
-        return nn.functional.linear(seen, head_weight, head_bias)
+        return nn.functional.linear(seen, head_weight, head_bias), seen
 
 
 def write_model(
@@ -130,7 +133,7 @@ def _trace(features: Extractor, size: int, weights: Mapping[str, np.ndarray]) ->
     _rename(
         model.graph,
         ["pictures", *adapted, HEAD_WEIGHT, HEAD_BIAS],
-        ["logits"],
+        OUTPUTS,
         ["batch", "classes"],
         features.backbone,
     )

@@ -8,8 +8,11 @@
                                     B, float32 (rows, rank) or (rows, rank, 1, 1)
                                 base_model.model.<classifier>.weight, .bias
                                     the head, in `modules_to_save`
-    sdlora_edge.json            what peft has no place for: model, task, state digest, all
-                                magnitudes, the classes of the head
+    sdlora_edge_head.safetensors
+                                head.weight (rows, features), head.bias (rows,): the head
+                                instead, if it sees more than the classifier does
+    sdlora_edge.json            what peft has no place for: model, what the head sees, task, state
+                                digest, all magnitudes, the classes of the head
 
 The adapter applies to W_0, the backbone as it was before the first task: timm's own weights, or
 those of the base session (backbone.safetensors of the run). The bundle's task does not matter.
@@ -23,6 +26,11 @@ Magnitudes of old directions change with every task, so there are two adapters t
     one direction      alpha_t(t) B_t A_t alone, of its own rank, without the head. From such
                        adapters, peft's add_weighted_adapter(..., "cat") with the weights
                        alpha_k(t) / alpha_k(k) makes the whole update again.
+
+timm's classifier sees what the backbone returns. A head of other features (`method.features`, such
+as cls:4) does not fit into it, so it stands in a file of its own. Load the adapter, merge it, and
+compute `Extractor(model, FeatureSpec.parse("cls:4"))(images) @ weight.T + bias`; without this
+package, compute the tokens by timm's `forward_intermediates`.
 
 Rows of a fused qkv: if query and value are adapted and the key is not, A holds both A_q and A_v,
 and B is zero outside its two blocks:
@@ -49,12 +57,13 @@ from torch import nn
 from ..acceptance import Standing, accept_update
 from ..device.chain import follow_trust, open_packet
 from ..errors import InputError, NothingToDo, TrustError
-from ..formats.bundle import Bundle, open_bundle
+from ..formats.bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle, open_bundle
 from ..formats.control import Revocation, Rotation
 from ..formats.encoding import Factors
 from ..formats.packet import Packet
 from ..formats.signing import Trust
 from ..method import backbones
+from ..method.feature_spec import LAST
 from ..progress import stage
 from ..results import Result
 from ..state import Projection, TaskState
@@ -63,16 +72,25 @@ from .peft_config import CONFIG
 
 log = logging.getLogger("sdlora_edge")
 MODEL, FACTS = "adapter_model.safetensors", "sdlora_edge.json"
+HEAD = "sdlora_edge_head.safetensors"
 PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
 class AdaptedModel:
-    """What an adapter applies to. name: timm's; size: side of its images in pixels."""
+    """What an adapter applies to.
+
+    Attributes:
+        name: timm's.
+        size: side of its images in pixels.
+        projections: the adapted slices.
+        features: what the head sees, as text.
+    """
 
     name: str
     size: int
     projections: Sequence[Projection]
+    features: str = str(LAST)
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,8 @@ class WrittenAdapter(Result):
         classes: in the order of the head's rows; None for a retired class.
         rank: the largest of all modules.
         modules: how many are adapted.
-        head: the classifier's module. None: the adapter has no head.
+        head: the classifier's module, or HEAD, the file of a head that the classifier cannot be.
+            None: the adapter has no head.
         bytes: of all its files.
     """
 
@@ -174,8 +193,15 @@ def write_adapter(
             module,
         )
     ranks = {module: len(A) for module, (A, _) in tensors.items()}
-    classifier = None if alone else classifier_of(model.name)
-    facts = {"model": model.name, "task": state.task, "state": state.digest, "alone": alone}
+    wide = state.head_weight.shape[1] != backbones.features(backbone)
+    classifier = None if alone or wide else classifier_of(model.name)
+    facts = {
+        "model": model.name,
+        "features": model.features,
+        "task": state.task,
+        "state": state.digest,
+        "alone": alone,
+    }
     facts |= {"magnitudes": state.magnitudes.tolist(), "classes": list(state.classes)}
     with atomic.new_folder(out) as folder:
         config = json.dumps(_config(ranks, classifier), indent=1)
@@ -183,6 +209,17 @@ def write_adapter(
         atomic.write(folder / FACTS, json.dumps(facts, indent=1).encode() + b"\n")
         stored = _named(tensors, state, classifier)
         atomic.write(folder / MODEL, safetensors.numpy.save(stored, {"format": "pt"}))
+        if wide and not alone:
+            log.warning(
+                "the head sees %s, which timm's classifier does not: it is written to %s",
+                model.features,
+                HEAD,
+            )
+            head = {
+                HEAD_WEIGHT: np.ascontiguousarray(state.head_weight),
+                HEAD_BIAS: np.ascontiguousarray(state.head_bias),
+            }
+            atomic.write(folder / HEAD, safetensors.numpy.save(head))
     return WrittenAdapter(
         adapter=out,
         lineage=None,
@@ -194,7 +231,7 @@ def write_adapter(
         classes=state.classes,
         rank=max(ranks.values()),
         modules=len(ranks),
-        head=classifier,
+        head=HEAD if wide and not alone else classifier,
         bytes=sum(path.stat().st_size for path in out.iterdir()),
     )
 

@@ -126,7 +126,8 @@ def lineage(path: Path, projections: Sequence[Projection], encoding: str) -> str
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise verdict(error, InputError(f"{file} cannot be read: {error}")) from error
     head = decode(*rows[:2]), rows[2]
-    return lineage_id(digest, projections, encoding, classes, head, "last")
+    features = settings(path).method.features
+    return lineage_id(digest, projections, encoding, classes, head, features)
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:

@@ -178,9 +178,8 @@ class Run:
             raise _does_not_fit(path, settings, error) from error
         base, _ = read_update(path, 0, [], settings.method.encoding)
         head, encoding = (base.head.new_weight, base.head.new_bias), settings.method.encoding
-        lineage = lineage_id(
-            digest, projections, encoding, base.classes, head, settings.method.features
-        )
+        what = projections, encoding, base.classes, head, settings.method.features
+        lineage = lineage_id(digest, *what)
         known = base.head.confidence
         first = TaskState(0, base.name, lineage, base.classes, np.zeros(0), *head, {}, known)
         names = [p.name for p in projections]
