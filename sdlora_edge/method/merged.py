@@ -48,13 +48,13 @@ class Merged:
         }
 
     @torch.no_grad()
-    def features(self, inputs: np.ndarray) -> np.ndarray:
+    def features(self, inputs: np.ndarray | Tensor) -> np.ndarray:
         """Compute what the head sees of preprocessed images.
 
-        inputs: float32 (N, 3, H, W). Returns (N, features), float32, or float64 if exact. The
-        first of them are the backbone's own, whatever else the head sees.
+        inputs: float32 (N, 3, H, W), on any device. Returns (N, features), float32, or float64 if
+        exact. The first of them are the backbone's own, whatever else the head sees.
         """
-        images = torch.from_numpy(inputs).to(self.device, self.dtype)
+        images = torch.as_tensor(inputs).to(self.device, self.dtype)
         return _numpy(self._extractor.under(self._tensors, images).to(self.dtype))
 
 

@@ -24,18 +24,18 @@ def draw(count: int, kind: str, generator: torch.Generator) -> Tensor:
 
 
 def augment(images: Tensor, chances: Tensor, kind: str) -> Tensor:
-    """Make a random view of each image, float32 (N, 3, S, S).
+    """Make a random view of each image, float32 (N, 3, S, S), on the images' device.
 
     Args:
         images: float32 (N, 3, S, S).
-        chances: What `draw` returns, (N, 5).
+        chances: What `draw` returns, (N, 5), on the same device.
         kind: "none"; "flip" (left to right, every second image); "crop" (a random part, resized
             back, as in Inception training: area in SCALE, width over height in RATIO); or
             "flip-crop".
     """
     if kind == "none":
         return images
-    one = torch.ones(len(images))
+    one = torch.ones_like(chances[:, 0])
     width = height = one
     if "crop" in kind:
         area = SCALE[0] + (SCALE[1] - SCALE[0]) * chances[:, 0]
@@ -48,9 +48,10 @@ def augment(images: Tensor, chances: Tensor, kind: str) -> Tensor:
         [torch.stack([width * mirror, zero, left], 1), torch.stack([zero, height, top], 1)], 1
     )
     grid = affine_grid(theta, list(images.shape), align_corners=False)
-    return grid_sample(
+    found = grid_sample(
         images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
+    return found.contiguous(memory_format=torch.channels_last)
 
 
 def views(pixels: np.ndarray, random: np.random.RandomState) -> np.ndarray:

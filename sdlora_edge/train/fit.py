@@ -29,6 +29,7 @@ from . import distributed
 from .augment import augment, draw
 from .settings import Settings
 from .splits import Images
+from .upload import Upload, to_device
 
 log = logging.getLogger("sdlora_edge")
 PARTIAL = "partial.pt"
@@ -115,6 +116,27 @@ def fit(model: SDLoRA, images: Images, training: Training) -> list[float]:
     return _Fitting(model, images, training).run()
 
 
+@dataclass(frozen=True, eq=False)
+class _Share:
+    """What one process trains on in a step.
+
+    pixels: uint8 (n, S, S, 3). chances: of `draw`, (n, 5). targets: int64 (n,).
+    """
+
+    pixels: Tensor
+    chances: Tensor
+    targets: Tensor
+
+    def to(self, device: torch.device) -> _Share:
+        tensors = self.pixels, self.chances, self.targets
+        return _Share(*(to_device(tensor, device) for tensor in tensors))
+
+    def parts(self, count: int) -> list[_Share]:
+        """Cut it into `count` parts, or fewer if there are fewer images."""
+        cut = (t.chunk(count) for t in (self.pixels, self.chances, self.targets))
+        return [_Share(*tensors) for tensors in zip(*cut, strict=True)]
+
+
 class _Fitting:
     """A training in progress: the model and everything that its checkpoint holds."""
 
@@ -122,6 +144,7 @@ class _Fitting:
         settings = training.settings
         self.model, self.images, self.training, self.settings = model, images, training, settings
         self.device = next(model.parameters()).device
+        self.upload = Upload(training.prepare, self.device)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=settings.training.precision == "fp16"
         )
@@ -167,32 +190,30 @@ class _Fitting:
         total = torch.zeros((), device=self.device)
         decoded = images.batches([part.numpy() for part in own], settings.training.workers)
         for step, pixels in enumerate(decoded):
-            inputs = torch.from_numpy(self.training.prepare.normalise(pixels))
-            inputs = augment(inputs, chances[step][shares[step]], settings.data.augment)
             targets = torch.from_numpy(images.targets)[own[step]]
+            given = torch.from_numpy(pixels), chances[step][shares[step]], targets
             self.optimizer.zero_grad()
-            total += self._backward(inputs, targets, len(batches[step]))
+            total += self._backward(_Share(*given), len(batches[step]))
             self.scaler.step(self.optimizer)
             self.scaler.update()
             bar.update(len(batches[step]))
         return distributed.summed(total).item() / len(batches)
 
-    def _backward(self, inputs: Tensor, targets: Tensor, batch: int) -> Tensor:
+    def _backward(self, share: _Share, batch: int) -> Tensor:
         """Compute the gradients of this process's share of one step, in `accumulate` parts.
 
-        batch: images of the step over all processes; `inputs` are fewer if there are several.
-        Returns this process's share of the loss, detached.
+        batch: images of the step over all processes. Returns this process's share of the loss,
+        detached.
         """
         total = torch.zeros((), device=self.device)
-        chunks = [
-            c for c in torch.arange(len(targets)).chunk(self.settings.training.accumulate) if len(c)
-        ]
-        for chunk in chunks:
-            with self._synchronised(chunk is chunks[-1]):
+        parts = share.to(self.device).parts(self.settings.training.accumulate)
+        for part in parts:
+            inputs = self.upload.normalise(part.pixels)
+            inputs = augment(inputs, part.chances, self.settings.data.augment)
+            with self._synchronised(part is parts[-1]):
                 with precision(self.model.backbone, self.settings.training.precision, self.device):
-                    logits = self.call(_to(inputs[chunk], self.device))
-                own = _to(targets[chunk], self.device)
-                loss = nn.functional.cross_entropy(logits, own, reduction="sum") / batch
+                    logits = self.call(inputs)
+                loss = nn.functional.cross_entropy(logits, part.targets, reduction="sum") / batch
                 # DistributedDataParallel averages gradients over processes; the sum is wanted.
                 self.scaler.scale(loss * distributed.size()).backward()
             total += loss.detach()
@@ -255,10 +276,6 @@ def diverged(title: str, what: str, settings: Settings) -> DivergedError:
         f"{title} diverged: {what}. Begin a run with a smaller --lr than {settings.training.lr:g}; "
         "this run keeps its earlier tasks"
     )
-
-
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def _optimizer(model: SDLoRA, settings: Settings) -> torch.optim.Optimizer:

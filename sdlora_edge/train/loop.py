@@ -41,6 +41,7 @@ from .source import Source
 from .splits import Part
 from .task import Direction, change_classes, learn_task
 from .tasks import Kept
+from .upload import Upload
 
 log = logging.getLogger("sdlora_edge")
 Report = Callable[[Run], None]
@@ -331,7 +332,7 @@ def _base_session(path: Path, start: _Start, part: Part) -> Base:
     backbone = start.backbone.to(_device(settings))
     linear = train_base(backbone, taught, prepare, settings, checkpoint)
     model = Merged(backbone, {}, spec=FeatureSpec.parse(settings.method.features))
-    shown = (prepare.normalise(pixels) for pixels in images.batches(slices(len(images))))
+    shown = map(Upload(prepare, model.device), images.batches(slices(len(images))))
     seen = np.concatenate([model.features(batch) for batch in shown])
     empty, classes = FeatureStatistics.empty(seen.shape[1]), list(range(len(part.classes)))
     frozen = empty.with_images(seen, images.targets, len(classes))

@@ -94,7 +94,27 @@ def step_cost(figure: dict[str, Any]) -> str:
             title = f"{name}, {row['image_size']} px, batch {row['batch']}"
             ratios = [f"{row[k]:.2f}" for k in (*keys, "memory_task20_over_task1")]
             rows.append([title, f"{row['ms']['sdlora_1']:.0f} ms", *ratios])
-    return table(head, rows)
+    return table(head, rows) + "".join(f"\n\n{part}" for part in epochs(figure))
+
+
+def epochs(figure: dict[str, Any]) -> list[str]:
+    """The table of whole epochs, and how it was made if not with the rest."""
+    head = "whole epoch, image files included | precision | ours | timm and peft | ours / timm"
+    head += " | a task of one epoch"
+    names = {
+        "vit_tiny": "ViT-Tiny",
+        "vit_base": "ViT-B/16",
+        "vit_base_compiled": "ViT-B/16, compiled",
+    }
+    rows = []
+    for key, name in names.items():
+        for side, row in figure.get("epoch", {}).get(key, {}).items():
+            speeds = [f"{row[f'{who}_images_per_second']:.0f} images/s" for who in ("ours", "timm")]
+            ratios = [f"{row[k]:.2f}" for k in ("over_timm", "first_epoch_over_timm")]
+            title = f"{name}, {side} px, batch {row['batch']}"
+            rows.append([title, row["precision"], *speeds, *ratios])
+    made = figure.get("epoch_made_by")
+    return [table(head, rows), *([f"Epochs: `{made}`."] if made else [])] if rows else []
 
 
 METHODS = {

@@ -11,6 +11,9 @@ All variants are timed in one process, one after the other within a round, in an
 rounds of the ratio WITHIN a round, so what slows the machine down for a while slows both sides. Memory: each variant in a process
 of its own; what is compared is the peak ABOVE the loaded bare backbone: old directions, folded weights, activations, optimizer.
 On CPU that is resident memory (Linux), on CUDA what torch allocated.
+
+`epoch.py` measures whole epochs, from image files, beside a plain timm loop. `--epoch-only` measures these alone and leaves all
+other figures of step_cost.json as they are.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import epoch
 import figures
 import numpy as np
 import torch
@@ -278,6 +283,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--memory-of", nargs=2, metavar=("MODEL", "VARIANT"), help=argparse.SUPPRESS
     )
+    parser.add_argument(
+        "--epoch-only", action="store_true", help="measure whole epochs, nothing else"
+    )
+    parser.add_argument("--epoch-rounds", type=int, default=5)
+    parser.add_argument(
+        "--epoch-images", type=int, default=0, help="at most so many images in an epoch"
+    )
     options = parser.parse_args()
     options.device = backbones.resolve_device(options.device).type
     return options
@@ -289,6 +301,14 @@ def main() -> None:
     if options.memory_of:
         print(memory(*options.memory_of, options.device, options.precision))
         return
+    values = {} if options.epoch_only else steps_of(options)
+    values |= epoch.figures_of(options)
+    path = _written(values, options)
+    print(json.dumps(json.loads(path.read_text()), indent=1))
+
+
+def steps_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The cost of steps, of all models."""
     models = options.models.split(",")
     memories = {m: {v: memory_apart(m, v, options) for v in MEASURED_MEMORY} for m in models}
     values: dict[str, Any] = {
@@ -296,18 +316,27 @@ def main() -> None:
         "precision": options.precision,
         "rounds": options.rounds,
         "rank": RANK,
+        "machine": torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else f"{THREADS} threads, CPU",
     }
-    values["machine"] = (
-        torch.cuda.get_device_name() if options.device == "cuda" else f"{THREADS} threads, CPU"
-    )
-    values |= {m: measure(m, memories[m], options) for m in models}
-    command = (
-        " ".join(["python tests/bench/step_cost.py", *sys.argv[1:]])
-        if sys.argv[1:]
-        else "make bench-step-cost"
-    )
-    path = figures.write("step_cost", command, values, options.out, (*figures.PACKAGES[:2], "peft"))
-    print(json.dumps(json.loads(path.read_text()), indent=1))
+    return values | {m: measure(m, memories[m], options) for m in models}
+
+
+def _written(values: dict[str, Any], options: argparse.Namespace) -> Path:
+    """Write step_cost.json. After `--epoch-only` its other figures stay, with how they were made."""
+    command = " ".join(["python tests/bench/step_cost.py", *sys.argv[1:]])
+    packages = (*figures.PACKAGES[:2], "peft", "torchvision")
+    path = options.out / "step_cost.json"
+    if options.epoch_only and path.exists():
+        made = f"{command}, {date.today().isoformat()}"
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | values | {"epoch_made_by": made}, indent=1)
+            + "\n"
+        )
+        return path
+    command = command if sys.argv[1:] else "make bench-step-cost"
+    return figures.write("step_cost", command, values, options.out, packages)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ def trained(
     backbone = small_vit()
     torch.manual_seed(5)
     model = model_of(backbone, chain(backbone, 1))
-    config = Settings().changed(**{"epochs": 3, "batch_size": 6, "lr": 0.1, **settings})
+    config = Settings().changed(
+        **{"epochs": 3, "min_steps": 0, "batch_size": 6, "lr": 0.1, **settings}
+    )
     fit(model, shown or images(), Training(config, PREPARE, 2, Checkpoint(folder, settings)))
     return model
 
@@ -301,6 +303,7 @@ def test_a_direction_that_hardly_moves_is_said(
         "weights": tiny_weights,
         "rank": "2",
         "tasks": 1,
+        "min_steps": 0,
     }
     loop.train(
         Settings().changed(**{**settings, "data": str(folder), "epochs": 1}), tmp_path / "still"
