@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..formats.confidence import Confidence
 from ..method.sdlora import Head
 from ..state import TaskState, advance
-from . import metrics, splits
+from . import metrics, reliability, splits
 from .evaluator import Evaluator
 from .images import ImageFile
 from .metrics import Hter
@@ -60,6 +61,7 @@ class _Tally:
     totals: list[int] = field(default_factory=list)
     truths: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int64)])
     guesses: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int64)])
+    logits: list[np.ndarray] = field(default_factory=list)
     hter: dict[str, Hter] = field(default_factory=dict)
     complete: bool = True
 
@@ -90,7 +92,9 @@ class Scorer:
         correct[i][j]: as in `metrics.summary`; None if the images of task j could not be read then.
         plain_correct, frozen_correct: the same with the other HEADS. totals[j]: test images of task
         j that count now. counted[i][j]: how many counted after task i; those of retired classes do
-        not. per_class, confusions: of the newest state over all tasks.
+        not. per_class, confusions, calibration, unknown: of the newest state over all tasks.
+        training_by_class: images that each class of this task was learned from. unknown: only if
+        the state can answer "unknown".
         """
         state, tally = learned.state, self._tally(part, learned)
         matrices = {
@@ -107,6 +111,7 @@ class Scorer:
             "source": part.source,
             "domains": list(part.domains),
             "trained_on": splits.trained_on(part),
+            "training_by_class": {name: len(part.train[name]) for name in part.classes},
             **facts,
             **matrices,
             "totals": tally.totals,
@@ -115,6 +120,7 @@ class Scorer:
             **({"hter": {n: h.to_dict() for n, h in tally.hter.items()}} if tally.hter else {}),
             "per_class": metrics.per_class(truth, guess, state.classes),
             "confusions": metrics.confusions(truth, guess, state.classes),
+            **_certainty(state.confidence, tally.logits, guess == truth),
         }
 
     def _tally(self, part: Part, learned: Learned) -> _Tally:
@@ -144,6 +150,7 @@ class Scorer:
                 if name == "correct":
                     tally.truths.append(truth)
                     tally.guesses.append(guess)
+                    tally.logits.append(logits[:, live])
                     if found := metrics.binary(logits, truth, state.classes):
                         tally.hter[
                             part.name if task == state.task else self._entry(task)["name"]
@@ -192,6 +199,17 @@ class Scorer:
         test = splits.read(images, classes, self.run.preprocessing, room, need=False)
         rows = np.array([state.classes.index(c) for c in classes], np.int64)
         self._rows[task], self._tests[task] = rows, replace(test, targets=rows[test.targets])
+
+
+def _certainty(
+    confidence: Confidence, logits: Sequence[np.ndarray], correct: np.ndarray
+) -> dict[str, Any]:
+    """What `Scorer.entry` holds of calibration and unknown. logits: (n, live rows) of each task."""
+    if not len(correct):
+        return {}
+    calibration, accepted = reliability.of(confidence, np.concatenate(logits), correct)
+    unknown = {"unknown": accepted.to_dict()} if confidence.tells_unknown else {}
+    return {"calibration": calibration.to_dict(), **unknown}
 
 
 def test_images(
