@@ -94,26 +94,49 @@ def host_logits(run: Run, task: int, inputs: np.ndarray) -> np.ndarray:
     return logits_of(state, seen)[:, state.live]
 
 
-def class_scores(
-    run: Run, state: TaskState, images: Mapping[str, Sequence[ImageFile]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Answer images under a state of the run.
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a state answers to images of classes that it knows.
 
-    Returns (logits float32 (N, rows), truth int64 (N,)); truth is the row of the image's class.
+    Attributes:
+        logits: float32 (N, rows).
+        known: float64 (N,), how well known each image is (`Confidence.scores`).
+        truth: int64 (N,), the row of the image's class.
     """
-    scores, truth = [np.zeros((0, len(state.classes)), np.float32)], [np.zeros(0, np.int64)]
+
+    logits: np.ndarray
+    known: np.ndarray
+    truth: np.ndarray
+
+
+def class_answers(run: Run, state: TaskState, images: Mapping[str, Sequence[ImageFile]]) -> Answers:
+    """Answer images of known classes under a state of the run."""
+    logits, known = [np.zeros((0, len(state.classes)), np.float32)], [np.zeros(0)]
+    truth = [np.zeros(0, np.int64)]
     for label, seen in Evaluator.at(run, state.task).class_features(images):
-        scores.append(logits_of(state, seen))
+        logits.append(logits_of(state, seen))
+        known.append(known_scores(state, logits[-1], seen))
         truth.append(np.full(len(seen), state.classes.index(label)))
-    return np.concatenate(scores), np.concatenate(truth)
+    return Answers(np.concatenate(logits), np.concatenate(known), np.concatenate(truth))
 
 
 def unknown_scores(run: Run, state: TaskState, images: Sequence[ImageFile]) -> np.ndarray:
     """How well known each readable image is to a state of the run: float64 (N,)."""
     batches = {str(rows[0]): [images[i] for i in rows] for rows in slices(len(images))}
-    seen = [found for _, found in Evaluator.at(run, state.task).class_features(batches)]
-    logits = [logits_of(state, features)[:, state.live] for features in seen if len(features)]
-    return np.concatenate([np.zeros(0), *map(state.confidence.scores, logits)])
+    seen = (found for _, found in Evaluator.at(run, state.task).class_features(batches))
+    return np.concatenate(
+        [np.zeros(0), *(known_scores(state, logits_of(state, part), part) for part in seen)]
+    )
+
+
+def known_scores(state: TaskState, logits: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """`Confidence.scores` of a state: float64 (N,).
+
+    logits: float (N, rows). features: float (N, features).
+    """
+    if not len(logits):  # a state without a live class has no highest logit
+        return np.zeros(0)
+    return state.confidence.scores(logits[:, state.live], features)
 
 
 def decoded_by_class(
@@ -205,12 +228,11 @@ def evaluate(
     if isinstance(unknown, (str, Path)):
         most = run.config.data.max_megapixels * 10**6
         unknown = unknown_images.find(str(unknown), state.names, most)
-    scores, truth = class_scores(run, state, images)
-    if not len(truth):
+    found = class_answers(run, state, images)
+    if not len(truth := found.truth):
         raise InputError(f"{folder} has no readable test image: add images, or name another folder")
-    guess, logits = scores.argmax(axis=1), scores[:, state.live]
+    guess, logits = found.logits.argmax(axis=1), found.logits[:, state.live]
     by_class = metrics.per_class(truth, guess, state.classes)
-    calibration, accepted = reliability.of(state.confidence, logits, guess == truth)
     return Evaluation(
         run=run.path,
         data=folder,
@@ -224,9 +246,9 @@ def evaluate(
         recall=metrics.recall(by_class),
         few=_few(run, state, by_class),
         confusions=metrics.confusions(truth, guess, state.classes),
-        hter=metrics.binary(scores, truth, state.classes),
-        calibration=calibration,
-        unknown=_rejection(run, state, logits, unknown) if unknown else accepted,
+        hter=metrics.binary(found.logits, truth, state.classes),
+        calibration=reliability.calibrated(state.confidence, logits, guess == truth),
+        unknown=_acceptance(run, state, found.known, unknown),
     )
 
 
@@ -235,23 +257,26 @@ def _few(run: Run, state: TaskState, by_class: Mapping[str, tuple[int, int]]) ->
     return FewImages(metrics.few(test), metrics.few(training_images(run.metrics, state.task)))
 
 
-def _rejection(run: Run, state: TaskState, logits: np.ndarray, images: UnknownImages) -> Rejection:
-    """logits: of the images of known classes, float32 (N, live rows)."""
-    known = state.confidence.scores(logits)
+def _acceptance(
+    run: Run, state: TaskState, known: np.ndarray, images: UnknownImages | None
+) -> Acceptance:
+    """known: float64 (N,), scores of the images of known classes."""
+    accepted = reliability.acceptance(state.confidence, known)
+    if images is None:
+        return accepted
     unknown = unknown_scores(run, state, images.images)
     if not len(unknown):
         raise InputError(
             f"--unknown {images.data} has no readable image: add images, or name another folder"
         )
-    threshold = reliability.threshold_of(state.confidence)
     return Rejection(
-        accepted=reliability.accepted(known, threshold),
-        threshold=threshold,
+        accepted.accepted,
+        accepted.threshold,
         data=images.data,
         images=len(unknown),
         left_out=images.left_out,
         auroc=reliability.auroc(known, unknown),
-        false_accept=reliability.accepted(unknown, threshold),
+        false_accept=reliability.accepted(unknown, accepted.threshold),
         thresholds=reliability.thresholds(known, unknown),
     )
 

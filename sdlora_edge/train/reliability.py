@@ -111,10 +111,8 @@ class Rejection(Acceptance):
     thresholds: tuple[Threshold, ...]
 
 
-def of(
-    confidence: Confidence, logits: np.ndarray, correct: np.ndarray
-) -> tuple[Calibration, Acceptance]:
-    """Judge what a state says of images of known classes.
+def calibrated(confidence: Confidence, logits: np.ndarray, correct: np.ndarray) -> Calibration:
+    """Compute `calibration` of a state's probabilities.
 
     Args:
         confidence: The state's.
@@ -125,14 +123,13 @@ def of(
         ValueError: There are no images.
     """
     highest = confidence.probabilities(logits).max(axis=1)
-    calibrated = calibration(highest, correct, float(confidence.temperature[0]))
-    least = threshold_of(confidence)
-    return calibrated, Acceptance(accepted(confidence.scores(logits), least), least)
+    return calibration(highest, correct, float(confidence.temperature[0]))
 
 
-def threshold_of(confidence: Confidence) -> float | None:
-    """The threshold of a state; None if every image counts as known."""
-    return float(confidence.threshold[0]) if confidence.tells_unknown else None
+def acceptance(confidence: Confidence, scores: np.ndarray) -> Acceptance:
+    """How many images of known classes a state accepts. scores: float (N,), N > 0, of them."""
+    threshold = float(confidence.threshold[0]) if confidence.tells_unknown else None
+    return Acceptance(accepted(scores, threshold), threshold)
 
 
 def calibration(

@@ -15,7 +15,7 @@ from ..formats.confidence import Confidence
 from ..method.sdlora import Head
 from ..state import TaskState, advance
 from . import metrics, reliability, splits
-from .evaluator import Evaluator
+from .evaluator import Evaluator, known_scores
 from .images import ImageFile
 from .metrics import Hter
 from .run import Run
@@ -62,6 +62,7 @@ class _Tally:
     truths: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int64)])
     guesses: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int64)])
     logits: list[np.ndarray] = field(default_factory=list)
+    known: list[np.ndarray] = field(default_factory=list)
     hter: dict[str, Hter] = field(default_factory=dict)
     complete: bool = True
 
@@ -120,7 +121,7 @@ class Scorer:
             **({"hter": {n: h.to_dict() for n, h in tally.hter.items()}} if tally.hter else {}),
             "per_class": metrics.per_class(truth, guess, state.classes),
             "confusions": metrics.confusions(truth, guess, state.classes),
-            **_certainty(state.confidence, tally.logits, guess == truth),
+            **_certainty(state.confidence, tally, guess == truth),
         }
 
     def _tally(self, part: Part, learned: Learned) -> _Tally:
@@ -151,6 +152,7 @@ class Scorer:
                     tally.truths.append(truth)
                     tally.guesses.append(guess)
                     tally.logits.append(logits[:, live])
+                    tally.known.append(known_scores(state, logits, seen[counts]))
                     if found := metrics.binary(logits, truth, state.classes):
                         tally.hter[
                             part.name if task == state.task else self._entry(task)["name"]
@@ -201,15 +203,14 @@ class Scorer:
         self._rows[task], self._tests[task] = rows, replace(test, targets=rows[test.targets])
 
 
-def _certainty(
-    confidence: Confidence, logits: Sequence[np.ndarray], correct: np.ndarray
-) -> dict[str, Any]:
-    """What `Scorer.entry` holds of calibration and unknown. logits: (n, live rows) of each task."""
+def _certainty(confidence: Confidence, tally: _Tally, correct: np.ndarray) -> dict[str, Any]:
+    """What `Scorer.entry` tells of calibration and unknown."""
     if not len(correct):
         return {}
-    calibration, accepted = reliability.of(confidence, np.concatenate(logits), correct)
-    unknown = {"unknown": accepted.to_dict()} if confidence.tells_unknown else {}
-    return {"calibration": calibration.to_dict(), **unknown}
+    found = reliability.calibrated(confidence, np.concatenate(tally.logits), correct)
+    known = reliability.acceptance(confidence, np.concatenate(tally.known))
+    unknown = {"unknown": known.to_dict()} if confidence.tells_unknown else {}
+    return {"calibration": found.to_dict(), **unknown}
 
 
 def test_images(

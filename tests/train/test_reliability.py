@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,10 +13,11 @@ from sdlora_edge.train.reliability import (
     Acceptance,
     Bin,
     Threshold,
+    acceptance,
     accepted,
     auroc,
+    calibrated,
     calibration,
-    of,
     thresholds,
 )
 
@@ -83,16 +86,14 @@ def test_a_states_temperature_and_threshold_are_used() -> None:
     logits = np.array([[2.0, 0.0], [0.0, 1.0], [4.0, 0.0]], np.float32)
     wrong_once = np.array([True, False, True])
     plain = Confidence.none(2)
-    found, every = of(plain, logits, wrong_once)
-    assert every == Acceptance(1.0, None)
-    assert found.temperature == 1.0
     single = np.exp([2.0, 1.0, 4.0]) / (1 + np.exp([2.0, 1.0, 4.0]))
-    assert found.confidence == pytest.approx(single.mean())
-    strict = Confidence(
-        np.array([2.0], np.float32), *list(plain.tensors().values())[1:4], np.array([2.0], "f4")
+    found = calibrated(plain, logits, wrong_once)
+    assert (found.confidence, found.temperature) == (pytest.approx(single.mean()), 1.0)
+    assert acceptance(plain, plain.scores(logits)) == Acceptance(1.0, None)
+    strict = replace(
+        plain, temperature=np.array([2.0], np.float32), threshold=np.array([2.0], np.float32)
     )
-    cooled, some = of(strict, logits, wrong_once)
-    assert some == Acceptance(pytest.approx(2 / 3), 2.0)
     halved = np.exp([1.0, 0.5, 2.0]) / (1 + np.exp([1.0, 0.5, 2.0]))
-    assert cooled.confidence == pytest.approx(halved.mean())
-    assert cooled.temperature == 2.0
+    found = calibrated(strict, logits, wrong_once)
+    assert (found.confidence, found.temperature) == (pytest.approx(halved.mean()), 2.0)
+    assert acceptance(strict, strict.scores(logits)) == Acceptance(pytest.approx(2 / 3), 2.0)

@@ -285,7 +285,10 @@ def _per_class(
 ) -> tuple[ClassScore, ...] | None:
     if counts is None:
         return None
-    scores = [ClassScore(name, *pair, training.get(name)) for name, pair in counts.items()]
+    scores = [
+        ClassScore(name, right, total, training.get(name))
+        for name, (right, total) in counts.items()
+    ]
     return tuple(sorted(scores, key=lambda score: score.right / score.total))
 
 

@@ -118,20 +118,20 @@ def packets(run: Summary) -> Table:
 
 def classes(run: Summary) -> Table:
     """Recall of each class, worst first, with a mark on classes with few images."""
+    scores = run.per_class or ()
+    marks = [few(score) for score in scores]
     rows = tuple(
         (
             s.name,
             percent(s.right / s.total),
             f"{s.right} of {s.total}",
             Bar(s.right / s.total),
-            few(s),
+            *((mark,) if any(marks) else ()),
         )
-        for s in run.per_class or ()
+        for s, mark in zip(scores, marks)
     )
-    head = ("class", "recall %", "right", "", "few images")
-    if not any(row[-1] for row in rows):
-        head, rows = head[:-1], tuple(row[:-1] for row in rows)
-    return Table("Recall by class", head, rows)
+    more = ("few images",) if any(marks) else ()
+    return Table("Recall by class", ("class", "recall %", "right", "", *more), rows)
 
 
 def few(score: ClassScore) -> str:
