@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import Fleet, Result, make_images
 
+from sdlora_edge.cli.train import _summary
 from sdlora_edge.errors import InputError
 from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.train import reliability, splits, unknown_images
@@ -23,6 +24,7 @@ from sdlora_edge.train.loop import train
 from sdlora_edge.train.metrics import Hter, binary
 from sdlora_edge.train.reliability import Acceptance, Rejection
 from sdlora_edge.train.run import Run
+from sdlora_edge.train.score import _certainty, _Tally
 from sdlora_edge.train.score import test_images as readable_images
 
 
@@ -249,3 +251,26 @@ def test_the_runs_own_metrics_hold_calibration_and_images_of_each_class(
     assert "unknown" not in last
     counts = training_images(run.metrics, len(run.updates))
     assert sum(counts.values()) == sum(entry["training_images"] for entry in run.metrics)
+
+
+def test_a_task_that_can_answer_unknown_records_what_it_accepts() -> None:
+    tally = _Tally(
+        logits=[np.array([[2.0, 0.0]]), np.array([[0.0, 1.0]])],
+        known=[np.array([-1.0]), np.array([-5.0])],
+    )
+    plain, correct = Confidence.none(2), np.array([True, True])
+    strict = replace(plain, threshold=np.array([-2.0], np.float32))
+    assert _certainty(strict, tally, correct)["unknown"] == {"accepted": 0.5, "threshold": -2.0}
+    assert set(_certainty(plain, tally, correct)) == {"calibration"}
+    assert _certainty(plain, _Tally(), np.zeros(0, bool)) == {}
+
+
+def test_the_table_at_the_end_of_train_shows_both(fleet: Fleet) -> None:
+    run = Run.open(fleet.run)
+    entry = run.metrics[-1]
+    run.metrics[-1] = entry | {"unknown": {"accepted": 0.9531, "threshold": -2.0}}
+    (scores, _) = _summary(run)
+    assert not isinstance(scores, str)
+    rows = dict(scores.rows)
+    assert rows["calibration error (ECE)"] == f"{100 * entry['calibration']['ece']:.2f} %"
+    assert rows["accepted as known"] == "95.31 %"
