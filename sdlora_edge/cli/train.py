@@ -207,5 +207,9 @@ def _summary(run: Run) -> list[Line]:
     entry = run.metrics[-1]
     names = ("last", "average_anytime", "forgetting", "backward_transfer")
     scores = [[n.replace("_", " "), f"{100 * entry[n]:.2f} %"] for n in names if n in entry]
+    if found := entry.get("calibration"):
+        scores.append(["calibration error (ECE)", f"{100 * found['ece']:.2f} %"])
+    if found := entry.get("unknown"):
+        scores.append(["accepted as known", f"{100 * found['accepted']:.2f} %"])
     heads = [f"score on {sum(entry['totals'])} test images", "value"]
     return [*(table(heads, scores) if scores else []), f"run: {run.path}"]

@@ -16,14 +16,16 @@ from ..errors import InputError
 from ..method.merged import Merged, logits_of
 from ..results import Result
 from ..state import TaskState
-from . import metrics, splits
+from . import metrics, reliability, splits, unknown_images
 from .fit import precision
-from .folder import names_after, require_known
+from .folder import names_after, require_known, training_images
 from .images import ImageFile, counted
 from .metrics import Confusion, Hter
+from .reliability import Acceptance, Calibration, Rejection
 from .run import Run
 from .source import Source
 from .splits import Decoded, Images
+from .unknown_images import UnknownImages
 from .upload import Upload, to_device
 
 log = logging.getLogger("sdlora_edge")
@@ -102,18 +104,49 @@ def host_logits(run: Run, task: int, inputs: np.ndarray) -> np.ndarray:
     return logits_of(state, seen)[:, state.live]
 
 
-def class_scores(
-    run: Run, state: TaskState, images: Mapping[str, Sequence[ImageFile]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Answer images under a state of the run.
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a state answers to images of classes that it knows.
 
-    Returns (logits float32 (N, rows), truth int64 (N,)); truth is the row of the image's class.
+    Attributes:
+        logits: float32 (N, rows).
+        known: float64 (N,), how well known each image is (`Confidence.scores`).
+        truth: int64 (N,), the row of the image's class.
     """
-    scores, truth = [np.zeros((0, len(state.classes)), np.float32)], [np.zeros(0, np.int64)]
+
+    logits: np.ndarray
+    known: np.ndarray
+    truth: np.ndarray
+
+
+def class_answers(run: Run, state: TaskState, images: Mapping[str, Sequence[ImageFile]]) -> Answers:
+    """Answer images of known classes under a state of the run."""
+    logits, known = [np.zeros((0, len(state.classes)), np.float32)], [np.zeros(0)]
+    truth = [np.zeros(0, np.int64)]
     for label, seen in Evaluator.at(run, state.task).class_features(images):
-        scores.append(logits_of(state, seen))
+        logits.append(logits_of(state, seen))
+        known.append(known_scores(state, logits[-1], seen))
         truth.append(np.full(len(seen), state.classes.index(label)))
-    return np.concatenate(scores), np.concatenate(truth)
+    return Answers(np.concatenate(logits), np.concatenate(known), np.concatenate(truth))
+
+
+def unknown_scores(run: Run, state: TaskState, images: Sequence[ImageFile]) -> np.ndarray:
+    """How well known each readable image is to a state of the run: float64 (N,)."""
+    batches = {str(rows[0]): [images[i] for i in rows] for rows in slices(len(images))}
+    seen = (found for _, found in Evaluator.at(run, state.task).class_features(batches))
+    return np.concatenate(
+        [np.zeros(0), *(known_scores(state, logits_of(state, part), part) for part in seen)]
+    )
+
+
+def known_scores(state: TaskState, logits: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """`Confidence.scores` of a state: float64 (N,).
+
+    logits: float (N, rows). features: float (N, features).
+    """
+    if not len(logits):  # a state without a live class has no highest logit
+        return np.zeros(0)
+    return state.confidence.scores(logits[:, state.live], features)
 
 
 def decoded_by_class(
@@ -130,12 +163,33 @@ def slices(count: int, size: int = BATCH) -> list[np.ndarray]:
 
 
 @dataclass(frozen=True)
+class FewImages(Result):
+    """Classes with fewer than `metrics.FEW` images, {class: images}, the fewest first.
+
+    Attributes:
+        test: Those that were scored: one answer more or less changes the class's recall a lot.
+        training: Those that the run has learned the class from.
+    """
+
+    test: Mapping[str, int]
+    training: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Evaluation(Result):
     """How well a state answers the images of a folder, out of all classes it knows.
 
-    images: in words, which images of the folder were used. classes: how many the state knows.
-    per_class: (correct, images) of each class that has images. confusions: the most frequent first.
-    hter: of a state of two classes, if both have images.
+    Attributes:
+        images: In words, which images of the folder were used.
+        classes: How many the state knows.
+        per_class: (correct, images) of each class that has images.
+        recall: Share of the images of each class that is answered with it, the lowest first.
+        few: Classes whose recall says little, and classes that were learned from little.
+        confusions: The most frequent first.
+        hter: Of a state of two classes, if both have images.
+        calibration: Of the probabilities.
+        unknown: How many of these images the state accepts as known; a `Rejection` if there are
+            unknown images too.
     """
 
     run: Path
@@ -147,16 +201,32 @@ class Evaluation(Result):
     total: int
     accuracy: float
     per_class: Mapping[str, tuple[int, int]]
+    recall: Mapping[str, float]
+    few: FewImages
     confusions: tuple[Confusion, ...]
     hter: Hter | None
+    calibration: Calibration
+    unknown: Acceptance
 
 
 def evaluate(
-    run: Run, folder: Path | str, task: int | None = None, source: Source | None = None
+    run: Run,
+    folder: Path | str,
+    task: int | None = None,
+    source: Source | None = None,
+    unknown: UnknownImages | Path | str | None = None,
 ) -> Evaluation:
     """Score a folder or ZIP of class folders with the state after `task` (default: the last).
 
     `images_of` says which images count.
+
+    Args:
+        run: The run.
+        folder: The folder or ZIP.
+        task: Number of the task.
+        source: What `plan.evaluation` has returned, if it was called.
+        unknown: A folder or ZIP of images of classes that the state does not know, or what
+            `plan.unknown` has returned. `unknown_images.find` says which images count.
 
     Raises:
         UsageError: The run does not know a class or the task.
@@ -165,10 +235,14 @@ def evaluate(
     state, folder = run.state(task), str(folder)
     images, which = images_of(run, folder, source, state.task)
     require_known(list(images), run.path, state.task, folder)
-    scores, truth = class_scores(run, state, images)
-    if not len(truth):
+    if isinstance(unknown, (str, Path)):
+        most = run.config.data.max_megapixels * 10**6
+        unknown = unknown_images.find(str(unknown), state.names, most)
+    found = class_answers(run, state, images)
+    if not len(truth := found.truth):
         raise InputError(f"{folder} has no readable test image: add images, or name another folder")
-    guess = scores.argmax(axis=1)
+    guess, logits = found.logits.argmax(axis=1), found.logits[:, state.live]
+    by_class = metrics.per_class(truth, guess, state.classes)
     return Evaluation(
         run=run.path,
         data=folder,
@@ -178,9 +252,42 @@ def evaluate(
         correct=int((guess == truth).sum()),
         total=len(truth),
         accuracy=float((guess == truth).mean()),
-        per_class=metrics.per_class(truth, guess, state.classes),
+        per_class=by_class,
+        recall=metrics.recall(by_class),
+        few=_few(run, state, by_class),
         confusions=metrics.confusions(truth, guess, state.classes),
-        hter=metrics.binary(scores, truth, state.classes),
+        hter=metrics.binary(found.logits, truth, state.classes),
+        calibration=reliability.calibrated(state.confidence, logits, guess == truth),
+        unknown=_acceptance(run, state, found.known, unknown),
+    )
+
+
+def _few(run: Run, state: TaskState, by_class: Mapping[str, tuple[int, int]]) -> FewImages:
+    test = {name: images for name, (_, images) in by_class.items()}
+    return FewImages(metrics.few(test), metrics.few(training_images(run.metrics, state.task)))
+
+
+def _acceptance(
+    run: Run, state: TaskState, known: np.ndarray, images: UnknownImages | None
+) -> Acceptance:
+    """known: float64 (N,), scores of the images of known classes."""
+    accepted = reliability.acceptance(state.confidence, known)
+    if images is None:
+        return accepted
+    unknown = unknown_scores(run, state, images.images)
+    if not len(unknown):
+        raise InputError(
+            f"--unknown {images.data} has no readable image: add images, or name another folder"
+        )
+    return Rejection(
+        accepted.accepted,
+        accepted.threshold,
+        data=images.data,
+        images=len(unknown),
+        left_out=images.left_out,
+        auroc=reliability.auroc(known, unknown),
+        false_accept=reliability.accepted(unknown, accepted.threshold),
+        thresholds=reliability.thresholds(known, unknown),
     )
 
 

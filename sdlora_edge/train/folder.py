@@ -154,6 +154,24 @@ def names_after(
     return names
 
 
+def training_images(entries: Sequence[Mapping[str, Any]], task: int) -> dict[str, int]:
+    """Count the images that each live class was learned from, up to a task, by today's names.
+
+    Classes of a task that did not record them are left out. entries: metrics.json of every scored
+    task.
+    """
+    counts: dict[str, int] = {}
+    for entry in entries:
+        if entry["task"] > task:
+            break
+        changes = dict.fromkeys(entry.get("retired", ()), None) | entry.get("renamed", {})
+        renamed = ((changes.get(name, name), n) for name, n in counts.items())
+        counts = {name: n for name, n in renamed if name is not None}
+        for name, n in entry.get("training_by_class", {}).items():
+            counts[name] = counts.get(name, 0) + n
+    return counts
+
+
 def classes(path: Path, task: int) -> tuple[str | None, ...]:
     """The class of each head row after a task; None if it is retired.
 

@@ -4,7 +4,7 @@ i."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,8 @@ GENUINE = ("live", "real", "genuine", "bonafide")
 """class names that mean the positive side of a binary decision"""
 Confusion = tuple[str, str, int]
 """(true class, predicted class, images)"""
+FEW = 10
+"""a class with fewer images is named: with nine, one answer is 11 points of its recall"""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,20 @@ def per_class(
         for c, name in enumerate(classes)
         if name is not None and (n := int((truth == c).sum()))
     }
+
+
+def recall(counts: Mapping[str, tuple[int, int]]) -> dict[str, float]:
+    """{class: share of its images that is answered with it}, the lowest first.
+
+    counts: what `per_class` has found.
+    """
+    found = {name: right / images for name, (right, images) in counts.items()}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def few(counts: Mapping[str, int]) -> dict[str, int]:
+    """Those of {class: images} with fewer than FEW images, the fewest first."""
+    return {name: n for name, n in sorted(counts.items(), key=lambda item: item[1]) if n < FEW}
 
 
 def confusions(

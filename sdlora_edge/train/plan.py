@@ -9,11 +9,12 @@ from pathlib import Path
 
 from ..errors import InputError, UsageError
 from ..formats.packet import name_problem
-from . import folder, splits
+from . import folder, splits, unknown_images
 from .declaration import nearest
 from .images import counted
 from .settings import Settings
 from .source import Source
+from .unknown_images import UnknownImages
 
 MICRO = "micro_vit"
 
@@ -238,6 +239,21 @@ def evaluation(
     known = [label for label in labels if label is not None]
     folder.require_known(known, path, task, images)
     return limited(source, max_megapixels)
+
+
+def unknown(
+    path: Path, images: str, task: int | None, max_megapixels: int | None = None
+) -> UnknownImages:
+    """Return images of classes that a run's state does not know.
+
+    Raises:
+        UsageError: if the run does not know the task.
+        InputError: if the folder is not a run, or the images cannot be read.
+    """
+    settings = folder.require_begun(path)
+    classes = folder.classes(path, folder.require_task(path, task))
+    most = max_megapixels or settings.data.max_megapixels
+    return unknown_images.find(images, {c for c in classes if c is not None}, most * 10**6)
 
 
 def limited(source: Source, max_megapixels: int | None) -> Source:

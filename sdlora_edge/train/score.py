@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..formats.confidence import Confidence
 from ..method.sdlora import Head
 from ..state import TaskState, advance
-from . import metrics, splits
-from .evaluator import Evaluator
+from . import metrics, reliability, splits
+from .evaluator import Evaluator, known_scores
 from .images import ImageFile
 from .metrics import Hter
 from .run import Run
@@ -60,6 +61,8 @@ class _Tally:
     totals: list[int] = field(default_factory=list)
     truths: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int64)])
     guesses: list[np.ndarray] = field(default_factory=lambda: [np.zeros(0, np.int64)])
+    logits: list[np.ndarray] = field(default_factory=list)
+    known: list[np.ndarray] = field(default_factory=list)
     hter: dict[str, Hter] = field(default_factory=dict)
     complete: bool = True
 
@@ -90,7 +93,9 @@ class Scorer:
         correct[i][j]: as in `metrics.summary`; None if the images of task j could not be read then.
         plain_correct, frozen_correct: the same with the other HEADS. totals[j]: test images of task
         j that count now. counted[i][j]: how many counted after task i; those of retired classes do
-        not. per_class, confusions: of the newest state over all tasks.
+        not. per_class, confusions, calibration, unknown: of the newest state over all tasks.
+        training_by_class: images that each class of this task was learned from. unknown: only if
+        the state can answer "unknown".
         """
         state, tally = learned.state, self._tally(part, learned)
         matrices = {
@@ -107,6 +112,7 @@ class Scorer:
             "source": part.source,
             "domains": list(part.domains),
             "trained_on": splits.trained_on(part),
+            "training_by_class": {name: len(part.train[name]) for name in part.classes},
             **facts,
             **matrices,
             "totals": tally.totals,
@@ -115,6 +121,7 @@ class Scorer:
             **({"hter": {n: h.to_dict() for n, h in tally.hter.items()}} if tally.hter else {}),
             "per_class": metrics.per_class(truth, guess, state.classes),
             "confusions": metrics.confusions(truth, guess, state.classes),
+            **_certainty(state.confidence, tally, guess == truth),
         }
 
     def _tally(self, part: Part, learned: Learned) -> _Tally:
@@ -144,6 +151,8 @@ class Scorer:
                 if name == "correct":
                     tally.truths.append(truth)
                     tally.guesses.append(guess)
+                    tally.logits.append(logits[:, live])
+                    tally.known.append(known_scores(state, logits, seen[counts]))
                     if found := metrics.binary(logits, truth, state.classes):
                         tally.hter[
                             part.name if task == state.task else self._entry(task)["name"]
@@ -192,6 +201,16 @@ class Scorer:
         test = splits.read(images, classes, self.run.preprocessing, room, need=False)
         rows = np.array([state.classes.index(c) for c in classes], np.int64)
         self._rows[task], self._tests[task] = rows, replace(test, targets=rows[test.targets])
+
+
+def _certainty(confidence: Confidence, tally: _Tally, correct: np.ndarray) -> dict[str, Any]:
+    """What `Scorer.entry` tells of calibration and unknown."""
+    if not len(correct):
+        return {}
+    found = reliability.calibrated(confidence, np.concatenate(tally.logits), correct)
+    known = reliability.acceptance(confidence, np.concatenate(tally.known))
+    unknown = {"unknown": known.to_dict()} if confidence.tells_unknown else {}
+    return {"calibration": found.to_dict(), **unknown}
 
 
 def test_images(

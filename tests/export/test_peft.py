@@ -32,7 +32,7 @@ from sdlora_edge.method import backbones, sdlora
 from sdlora_edge.method.merged import Merged, adapted_weights, logits_of
 from sdlora_edge.state import Factors, TaskState, merge
 from sdlora_edge.train import task as learning
-from sdlora_edge.train.evaluator import class_scores
+from sdlora_edge.train.evaluator import class_answers
 from sdlora_edge.train.run import Run
 from sdlora_edge.train.source import images_in
 
@@ -232,9 +232,9 @@ def test_a_shipped_direction_comes_back_as_a_task_and_reaches_a_device(
     images = {
         label: [p for p in images_in(data)[""] if p.label == label] for label in ("gear", "hook")
     }
-    scores, truth = class_scores(run, run.states[4], images)
+    found = class_answers(run, run.states[4], images)
     assert (
-        scores[:, -2:].argmax(axis=1) == truth - len(run.states[3].classes)
+        found.logits[:, -2:].argmax(axis=1) == found.truth - len(run.states[3].classes)
     ).mean() > 0.8  # the head's new rows were fitted
     assert (
         cli(

@@ -13,12 +13,18 @@ import numpy as np
 import pytest
 from conftest import Fleet, Result, make_images
 
-from sdlora_edge.train import splits
+from sdlora_edge.cli.train import _summary
+from sdlora_edge.errors import InputError
+from sdlora_edge.formats.confidence import Confidence
+from sdlora_edge.train import reliability, splits, unknown_images
 from sdlora_edge.train.config import resolve
-from sdlora_edge.train.evaluator import evaluate
+from sdlora_edge.train.evaluator import class_answers, evaluate, images_of, unknown_scores
+from sdlora_edge.train.folder import training_images
 from sdlora_edge.train.loop import train
 from sdlora_edge.train.metrics import Hter, binary
+from sdlora_edge.train.reliability import Acceptance, Rejection
 from sdlora_edge.train.run import Run
+from sdlora_edge.train.score import _certainty, _Tally
 from sdlora_edge.train.score import test_images as readable_images
 
 
@@ -144,3 +150,127 @@ def test_the_genuine_class_is_the_one_so_named_else_the_first() -> None:
     assert found == Hter("Real", 0.25, 0.0, 0.5, 0.0)
     found = binary(scores, truth, ["attack", "other"])
     assert found == Hter("attack", 0.25, 0.5, 0.0, 0.0)
+
+
+def knowing(path: Path, threshold: float, temperature: float = 2.0) -> Run:
+    """The run, whose newest state was given a temperature and a threshold by hand."""
+    run = Run.open(path)
+    state = run.states[-1]
+    confidence = replace(
+        Confidence.none(len(state.live)),
+        temperature=np.array([temperature], np.float32),
+        threshold=np.array([threshold], np.float32),
+    )
+    run.history.newest = replace(state, confidence=confidence)
+    return run
+
+
+def test_calibration_and_known_images_are_those_of_the_states_own_answers(
+    fleet: Fleet, tested: Path
+) -> None:
+    plain = Run.open(fleet.run)
+    before = evaluate(plain, tested)
+    answers = class_answers(plain, plain.states[-1], images_of(plain, str(tested))[0])
+    best = answers.logits.max(axis=1)
+    found = evaluate(knowing(fleet.run, float(np.median(best))), tested)
+    assert found.accuracy == before.accuracy == pytest.approx(found.calibration.accuracy)
+    wide = np.exp((answers.logits - best[:, None]).astype(np.float64) / 2)
+    assert found.calibration.temperature == 2.0
+    assert found.calibration.confidence == pytest.approx((1 / wide.sum(axis=1)).mean())
+    assert sum(one.count for one in found.calibration.bins) == found.total
+    assert found.unknown.accepted == pytest.approx((best >= np.float32(np.median(best))).mean())
+    assert 0.4 < found.unknown.accepted < 0.6
+    assert before.unknown == Acceptance(1.0, None)
+    assert found.recall == {c: right / n for c, (right, n) in found.per_class.items()}
+
+
+def test_unknown_images_are_counted_without_those_of_known_classes(
+    fleet: Fleet, tested: Path, tmp_path: Path
+) -> None:
+    run = Run.open(fleet.run)
+    answers = class_answers(run, run.states[-1], images_of(run, str(tested))[0])
+    others = make_images(tmp_path / "others", ["gear", "hook"], 150)
+    files = unknown_images.find(str(others), (), 10**6).images
+    scores = unknown_scores(run, run.states[-1], files)
+    assert len(scores) == 300  # more than one batch
+    threshold = float(np.median(scores))
+    shutil.copytree(tested / "3", others / "3")
+    found = evaluate(knowing(fleet.run, threshold), tested, unknown=others).unknown
+    assert isinstance(found, Rejection)
+    assert (found.images, found.left_out, found.data) == (300, ("3",), str(others))
+    assert found.false_accept == pytest.approx((scores >= np.float32(threshold)).mean())
+    pairs = answers.known[:, None] - scores[None, :]
+    assert found.auroc == pytest.approx(((pairs > 0) + (pairs == 0) / 2).mean())
+    shares = [choice.accepted for choice in found.thresholds]
+    assert all(share >= least for share, least in zip(shares, reliability.SHARES, strict=True))
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "a.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="no readable image: add images"):
+        evaluate(run, tested, unknown=damaged)
+
+
+def test_the_command_names_unknown_rates_and_classes_with_few_images(
+    fleet: Fleet, tmp_path: Path, cli: Callable[..., Result]
+) -> None:
+    make_images(tmp_path / "set", ["1", "2"], 11)
+    make_images(tmp_path / "set", ["3"], 9)
+    make_images(tmp_path / "others", ["1", "gear"], 4)
+    asked = ["eval", "--run", fleet.run, "--data", tmp_path / "set"]
+    done = cli(*asked, "--unknown", tmp_path / "others")
+    assert done.code == 0, done.err
+    for shown in ("calibration error (ECE)", "temperature 1", "AUROC", "of 4 are accepted"):
+        assert shown in done.out, shown
+    assert "known classes left out: 1" in done.out
+    assert "unknown: never answered after this task" in done.out
+    assert "warning: fewer than 10 test images, so recall is coarse: 3 9: add" in done.out
+    value = json.loads(cli(*asked, "--json").out)
+    assert value["few"] == {"test": {"3": 9}, "training": {}}
+    assert value["unknown"] == {"accepted": 1.0, "threshold": None}
+    assert len(value["calibration"]["bins"]) == 15
+    assert cli(*asked, "--unknown", tmp_path / "nowhere").code == 3
+
+
+def test_training_images_are_counted_by_todays_names() -> None:
+    entries = [
+        {"task": 1, "training_by_class": {"a": 4, "b": 30, "c": 9}},
+        {"task": 2, "renamed": {"a": "A"}, "retired": ["c"], "training_by_class": {"b": 2}},
+        {"task": 3, "training_by_class": {"c": 5}},
+    ]
+    assert training_images(entries, 2) == {"A": 4, "b": 32}
+    assert training_images(entries, 3) == {"A": 4, "b": 32, "c": 5}
+
+
+def test_the_runs_own_metrics_hold_calibration_and_images_of_each_class(
+    fleet: Fleet,
+) -> None:
+    run = Run.open(fleet.run)
+    last, found = run.metrics[-1], evaluate(run, "digits")
+    assert last["calibration"]["ece"] == pytest.approx(found.calibration.ece, abs=1e-4)
+    assert last["calibration"]["temperature"] == found.calibration.temperature
+    assert "unknown" not in last
+    counts = training_images(run.metrics, len(run.updates))
+    assert sum(counts.values()) == sum(entry["training_images"] for entry in run.metrics)
+
+
+def test_a_task_that_can_answer_unknown_records_what_it_accepts() -> None:
+    tally = _Tally(
+        logits=[np.array([[2.0, 0.0]]), np.array([[0.0, 1.0]])],
+        known=[np.array([-1.0]), np.array([-5.0])],
+    )
+    plain, correct = Confidence.none(2), np.array([True, True])
+    strict = replace(plain, threshold=np.array([-2.0], np.float32))
+    assert _certainty(strict, tally, correct)["unknown"] == {"accepted": 0.5, "threshold": -2.0}
+    assert set(_certainty(plain, tally, correct)) == {"calibration"}
+    assert _certainty(plain, _Tally(), np.zeros(0, bool)) == {}
+
+
+def test_the_table_at_the_end_of_train_shows_both(fleet: Fleet) -> None:
+    run = Run.open(fleet.run)
+    entry = run.metrics[-1]
+    run.metrics[-1] = entry | {"unknown": {"accepted": 0.9531, "threshold": -2.0}}
+    (scores, _) = _summary(run)
+    assert not isinstance(scores, str)
+    rows = dict(scores.rows)
+    assert rows["calibration error (ECE)"] == f"{100 * entry['calibration']['ece']:.2f} %"
+    assert rows["accepted as known"] == "95.31 %"

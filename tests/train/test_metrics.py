@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sdlora_edge.train.metrics import confusions, hter, per_class, summary
+from sdlora_edge.train.metrics import FEW, confusions, few, hter, per_class, recall, summary
 
 
 def test_three_tasks_by_hand() -> None:
@@ -54,6 +54,16 @@ TRUTH, GUESS, NAMES = (
 
 def test_the_classes_that_have_images_are_counted() -> None:
     assert per_class(TRUTH, GUESS, NAMES) == {"a": (1, 3), "b": (1, 2), "c": (0, 1)}
+
+
+def test_recall_is_the_share_of_a_classs_own_images_worst_first() -> None:
+    found = recall(per_class(TRUTH, GUESS, NAMES))
+    assert list(found.items()) == [("c", 0.0), ("a", pytest.approx(1 / 3)), ("b", 0.5)]
+
+
+def test_classes_with_fewer_than_ten_images_are_few_the_fewest_first() -> None:
+    assert FEW == 10
+    assert list(few({"a": 9, "b": 10, "c": 0, "d": 300}).items()) == [("c", 0), ("a", 9)]
 
 
 def test_confusions_are_the_wrong_answers_most_frequent_first() -> None:

@@ -20,7 +20,8 @@ from conftest import Fleet, Result
 from sdlora_edge.errors import InputError
 from sdlora_edge.train import folder
 from sdlora_edge.train.evaluator import evaluate
-from sdlora_edge.train.report import charts, heatmaps, summary, tables, thumbnails, write
+from sdlora_edge.train.reliability import Acceptance, Bin, Calibration
+from sdlora_edge.train.report import charts, diagrams, heatmaps, summary, tables, thumbnails, write
 from sdlora_edge.train.report.page import render
 from sdlora_edge.train.report.summary import (
     ClassScore,
@@ -50,11 +51,21 @@ def row(task: int, accuracy: float | None, frozen: float | None, size: int | Non
         frozen=frozen,
         images=10 * (task + 1),
         losses=(1.5, 0.25) if task else (),
+        ece=0.0312 if task else None,
+        accepted=0.947 if task else None,
         rank=8,
         absorbed=task == 1,
         residual=None,
         packet_bytes=size,
     )
+
+
+CALIBRATED = (
+    *[Bin(0, 0.0, 0.0)] * 9,
+    Bin(4, 0.63, 0.25),
+    *[Bin(0, 0.0, 0.0)] * 4,
+    Bin(16, 0.98, 0.75),
+)
 
 
 def made_up(**changed: Any) -> Summary:
@@ -76,8 +87,10 @@ def made_up(**changed: Any) -> Summary:
         counted=((10,), (10, 10), (10, 10, 10)),
         tasks=(row(0, 0.9, 0.81, None), row(1, 0.65, 0.62, 4321), row(2, None, None, 8765)),
         magnitudes=((Spread(1.25, 1.25, 1.25),), (Spread(1.1, 0.7, 1.5), Spread(0.4, 0.4, 0.4))),
-        per_class=(ClassScore("c", 1, 8), ClassScore("a", 7, 8)),
+        per_class=(ClassScore("c", 1, 8, 4), ClassScore("a", 7, 8), ClassScore("b", 11, 12, 30)),
         confusions=(Confusion("c", "a", 5), Confusion("a", "b", 1)),
+        calibration=Calibration(0.0421, 1.375, CALIBRATED),
+        unknown=Acceptance(0.9513, -3.25),
         domains=(DomainErrors("OULU-NPU", 0.1234, 0.1, 0.1468, 0.25),),
         skipped={"unreadable": 3},
         skipped_files=(SkippedFile("a/torn.png", "a", "unreadable", "it ends too early"),),
@@ -164,6 +177,8 @@ def test_old_runs_say_what_they_lack() -> None:
         "scores": {},
         "per_class": None,
         "confusions": None,
+        "calibration": None,
+        "unknown": None,
         "domains": (),
         "versions": {},
         "unreadable": (1,),
@@ -171,7 +186,9 @@ def test_old_runs_say_what_they_lack() -> None:
         "skipped_files": (),
     }
     tasks = tuple(
-        replace(task, packet_bytes=None, absorbed=None, rank=None, frozen=None)
+        replace(
+            task, packet_bytes=None, absorbed=None, rank=None, frozen=None, ece=None, accepted=None
+        )
         for task in made_up().tasks
     )
     html = render(made_up(**lacking, tasks=tasks))
@@ -179,7 +196,18 @@ def test_old_runs_say_what_they_lack() -> None:
     assert "not known: at some scoring, the test images of task 1 could not be read" in words
     assert "did not record a frozen reference" in words
     assert words.count("sdlora-edge eval --run runs/made-up --data FOLDER") == 2
-    for absent in ("Packets", "Domains", "absorbed", "aligned head", "Skipped", "Confusion matrix"):
+    for absent in (
+        "Packets",
+        "Domains",
+        "absorbed",
+        "aligned head",
+        "Skipped",
+        "Confusion matrix",
+        "alibration",
+        "ECE",
+        "accepted",
+        "unknown",
+    ):
         assert absent not in html, absent
 
 
@@ -216,9 +244,56 @@ def test_the_page_needs_nothing_else_and_allows_nothing_else() -> None:
 
 def test_charts_have_a_title_and_a_text_alternative() -> None:
     html = render(made_up())
-    assert html.count('role="img"') == 2
+    assert html.count('role="img"') == 3
     assert "<title>Accuracy over tasks</title><desc>this run: task 0 90.0 %, task 1 65.0 %" in html
     assert "<title>Training loss</title><desc>" in html
+
+
+def test_calibration_and_known_images_are_shown_with_their_numbers() -> None:
+    html = render(made_up())
+    for shown in ("4.21 %", "95.13 %", "The temperature is 1.38", "at least -3.25"):
+        assert shown in html, shown
+    shown = cells(part(html, "Calibration"))
+    assert shown == ["16", "98.0", "75.0", "4", "63.0", "25.0"]
+    head = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', part(html, "Tasks"))
+    assert head[4:7] == ["frozen %", "ECE %", "accepted %"]
+    assert cells(part(html, "Tasks"))[4:5] == ["–"]
+    assert ">3.1<" in part(html, "Tasks")
+    assert ">94.7<" in part(html, "Tasks")
+    none = " ".join(render(made_up(unknown=None)).split())
+    assert "never answers <i>unknown</i>: it has no threshold" in none
+
+
+def test_the_reliability_diagram_has_a_bar_for_each_bin_with_images() -> None:
+    drawn = diagrams.reliability_diagram(Calibration(0.0421, 1.375, CALIBRATED))
+    low, high = drawn.accuracy
+    assert (low.x, low.width) == (pytest.approx(60), pytest.approx(100 / 15))
+    assert (low.height, low.y) == (charts.HEIGHT / 4, charts.HEIGHT * 3 / 4)
+    assert (high.height, high.y) == (charts.HEIGHT * 3 / 4, charts.HEIGHT / 4)
+    assert (low.style, high.style, drawn.few) == ("few", "own", True)
+    assert [bar.height for bar in drawn.counts] == [diagrams.COUNTS / 4, diagrams.COUNTS]
+    assert all(bar.y + bar.height == pytest.approx(drawn.foot) for bar in drawn.counts)
+    assert drawn.most == 16
+    html = render(made_up())
+    assert "<title>Reliability diagram</title><desc>mean probability 63.0 %: 25.0 % of 4" in html
+    assert html.count('class="column own" x="93.33%" width="6.67%"') == 2
+    assert "of fewer than 10 images" in html
+    sure = tuple(replace(one, count=10 * one.count) for one in CALIBRATED)
+    assert "of fewer than 10 images" not in render(made_up(calibration=Calibration(0.04, 1, sure)))
+
+
+def test_classes_with_few_images_are_marked() -> None:
+    html = render(made_up())
+    shown = cells(part(html, "Recall by class"))
+    assert shown == [
+        *("12.5", "1 of 8", "8 test, 4 training"),
+        *("87.5", "7 of 8", "8 test"),
+        *("91.7", "11 of 12", ""),
+    ]
+    assert "With fewer than 10 test images, recall is coarse" in html
+    enough = render(made_up(per_class=(ClassScore("a", 7, 10, 10),)))
+    assert "few images" not in enough
+    assert "recall is coarse" not in enough
 
 
 def test_many_tasks_and_no_magnitudes_do_not_stop_it() -> None:
@@ -298,6 +373,11 @@ def test_the_command_writes_the_runs_own_numbers_and_no_image(
     assert shown["scores"]["last"] == last["last"]
     assert f"{100 * last['last']:.2f} %" in html
     assert shown["tasks"][-1]["losses"] == last["losses"]
+    assert shown["calibration"] == last["calibration"]
+    assert shown["tasks"][-1]["ece"] == last["calibration"]["ece"]
+    assert "<title>Reliability diagram</title>" in html
+    training = {score["name"]: score["training"] for score in shown["per_class"]}
+    assert sum(training.values()) == sum(task["training_images"] for task in shown["tasks"])
     assert "Training loss" in html
     assert "data:image" not in html
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from . import charts, heatmaps, tables
+from . import charts, diagrams, heatmaps, tables
 from .charts import Chart, Series, Texts
 from .heatmaps import HeatMap
 from .summary import Summary
@@ -52,7 +52,7 @@ def render(run: Summary, confused: Sequence[Confused] | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": tables.percent, "size": size}
+    environment.filters |= {"percent": tables.percent, "size": size, "few_images": tables.few}
     style = (folder / "style.css").read_text(encoding="utf-8")
     return environment.get_template("page.html").render(
         run=run,
@@ -64,6 +64,7 @@ def render(run: Summary, confused: Sequence[Confused] | None = None) -> str:
         accuracy=_accuracy(run),
         losses=_losses(run),
         matrix=heatmaps.accuracy_matrix(run),
+        reliability=run.calibration and diagrams.reliability_diagram(run.calibration),
         magnitudes=heatmaps.magnitudes(run),
         confusion_matrix=_confusion_matrix(run),
         tables=tables,

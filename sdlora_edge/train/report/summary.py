@@ -19,6 +19,7 @@ from ...shortage import verdict
 from ...state import extended
 from ...storage import atomic
 from .. import config, folder
+from ..reliability import Acceptance, Bin, Calibration
 
 SCORES = ("last", "average_anytime", "forgetting", "backward_transfer")
 SHOWN_SKIPPED = 200
@@ -34,6 +35,8 @@ class TaskRow(Result):
         frozen: The same for the unchanged backbone with its own aligned head.
         images: Test images behind both.
         losses: Mean training loss of each epoch; empty if the run did not record it.
+        ece: Expected calibration error, over the same images.
+        accepted: Share of the same images that counts as known.
         residual: Share of the direction that earlier ones do not reproduce (KD).
     """
 
@@ -48,6 +51,8 @@ class TaskRow(Result):
     frozen: float | None
     images: int
     losses: tuple[float, ...]
+    ece: float | None
+    accepted: float | None
     rank: int | None
     absorbed: bool | None
     residual: float | None
@@ -56,11 +61,16 @@ class TaskRow(Result):
 
 @dataclass(frozen=True)
 class ClassScore(Result):
-    """Test images of a class, and how many of them the newest state answers correctly."""
+    """Test images of a class, and how many of them the newest state answers correctly.
+
+    Attributes:
+        training: Images that the class was learned from; None if the run did not record it.
+    """
 
     name: str
     right: int
     total: int
+    training: int | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,8 @@ class Summary(Result):
         magnitudes: For each task from 1 on, the magnitude of each direction after it.
         per_class: Worst class first; None if the run did not record it.
         confusions: Most frequent first; None if the run did not record them.
+        calibration: Of the newest state, over the test images of all tasks.
+        unknown: How many of the same images count as known; None without a threshold.
         skipped: Number of skipped files by reason.
         skipped_files: The first `SHOWN_SKIPPED` of them.
         settings: The settings by group.
@@ -135,6 +147,8 @@ class Summary(Result):
     magnitudes: tuple[tuple[Spread, ...], ...]
     per_class: tuple[ClassScore, ...] | None
     confusions: tuple[Confusion, ...] | None
+    calibration: Calibration | None
+    unknown: Acceptance | None
     domains: tuple[DomainErrors, ...]
     skipped: Mapping[str, int]
     skipped_files: tuple[SkippedFile, ...]
@@ -175,8 +189,10 @@ def _summary(
         counted=counted,
         tasks=_tasks(entries, counted),
         magnitudes=_magnitudes([state.deltas for state in states[1:]]),
-        per_class=_per_class(last.get("per_class")),
+        per_class=_per_class(last.get("per_class"), folder.training_images(entries, last["task"])),
         confusions=_confusions(last.get("confusions")),
+        calibration=_calibration(last.get("calibration")),
+        unknown=_acceptance(last.get("unknown")),
         domains=tuple(_domain(*item) for item in (last.get("hter") or {}).items()),
         skipped=Counter(file.reason for file in skipped),
         skipped_files=tuple(skipped[:SHOWN_SKIPPED]),
@@ -230,6 +246,8 @@ def _tasks(
             frozen=frozen[i],
             images=sum(counted[i]),
             losses=tuple(entry.get("losses") or ()),
+            ece=(entry.get("calibration") or {}).get("ece"),
+            accepted=(entry.get("unknown") or {}).get("accepted"),
             rank=entry.get("rank"),
             absorbed=entry.get("absorbed"),
             residual=entry.get("residual"),
@@ -250,10 +268,27 @@ def _over_tasks(
     return found
 
 
-def _per_class(counts: Mapping[str, Sequence[int]] | None) -> tuple[ClassScore, ...] | None:
+def _calibration(found: Mapping[str, Any] | None) -> Calibration | None:
+    if found is None:
+        return None
+    return Calibration(
+        found["ece"], found["temperature"], tuple(Bin(**one) for one in found["bins"])
+    )
+
+
+def _acceptance(found: Mapping[str, Any] | None) -> Acceptance | None:
+    return None if found is None else Acceptance(found["accepted"], found["threshold"])
+
+
+def _per_class(
+    counts: Mapping[str, Sequence[int]] | None, training: Mapping[str, int]
+) -> tuple[ClassScore, ...] | None:
     if counts is None:
         return None
-    scores = [ClassScore(name, *pair) for name, pair in counts.items()]
+    scores = [
+        ClassScore(name, right, total, training.get(name))
+        for name, (right, total) in counts.items()
+    ]
     return tuple(sorted(scores, key=lambda score: score.right / score.total))
 
 

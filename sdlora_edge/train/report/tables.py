@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .summary import Summary, TaskRow
+from ..metrics import FEW
+from ..reliability import Calibration
+from .summary import ClassScore, Summary, TaskRow
 
 MISSING = "–"
 
@@ -65,7 +67,16 @@ def tasks(run: Summary) -> Table:
     )
 
 
-_OPTIONAL = ("domain", "last loss", "frozen %", "rank", "absorbed", "packet bytes")
+_OPTIONAL = (
+    "domain",
+    "last loss",
+    "frozen %",
+    "ECE %",
+    "accepted %",
+    "rank",
+    "absorbed",
+    "packet bytes",
+)
 
 
 def _task(task: TaskRow) -> dict[str, str]:
@@ -77,6 +88,8 @@ def _task(task: TaskRow) -> dict[str, str]:
         "accuracy %": percent(task.accuracy),
         "of images": str(task.images),
         "frozen %": percent(task.frozen),
+        "ECE %": percent(task.ece),
+        "accepted %": percent(task.accepted),
         "classes": str(len(task.classes)),
         "training images": str(task.training_images),
         "test images": str(task.test_images),
@@ -104,12 +117,45 @@ def packets(run: Summary) -> Table:
 
 
 def classes(run: Summary) -> Table:
-    """Accuracy of each class, worst first."""
+    """Recall of each class, worst first, with a mark on classes with few images."""
+    scores = run.per_class or ()
+    marks = [few(score) for score in scores]
     rows = tuple(
-        (s.name, percent(s.right / s.total), f"{s.right} of {s.total}", Bar(s.right / s.total))
-        for s in run.per_class or ()
+        (
+            s.name,
+            percent(s.right / s.total),
+            f"{s.right} of {s.total}",
+            Bar(s.right / s.total),
+            *((mark,) if any(marks) else ()),
+        )
+        for s, mark in zip(scores, marks)
     )
-    return Table("Accuracy by class", ("class", "%", "right", ""), rows)
+    more = ("few images",) if any(marks) else ()
+    return Table("Recall by class", ("class", "recall %", "right", "", *more), rows)
+
+
+def few(score: ClassScore) -> str:
+    """Which images of a class are too few, with their number; empty if none are."""
+    training = FEW if score.training is None else score.training
+    found = {"test": score.total, "training": training}
+    return ", ".join(f"{count} {which}" for which, count in found.items() if count < FEW)
+
+
+def calibration(found: Calibration) -> Table:
+    """The bins of a reliability diagram that have images, from sure answers to unsure ones."""
+    edges = [f"{100 * m / len(found.bins):.0f}" for m in range(len(found.bins) + 1)]
+    rows = [
+        (
+            f"{low} to {high} %",
+            str(one.count),
+            percent(one.confidence),
+            percent(one.accuracy),
+        )
+        for one, low, high in zip(found.bins, edges, edges[1:])
+        if one.count
+    ]
+    head = ("probability", "images", "mean %", "correct %")
+    return Table("Calibration", head, tuple(reversed(rows)))
 
 
 def confusions(run: Summary) -> Table:
