@@ -29,6 +29,7 @@ from . import distributed
 from .augment import augment, draw
 from .settings import Settings
 from .splits import Images
+from .turns import TURNS, draw_turns, rows_for_turns, turn
 from .upload import Upload, to_device
 
 log = logging.getLogger("sdlora_edge")
@@ -113,7 +114,9 @@ def fit(model: SDLoRA, images: Images, training: Training) -> list[float]:
     The backbone stays in eval mode: it is frozen. Returns the mean loss of each epoch, of those
     before a restart too. Raises DivergedError if the loss or a trained number is no longer finite.
     """
-    return _Fitting(model, images, training).run()
+    turned = training.settings.training.turned if model.rank else 0.0
+    with rows_for_turns(model) if turned else contextlib.nullcontext():
+        return _Fitting(model, images, training, turned).run()
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,10 +141,15 @@ class _Share:
 
 
 class _Fitting:
-    """A training in progress: the model and everything that its checkpoint holds."""
+    """A training in progress: the model and everything that its checkpoint holds.
 
-    def __init__(self, model: SDLoRA, images: Images, training: Training) -> None:
-        settings = training.settings
+    turned: share of images that are turned (`turns`).
+    """
+
+    def __init__(
+        self, model: SDLoRA, images: Images, training: Training, turned: float = 0.0
+    ) -> None:
+        settings, self.turned = training.settings, turned
         self.model, self.images, self.training, self.settings = model, images, training, settings
         self.device = next(model.parameters()).device
         self.upload = Upload(training.prepare, self.device)
@@ -151,6 +159,7 @@ class _Fitting:
         self.optimizer = _optimizer(model, settings)
         self.order = torch.Generator().manual_seed(settings.training.seed)
         self.losses: list[float] = []
+        self.classes = len(model.head.weight) // (TURNS if turned else 1)
         self._restore()
         self.call = _wrapped(model, settings, self.device)
 
@@ -185,12 +194,15 @@ class _Fitting:
         # Chances are drawn for whole batches, so a seed gives the same views on any number of
         # processes.
         chances = [draw(len(batch), settings.data.augment, self.order) for batch in batches]
+        quarters = [draw_turns(len(batch), self.turned, self.order) for batch in batches]
         shares = [distributed.share(len(batch)) for batch in batches]
         own = [batch[share] for batch, share in zip(batches, shares, strict=True)]
         total = torch.zeros((), device=self.device)
         decoded = images.batches([part.numpy() for part in own], settings.training.workers)
-        for step, pixels in enumerate(decoded):
+        for step, shown in enumerate(decoded):
             targets = torch.from_numpy(images.targets)[own[step]]
+            quarter = quarters[step][shares[step]]
+            pixels, targets = turn(shown, targets, quarter, self.classes)
             given = torch.from_numpy(pixels), chances[step][shares[step]], targets
             self.optimizer.zero_grad()
             total += self._backward(_Share(*given), len(batches[step]))

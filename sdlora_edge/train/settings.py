@@ -268,6 +268,13 @@ class TrainingSettings(Group):
         COUNT_OR_NONE,
         metavar="N",
     )
+    turned: float = declared(
+        0.0,
+        "Share of training images that are turned by 90, 180 or 270 degrees. While a task is"
+        " trained, each turn of a class is a class of its own.",
+        Range(0, 1, below=True),
+        metavar="SHARE",
+    )
     lr: float = declared(0.02, "Learning rate of the new direction.", RATE, metavar="RATE")
     head_lr_factor: float = declared(
         0.1,
