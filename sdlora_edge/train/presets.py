@@ -27,6 +27,9 @@ PAPER: Values = {
     "head": "paper",
     "test_fraction": 0.2,  # ImageNet-R and -A have no split of their own: the customary 80/20
     # the paper names no augmentation and no weight decay: none is used here
+    "turned": 0.0,
+    "min_steps": 0,
+    "held_out": 0.0,
 }
 """What all experiments of the paper share."""
 
