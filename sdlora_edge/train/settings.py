@@ -347,6 +347,7 @@ DIGITS_DEFAULTS: dict[str, Any] = {
     "rank": "4",
     "lr": 0.01,
     "turned": 0.0,  # a 6 that is turned is a 9
+    "min_steps": 0,
 }
 """What differs for the built-in digits, so that a run takes well under two minutes on two cores."""
 
