@@ -1,8 +1,9 @@
-"""Every variant of the method on three real streams: rows trained alike, three seeds, scored on test images.
+"""Every variant of the method on four real streams: rows trained alike, three seeds, scored on test images.
 
 Writes docs/figures/method.json. Each training leaves one JSON file in build/method/, so a run that was stopped goes on; two
 trainings run at once, one core each. Settings were chosen on a validation part of the training images (--validate).
-SDLORA_EDGE_DATA says where images and weights lie.
+Arguments: names of sets and rows to train (default: all), --collect (train nothing). SDLORA_EDGE_DATA says where images and
+weights lie. `method_heads` scores a training with other heads than those that it has itself.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ COMMON: dict[str, Any] = {
     "backbone": "vit_tiny_patch16_224",
     "image_size": 96,
     "test_fraction": 0.3,
-    "head": "aligned",
     "precision": "bf16",
 }
 SETS: dict[str, dict[str, Any]] = {
@@ -48,21 +48,32 @@ SETS: dict[str, dict[str, Any]] = {
         "epochs": 5,
         "train_limit": 100,
     },
+    "cifar100": {"data": "cifar100_sub.zip", "tasks": 10, "epochs": 5},
 }
-HEADS = {"": "plain_correct", " aligned": "correct"}
+OTHERS = {
+    "omniglot": "caltech101",
+    "caltech101": "omniglot",
+    "pacs": "omniglot",
+    "cifar100": "omniglot",
+}
+"""the dataset whose images nothing in a set is like"""
+MATRICES = {"": "plain_correct", " aligned": "correct"}
 """what a row's name ends with, and the matrix in metrics.json: one training is scored with both heads"""
-ROW_BYTES = 192 * 2 + 8
-"""of a head row in a packet: float16 weights, bias, index"""
+ROW_BYTES = 192 + 8
+"""of a head row in a packet: int8 weights, scale, bias"""
+PAPER: dict[str, Any] = {"turned": 0.0}
 ROWS: dict[str, dict[str, Any]] = {
-    "frozen": {"method": "frozen"},
-    "lora": {"method": "lora"},
-    "sdlora": {},
+    "default": {},
+    "joint": {"tasks": 1, **PAPER},
+    "joint turned": {"tasks": 1},
+    "sdlora": PAPER,
+    "frozen": {"method": "frozen", **PAPER},
+    "lora": {"method": "lora", **PAPER},
     "authors": {"magnitudes": "reset", "magnitude_init": 0.8, "magnitude_norm": "factors", "lr": 0.01, "head_lr_factor": 1.0,
-                "magnitude_lr_factor": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1]},
-    "fixed": {"magnitudes": "fixed"},
-    "rr": {"rank": "10,8@4,6@8"},
-    "kd": {"directions": "shared", "absorb": 0.95},
-    "joint": {"tasks": 1},
+                "magnitude_lr_factor": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1], **PAPER},
+    "fixed": {"magnitudes": "fixed", **PAPER},
+    "rr": {"rank": "10,8@4,6@8", **PAPER},
+    "kd": {"directions": "shared", "absorb": 0.95, **PAPER},
 }  # fmt: skip
 
 
@@ -73,7 +84,7 @@ def settings(name: str, row: str, seed: int) -> dict[str, Any]:
         | ROWS[row]
         | {"seed": seed, "weights": str(SHARED / "vit_tiny_patch16_224.fp16.safetensors")}
     )
-    if row == "joint":  # the same low-rank budget as all tasks together
+    if row.startswith("joint"):  # the same low-rank budget as all tasks together
         chosen["rank"] = str(10 * SETS[name]["tasks"])
     return chosen | {"data": str(SHARED / chosen["data"])}
 
@@ -102,6 +113,19 @@ def train(name: str, row: str, seed: int) -> None:
             raise SystemExit(f"{name} {row} {seed}: {done.stderr.strip().splitlines()[-1]}")
         tasks = sorted((Path(folder) / "run" / "tasks").glob("*/metrics.json"))
         entries = [json.loads(path.read_text()) for path in tasks]
+        heads: dict[str, Any] = {}
+        if row == "default":
+            others = SHARED / SETS[OTHERS[name]]["data"]
+            command = [
+                sys.executable,
+                str(Path(__file__).with_name("method_heads.py")),
+                f"{folder}/run",
+                str(others),
+            ]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if done.returncode:
+                raise SystemExit(f"{name} {row} {seed}: {done.stderr.strip().splitlines()[-1]}")
+            heads = json.loads(done.stdout.splitlines()[-1])
     keep = (
         "correct",
         "plain_correct",
@@ -112,12 +136,20 @@ def train(name: str, row: str, seed: int) -> None:
         "rank",
         "absorbed",
         "residual",
+        "calibration",
+        "unknown",
     )
     RESULTS.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".tmp")
     partial.write_text(
         json.dumps(
-            [{k: e[k] for k in keep if k in e} | {"classes": len(e["classes"])} for e in entries]
+            {
+                "tasks": [
+                    {k: e[k] for k in keep if k in e} | {"classes": len(e["classes"])}
+                    for e in entries
+                ],
+                "heads": heads,
+            }
         )
     )
     shutil.move(partial, target)
@@ -127,7 +159,7 @@ def train(name: str, row: str, seed: int) -> None:
         seed,
         *(
             round(100 * sum(entries[-1][m][-1]) / sum(entries[-1]["totals"]), 1)
-            for m in HEADS.values()
+            for m in MATRICES.values()
         ),
         flush=True,
     )
@@ -151,37 +183,59 @@ def summary(entries: list[dict[str, Any]], matrix: str, domains: bool) -> dict[s
     }
 
 
+def spread(values: list[float]) -> list[float]:
+    """[mean, standard deviation]."""
+    return [float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0]
+
+
+def of_row(name: str, row: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """{row, with both heads: {column: [mean, std]}} of the trainings of a row."""
+    rows: dict[str, Any] = {}
+    # `method_heads` has the frozen backbone's aligned heads.
+    for head, matrix in list(MATRICES.items())[: 1 if row == "frozen" else None]:
+        columns = [summary(run["tasks"], matrix, name == "pacs") for run in runs]
+        rows[row + head] = {"seeds": len(runs)} | {
+            c: spread([x[c] for x in columns]) for c in columns[0]
+        }
+        if row == "kd":
+            rows[row + head] |= {
+                "absorbed": [sum(bool(e.get("absorbed")) for e in r["tasks"]) for r in runs],
+                "tasks": sum(len(r["tasks"]) for r in runs),
+            }
+    return rows
+
+
+def of_heads(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rows that `method_heads` adds, and the figures of calibration and unknown images."""
+    heads = [run["heads"] for run in runs]
+    found = {
+        key: {"seeds": len(runs)} | {c: spread([h[key][c] for h in heads]) for c in columns}
+        for key, columns in heads[0].items()
+        if key != "unknown"
+    }
+    unknown = {key: spread([h["unknown"][key] for h in heads]) for key in heads[0]["unknown"]}
+    last = [run["tasks"][-1] for run in runs]
+    ece = spread([100 * entry["calibration"]["ece"] for entry in last])
+    accepted = spread([entry["unknown"]["accepted"] for entry in last])
+    return found | {"calibration": {"ece": ece}, "unknown": unknown | {"accepted": accepted}}
+
+
 def collect() -> dict[str, Any]:
     """{set: {row: {column: [mean, std]}}, "gap_closed": {set: share}}; a row without "aligned" in its name has the plain head."""
     table: dict[str, Any] = {}
+    gap: dict[str, float] = {}
     for name in SETS:
         rows: dict[str, Any] = {}
         for row in ROWS:
             files = [RESULTS / f"{name}-{row}-{seed}.json" for seed in SEEDS]
-            if not (runs := [json.loads(path.read_text()) for path in files if path.exists()]):
-                continue
-            for head, matrix in HEADS.items():
-                columns = [summary(entries, matrix, name == "pacs") for entries in runs]
-                rows[row + head] = {"seeds": len(runs)} | {
-                    c: [float(np.mean(v)), float(np.std(v, ddof=1)) if len(v) > 1 else 0.0]
-                    for c in columns[0]
-                    if (v := [x[c] for x in columns])
-                }
-            if row == "kd":
-                facts = {
-                    "absorbed": [sum(bool(e.get("absorbed")) for e in r) for r in runs],
-                    "tasks": sum(len(r) for r in runs),
-                }
-                rows[row] |= facts
-                rows[f"{row} aligned"] |= facts
+            if runs := [json.loads(path.read_text()) for path in files if path.exists()]:
+                rows |= of_row(name, row, runs)
+                rows |= of_heads(runs) if row == "default" else {}
         table[name] = rows
-    gap = {}
-    for name, rows in table.items():
-        low, high = (
-            rows["frozen aligned"]["last"][0],
-            max(rows["joint"]["last"][0], rows["joint aligned"]["last"][0]),
-        )
-        gap[name] = (rows["sdlora aligned"]["last"][0] - low) / (high - low)
+        joint = [rows[r]["last"][0] for r in rows if r.startswith("joint")]
+        if joint and "default" in rows:
+            low = rows["frozen aligned"]["last"][0]
+            gap[name] = (rows["default aligned"]["last"][0] - low) / (max(joint) - low)
     return {
         "sets": {n: {**COMMON, **SETS[n]} for n in SETS},
         "seeds": SEEDS,
@@ -191,11 +245,13 @@ def collect() -> dict[str, Any]:
 
 
 def main() -> None:
-    chosen = [name for name in sys.argv[1:] if name in SETS] or list(SETS)
+    asked = sys.argv[1:]
+    names = [name for name in asked if name in SETS] or list(SETS)
+    rows = [row for row in ROWS if row.replace(" ", "-") in asked] or list(ROWS)
     work = (
         []
-        if "--collect" in sys.argv
-        else [(name, row, seed) for seed in SEEDS for row in ROWS for name in chosen]
+        if "--collect" in asked
+        else [(name, row, seed) for seed in SEEDS for row in rows for name in names]
     )
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda job: train(*job), work))
