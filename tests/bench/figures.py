@@ -7,7 +7,6 @@ drift. `--check` only says whether the tables differ.
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import json
 import os
 import platform
@@ -117,26 +116,49 @@ def epochs(figure: dict[str, Any]) -> list[str]:
     return [table(head, rows), *([f"Epochs: `{made}`."] if made else [])] if rows else []
 
 
-METHODS = {
-    "frozen": "frozen backbone",
-    "lora": "one LoRA that every task trains further",
-    "authors": "the authors' settings",
-    "fixed": "old magnitudes not trained",
-    "rr": "RR (rank 10, 8 from task 4, 6 from task 8)",
-    "kd": "KD",
-    "sdlora": "SD-LoRA",
-    "joint": "joint training",
+METHOD_ROWS = {
+    "frozen": "frozen backbone, plain head",
+    "frozen aligned": "frozen backbone, aligned head, last features",
+    "frozen ranpac": "frozen backbone, RanPAC, last features",
+    "frozen wide": "frozen backbone, aligned head",
+    "first task aligned": "adapted in the first task only, aligned head, last features",
+    "first task ranpac": "adapted in the first task only, RanPAC, last features",
+    "first task wide": "adapted in the first task only, aligned head",
+    "lora": "one LoRA that every task trains further, plain head",
+    "lora aligned": "one LoRA that every task trains further, aligned head",
+    "authors": "the authors' settings, plain head",
+    "authors aligned": "the authors' settings, aligned head",
+    "fixed": "old magnitudes not trained, plain head",
+    "fixed aligned": "old magnitudes not trained, aligned head",
+    "rr": "RR (rank 10, 8 from task 4, 6 from task 8), plain head",
+    "rr aligned": "RR, aligned head",
+    "kd": "KD, plain head",
+    "kd aligned": "KD, aligned head",
+    "sdlora": "SD-LoRA, plain head (the paper's method)",
+    "sdlora aligned": "SD-LoRA, aligned head",
+    "default": "the default, but with its plain head",
+    "default last features": "the default, but with last features",
+    "default aligned": "**the default: SD-LoRA, aligned head, turned images**",
+    "default true means": "the default with true class means (nobody has them)",
+    "joint": "joint training, plain head",
+    "joint aligned": "joint training, aligned head",
+    "joint turned": "joint training, turned images, plain head",
+    "joint turned aligned": "joint training, turned images, aligned head",
 }
-HEADS = {"": "plain head", " aligned": "aligned head"}
 METHOD_SETS = {
     "omniglot": "Omniglot, 8 tasks of 17",
     "caltech101": "Caltech-101, 10 tasks of 10 or 11",
     "pacs": "PACS, 4 domains of 7 classes",
+    "cifar100": "CIFAR-100, 10 tasks of 10",
 }
 
 
 def method(figure: dict[str, Any]) -> str:
+    """The table of each set, and below it calibration and unknown images."""
+
     def cell(row: dict[str, Any], column: str, unit: str = " %") -> str:
+        if column not in row:
+            return ""
         mean, deviation = row[column]
         return f"{mean:.1f} ± {deviation:.1f}{unit}"
 
@@ -144,24 +166,41 @@ def method(figure: dict[str, Any]) -> str:
     for name, title in METHOD_SETS.items():
         head = f"{title} | last | average anytime | forgetting | seconds a task | packet"
         rows = []
-        for key, suffix in itertools.product(METHODS, HEADS):
-            if (row := figure[name].get(key + suffix)) is None:
+        for key, label in METHOD_ROWS.items():
+            if (row := figure[name].get(key)) is None:
                 continue
-            label = f"{METHODS[key]}, {HEADS[suffix]}"
-            if key == "kd" and not suffix:
+            if key == "kd":
                 label += f" ({sum(row['absorbed'])} of {row['tasks']} absorbed)"
             if row["seeds"] < len(figure["seeds"]):
                 label += f" ({row['seeds']} seed{'s' * (row['seeds'] > 1)})"
-            if label == "SD-LoRA, aligned head":
-                label = f"**{label}**"
-            accuracies = [cell(row, c) for c in ("last", "average_anytime", "forgetting")]
-            seconds = f"{row['seconds_per_task'][0]:.0f}"
-            rows.append([label, *accuracies, seconds, f"{row['packet_bytes'][0] / 1000:.0f} kB"])
-        parts.append(
-            table(head, rows) + "\n\nOf the gap from frozen to joint, the aligned head closes "
-            f"{100 * figure['gap_closed'][name]:.0f} %."
+            cells = [cell(row, c) for c in ("last", "average_anytime", "forgetting")]
+            cells.append(f"{row['seconds_per_task'][0]:.0f}" if "seconds_per_task" in row else "")
+            size = f"{row['packet_bytes'][0] / 1000:.0f} kB" if "packet_bytes" in row else ""
+            rows.append([label, *cells, size])
+        closed = f"Of the gap from frozen to joint, the default closes {100 * figure['gap_closed'][name]:.0f} %."
+        parts.append(table(head, rows) + f"\n\n{closed}")
+    return "\n\n".join([*parts, answers(figure)])
+
+
+def answers(figure: dict[str, Any]) -> str:
+    """What the default's answers are worth on each set."""
+    head = "the default | calibration error after the last task | known images accepted"
+    head += " | AUROC: later classes | another dataset | black, white, noise rejected"
+    rows = []
+    for name, title in METHOD_SETS.items():
+        ece, unknown = figure[name]["calibration"]["ece"], figure[name]["unknown"]
+        later = f"{unknown['later_classes'][0]:.1f} %" if "later_classes" in unknown else ""
+        rows.append(
+            [
+                title.partition(",")[0],
+                f"{ece[0]:.1f} ± {ece[1]:.1f} points",
+                f"{100 * unknown['accepted'][0]:.1f} %",
+                later,
+                f"{unknown['other_dataset'][0]:.1f} %",
+                f"{100 * unknown['black_and_noise_rejected'][0]:.1f} %",
+            ]
         )
-    return "\n\n".join(parts)
+    return table(head, rows)
 
 
 def inference(figure: dict[str, Any]) -> str:
