@@ -116,9 +116,12 @@ MISTAKES = {
         "factors, {**confidence_of(own), 'head.temperature': s.confidence['head.temperature']})",
     ),
     "retired rows have a place in the unknown score": (
-        "check_confidence(own, len(live(classes)))",
-        "check_confidence(own, len(classes))",
+        "check_confidence(own, len(live(classes)), ",
+        "check_confidence(own, len(classes), ",
     ),
+    "the score ignores the features": ("score -= float((away**2).sum())", "pass"),
+    "the precision is a variance": ("float((away**2).sum())", "float(away.sum())"),
+    "the mean is not taken off": ('(x - own["head.unknown.mean"])', "x"),
     "a temperature is anything above 0": ("temperature[0] >= 2.0**-24", "temperature[0] > 0"),
     "a threshold has the limit of weights": (
         "(np.abs(threshold) <= 1_000_000)",

@@ -206,7 +206,7 @@ class Reader:
         new, retired, renamed = task["classes"], task["retired"], task["renamed"]
         classes = self.renamed(s.classes, retired, renamed, task["name"], new)
         names = self.check(own, len(new), s, encoding)
-        check_confidence(own, len(live(classes)))
+        check_confidence(own, len(live(classes)), s.weight.shape[1])
         need(not {*own["head.old.index"].tolist()} & {*retired, *without(s.classes)})
         deltas = self.deltas(task["deltas"], number)
         fields = {name: task[name] for name in ("classes", "deltas", "renamed", "retired")}
@@ -299,12 +299,15 @@ class Reader:
         need(((index >= 0) & (index < known)).all())
         return names
 
-    def answer(self, z: np.ndarray) -> tuple[float, bool, np.ndarray]:
-        """Section 6: (score, known, probabilities) of the logits of live rows."""
-        z, own = z.astype(np.float64), self.state.confidence
+    def answer(self, z: np.ndarray, x: np.ndarray) -> tuple[float, bool, np.ndarray]:
+        """Section 6: (score, known, probabilities) of logits of live rows, and of features."""
+        z, x, own = z.astype(np.float64), x.astype(np.float64), self.state.confidence
         inner = own["head.unknown.weight"].astype(np.float64) @ z
         parts = own["head.unknown.scale"] * inner + own["head.unknown.bias"]
         score = float(z.max() - (parts**2).sum())
+        if len(own["head.unknown.mean"]):
+            away = own["head.unknown.precision"] * (x - own["head.unknown.mean"])
+            score -= float((away**2).sum())
         known = all(score >= least for least in own["head.unknown.threshold"])
         share = np.exp((z - z.max()) / float(own["head.temperature"][0]))
         return score, known, share / share.sum()
@@ -366,24 +369,30 @@ class Reader:
 
 
 def confidence_of(own: Arrays) -> Arrays:
-    names = ("temperature", *(f"unknown.{part}" for part in ("weight", "scale", "bias")))
-    return {f"head.{name}": own[f"head.{name}"] for name in (*names, "unknown.threshold")}
+    parts = ("weight", "scale", "bias", "mean", "precision", "threshold")
+    names = ("head.temperature", *(f"head.unknown.{part}" for part in parts))
+    return {name: own[name] for name in names}
 
 
-def check_confidence(own: Arrays, live: int) -> None:
-    """Temperature and unknown score of a state with this number of live rows."""
+def check_confidence(own: Arrays, live: int, width: int) -> None:
+    """Temperature and unknown score of a state with this number of live rows and features."""
     found = confidence_of(own)
     temperature, threshold = found["head.temperature"], found["head.unknown.threshold"]
     k, given = len(found["head.unknown.scale"]), len(threshold)
+    seen = len(found["head.unknown.mean"])
     expected: dict[str, Kind] = {
         "head.temperature": ("<f4", (1,)),
         "head.unknown.weight": ("|i1", (k, live)),
         "head.unknown.scale": ("<f4", (k,)),
         "head.unknown.bias": ("<f4", (k,)),
+        "head.unknown.mean": ("<f2", (seen,)),
+        "head.unknown.precision": ("<f2", (seen,)),
         "head.unknown.threshold": ("<f4", (given,)),
     }
     need({name: (x.dtype.str, x.shape) for name, x in found.items()} == expected)
     need(k <= 64)
+    need(seen in (0, width))
+    need((found["head.unknown.precision"] >= 0).all())
     need(given <= 1)
     need(temperature[0] >= 2.0**-24)
     need((np.abs(threshold) <= 1_000_000).all())

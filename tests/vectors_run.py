@@ -19,7 +19,7 @@ VECTORS: list[dict[str, Any]] = INDEX["vectors"]
 
 @dataclass
 class Stand:
-    """Where a device stands. head, factors: tensors. weights: W_t. answer: of logits."""
+    """Where a device stands. head, factors: tensors. weights: W_t. answer: of logits and features."""
 
     state: str
     trust_version: int
@@ -27,7 +27,7 @@ class Stand:
     head: str
     factors: str
     weights: Mapping[str, np.ndarray]
-    answer: Callable[[np.ndarray], tuple[float, bool, np.ndarray]]
+    answer: Callable[[np.ndarray, np.ndarray], tuple[float, bool, np.ndarray]]
 
 
 class Subject(Protocol):
@@ -65,7 +65,8 @@ def wrong(vector: Mapping[str, Any], flash: Callable[[Path], Subject]) -> str:
             if not np.allclose(found := fingerprint(stand.weights[name]), right, rtol=0, atol=1e-4):
                 return f"{where}: {name} has {found}, not {right}"
         for right in expected["answers"]:
-            score, known, shares = stand.answer(np.array(right["logits"], np.float32))
+            given = (np.array(right[name], np.float32) for name in ("logits", "features"))
+            score, known, shares = stand.answer(*given)
             same = np.allclose(score, right["score"], rtol=0, atol=1e-4)
             same &= np.allclose(shares, right["probabilities"], rtol=0, atol=1e-4)
             if not same or known != right["known"]:

@@ -55,7 +55,10 @@ def change_one_row(draft: Draft) -> None:
 def score_unknown(draft: Draft) -> None:
     """Give it an unknown score of one component."""
     live = draft.arrays["canary.logits"].shape[1]
+    features = draft.arrays["2.head.new.weight"].shape[1]
     draft.arrays["2.head.unknown.weight"] = np.ones((1, live), np.int8)
+    for part in ("mean", "precision"):
+        draft.arrays[f"2.head.unknown.{part}"] = np.zeros(features, np.float16)
     for part in ("scale", "bias", "threshold"):
         draft.arrays[f"2.head.unknown.{part}"] = np.zeros(1, np.float32)
 
@@ -82,7 +85,7 @@ def test_nan_infinity_and_huge_magnitudes(victim: Victim) -> None:
         return apply
 
     head = ["new.scale", "new.bias", "old.scale", "old.bias", "temperature"]
-    head += ["unknown.scale", "unknown.bias"]
+    head += ["unknown.scale", "unknown.bias", "unknown.mean", "unknown.precision"]
     endings = [".A", ".B", *(f"head.{name}" for name in head)]
     values = [NAN, INF, -INF, 20_000.0, -20_000.0]
     victim.refuses_each(
@@ -91,6 +94,7 @@ def test_nan_infinity_and_huge_magnitudes(victim: Victim) -> None:
         for value in values
     )
     lone = [("head.temperature", 0.0), ("head.temperature", 1e-9)]
+    lone += [("head.unknown.precision", -0.5), ("head.unknown.scale", -0.5)]
     lone += [("head.unknown.threshold", value) for value in (NAN, INF, -INF, 2e6, -2e6)]
     victim.refuses_each((forged(victim, change(*one)), 3, "out of bounds") for one in lone)
     # a huge logit would make the canary's tolerance as huge, so that any model passed
@@ -211,6 +215,10 @@ def test_wrong_shapes_dtypes_and_ranks(victim: Victim) -> None:
         reshape("head.unknown.scale", lambda a: np.zeros((1, 1), np.float32)),
         reshape("head.unknown.scale", lambda a: np.zeros((), np.float32)),
         reshape("head.unknown.bias", lambda a: np.zeros(1, np.float32)),
+        reshape("head.unknown.mean", lambda a: np.zeros(1, np.float16)),
+        reshape("head.unknown.mean", lambda a: np.zeros((), np.float16)),
+        reshape("head.unknown.precision", lambda a: np.zeros(1, np.float16)),
+        reshape("head.unknown.precision", lambda a: np.zeros((1, 0), np.float16)),
         reshape("head.unknown.threshold", lambda a: np.zeros(2, np.float32)),
         reshape("head.unknown.threshold", lambda a: np.zeros((), np.float32)),
         reshape("head.new.bias", lambda a: a[:-1]),

@@ -55,6 +55,8 @@ def test_any_safetensors_tool_opens_it_and_factors_are_float16(fleet: Fleet) -> 
         "right",
         "scale",
         "temperature",
+        "mean",
+        "precision",
         "threshold",
     }
     assert all(t.dtype == np.float16 for name, t in tensors.items() if name.endswith((".A", ".B")))

@@ -275,6 +275,18 @@ def content(book: Book) -> None:
         "unknown-bias-short": be(unknown + "bias", lambda x: x[:-1]),
         "unknown-bias-too-large": put(unknown + "bias", -10_001),
         "unknown-bias-nan": put(unknown + "bias", nan),
+        "mean-too-wide": be(unknown + "mean", lambda x: np.append(x, x[:1])),
+        "mean-float32": be(unknown + "mean", lambda x: x.astype(np.float32)),
+        "mean-inf": put(unknown + "mean", inf),
+        "mean-too-large": put(unknown + "mean", 10008),
+        "mean-missing": lambda d: d.arrays.pop(unknown + "mean"),
+        "mean-alone": be(unknown + "precision", lambda x: x[:0]),
+        "mean-and-precision-short": lambda d: [
+            be(unknown + part, lambda x: x[:-1])(d) for part in ("mean", "precision")
+        ],
+        "precision-alone": be(unknown + "mean", lambda x: x[:0]),
+        "precision-negative": put(unknown + "precision", -0.5),
+        "precision-nan": put(unknown + "precision", nan),
         "unknown-missing": lambda d: d.arrays.pop(unknown + "bias"),
         "threshold-twice": be(unknown + "threshold", lambda x: np.tile(x, 2)),
         "threshold-too-large": be(unknown + "threshold", lambda x: x * 0 + np.float32(1_000_064)),

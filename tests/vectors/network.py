@@ -67,12 +67,19 @@ def samples(live: int) -> np.ndarray:
     return drawn(f"logits {live}", 3, live) * 16
 
 
+def sample_features() -> np.ndarray:
+    """The features that belong to `samples`: float32 (3, FEATURES)."""
+    return drawn("features", 3, FEATURES) * 4
+
+
 def confident(name: str, live: int, components: int | None = None) -> Confidence:
     """Of a task of this name: 0 to 2 components, and a threshold or none, by the name's length.
 
-    Without components the score is a logit, and that of the first sample is the threshold itself.
+    A name of odd length has a part that needs the features. If there is neither, the score is a
+    logit, and that of the first sample is the threshold itself.
     """
     k = len(name) % 3 if components is None else components
+    wide = FEATURES * (len(name) % 2)
     weight = (drawn(f"{name} unknown", k, live) * 127).astype(np.int8)
     weight.flat[:1] = -128
     found = Confidence(
@@ -80,10 +87,12 @@ def confident(name: str, live: int, components: int | None = None) -> Confidence
         weight,
         (1 + np.arange(k, dtype=np.float32)) / np.float32(700),
         drawn(f"{name} unknown bias", k),
+        drawn(f"{name} mean", wide).astype(np.float16),
+        np.abs(drawn(f"{name} precision", wide) / 4).astype(np.float16),
         np.zeros(0, np.float32),
     )
-    scores = found.scores(samples(live))
-    threshold = (scores.min() + scores.max()) / 2 if k else scores[0]
+    scores = found.scores(samples(live), sample_features())
+    threshold = (scores.min() + scores.max()) / 2 if k or wide else scores[0]
     none = len(name) % 4 == 3
     return found if none else replace(found, threshold=np.full(1, threshold, np.float32))
 
@@ -223,11 +232,17 @@ class Chain:
 
     def answers(self) -> list[dict[str, Any]]:
         """What the samples are worth."""
-        known, logits = self.state.confidence, samples(len(self.state.live))
-        found = known.scores(logits), known.known(logits), known.probabilities(logits)
+        known, given = self.state.confidence, (samples(len(self.state.live)), sample_features())
+        found = known.scores(*given), known.known(*given), known.probabilities(given[0])
         return [
-            {"logits": z.tolist(), "score": float(u), "known": bool(k), "probabilities": p.tolist()}
-            for z, u, k, p in zip(logits, *found, strict=True)
+            {
+                "logits": z.tolist(),
+                "features": x.tolist(),
+                "score": round(float(u), 6),
+                "known": bool(k),
+                "probabilities": p.round(6).tolist(),
+            }
+            for z, x, u, k, p in zip(*given, *found, strict=True)
         ]
 
 
@@ -325,6 +340,7 @@ def write_model(
             helper.make_node("Gemm", [f"hidden.{i}", f"{name}.float"], [f"sum.{i}"], transB=1)
         )
         nodes.append(helper.make_node("Relu", [f"sum.{i}"], [f"hidden.{i + 1}"]))
+    nodes.append(helper.make_node("Identity", [f"hidden.{len(SHAPES)}"], ["features"]))
     head = [f"hidden.{len(SHAPES)}", f"{HEAD_WEIGHT}.float", f"{HEAD_BIAS}.float"]
     nodes.append(helper.make_node("Gemm", head, ["logits"], transB=1))
     outputs = [
@@ -332,7 +348,8 @@ def write_model(
             "logits",
             TensorProto.FLOAT,
             ["batch", len(stored[HEAD_BIAS]) if constants else "classes"],
-        )
+        ),
+        helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", FEATURES]),
     ]
     initial = [
         numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in stored.items()
