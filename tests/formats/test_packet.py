@@ -338,7 +338,8 @@ def test_a_step_of_a_known_row_is_bounded(fleet: Fleet) -> None:
         head = replace(
             update.head,
             index=np.zeros(1, np.int32),
-            step=np.full((1, 64), 127, np.int8),
+            left=np.ones((1, 1), np.int8),
+            right=np.full((1, 64), 127, np.int8),
             scale=one * scale,
             bias=one * bias,
         )
