@@ -27,6 +27,7 @@ from sdlora_edge.formats import packet, signing
 from sdlora_edge.formats.bundle import FACTORS, MANIFEST, TRUST
 from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.formats.encoding import ENCODINGS, Factors, encode
+from sdlora_edge.formats.head_update import RANK as RANK_OF_STEP
 from sdlora_edge.method import backbones
 from sdlora_edge.state import TaskState, TaskUpdate, changed_rows, merge
 from sdlora_edge.train.config import resolve
@@ -86,7 +87,7 @@ def tiny(run: Run, folder: Path) -> dict[str, Any]:
             **scores.to_dict(),
         }
         print(encoding, found[encoding], flush=True)
-    update, features = run.updates[-1], run.states[-1].head_weight.shape[1]
+    update = run.updates[-1]
     models = []
     _, public = signing.new_key("bench", folder / "keys")
     for task in (last - 1, last):
@@ -99,7 +100,7 @@ def tiny(run: Run, folder: Path) -> dict[str, Any]:
         models.append(b"".join(p.read_bytes() for p in files))
     rows = {
         "old_rows": len(update.head.index),
-        "bytes_per_old_row": features + 12,
+        "bytes_per_old_row": round(update.head.known_bytes / max(1, len(update.head.index))),
         "new_rows": len(update.classes),
     }
     return {"encodings": found, **rows, "model_bytes": len(models[1]), **patches(*models, folder)}
@@ -146,7 +147,7 @@ def base(folder: Path) -> dict[str, Any]:
     pair = (b"".join(np.asarray(w[name]).tobytes() for name in weights) for w in (weights, changed))
     return {
         "encodings": found,
-        "bytes_per_old_row": width + 12,
+        "bytes_per_old_row": 12 + RANK_OF_STEP,  # and width bytes for each rank
         "model_bytes": size,
         **patches(*pair, folder),
     }
