@@ -288,7 +288,7 @@ def _facts(run: Run, state: TaskState) -> dict[str, Any]:
         "states": state.states,
         "task_name": state.name,
         "model": run.config.backbone.backbone,
-        "features": "last",
+        "features": run.config.method.features,
         "encoding": run.config.method.encoding,
         "revisions": tuple(run.revision(task) for task in range(1, state.task + 1)),
         "magnitudes": tuple(state.magnitudes.tolist()),

@@ -72,7 +72,7 @@ def test_onnx_computes_the_same_features_and_logits(
     assert np.abs(found - seen).max() <= bound * np.abs(seen).max()
 
 
-def test_executorch_computes_the_same_logits(tmp_path: Path) -> None:
+def test_executorch_computes_the_same_features_and_logits(tmp_path: Path) -> None:
     pytest.importorskip("executorch", reason="ExecuTorch is not installed: pip install executorch")
     from sdlora_edge.export.executorch import write_program
 
@@ -80,15 +80,17 @@ def test_executorch_computes_the_same_logits(tmp_path: Path) -> None:
 
     backbone, spec, images = KINDS["vit"](), FeatureSpec.parse("cls+mean:2"), some_images()
     backbone.blocks = backbone.blocks[:2]  # type: ignore[index] # lowered in less time
-    weights, _, expected = some(backbone, spec, images)
+    weights, seen, expected = some(backbone, spec, images)
     form = ModelForm(32, "fp32", CONSTANTS, 12, spec)
     places = write_program(backbone, weights, tmp_path, form)
     files = {"model.pte": {"sha256": sha256((tmp_path / "model.pte").read_bytes())}}
     manifest = SimpleNamespace(weights=places, capacity=12, files=files, lineage="00" * 32)
     bundle: Any = SimpleNamespace(path=tmp_path, manifest=manifest)
     engine = ExecutorchEngine(bundle, 0, tmp_path / "work")
-    found = engine.run(engine.load(weights), images)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    logits, found = engine.outputs(engine.load(weights), images)
+    assert found is not None
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+    np.testing.assert_allclose(found, seen, atol=1e-4 * np.abs(seen).max())
 
 
 def test_peft_finds_the_wide_head_beside_the_adapter(
