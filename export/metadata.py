@@ -9,7 +9,7 @@ from ..formats.canonical import dump_json
 from ..state import TaskState
 
 PREFIX = "sdlora_edge."
-_FIELDS = ("task_name", "model", "precision", "weights_as", "capacity", "preprocessing")
+_FIELDS = ("task_name", "model", "features", "precision", "weights_as", "capacity", "preprocessing")
 
 
 def metadata(manifest: Mapping[str, Any], state: TaskState) -> dict[str, str]:

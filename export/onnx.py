@@ -27,7 +27,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from ..device.engines import with_room
-from ..device.engines.onnx_runtime import MODEL
+from ..device.engines.onnx_runtime import FEATURES, LOGITS, MODEL
 from ..errors import InputError
 from ..formats.bundle import CONSTANTS, HEAD_BIAS, HEAD_WEIGHT
 from ..method.backbones import shaped
@@ -40,7 +40,7 @@ OPSET = 21
 WEIGHTS = "weights.safetensors"
 REST = "model.onnx.data"
 """the other constants, if the model is too large for a protobuf"""
-OUTPUTS = ["logits", "features"]
+OUTPUTS = [LOGITS, FEATURES]
 """the second is what the head sees: the unknown score may need it (`formats.confidence`)"""
 LIMIT = 1 << 30
 """bytes"""

@@ -151,7 +151,8 @@ def to_peft(
     bundle = open_bundle(bundle_path)
     state, factors = _follow(bundle, packets, after)
     manifest = bundle.manifest
-    model = AdaptedModel(manifest.model, manifest.preprocessing["size"], manifest.projections)
+    what = manifest.preprocessing["size"], manifest.projections, manifest.features
+    model = AdaptedModel(manifest.model, *what)
     return replace(write_adapter(model, state, factors, out, alone), lineage=manifest.lineage)
 
 
