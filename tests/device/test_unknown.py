@@ -60,7 +60,11 @@ def test_each_packet_brings_its_own_and_a_rollback_takes_it_back(
 ) -> None:
     device = Device.open(store, swap=swap)
     values = [(between(run, device, 1), 2.0), (None, 3.0), (between(run, device, 3), 0.5)]
-    assert (device.status().threshold, device.status().temperature) == (None, 1.0)
+    flashed = run.states[0].confidence
+    assert (device.status().threshold, device.status().temperature) == (
+        flashed.least,
+        float(flashed.temperature[0]),
+    )
     assert known(device) == [True] * 6, "the bundle tells no unknown"
     files, told = packets(run, fleet, tmp_path / "telling", values), []
     for task, (file, own) in enumerate(zip(files, values, strict=True), 1):
@@ -166,33 +170,25 @@ def test_a_watcher_applies_them(fleet: Fleet, run: Run, store: Path, tmp_path: P
     assert Device.open(store).status().threshold == -1.0
 
 
-def with_features(bundle: Path, folder: Path, there: bool) -> Path:
-    """A copy of the bundle whose model has the output `features`, or has it not."""
+def without_features(bundle: Path, folder: Path) -> Path:
+    """A copy of the bundle whose model has no output `features`."""
     model = onnx.load(bundle / "model.onnx", load_external_data=False)
     del model.graph.output[1:]
-    if there:
-        (head,) = (node for node in model.graph.node if "logits" in node.output)
-        model.graph.node.append(onnx.helper.make_node("Identity", head.input[:1], ["features"]))
-        shape = ["batch", None]
-        model.graph.output.append(
-            onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, shape)
-        )
     return with_file(bundle, folder, "model.onnx", model.SerializeToString())
 
 
 def test_a_score_may_need_the_features_which_are_another_output(
-    fleet: Fleet, run: Run, tmp_path: Path
+    fleet: Fleet, run: Run, store: Path, tmp_path: Path
 ) -> None:
-    bundle = with_features(fleet.bundle, tmp_path / "bundle", there=True)
     (file,) = packets(run, fleet, tmp_path / "telling", [(0.0, 2.0)], away=True)
-    device, state = Device.init(bundle, tmp_path / "store"), run.states[1]
+    device, state = Device.open(store), run.states[1]
     before = [answer.top for answer in device.predict(images())]
     device.apply(file)
     seen = Evaluator.at(run, 1, exact=True).features_of(inputs(device))
     logits, own = host_logits(run, 1, inputs(device)), telling(state, 0.0, 2.0, away=True)
     scores = own.scores(logits, np.asarray(seen))
     assert scores.std() > 0.1
-    for one in (device, Device.open(tmp_path / "store")):
+    for one in (device, Device.open(store)):
         answers = one.predict(images())
         assert [answer.score for answer in answers] == pytest.approx(scores.tolist(), abs=1e-2)
     device.rollback()
@@ -203,7 +199,7 @@ def test_a_packet_whose_score_needs_features_is_refused_if_the_model_gives_none(
     fleet: Fleet, run: Run, tmp_path: Path
 ) -> None:
     """Otherwise the device could not answer any more."""
-    bundle = with_features(fleet.bundle, tmp_path / "bundle", there=False)
+    bundle = without_features(fleet.bundle, tmp_path / "bundle")
     (file,) = packets(run, fleet, tmp_path / "telling", [(0.0, 2.0)], away=True)
     device = Device.init(bundle, tmp_path / "store")
     with pytest.raises(HealthError, match=r"task 1 needs the model's output `features`"):

@@ -146,6 +146,18 @@ def test_a_vit_computes_what_torch_computes_update_after_update(micro: Any, tmp_
         engine.publish(newer, state(update))
 
 
+def test_the_features_are_another_output_of_each_image(micro: Any, tmp_path: Path) -> None:
+    backbone, bundle, weights = micro
+    engine, images = ExecutorchEngine(bundle, 0, tmp_path), some_images(16)
+    logits, features = engine.outputs(engine.load(weights), images)
+    assert features is not None
+    assert (logits.dtype, features.dtype) == (np.float32, np.float32)
+    np.testing.assert_allclose(logits, by_torch(backbone, weights, images), atol=1e-4)
+    again = features @ weights[HEAD_WEIGHT].T + weights[HEAD_BIAS]
+    np.testing.assert_allclose(logits, again, atol=1e-4)
+    assert np.abs(features[0] - features[1]).max() > 1e-3, "each image has its own"
+
+
 def test_convolutions_with_batch_norm_behind_them_stay_replaceable(tmp_path: Path) -> None:
     backbone, images = small_convolutions(), some_images(32)
     weights = some_weights(backbone, 4)
