@@ -139,7 +139,7 @@ def _taught(
     seen, classes = after.features(lesson.images), len(lesson.classes)
     head, aligned = plain, kept.aligned
     if aligned is not None:
-        aligned = _followed(lesson, aligned, after) if moves else aligned
+        aligned = _followed(lesson, aligned, after, seen) if moves else aligned
         aligned = aligned.with_images(seen, lesson.targets, classes)
         head = _beside(lesson, aligned) if alone else aligned.discriminant(lesson.live)
     first = Evaluator(run, {}).features(lesson.images)
@@ -237,21 +237,32 @@ def _beside(lesson: Lesson, statistics: FeatureStatistics) -> Head:
     return statistics.beside(*old, lesson.rows, lesson.live)
 
 
-def _followed(lesson: Lesson, known: FeatureStatistics, after: Evaluator) -> FeatureStatistics:
-    """The statistics of old classes under the new weights: they follow the drift."""
+def _followed(
+    lesson: Lesson, known: FeatureStatistics, after: Evaluator, seen: np.ndarray
+) -> FeatureStatistics:
+    """The statistics of old classes under the new weights: they follow the drift.
+
+    seen: features of the new images under the new weights.
+    """
     if not len(known.means):
         return known
-    shown = _views(lesson.images, lesson.run.config.training.seed)
-    return known.drifted(lesson.under_old_weights.features(shown), after.features(shown))
+    chosen, shown = _views(lesson.images, lesson.run.config.training.seed)
+    more = Decoded(shown.pixels[len(chosen) :], shown.targets[len(chosen) :])
+    moved = np.concatenate([seen[chosen], after.features(more)])
+    return known.drifted(lesson.under_old_weights.features(shown), moved)
 
 
-def _views(images: Images, seed: int) -> Decoded:
-    """Return the new images and random views of them, at most VIEWS_UP_TO, to measure drift on."""
+def _views(images: Images, seed: int) -> tuple[np.ndarray, Decoded]:
+    """Return which new images the drift is measured on, and these with random views after them.
+
+    They are at most VIEWS_UP_TO in all.
+    """
     random = np.random.RandomState(seed)
-    (pixels,) = images.batches([np.sort(random.permutation(len(images))[:VIEWS_UP_TO])])
+    chosen = np.sort(random.permutation(len(images))[:VIEWS_UP_TO])
+    (pixels,) = images.batches([chosen])
     more = min(VIEWS, max(0, VIEWS_UP_TO // len(pixels) - 1))
     shown = np.concatenate([pixels, *(views(pixels, random) for _ in range(more))])
-    return Decoded(shown, np.zeros(len(shown), np.int64))
+    return chosen, Decoded(shown, np.zeros(len(shown), np.int64))
 
 
 def _warn_if_still(lesson: Lesson, model: SDLoRA) -> None:

@@ -31,6 +31,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.method import backbones
 from sdlora_edge.method.sdlora import Past, SDLoRA, Variant, zero_head
@@ -123,7 +124,7 @@ def ours(folder: Path, case: Case) -> Callable[[], Epoch]:
     )
     backbone = backbone_of(case)
     width = backbones.features(backbone)
-    start = TaskState(0, "base", "", (), np.zeros(0), *zero_head(0, width), {})
+    start = TaskState(0, "base", "", (), np.zeros(0), *zero_head(0, width), {}, Confidence.none(0))
     past = Past.of(backbones.projections(backbone), [start])
     source = splits.load(str(folder), 0.5, 0)
     chosen = {c: [*source.train[c], *source.test[c]] for c in source.classes}

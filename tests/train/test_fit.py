@@ -17,11 +17,13 @@ from PIL import Image
 
 from sdlora_edge.errors import DivergedError, UsageError
 from sdlora_edge.inputs.image import Preprocessing
+from sdlora_edge.method.head import FeatureStatistics
 from sdlora_edge.method.sdlora import SDLoRA
 from sdlora_edge.state import TaskUpdate, changed_rows
 from sdlora_edge.train import fit as fits
 from sdlora_edge.train import loop, splits, task
 from sdlora_edge.train.augment import augment, draw, views
+from sdlora_edge.train.evaluator import Evaluator
 from sdlora_edge.train.fit import Checkpoint, Training, fit
 from sdlora_edge.train.settings import Settings
 
@@ -318,3 +320,50 @@ def test_a_direction_that_hardly_moves_is_said(
         tmp_path / "moved",
     )
     assert "its direction" not in caplog.text
+
+
+@pytest.mark.parametrize("most", [2000, 5])
+def test_the_new_images_are_not_scored_twice_and_drift_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    scored: list[int] = []
+    followed: list[tuple[np.ndarray, np.ndarray]] = []
+    features, drifted = Evaluator.features, FeatureStatistics.drifted
+
+    def counted(self: Evaluator, images: splits.Images) -> np.ndarray:
+        scored.append(len(images))
+        return features(self, images)
+
+    def kept(self: FeatureStatistics, before: np.ndarray, after: np.ndarray) -> FeatureStatistics:
+        followed.append((before, after))
+        return drifted(self, before, after)
+
+    monkeypatch.setattr(task, "VIEWS_UP_TO", most)
+    monkeypatch.setattr(Evaluator, "features", counted)
+    monkeypatch.setattr(FeatureStatistics, "drifted", kept)
+    run = loop.train(
+        Settings().changed(
+            data=str(make_images(tmp_path / "p", ["a", "b", "c", "d", "e", "f"], 5, size=16)),
+            backbone="micro_vit",
+            image_size=16,
+            base_classes=2,
+            base_epochs=1,
+            tasks=2,
+            epochs=1,
+            rank="2",
+        ),
+        tmp_path / "run",
+    )
+    new = run.metrics[-1]["training_images"]
+    chosen = min(new, most)
+    before, after = followed[-1]
+    views_of_each = min(3, most // chosen - 1)
+    assert before.shape == after.shape == (chosen * (1 + views_of_each), before.shape[1])
+    assert scored.count(len(before)) == len(followed)  # once a task, under the old weights
+    source = splits.load_for(run.config)
+    part = splits.parts(source, run.config)[-1]
+    images = splits.decode(part.train, part.classes, run.preprocessing, need=True)
+    shown, _ = task._views(images, run.config.training.seed)
+    for weights, seen in ((1, before), (2, after)):
+        wanted = features(Evaluator.at(run, weights), images)[shown]
+        np.testing.assert_allclose(seen[:chosen], wanted, atol=1e-5)

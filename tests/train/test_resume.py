@@ -24,6 +24,7 @@ from sdlora_edge.train.run import Run
 from sdlora_edge.train.settings import Settings
 
 SETTINGS = {
+    "min_steps": 0,
     "backbone": "micro_vit",
     "image_size": 16,
     "base_classes": 3,

@@ -112,7 +112,8 @@ def test_each_epoch_has_a_loss_and_without_a_terminal_a_line(
 ) -> None:
     with caplog.at_level("INFO", logger="sdlora_edge"):
         trained = loop.train(
-            resolve(None, {**SMALL, "base_epochs": 1, "epochs": 2}), tmp_path / "run"
+            resolve(None, {**SMALL, "base_epochs": 1, "epochs": 2, "min_steps": 0}),
+            tmp_path / "run",
         )
     for entry in trained.metrics[1:]:
         assert len(entry["losses"]) == 2
