@@ -41,7 +41,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from sdlora_edge.formats.confidence import Confidence
-from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.method import backbones
 from sdlora_edge.method.sdlora import Past, SDLoRA, Variant, zero_head
 from sdlora_edge.state import Factors, TaskState
@@ -101,7 +100,6 @@ def states(backbone: nn.Module, task: int) -> list[TaskState]:
     random = np.random.default_rng(task)
     width = backbones.features(backbone)
     head = np.zeros((0, width), np.float32), np.zeros(0, np.float32)
-    unsure = Confidence.none(0)
     found = [TaskState(0, "base", "", (), np.zeros(0), *head, {}, Confidence.none(0))]
     for t in range(1, task):
         factors = {}
