@@ -271,7 +271,8 @@ class TrainingSettings(Group):
     turned: float = declared(
         0.5,
         "Share of training images that are turned by 90, 180 or 270 degrees. While a task is"
-        " trained, each turn of a class is a class of its own.",
+        " trained, each turn of a class is a class of its own. Choose 0 for images without an"
+        " upright side, such as textures or cells.",
         Range(0, 1, below=True),
         metavar="SHARE",
     )
