@@ -87,7 +87,7 @@ class DataSettings(Group):
         metavar="N",
     )
     held_out: float = declared(
-        0.1,
+        0.05,
         "Share of each class's training images that train no direction. Temperature and unknown"
         " threshold are measured on them. 0 disables.",
         Range(0, 1, below=True),

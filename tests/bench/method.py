@@ -61,11 +61,11 @@ MATRICES = {"": "plain_correct", " aligned": "correct"}
 """what a row's name ends with, and the matrix in metrics.json: one training is scored with both heads"""
 ROW_BYTES = 192 + 8
 """of a head row in a packet: int8 weights, scale, bias"""
-PAPER: dict[str, Any] = {"turned": 0.0}
+PAPER: dict[str, Any] = {"turned": 0.0, "held_out": 0.0}
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
     "joint": {"tasks": 1, **PAPER},
-    "joint turned": {"tasks": 1},
+    "joint turned": {"tasks": 1, "held_out": 0.0},
     "sdlora": PAPER,
     "frozen": {"method": "frozen", **PAPER},
     "lora": {"method": "lora", **PAPER},
