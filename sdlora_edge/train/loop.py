@@ -21,6 +21,7 @@ import torch
 from ..errors import InputError, SdloraError
 from ..inputs.image import Preprocessing
 from ..method import backbones, features
+from ..method.calibration import Calibration
 from ..method.feature_spec import FeatureSpec
 from ..method.head import FeatureStatistics
 from ..method.merged import Merged
@@ -36,7 +37,7 @@ from .plan import ClassChanges
 from .run import Base, Run
 from .score import Learned, Scorer
 from .settings import Settings
-from .shipped import before_all, step_for, with_confidence
+from .shipped import before_all, judge_without, step_for, with_confidence
 from .source import Source
 from .splits import Part
 from .task import Direction, change_classes, learn_task
@@ -335,15 +336,18 @@ def _base_session(path: Path, start: _Start, part: Part) -> Base:
     shown = map(Upload(prepare, model.device), images.batches(slices(len(images))))
     seen = np.concatenate([model.features(batch) for batch in shown])
     empty, classes = FeatureStatistics.empty(seen.shape[1]), list(range(len(part.classes)))
-    frozen = empty.with_images(seen, images.targets, len(classes))
+    rest = np.setdiff1d(np.arange(len(images)), unseen)
+    others = empty.with_images(seen[rest], images.targets[rest], len(classes))
+    frozen = others.with_images(seen[unseen], images.targets[unseen], len(classes))
     plain = linear.weight.detach().cpu().numpy(), linear.bias.detach().cpu().numpy()
     aligned = frozen if settings.method.head == "aligned" else None
-    kept, before = Kept(frozen, plain, aligned), before_all(seen.shape[1])
+    judge = judge_without(others if aligned else None, plain, classes)
+    calibration = judge.measured(Calibration.empty(), seen[unseen], images.targets[unseen])
+    kept, before = Kept(frozen, plain, aligned, calibration), before_all(seen.shape[1])
     step = step_for(kept, classes, settings.method.head_rank)
     rows = changed_rows(before, *(aligned.discriminant() if aligned else plain), step=step)
     update = TaskUpdate(0, "base", part.classes, np.zeros(0), rows, {})
-    own = seen[unseen], images.targets[unseen]
-    return Base(*with_confidence(before, update, kept, own), time.perf_counter() - begin)
+    return Base(with_confidence(before, update, kept), kept, time.perf_counter() - begin)
 
 
 def _learn(

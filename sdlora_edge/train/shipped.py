@@ -10,7 +10,8 @@ import numpy as np
 from ..formats.confidence import Confidence
 from ..formats.head_update import Step
 from ..method.calibration import Judge
-from ..method.sdlora import zero_head
+from ..method.head import FeatureStatistics
+from ..method.sdlora import Head, zero_head
 from ..state import TaskState, TaskUpdate, advance
 from .tasks import Kept
 
@@ -28,19 +29,20 @@ def step_for(kept: Kept, live: Sequence[int], rank: int) -> Step:
     return Step(rank, kept.aligned.spread(live), middle)
 
 
-def with_confidence(
-    before: TaskState, update: TaskUpdate, kept: Kept, held_out: tuple[np.ndarray, np.ndarray]
-) -> tuple[TaskUpdate, Kept]:
-    """Add to an update what its answers are worth, and to what is kept what was measured.
+def with_confidence(before: TaskState, update: TaskUpdate, kept: Kept) -> TaskUpdate:
+    """Add to an update what its answers are worth.
 
-    Args:
-        before: The state before the update.
-        update: Its rows are as a device gets them.
-        kept: With the statistics after it.
-        held_out: Features (n, features) and head rows int (n,) of held-out images.
+    before: the state before it. kept: with the statistics and the calibration after it.
     """
     after = advance(before, update)
     judge = Judge(kept.aligned, (after.head_weight, after.head_bias), after.live)
-    kept = replace(kept, calibration=judge.measured(kept.calibration, *held_out))
     confidence = judge.confidence(kept.calibration)
-    return replace(update, head=replace(update.head, confidence=confidence)), kept
+    return replace(update, head=replace(update.head, confidence=confidence))
+
+
+def judge_without(others: FeatureStatistics | None, plain: Head, live: Sequence[int]) -> Judge:
+    """Of a head that is fitted without the held-out images.
+
+    others: the statistics without them; None for a trained head, `plain`, which never saw them.
+    """
+    return Judge(others, others.discriminant(live) if others else plain, live)

@@ -47,7 +47,7 @@ from .fit import Checkpoint, Training, diverged, fit, steps_of, writer
 from .lesson import Lesson
 from .run import Run
 from .settings import Settings
-from .shipped import step_for, with_confidence
+from .shipped import judge_without, step_for, with_confidence
 from .splits import Decoded, Images
 from .tasks import Kept, TaskResult
 
@@ -71,9 +71,7 @@ def change_classes(lesson: Lesson) -> TaskResult:
     run, before = lesson.run, lesson.before
     kept = replace(run.kept, plain=lesson.plain)
     update = _update(lesson, ({}, no_deltas(run)), (before.head_weight, before.head_bias), kept)
-    nothing = np.zeros((0, before.head_weight.shape[1])), np.zeros(0, np.int64)
-    update, kept = with_confidence(before, update, kept, nothing)
-    return TaskResult(update, kept, {}, {"rank": 0})
+    return TaskResult(with_confidence(before, update, kept), kept, {}, {"rank": 0})
 
 
 def _update(lesson: Lesson, direction: Direction, head: Head, kept: Kept) -> TaskUpdate:
@@ -104,9 +102,6 @@ def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult
         direction = {}, no_deltas(run)
     given = _Given.of(lesson, direction) if direction else None
     model = (given.model(lesson) if given else new_model(run, lesson.head)).to(device)
-    # If no direction is learned, no image has changed the features, so all are as held out.
-    unseen = not model.rank and run.kept.aligned is not None
-    judged_on = np.arange(len(lesson.images)) if unseen else lesson.held_out
     facts: dict[str, Any] = {}
     if not alone:
         training = _training(lesson, given)
@@ -120,34 +115,35 @@ def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult
     facts |= _absorb(run, model)
     shipped, exact = (given.shipped, given.exact) if given else _learned(lesson, model)
     facts["rank"] = max((f.A.shape[0] for f in shipped[0].values()), default=0)
-    update, kept = _taught(lesson, shipped, _with_rows(lesson, model), judged_on)
+    update, kept = _taught(lesson, shipped, _with_rows(lesson, model))
     _require_bounded(update, run.config)
     return TaskResult(update, kept, exact, facts)
 
 
-def _taught(
-    lesson: Lesson, shipped: Direction, plain: Head, judged_on: np.ndarray
-) -> tuple[TaskUpdate, Kept]:
+def _taught(lesson: Lesson, shipped: Direction, plain: Head) -> tuple[TaskUpdate, Kept]:
     """What a learned direction makes of the head, and what the host keeps.
 
-    plain: the plain head, with the rows of the task. judged_on: int (n,), the images on which
-    temperature and threshold are measured.
+    plain: the plain head, with the rows of the task.
     """
     run, kept, moves = lesson.run, lesson.run.kept, bool(shipped[0]) or bool(shipped[1].any())
     alone = len(lesson.part.classes) == 1 and not moves
     after = Evaluator(run, run.weights_with(*shipped)) if moves else lesson.under_old_weights
-    seen, classes = after.features(lesson.images), len(lesson.classes)
-    head, aligned = plain, kept.aligned
+    seen, targets, classes = after.features(lesson.images), lesson.targets, len(lesson.classes)
+    unseen = lesson.held_out
+    head, others, aligned = plain, None, kept.aligned
     if aligned is not None:
-        aligned = _followed(lesson, aligned, after, seen) if moves else aligned
-        aligned = aligned.with_images(seen, lesson.targets, classes)
+        known, rest = aligned, np.setdiff1d(np.arange(len(seen)), unseen)
+        known = _followed(lesson, known, after, seen) if moves else known
+        others = known.with_images(seen[rest], targets[rest], classes)
+        aligned = others.with_images(seen[unseen], targets[unseen], classes)
         head = _beside(lesson, aligned) if alone else aligned.discriminant(lesson.live)
     first = Evaluator(run, {}).features(lesson.images)
-    frozen = kept.frozen.with_images(first, lesson.targets, classes)
-    kept = Kept(frozen, plain, aligned, kept.calibration)
+    frozen = kept.frozen.with_images(first, targets, classes)
+    judge = judge_without(others, plain, lesson.live)
+    calibration = judge.measured(kept.calibration, seen[unseen], targets[unseen])
+    kept = Kept(frozen, plain, aligned, calibration)
     update = _update(lesson, shipped, head, kept)
-    own = seen[judged_on], lesson.targets[judged_on]
-    return with_confidence(lesson.before, update, kept, own)
+    return with_confidence(lesson.before, update, kept), kept
 
 
 @dataclass(frozen=True, eq=False)
