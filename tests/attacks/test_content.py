@@ -472,12 +472,12 @@ def test_bad_scales(cli: Cli, fleet: Fleet, victim: Victim, tmp_path: Path, enco
 
     def zeros(draft: Draft) -> None:
         for name, array in draft.arrays.items():
-            if name.endswith((".A.scale", ".B.scale")):
+            if name.endswith((".A.scale", ".B.scale", "new.scale")):
                 array[...] = 0
 
     stand = own.stand()
     result = own.apply(forged(own, zeros))
-    # in order, but its canary was computed with other factors
+    # in order, but its canary was computed with other factors and rows
     assert (result.code, result.out) == (6, ""), result
     assert own.stand() == without_bytes(stand, own)
 

@@ -112,7 +112,7 @@ def test_unused_rows_never_win_even_in_another_program(fleet: Fleet, tmp_path: P
     )
     session = ort.InferenceSession(str(bundle / "model.onnx"))
     (logits,) = session.run(
-        None,
+        ["logits"],
         {"pictures": np.random.default_rng(0).normal(0, 50, (32, 3, 16, 16)).astype(np.float32)},
     )
     assert logits.shape == (32, 64)

@@ -50,7 +50,7 @@ def places(path: Path) -> Iterable[int]:
             *(
                 8 + length + t["data_offsets"][0]
                 for t in list(table.values())[:20]
-                if "data_offsets" in t
+                if "data_offsets" in t and t["data_offsets"][0] < t["data_offsets"][1]
             ),
         }
     return sorted(found)

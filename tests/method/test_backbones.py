@@ -421,6 +421,7 @@ def learned(name: str, lr: float, folder: Path) -> Run:
         "data": str(make_images(folder / "data", ["a", "b", "c", "d"], 5)), "weights": str(folder / "weights.safetensors"),
         "backbone": name, "image_size": 32, "tasks": 2, "epochs": 1, "batch_size": 2, "rank": "3",
         "test_fraction": 0.4, "lr": lr, "head_lr_factor": 1.0, "magnitude_lr_factor": 1.0, "head": "paper",
+        "min_steps": 0, "turned": 0.0, "held_out": 0.0,
     }  # fmt: skip
     run = train(resolve(None, settings), folder / "run")
     for key, tensor in (
