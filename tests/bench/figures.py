@@ -164,6 +164,8 @@ def method(figure: dict[str, Any]) -> str:
 
     parts = []
     for name, title in METHOD_SETS.items():
+        if name not in figure:
+            continue
         head = f"{title} | last | average anytime | forgetting | seconds a task | packet"
         rows = []
         for key, label in METHOD_ROWS.items():
@@ -179,15 +181,17 @@ def method(figure: dict[str, Any]) -> str:
             rows.append([label, *cells, size])
         closed = f"Of the gap from frozen to joint, the default closes {100 * figure['gap_closed'][name]:.0f} %."
         parts.append(table(head, rows) + f"\n\n{closed}")
-    return "\n\n".join([*parts, answers(figure)])
+    return "\n\n".join([*parts, *answers(figure)])
 
 
-def answers(figure: dict[str, Any]) -> str:
+def answers(figure: dict[str, Any]) -> list[str]:
     """What the default's answers are worth on each set."""
     head = "the default | calibration error after the last task | known images accepted"
     head += " | AUROC: later classes | another dataset | black, white, noise rejected"
     rows = []
     for name, title in METHOD_SETS.items():
+        if "calibration" not in figure.get(name, {}):
+            continue
         ece, unknown = figure[name]["calibration"]["ece"], figure[name]["unknown"]
         later = f"{unknown['later_classes'][0]:.1f} %" if "later_classes" in unknown else ""
         rows.append(
@@ -200,7 +204,7 @@ def answers(figure: dict[str, Any]) -> str:
                 f"{100 * unknown['black_and_noise_rejected'][0]:.1f} %",
             ]
         )
-    return table(head, rows)
+    return [table(head, rows)] if rows else []
 
 
 def inference(figure: dict[str, Any]) -> str:
