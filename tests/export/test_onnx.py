@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_a_bundle_says_nothing_about_the_machine_it_was_made_on(fleet: Fleet) ->
     for path in fleet.bundle.iterdir():
         data = path.read_bytes()
         assert str(Path.home()).encode() not in data
-        assert b".py" not in data, path
+        assert not re.search(rb"[\w/]{4,}\.py\b", data), path  # weights may hold any three bytes
 
 
 def test_export_fails_where_the_engine_computes_something_else(
