@@ -23,7 +23,7 @@ from .confidence import CONFIDENCE, Confidence
 from .encoding import LARGEST, decode, nearest
 from .limits import LIMITS
 
-RANK = 16
+RANK = 12
 """of the step of known rows, unless the caller says more"""
 NEGLIGIBLE = 1e-4
 """Share of the largest singular value below which a component is noise: int8 loses more."""

@@ -206,7 +206,7 @@ class MethodSettings(Group):
         metavar="TOKENS",
     )
     head_rank: int = declared(
-        16,
+        12,
         "Largest rank of the step by which a packet changes the head rows of known classes.",
         Range(1, 1024),
         metavar="RANK",

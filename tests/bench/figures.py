@@ -301,12 +301,18 @@ def packet(figure: dict[str, Any]) -> str:
     without = shipped["after_without_old_rows"]
     note = (
         f"ViT-Tiny: the packet of the last of 8 tasks, with {tiny['new_rows']} new classes. "
-        f"It changes {tiny['old_rows']} rows of known classes too, at "
-        f"{tiny['bytes_per_old_row']} bytes each "
-        f"({base['bytes_per_old_row']} for ViT-B/16). They are {100 * share:.0f} % of the fp16 "
-        f"packet. Without them the accuracy after it would be {100 * without:.1f} instead of "
+        f"It changes {tiny['old_rows']} rows of known classes too, in "
+        f"{tiny['old_rows'] * tiny['bytes_per_old_row'] / 1000:.1f} kB: {100 * share:.0f} % of the "
+        f"fp16 packet. Without them the accuracy after it would be {100 * without:.1f} instead of "
         f"{100 * shipped['after']:.1f} %."
     )
+    if sizes := base.get("bytes"):
+        encodings = ("fp16", "int8", "int4")
+        more = [
+            [key, *(f"{row[e] / 1000:.0f} kB" for e in encodings)] for key, row in sizes.items()
+        ]
+        title = "ViT-B/16: features, known classes, rank of the step | " + " | ".join(encodings)
+        note += "\n\n" + table(title, more)
     return table(head, rows) + "\n\n" + note
 
 
