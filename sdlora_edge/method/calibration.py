@@ -33,8 +33,8 @@ ACCEPTED = 0.95
 """share of the held-out images that count as known"""
 AWAY = 25.0
 """Weight of the mean squared distance of the features, in standard deviations, from the mean of all
-classes. From 15 on black and noise images were rejected on three datasets; from 40 on, images of
-later classes are told apart worse."""
+classes. A larger one rejects more black and noise images; from 40 on, images of later classes are
+told apart worse (docs/method.md)."""
 TEMPERATURES = np.exp(np.linspace(np.log(0.02), np.log(50), 200))
 """that are tried; neighbours differ by 4 %"""
 FEW = 20
@@ -103,12 +103,9 @@ class Judge:
         temperature = np.array([calibration.temperature], np.float32)
         if self.statistics is None:
             return replace(Confidence.none(len(self.live)), temperature=temperature)
-        threshold = _factor(self.statistics, self.head, self.live) * calibration.threshold
-        return replace(
-            _unknown_score(self.statistics, self.head, self.live),
-            temperature=temperature,
-            threshold=np.array([threshold], np.float32),
-        )
+        score, factor = _unknown_score(self.statistics, self.head, self.live)
+        threshold = np.array([factor * calibration.threshold], np.float32)
+        return replace(score, temperature=temperature, threshold=threshold)
 
     def measured(
         self, calibration: Calibration, features: np.ndarray, targets: np.ndarray
@@ -124,8 +121,7 @@ class Judge:
             return calibration
         logits, scores = self.logits(features), np.zeros(len(targets))
         if self.statistics is not None:
-            score = _unknown_score(self.statistics, self.head, self.live)
-            factor = _factor(self.statistics, self.head, self.live)
+            score, factor = _unknown_score(self.statistics, self.head, self.live)
             scores = score.scores(logits, features) / factor
         columns = np.searchsorted(list(self.live), targets)
         return Calibration(
@@ -146,8 +142,10 @@ def _factor(statistics: FeatureStatistics, head: Head, live: Sequence[int]) -> f
     return float(squares / products) if products > 0 and squares > 0 else 1.0
 
 
-def _unknown_score(statistics: FeatureStatistics, head: Head, live: Sequence[int]) -> Confidence:
-    """The unknown score, with a temperature of 1 and no threshold."""
+def _unknown_score(
+    statistics: FeatureStatistics, head: Head, live: Sequence[int]
+) -> tuple[Confidence, float]:
+    """(the unknown score, with a temperature of 1 and no threshold; a)."""
     rows, a = list(live), _factor(statistics, head, live)
     weight, bias = (array[rows].astype(np.float64) for array in head)
     g, E = np.linalg.eigh(weight @ statistics.covariance() @ weight.T / a**2)
@@ -158,7 +156,7 @@ def _unknown_score(statistics: FeatureStatistics, head: Head, live: Sequence[int
     middle, spread = statistics.means[rows].mean(axis=0), statistics.spread(rows)
     # Taken after rounding, so that the mean of all classes has exactly 0 here.
     offset = -(q * scale[:, None].astype(np.float64)) @ (weight @ middle + bias)
-    return replace(
+    score = replace(
         Confidence.none(len(rows)),
         weight=q,
         scale=scale,
@@ -166,6 +164,7 @@ def _unknown_score(statistics: FeatureStatistics, head: Head, live: Sequence[int
         mean=middle.astype(np.float16),
         precision=(np.sqrt(a * AWAY / len(middle)) / spread).astype(np.float16),
     )
+    return score, a
 
 
 def _losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from sdlora_edge.export.parity import host_logits
 
 from sdlora_edge.device import Device
 from sdlora_edge.errors import UsageError
+from sdlora_edge.inputs.canary import largest_difference
 from sdlora_edge.method import backbones
 from sdlora_edge.method.head import FeatureStatistics
 from sdlora_edge.method.lora import OneLoRA
@@ -74,9 +75,9 @@ def test_a_device_takes_it_and_gives_it_back(fleet_of_one: Fleet, tmp_path: Path
     for task, path in enumerate(packets, 1):
         assert device.apply(path).task == task
         assert serving.refresh()
-        np.testing.assert_allclose(
-            serving.logits(inputs(serving)), host_logits(run, task, inputs(device)), atol=1e-4
-        )
+        # Logits of these made-up classes reach 1,000, so only the device's own measure says something.
+        wanted = host_logits(run, task, inputs(device))
+        assert largest_difference(serving.logits(inputs(serving)), wanted) < 3e-6
     assert device.rollback().task == 5
     assert device.rollback().task == 4
     cli("packet", "squash", *packets, "--key", fleet_of_one.key, "--out", tmp_path / "all.sdlora")
