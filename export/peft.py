@@ -194,33 +194,17 @@ def write_adapter(
             module,
         )
     ranks = {module: len(A) for module, (A, _) in tensors.items()}
-    wide = state.head_weight.shape[1] != backbones.features(backbone)
+    wide = not alone and state.head_weight.shape[1] != backbones.features(backbone)
     classifier = None if alone or wide else classifier_of(model.name)
-    facts = {
-        "model": model.name,
-        "features": model.features,
-        "task": state.task,
-        "state": state.digest,
-        "alone": alone,
-    }
-    facts |= {"magnitudes": state.magnitudes.tolist(), "classes": list(state.classes)}
     with atomic.new_folder(out) as folder:
         config = json.dumps(_config(ranks, classifier), indent=1)
         atomic.write(folder / CONFIG, config.encode() + b"\n")
-        atomic.write(folder / FACTS, json.dumps(facts, indent=1).encode() + b"\n")
+        facts = json.dumps(_facts(model, state, alone), indent=1)
+        atomic.write(folder / FACTS, facts.encode() + b"\n")
         stored = _named(tensors, state, classifier)
         atomic.write(folder / MODEL, safetensors.numpy.save(stored, {"format": "pt"}))
-        if wide and not alone:
-            log.warning(
-                "the head sees %s, which timm's classifier does not: it is written to %s",
-                model.features,
-                HEAD,
-            )
-            head = {
-                HEAD_WEIGHT: np.ascontiguousarray(state.head_weight),
-                HEAD_BIAS: np.ascontiguousarray(state.head_bias),
-            }
-            atomic.write(folder / HEAD, safetensors.numpy.save(head))
+        if wide:
+            _write_head(folder, state, model.features)
     return WrittenAdapter(
         adapter=out,
         lineage=None,
@@ -232,9 +216,32 @@ def write_adapter(
         classes=state.classes,
         rank=max(ranks.values()),
         modules=len(ranks),
-        head=HEAD if wide and not alone else classifier,
+        head=HEAD if wide else classifier,
         bytes=sum(path.stat().st_size for path in out.iterdir()),
     )
+
+
+def _facts(model: AdaptedModel, state: TaskState, alone: bool) -> dict[str, Any]:
+    """What peft has no place for."""
+    return {
+        "model": model.name,
+        "features": model.features,
+        "task": state.task,
+        "state": state.digest,
+        "alone": alone,
+        "magnitudes": state.magnitudes.tolist(),
+        "classes": list(state.classes),
+    }
+
+
+def _write_head(folder: Path, state: TaskState, features: str) -> None:
+    """Write the head of more features than timm's classifier sees."""
+    log.warning(
+        "the head sees %s, which timm's classifier does not: it is written to %s", features, HEAD
+    )
+    weight, bias = map(np.ascontiguousarray, (state.head_weight, state.head_bias))
+    head = {HEAD_WEIGHT: weight, HEAD_BIAS: bias}
+    atomic.write(folder / HEAD, safetensors.numpy.save(head))
 
 
 def _named(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import UsageError
+from .inputs.blank import blank
 from .results import Result
 from .train.config import resolve
 
@@ -100,8 +101,9 @@ def _noise(store: Path) -> Prediction | None:
     device = Device.open(store)
     if device.status().threshold is None:
         return None
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    return device.predict(pixels)
+    pixels: np.ndarray = blank(64, each=1, seed=1)["noise"][0]
+    answer: Prediction = device.predict(pixels)
+    return answer
 
 
 def ship(run: Run, out: Path, task: int) -> Shipping:

@@ -78,6 +78,20 @@ def with_file(bundle: Path, folder: Path, name: str, data: bytes) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import safetensors.torch
+    import timm
+    import torch
+
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    torch.manual_seed(0)
+    safetensors.torch.save_file(
+        timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), path
+    )
+    return str(path)
+
+
 @pytest.fixture
 def store(fleet: Fleet, tmp_path: Path) -> Path:
     """A fresh store of the fleet's bundle."""

@@ -23,7 +23,7 @@ from .confidence import CONFIDENCE, Confidence
 from .encoding import LARGEST, decode, nearest
 from .limits import LIMITS
 
-RANK = 12
+RANK = 8
 """of the step of known rows, unless the caller says more"""
 NEGLIGIBLE = 1e-4
 """Share of the largest singular value below which a component is noise: int8 loses more."""
@@ -35,8 +35,8 @@ class Step:
 
     Attributes:
         rank: The largest rank.
-        metric: float (features,), the typical size of each feature about `middle`: the step is the
-            one whose logits are nearest. None means 1 for each.
+        metric: float (features, features), the covariance of the features about `middle`: the step
+            is the one whose logits are nearest. None means that of independent features.
         middle: float (features,), the mean feature, where logits come out as if nothing were
             rounded. None means 0.
     """
@@ -45,13 +45,10 @@ class Step:
     metric: np.ndarray | None = None
     middle: np.ndarray | None = None
 
-    def size(self, features: int) -> np.ndarray:
-        """float64 (features,), positive: a feature that never varies counts a little."""
-        if self.metric is None:
-            return np.ones(features)
-        size = np.asarray(self.metric, np.float64)
-        least = 1e-3 * float(np.sqrt(np.mean(size**2)))
-        return np.maximum(size, least) if least > 0 else np.ones(features)
+    def seen(self, rows: np.ndarray) -> np.ndarray:
+        """rows (n, features) times the covariance: float64 (n, features)."""
+        found: np.ndarray = rows if self.metric is None else rows @ self.metric
+        return found
 
     def at_middle(self, rows: np.ndarray) -> np.ndarray:
         """rows (n, features) times the mean feature: float64 (n,)."""
@@ -122,7 +119,7 @@ class HeadUpdate:
         moved[list(retired)] = False
         index = np.flatnonzero(moved).astype(np.int32)
         change = weight[index] - old_weight[index]
-        left, right, scale = _factorised(change, step.size(weight.shape[1]), step.rank)
+        left, right, scale = _factorised(change, step)
         shipped = old_weight[index] + _product(left, right) * scale[:, None]
         return cls(
             q,
@@ -222,18 +219,20 @@ def _moved(
     return moved
 
 
-def _factorised(
-    change: np.ndarray, size: np.ndarray, rank: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _factorised(change: np.ndarray, step: Step) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The integers left (m, r) and right (r, features), and scale (m,), of a change (m, features).
 
-    The truncated SVD of change * size is the nearest matrix of its rank (Eckart and Young). Each
-    row of right ends at 127. The best left for the rounded right has one scale for each row, so
-    that a row that changes little is not rounded to the step of one that changes much.
+    An image's logits change by `change (f - middle)`. With C the covariance, their products over
+    all images are G = change C change'. The best approximation of rank r in their mean square is
+    U U' change, U the first r eigenvectors of G (Eckart and Young). Each row of right ends at 127.
+    The best left for the rounded right has one scale for each row, so that a row that changes
+    little is not rounded to the step of one that changes much.
     """
-    wanted = change * size
-    _, values, V = np.linalg.svd(wanted, full_matrices=False)
-    kept = int((values > NEGLIGIBLE * values.max(initial=0.0)).sum())
-    right, _ = _rounded(V[: min(kept, rank, LIMITS.step_rank)] / size)
-    left, scale = _rounded(wanted @ np.linalg.pinv(right * size))
+    values, U = np.linalg.eigh(step.seen(change) @ change.T)
+    kept = int((values > NEGLIGIBLE**2 * values.max(initial=0.0)).sum())
+    kept = min(kept, step.rank, LIMITS.step_rank)
+    right, _ = _rounded(U[:, ::-1][:, :kept].T @ change)
+    wide = right.astype(np.float64)
+    within = np.linalg.pinv(step.seen(wide) @ wide.T, hermitian=True)
+    left, scale = _rounded(step.seen(change) @ wide.T @ within)
     return left, right, scale

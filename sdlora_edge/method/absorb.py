@@ -1,14 +1,14 @@
 """KD: absorb a finished direction into the old magnitudes, so that it ships no factors.
 
-It is absorbed if the old directions reproduce it within a relative squared error tau:
+It is absorbed if what would be lost is at most a share tau of all that was learned so far:
 
     c = argmin_c ||D_t - sum_{k<t} c_k D_k||_F^2
-    residual = ||D_t - sum_k c_k D_k||_F^2 / ||D_t||_F^2, in [0, 1]
+    residual = alpha_t^2 ||D_t - sum_{k<t} c_k D_k||_F^2 / ||sum_{k<=t} alpha_k D_k||_F^2
     if residual <= tau:  alpha_k += alpha_t c_k
 
 It is ONE least-squares fit over all projections together, because alpha is shared by all of them.
 The paper leaves alpha_t out of the absorption, which would change the model's function even at
-residual 0; and its residual is absolute. numpy only.
+residual 0; and its residual is absolute, of D_t without alpha_t. numpy only.
 """
 
 from __future__ import annotations
@@ -21,19 +21,24 @@ from ..formats.encoding import Factors
 
 
 def fit(
-    new: Mapping[str, Factors], old: Sequence[Mapping[str, Factors]]
+    directions: Sequence[Mapping[str, Factors]], magnitudes: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Fit a direction by the old ones, each {projection: factors}.
+    """Fit the last direction by the others.
 
-    Returns (c float64 (len(old),), residual). An old task without factors, which was absorbed
-    itself, gets c = 0. Without any old direction the residual is 1.
+    Args:
+        directions: Of tasks 1 to t, {projection: factors}. A task that was absorbed has none, and
+            gets c = 0.
+        magnitudes: alpha, float64 (t,).
+
+    Returns:
+        (c float64 (t-1,), residual). The residual of the first direction is 1.
     """
-    inner = np.array([[_inner(a, b) for b in old] for a in old]).reshape(len(old), len(old))
-    right = np.array([_inner(new, a) for a in old])
-    whole = _inner(new, new)
-    shares = np.linalg.lstsq(inner, right, rcond=1e-10)[0] if len(old) else right
-    left = whole - 2 * shares @ right + shares @ inner @ shares
-    return shares, float(np.clip(left / whole, 0.0, 1.0)) if whole > 0 else 0.0
+    inner = np.array([[_inner(a, b) for b in directions] for a in directions])
+    right = inner[:-1, -1]
+    shares = np.linalg.lstsq(inner[:-1, :-1], right, rcond=1e-10)[0] if len(right) else right
+    left = inner[-1, -1] - shares @ right  # the fit is orthogonal to what it leaves
+    whole = magnitudes @ inner @ magnitudes
+    return shares, max(0.0, float(magnitudes[-1] ** 2 * left / whole)) if whole > 0 else 0.0
 
 
 def _inner(a: Mapping[str, Factors], b: Mapping[str, Factors]) -> float:

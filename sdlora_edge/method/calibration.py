@@ -14,6 +14,12 @@ The score is that of `formats.confidence`. With the head's rows W = a M S^-1, M 
 class means, and G = M S^-1 M' = W S W' / a^2 with eigenvalues g_j and eigenvectors e_j:
 
     (f - m)' ( S^-1 - (S + M'M / C)^-1 ) (f - m)  =  sum_j ( e_j' W (f - m) / a )^2 / (C + g_j)
+
+The distance from m in all features that the score adds weighs each feature by how far images that
+show nothing lie away in it. With v the variance of the features, and z the features of blank images
+(`inputs.blank`) under the same weights:
+
+    sum_f u_f (f - m)_f^2 / v_f,   u = mean over z of  r_z / mean_f r_zf,   r_zf = (z - m)_f^2 / v_f
 """
 
 from __future__ import annotations
@@ -31,10 +37,10 @@ from .sdlora import Head
 
 ACCEPTED = 0.95
 """share of the held-out images that count as known"""
-AWAY = 25.0
+AWAY = 16.0
 """Weight of the mean squared distance of the features, in standard deviations, from the mean of all
-classes. A larger one rejects more black and noise images; from 40 on, images of later classes are
-told apart worse (docs/method.md)."""
+classes. With a larger one images of another dataset are told apart better, and those of later
+classes worse (docs/method.md)."""
 TEMPERATURES = np.exp(np.linspace(np.log(0.02), np.log(50), 200))
 """that are tried; neighbours differ by 4 %"""
 FEW = 20
@@ -84,11 +90,14 @@ class Judge:
             can be unknown.
         head: As a device has it.
         live: Rows that may be answered.
+        blank: float (n, d), features of images that show nothing; if there are none, all features
+            weigh alike.
     """
 
     statistics: FeatureStatistics | None
     head: Head
     live: Sequence[int]
+    blank: np.ndarray
 
     def logits(self, features: np.ndarray) -> np.ndarray:
         """Features (n, d) to logits, float64 (n, live rows)."""
@@ -103,7 +112,7 @@ class Judge:
         temperature = np.array([calibration.temperature], np.float32)
         if self.statistics is None:
             return replace(Confidence.none(len(self.live)), temperature=temperature)
-        score, factor = _unknown_score(self.statistics, self.head, self.live)
+        score, factor = self._unknown_score(self.statistics)
         threshold = np.array([factor * calibration.threshold], np.float32)
         return replace(score, temperature=temperature, threshold=threshold)
 
@@ -121,13 +130,36 @@ class Judge:
             return calibration
         logits, scores = self.logits(features), np.zeros(len(targets))
         if self.statistics is not None:
-            score, factor = _unknown_score(self.statistics, self.head, self.live)
+            score, factor = self._unknown_score(self.statistics)
             scores = score.scores(logits, features) / factor
         columns = np.searchsorted(list(self.live), targets)
         return Calibration(
             calibration.losses + _losses(logits, columns),
             np.concatenate([calibration.scores, scores]),
         )
+
+    def _unknown_score(self, statistics: FeatureStatistics) -> tuple[Confidence, float]:
+        """(the unknown score, with a temperature of 1 and no threshold; a)."""
+        rows, a = list(self.live), _factor(statistics, self.head, self.live)
+        weight, bias = (array[rows].astype(np.float64) for array in self.head)
+        g, E = np.linalg.eigh(weight @ statistics.covariance() @ weight.T / a**2)
+        kept = np.argsort(-g)[: min(len(rows) - 1, LIMITS.components)]
+        forms = (E[:, kept] / np.sqrt(2 * a * (len(rows) + np.maximum(g[kept], 0)))).T
+        scale = (np.abs(forms).max(axis=1) / LARGEST["int8"]).astype(np.float32)
+        q = nearest(forms, scale[:, None], LARGEST["int8"])
+        middle, spread = statistics.means[rows].mean(axis=0), statistics.spread(rows)
+        # Taken after rounding, so that the mean of all classes has exactly 0 here.
+        offset = -(q * scale[:, None].astype(np.float64)) @ (weight @ middle + bias)
+        share = _shares(self.blank, middle, spread)
+        score = replace(
+            Confidence.none(len(rows)),
+            weight=q,
+            scale=scale,
+            bias=offset.astype(np.float32),
+            mean=middle.astype(np.float16),
+            precision=(np.sqrt(a * AWAY * share) / spread).astype(np.float16),
+        )
+        return score, a
 
 
 def _factor(statistics: FeatureStatistics, head: Head, live: Sequence[int]) -> float:
@@ -142,29 +174,13 @@ def _factor(statistics: FeatureStatistics, head: Head, live: Sequence[int]) -> f
     return float(squares / products) if products > 0 and squares > 0 else 1.0
 
 
-def _unknown_score(
-    statistics: FeatureStatistics, head: Head, live: Sequence[int]
-) -> tuple[Confidence, float]:
-    """(the unknown score, with a temperature of 1 and no threshold; a)."""
-    rows, a = list(live), _factor(statistics, head, live)
-    weight, bias = (array[rows].astype(np.float64) for array in head)
-    g, E = np.linalg.eigh(weight @ statistics.covariance() @ weight.T / a**2)
-    kept = np.argsort(-g)[: min(len(rows) - 1, LIMITS.components)]
-    forms = (E[:, kept] / np.sqrt(2 * a * (len(rows) + np.maximum(g[kept], 0)))).T
-    scale = (np.abs(forms).max(axis=1) / LARGEST["int8"]).astype(np.float32)
-    q = nearest(forms, scale[:, None], LARGEST["int8"])
-    middle, spread = statistics.means[rows].mean(axis=0), statistics.spread(rows)
-    # Taken after rounding, so that the mean of all classes has exactly 0 here.
-    offset = -(q * scale[:, None].astype(np.float64)) @ (weight @ middle + bias)
-    score = replace(
-        Confidence.none(len(rows)),
-        weight=q,
-        scale=scale,
-        bias=offset.astype(np.float32),
-        mean=middle.astype(np.float16),
-        precision=(np.sqrt(a * AWAY / len(middle)) / spread).astype(np.float16),
-    )
-    return score, a
+def _shares(blank: np.ndarray, middle: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """u / d: the weights of the features (d,), whose sum is 1. blank: (n, d), or empty."""
+    if not len(blank):
+        return np.full(len(middle), 1 / len(middle))
+    squares = ((blank - middle) / spread) ** 2
+    found: np.ndarray = (squares / squares.sum(axis=1, keepdims=True)).mean(axis=0)
+    return found
 
 
 def _losses(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -93,28 +93,30 @@ class FeatureStatistics:
     def with_images(
         self, features: np.ndarray, targets: np.ndarray, classes: int
     ) -> FeatureStatistics:
-        """Add images of new or known classes.
+        """Add images of new or known classes. Several views of an image count as one image.
 
         Two groups of one class, n and m images, are pooled exactly (Chan et al., 1979): their
         scatters add up with n m / (n + m) times the outer product of their means' difference.
 
         Args:
-            features: (n, d).
+            features: (n, d) or (views, n, d).
             targets: Rows, int (n,), in [0, classes).
             classes: Number of rows after that, at least C.
         """
         features = features.astype(np.float64)
+        features = features[None] if features.ndim == 2 else features
+        views, _, width = features.shape
         means, counts, scatter = (
-            np.zeros((classes, features.shape[1])),
+            np.zeros((classes, width)),
             np.zeros(classes, np.int64),
             self.scatter.copy(),
         )
         means[: len(self.means)], counts[: len(self.means)] = self.means, self.counts
         for c in np.unique(targets):
-            own = features[targets == c]
-            mean, n, m = own.mean(axis=0), len(own), counts[c]
+            own = features[:, targets == c].reshape(-1, width)
+            mean, n, m = own.mean(axis=0), len(own) // views, counts[c]
             gap = mean - means[c]
-            scatter += (own - mean).T @ (own - mean) + n * m / (n + m) * np.outer(gap, gap)
+            scatter += (own - mean).T @ (own - mean) / views + n * m / (n + m) * np.outer(gap, gap)
             means[c] += gap * n / (n + m)
             counts[c] = n + m
         return FeatureStatistics(means, scatter, counts)
@@ -142,6 +144,13 @@ class FeatureStatistics:
         variances = _positive(np.diag(found))
         found = (1 - shrinkage) * found
         found[np.diag_indices_from(found)] = variances
+        return found
+
+    def around(self, live: Sequence[int]) -> np.ndarray:
+        """The covariance of the features over all live classes about their mean: float64 (d, d)."""
+        offsets = self.means[list(live)]
+        offsets = offsets - offsets.mean(axis=0)
+        found: np.ndarray = self.covariance() + offsets.T @ offsets / len(offsets)
         return found
 
     def spread(self, live: Sequence[int]) -> np.ndarray:

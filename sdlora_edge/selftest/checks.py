@@ -28,6 +28,7 @@ from ..errors import HealthError, SdloraError
 from ..formats import packet
 from ..formats.bundle import open_bundle
 from ..inputs import canary
+from ..inputs.blank import blank
 from ..inputs.image import Preprocessing
 from ..results import Result
 from ..storage import atomic
@@ -190,14 +191,17 @@ class Strangeness(Result):
 
 
 def unknown(kit: Kit) -> Strangeness:
-    """Ask for images that show nothing, in every state that tells unknown: black, white, noise.
+    """Ask for images that show nothing, in every state that tells unknown: see `inputs.blank`.
 
     Raises HealthError if one of them is known.
     """
     told, wrong = list[bool](), list[str]()
     with kit.store() as store:
         device = Device.open(store)
-        images = _nothing(device.bundle.manifest.preprocessing["size"])
+        found = blank(device.bundle.manifest.preprocessing["size"], each=3, seed=1)
+        images = {
+            f"{kind} {i}": image for kind, of in found.items() for i, image in enumerate(of, 1)
+        }
         for path in (None, *kit.chain):
             status = device.status() if path is None else device.apply(path)
             told.append(status.threshold is not None)
@@ -216,17 +220,6 @@ def unknown(kit: Kit) -> Strangeness:
             "unless a class of yours looks like this"
         )
     return Strangeness(len(told), sum(told), sum(told) * len(images))
-
-
-def _nothing(size: int) -> dict[str, np.ndarray]:
-    """uint8 (size, size, 3), by name."""
-    random = np.random.default_rng(0)
-    images = {
-        f"noise {i}": random.integers(0, 256, (size, size, 3)).astype(np.uint8) for i in range(4)
-    }
-    for name, value in (("black", 0), ("white", 255)):
-        images[name] = np.full((size, size, 3), value, np.uint8)
-    return images
 
 
 def cost(kit: Kit, seconds: float = 1.0) -> Cost:

@@ -98,14 +98,17 @@ class Training:
         return f"task {self.task}"
 
 
-def steps_of(settings: Settings, images: int) -> tuple[int, int]:
-    """(epochs, steps in an epoch) for a number of images.
+def steps_of(settings: Settings, images: int, task: int) -> tuple[int, int]:
+    """(epochs, steps in an epoch) of a task with a number of images.
 
     Few images make few steps, and a direction of a few steps is hardly learned: 15 epochs instead
     of 5 were worth 6 points on a dataset with two or three steps an epoch.
     """
     steps = math.ceil(images / settings.training.batch_size)
-    return max(settings.training.epochs, math.ceil(settings.training.min_steps / steps)), steps
+    first = task == 1 and not settings.data.base_classes
+    times = settings.training.first_task if first else 1.0
+    epochs = max(settings.training.epochs, settings.training.min_steps / steps)
+    return math.ceil(times * epochs), steps
 
 
 def fit(model: SDLoRA, images: Images, training: Training) -> list[float]:
@@ -165,7 +168,7 @@ class _Fitting:
 
     def run(self) -> list[float]:
         images, title = len(self.images), self.training.title
-        epochs, _ = steps_of(self.settings, images)
+        epochs, _ = steps_of(self.settings, images, self.training.task)
         done = len(self.losses)
         total = epochs * images
         # Without a terminal tqdm shows nothing, so each epoch logs one line.
@@ -189,7 +192,7 @@ class _Fitting:
     def _epoch(self, bar: tqdm[Any]) -> float:
         """One pass over the images. Returns the mean loss of its steps, over all processes."""
         settings, images = self.settings, self.images
-        _, steps = steps_of(settings, len(images))
+        _, steps = steps_of(settings, len(images), self.training.task)
         batches = torch.randperm(len(images), generator=self.order).tensor_split(steps)
         # Chances are drawn for whole batches, so a seed gives the same views on any number of
         # processes.

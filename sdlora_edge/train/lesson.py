@@ -51,6 +51,11 @@ class Lesson:
         """t, counted from 1."""
         return len(self.run.states)
 
+    @property
+    def seed(self) -> int:
+        """Of everything that is drawn for the task."""
+        return self.run.config.training.seed * 1009 + self.number
+
     @cached_property
     def before(self) -> TaskState:
         """The state of task t-1."""
@@ -102,9 +107,8 @@ class Lesson:
     @cached_property
     def held_out(self) -> np.ndarray:
         """int (n,), ascending: images that the direction is not trained on."""
-        settings = self.run.config
-        random = np.random.RandomState((settings.training.seed * 1009 + self.number) % 2**32)
-        return held_out(self.images.targets, settings.data.held_out, random)
+        random = np.random.RandomState(self.seed % 2**32)
+        return held_out(self.images.targets, self.run.config.data.held_out, random)
 
     @cached_property
     def taught(self) -> Images:

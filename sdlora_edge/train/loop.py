@@ -37,9 +37,9 @@ from .plan import ClassChanges
 from .run import Base, Run
 from .score import Learned, Scorer
 from .settings import Settings
-from .shipped import before_all, judge_without, step_for, with_confidence
+from .shipped import before_all, blank_images, judge_without, step_for, with_confidence
 from .source import Source
-from .splits import Part
+from .splits import Images, Part
 from .task import Direction, change_classes, learn_task
 from .tasks import Kept
 from .upload import Upload
@@ -333,21 +333,30 @@ def _base_session(path: Path, start: _Start, part: Part) -> Base:
     backbone = start.backbone.to(_device(settings))
     linear = train_base(backbone, taught, prepare, settings, checkpoint)
     model = Merged(backbone, {}, spec=FeatureSpec.parse(settings.method.features))
-    shown = map(Upload(prepare, model.device), images.batches(slices(len(images))))
-    seen = np.concatenate([model.features(batch) for batch in shown])
+    seen, nothing = (
+        _seen(model, Upload(prepare, model.device), shown)
+        for shown in (images, blank_images(prepare.size))
+    )
     empty, classes = FeatureStatistics.empty(seen.shape[1]), list(range(len(part.classes)))
     rest = np.setdiff1d(np.arange(len(images)), unseen)
     others = empty.with_images(seen[rest], images.targets[rest], len(classes))
     frozen = others.with_images(seen[unseen], images.targets[unseen], len(classes))
     plain = linear.weight.detach().cpu().numpy(), linear.bias.detach().cpu().numpy()
     aligned = frozen if settings.method.head == "aligned" else None
-    judge = judge_without(others if aligned else None, plain, classes)
+    judge = judge_without(others if aligned else None, plain, classes, nothing)
     calibration = judge.measured(Calibration.empty(), seen[unseen], images.targets[unseen])
-    kept, before = Kept(frozen, plain, aligned, calibration), before_all(seen.shape[1])
+    kept = Kept(frozen, plain, aligned, calibration, nothing)
+    before = before_all(seen.shape[1])
     step = step_for(kept, classes, settings.method.head_rank)
     rows = changed_rows(before, *(aligned.discriminant() if aligned else plain), step=step)
     update = TaskUpdate(0, "base", part.classes, np.zeros(0), rows, {})
     return Base(with_confidence(before, update, kept), kept, time.perf_counter() - begin)
+
+
+def _seen(model: Merged, upload: Upload, images: Images) -> np.ndarray:
+    """What the head sees of images: float32 (N, features)."""
+    batches = map(upload, images.batches(slices(len(images))))
+    return np.concatenate([model.features(batch) for batch in batches])
 
 
 def _learn(

@@ -29,6 +29,7 @@ PAPER: Values = {
     # the paper names no augmentation and no weight decay: none is used here
     "turned": 0.0,
     "min_steps": 0,
+    "first_task": 1.0,
     "held_out": 0.0,
 }
 """What all experiments of the paper share."""

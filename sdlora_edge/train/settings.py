@@ -123,8 +123,7 @@ class BackboneSettings(Group):
     )
     targets: str = declared(
         "",
-        "Modules to adapt: patterns with commas between them. Empty: the default of the model's"
-        " family.",
+        "Modules to adapt: patterns with commas between them. Empty: as is best for the model.",
         metavar="PATTERNS",
     )
     image_size: int = declared(
@@ -170,7 +169,7 @@ class MethodSettings(Group):
     )
     absorb: float = declared(
         0.0,
-        "KD: drop a direction if earlier ones reproduce it within this relative squared error."
+        "KD: drop a direction if that loses at most this share of all that was learned."
         " 0 disables.",
         Range(0, 1),
         metavar="ERROR",
@@ -206,7 +205,7 @@ class MethodSettings(Group):
         metavar="TOKENS",
     )
     head_rank: int = declared(
-        12,
+        8,
         "Largest rank of the step by which a packet changes the head rows of known classes.",
         Range(1, 1024),
         metavar="RANK",
@@ -268,6 +267,12 @@ class TrainingSettings(Group):
         COUNT_OR_NONE,
         metavar="N",
     )
+    first_task: float = declared(
+        2.0,
+        "Length of the first task, relative to later ones. Without effect after a base session.",
+        Range(1, 100),
+        metavar="TIMES",
+    )
     turned: float = declared(
         0.5,
         "Share of training images that are turned by 90, 180 or 270 degrees. While a task is"
@@ -295,10 +300,7 @@ class TrainingSettings(Group):
     )
     batch_size: int = declared(64, "Images per step, over all processes.", COUNT, metavar="N")
     accumulate: int = declared(
-        1,
-        "Gradient accumulation: split each batch into this many micro-batches.",
-        COUNT,
-        metavar="N",
+        1, "Gradient accumulation: split each batch into this many parts.", COUNT, metavar="N"
     )
     precision: str = declared(
         "fp32",

@@ -9,10 +9,12 @@ import numpy as np
 
 from ..formats.confidence import Confidence
 from ..formats.head_update import Step
+from ..inputs.blank import blank
 from ..method.calibration import Judge
 from ..method.head import FeatureStatistics
 from ..method.sdlora import Head, zero_head
 from ..state import TaskState, TaskUpdate, advance
+from .splits import Decoded
 from .tasks import Kept
 
 
@@ -26,7 +28,7 @@ def step_for(kept: Kept, live: Sequence[int], rank: int) -> Step:
     if kept.aligned is None or not len(live):
         return Step(rank)
     middle = kept.aligned.means[list(live)].mean(axis=0)
-    return Step(rank, kept.aligned.spread(live), middle)
+    return Step(rank, kept.aligned.around(live), middle)
 
 
 def with_confidence(before: TaskState, update: TaskUpdate, kept: Kept) -> TaskUpdate:
@@ -35,14 +37,24 @@ def with_confidence(before: TaskState, update: TaskUpdate, kept: Kept) -> TaskUp
     before: the state before it. kept: with the statistics and the calibration after it.
     """
     after = advance(before, update)
-    judge = Judge(kept.aligned, (after.head_weight, after.head_bias), after.live)
+    head = after.head_weight, after.head_bias
+    judge = Judge(kept.aligned, head, after.live, kept.blank)
     confidence = judge.confidence(kept.calibration)
     return replace(update, head=replace(update.head, confidence=confidence))
 
 
-def judge_without(others: FeatureStatistics | None, plain: Head, live: Sequence[int]) -> Judge:
+def judge_without(
+    others: FeatureStatistics | None, plain: Head, live: Sequence[int], blank: np.ndarray
+) -> Judge:
     """Of a head that is fitted without the held-out images.
 
     others: the statistics without them; None for a trained head, `plain`, which never saw them.
+    blank: as in `Judge`.
     """
-    return Judge(others, others.discriminant(live) if others else plain, live)
+    return Judge(others, others.discriminant(live) if others else plain, live, blank)
+
+
+def blank_images(size: int) -> Decoded:
+    """Images that show nothing, by which the unknown score weighs features."""
+    pixels = np.concatenate(list(blank(size, each=4, seed=0).values()))
+    return Decoded(pixels, np.zeros(len(pixels), np.int64))

@@ -42,12 +42,13 @@ from ..method.sdlora import (
 from ..state import TaskUpdate, changed_rows, extended, factor_tensors
 from . import distributed
 from .augment import views
+from .crops import with_crops
 from .evaluator import Evaluator
 from .fit import Checkpoint, Training, diverged, fit, steps_of, writer
 from .lesson import Lesson
 from .run import Run
 from .settings import Settings
-from .shipped import judge_without, step_for, with_confidence
+from .shipped import blank_images, judge_without, step_for, with_confidence
 from .splits import Decoded, Images
 from .tasks import Kept, TaskResult
 
@@ -96,7 +97,7 @@ def learn_task(lesson: Lesson, direction: Direction | None = None) -> TaskResult
     device = next(run.backbone.parameters()).device
     # Each task has a random state of its own, so a run that was stopped learns what one that was
     # not stopped learns.
-    torch.manual_seed(run.config.training.seed * 1009 + lesson.number)
+    torch.manual_seed(lesson.seed)
     alone = len(lesson.part.classes) == 1 and run.kept.aligned is not None and direction is None
     if alone:
         direction = {}, no_deltas(run)
@@ -128,20 +129,24 @@ def _taught(lesson: Lesson, shipped: Direction, plain: Head) -> tuple[TaskUpdate
     run, kept, moves = lesson.run, lesson.run.kept, bool(shipped[0]) or bool(shipped[1].any())
     alone = len(lesson.part.classes) == 1 and not moves
     after = Evaluator(run, run.weights_with(*shipped)) if moves else lesson.under_old_weights
-    seen, targets, classes = after.features(lesson.images), lesson.targets, len(lesson.classes)
+    cropped, first = (
+        with_crops(evaluator, lesson.images, lesson.seed)
+        for evaluator in (after, Evaluator(run, {}))
+    )
+    seen, targets, classes = cropped[0], lesson.targets, len(lesson.classes)
     unseen = lesson.held_out
     head, others, aligned = plain, None, kept.aligned
     if aligned is not None:
         known, rest = aligned, np.setdiff1d(np.arange(len(seen)), unseen)
         known = _followed(lesson, known, after, seen) if moves else known
-        others = known.with_images(seen[rest], targets[rest], classes)
-        aligned = others.with_images(seen[unseen], targets[unseen], classes)
+        others = known.with_images(cropped[:, rest], targets[rest], classes)
+        aligned = others.with_images(cropped[:, unseen], targets[unseen], classes)
         head = _beside(lesson, aligned) if alone else aligned.discriminant(lesson.live)
-    first = Evaluator(run, {}).features(lesson.images)
     frozen = kept.frozen.with_images(first, targets, classes)
-    judge = judge_without(others, plain, lesson.live)
+    blank = after.features(blank_images(run.preprocessing.size))
+    judge = judge_without(others, plain, lesson.live, blank)
     calibration = judge.measured(kept.calibration, seen[unseen], targets[unseen])
-    kept = Kept(frozen, plain, aligned, calibration)
+    kept = Kept(frozen, plain, aligned, calibration, blank)
     update = _update(lesson, shipped, head, kept)
     return with_confidence(lesson.before, update, kept), kept
 
@@ -279,7 +284,7 @@ def _warn_if_still(lesson: Lesson, model: SDLoRA) -> None:
             "which is next to nothing: begin a run with more --epochs, a smaller --batch-size or "
             "another --lr",
             lesson.number,
-            math.prod(steps_of(run.config, len(lesson.taught))),
+            math.prod(steps_of(run.config, len(lesson.taught), lesson.number)),
             moved / max(size, 1e-12),
         )
 
@@ -300,7 +305,8 @@ def _absorb(run: Run, model: SDLoRA) -> dict[str, Any]:
     old = run.past.factors
     if not (run.config.method.absorb and model.rank and any(old)):
         return {}
-    shares, residual = absorb.fit(model.directions(run.config.method.encoding), old)
+    directions = [*old, model.directions(run.config.method.encoding)]
+    shares, residual = absorb.fit(directions, _numpy(model.magnitudes).astype(np.float64))
     if absorbed := residual <= run.config.method.absorb:
         model.absorb(shares)
     return {"residual": residual, "absorbed": absorbed}

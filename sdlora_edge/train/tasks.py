@@ -26,6 +26,7 @@ from .folder import METRICS, STATE, STATISTICS
 
 EXACT, FROZEN, PLAIN, CALIBRATION = "exact.", "frozen.", "plain.", "calibration."
 """prefixes in the statistics file; the statistics under the newest weights have none"""
+BLANK = "blank"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +36,15 @@ class Kept:
     frozen: feature statistics under W_0, for the frozen reference. plain: every head row as its
     task trained it, whatever head is shipped; it sees the backbone's own features alone. aligned:
     feature statistics under the newest weights; None unless the head is aligned. calibration: what
-    was measured on held-out images.
+    was measured on held-out images. blank: float32 (n, d), features of images that show nothing
+    (`inputs.blank`) under the newest weights.
     """
 
     frozen: FeatureStatistics
     plain: Head
     aligned: FeatureStatistics | None = None
     calibration: Calibration = field(default_factory=Calibration.empty)
+    blank: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +88,7 @@ def write_task(run: Path, result: TaskResult, digest: str) -> None:
     tensors |= {f"{PLAIN}weight": kept.plain[0], f"{PLAIN}bias": kept.plain[1]}
     tensors |= {f"{EXACT}{name}": array for name, array in factor_tensors(result.exact).items()}
     tensors |= {f"{CALIBRATION}{name}": a for name, a in kept.calibration.__dict__.items()}
-    tensors |= kept.aligned.__dict__ if kept.aligned else {}
+    tensors |= {BLANK: kept.blank, **(kept.aligned.__dict__ if kept.aligned else {})}
     with atomic.new_folder(target) as new:
         save(new / STATE, update.tensors(), {"task": dump_json(facts).decode()})
         save(new / STATISTICS, tensors, {})
@@ -129,7 +132,8 @@ def read_kept(run: Path, task: int) -> Kept:
         plain = tensors[f"{PLAIN}weight"], tensors[f"{PLAIN}bias"]
         aligned = _statistics(tensors, "") if "means" in tensors else None
         measured = (tensors[f"{CALIBRATION}{f.name}"] for f in fields(Calibration))
-        return Kept(_statistics(tensors, FROZEN), plain, aligned, Calibration(*measured))
+        frozen, calibration = _statistics(tensors, FROZEN), Calibration(*measured)
+        return Kept(frozen, plain, aligned, calibration, tensors[BLANK])
     except KeyError as error:
         raise InputError(
             f"{path} lacks {error}: another version made this run; begin a new one"

@@ -119,6 +119,7 @@ def ours(folder: Path, case: Case) -> Callable[[], Epoch]:
         precision=case.precision,
         epochs=1,
         min_steps=0,
+        first_task=1.0,
         workers=case.workers,
         compile=case.compiled,
     )

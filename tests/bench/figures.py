@@ -126,6 +126,8 @@ METHOD_ROWS = {
     "first task wide": "adapted in the first task only, aligned head",
     "lora": "one LoRA that every task trains further, plain head",
     "lora aligned": "one LoRA that every task trains further, aligned head",
+    "ewc": "one LoRA with EWC (EWC-LoRA), plain head",
+    "ewc aligned": "one LoRA with EWC (EWC-LoRA), aligned head",
     "authors": "the authors' settings, plain head",
     "authors aligned": "the authors' settings, aligned head",
     "fixed": "old magnitudes not trained, plain head",

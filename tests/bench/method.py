@@ -61,7 +61,7 @@ MATRICES = {"": "plain_correct", " aligned": "correct"}
 """what a row's name ends with, and the matrix in metrics.json: one training is scored with both heads"""
 ROW_BYTES = 192 + 8
 """of a head row in a packet: int8 weights, scale, bias"""
-PAPER: dict[str, Any] = {"turned": 0.0, "held_out": 0.0}
+PAPER: dict[str, Any] = {"turned": 0.0, "held_out": 0.0, "first_task": 1.0}
 ROWS: dict[str, dict[str, Any]] = {
     "default": {},
     "joint": {"tasks": 1, **PAPER},
@@ -69,12 +69,16 @@ ROWS: dict[str, dict[str, Any]] = {
     "sdlora": PAPER,
     "frozen": {"method": "frozen", **PAPER},
     "lora": {"method": "lora", **PAPER},
+    "ewc": {"method": "lora", **PAPER},
     "authors": {"magnitudes": "reset", "magnitude_init": 0.8, "magnitude_norm": "factors", "lr": 0.01, "head_lr_factor": 1.0,
                 "magnitude_lr_factor": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1], **PAPER},
     "fixed": {"magnitudes": "fixed", **PAPER},
     "rr": {"rank": "10,8@4,6@8", **PAPER},
     "kd": {"directions": "shared", "absorb": 0.95, **PAPER},
 }  # fmt: skip
+
+
+EWC = Path(__file__).with_name("ewc.py")
 
 
 def settings(name: str, row: str, seed: int) -> dict[str, Any]:
@@ -96,17 +100,9 @@ def train(name: str, row: str, seed: int) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.toml").write_text(to_toml(Settings.of(**settings(name, row, seed))))
-        command = [
-            sys.executable,
-            "-m",
-            "sdlora_edge",
-            "train",
-            "--config",
-            f"{folder}/config.toml",
-            "--out",
-            f"{folder}/run",
-            "--json",
-        ]
+        program = [str(EWC)] if row == "ewc" else ["-m", "sdlora_edge"]
+        command = [sys.executable, *program, "train", "--json"]
+        command += ["--config", f"{folder}/config.toml", "--out", f"{folder}/run"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         if done.returncode:

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from sdlora_edge.formats.confidence import Confidence
+from sdlora_edge.inputs.blank import blank
 from sdlora_edge.method.head import FeatureStatistics
 from sdlora_edge.method.merged import logits_of
 from sdlora_edge.train import splits
+from sdlora_edge.train.crops import with_crops
 from sdlora_edge.train.evaluator import Evaluator
 from sdlora_edge.train.reliability import auroc
 from sdlora_edge.train.run import Run
@@ -39,7 +41,7 @@ def main(path: Path, other: str) -> None:
     found: dict[str, Any] = {}
     for name, task in (("frozen", 0), ("first task", 1)):
         evaluator = Evaluator.at(run, task)
-        seen = [(evaluator.features(a), a.targets, evaluator.features(b), b.targets) for a, b in zip(train, test, strict=True)]  # fmt: skip
+        seen = [(a, x.targets, evaluator.features(y), y.targets) for a, x, y in zip(_views(evaluator, train), train, test, strict=True)]  # fmt: skip
         found[f"{name} aligned"] = _stream(seen, lambda *data: _discriminant(*data, width=last))
         found[f"{name} wide"] = _stream(seen, _discriminant)
         found[f"{name} ranpac"] = {"last": _ranpac(seen, last)}
@@ -53,11 +55,10 @@ def main(path: Path, other: str) -> None:
     found["default last features"] = _summary(accuracy)
     statistics = run.kept.aligned
     assert statistics is not None
-    whole = [evaluator.features(images) for images in train]
-    targets = np.concatenate([images.targets for images in train])
-    known = np.concatenate(whole)
-    means = np.stack([known[targets == c].mean(axis=0) for c in range(len(statistics.means))])
-    oracle = FeatureStatistics(means, statistics.scatter, statistics.counts).discriminant()
+    true = FeatureStatistics.empty(statistics.means.shape[1])
+    for views, images in zip(_views(evaluator, train), train, strict=True):
+        true = true.with_images(views, images.targets, len(statistics.means))
+    oracle = FeatureStatistics(true.means, statistics.scatter, statistics.counts).discriminant()
     found["default true means"] = {"last": _right(features, [t.targets for t in test], oracle)}
     found["unknown"] = _unknown(run, test, other)
     print(json.dumps(found))
@@ -70,6 +71,12 @@ def _read(run: Run, images: Any, classes: Any) -> Decoded:
     return Decoded(decoded.pixels, rows[decoded.targets])
 
 
+def _views(evaluator: Evaluator, tasks: list[Decoded]) -> list[np.ndarray]:
+    """What the trainer's statistics are made of: images and their crops, (views, n, d) for each task."""
+    seed = evaluator.run.config.training.seed * 1009
+    return [with_crops(evaluator, images, seed + task) for task, images in enumerate(tasks, 1)]
+
+
 def _last(statistics: FeatureStatistics, width: int) -> FeatureStatistics:
     return FeatureStatistics(statistics.means[:, :width], statistics.scatter[:width, :width], statistics.counts)  # fmt: skip
 
@@ -80,7 +87,7 @@ def _discriminant(statistics: FeatureStatistics, width: int | None = None) -> An
 
 def _stream(seen: list[Any], fit: Any) -> dict[str, float]:
     """Features never move here: the statistics are exact."""
-    statistics, accuracy = FeatureStatistics.empty(seen[0][0].shape[1]), []
+    statistics, accuracy = FeatureStatistics.empty(seen[0][0].shape[-1]), []
     for task, (features, targets, _, _) in enumerate(seen, 1):
         classes = max(len(statistics.means), int(targets.max()) + 1)
         statistics = statistics.with_images(features, targets, classes)
@@ -102,7 +109,7 @@ def _summary(accuracy: list[float]) -> dict[str, float]:
 
 def _ranpac(seen: list[Any], width: int) -> float:
     """RanPAC's head on the features of all tasks: its Gram matrix does not depend on their order. Last accuracy."""
-    X, y, Z, z = (np.concatenate([x[i] for x in seen]) for i in range(4))
+    X, y, Z, z = map(np.concatenate, zip(*((a[0], *rest) for a, *rest in seen), strict=True))
     X, Z = X[:, :width], Z[:, :width]
     random = np.random.RandomState(0)
     projection = random.standard_normal((width, RANDOM_FEATURES)).astype(np.float32)
@@ -117,16 +124,6 @@ def _ranpac(seen: list[Any], width: int) -> float:
     dual = np.linalg.solve(K + ridge * np.eye(len(K)), ones)
     guess = (np.maximum(Z @ projection, 0) @ wide.T @ dual).argmax(axis=1)
     return 100 * float((guess == z).mean())
-
-
-def odd(size: int) -> np.ndarray:
-    """Black, white, one-coloured and noise images: uint8 (n, size, size, 3)."""
-    random = np.random.RandomState(0)
-    plain = np.repeat(random.randint(0, 256, (16, 1, 1, 3)), size * size, axis=0).reshape(16, size, size, 3)  # fmt: skip
-    noise = random.randint(0, 256, (32, size, size, 3))
-    grey = np.clip(random.normal(128, 30, (16, size, size, 3)), 0, 255)
-    black = np.zeros((8, size, size, 3))
-    return np.concatenate([black, black + 255, noise, plain, grey]).astype(np.uint8)
 
 
 def _unknown(run: Run, test: list[Decoded], other: str) -> dict[str, Any]:
@@ -148,7 +145,7 @@ def _unknown(run: Run, test: list[Decoded], other: str) -> dict[str, Any]:
     source = splits.load_for(Settings.of(data=other), other)
     few = {label: list(images)[:4] for label, images in source.train.items()}
     strange = {"other_dataset": judged(splits.decode(few, list(few), run.preprocessing, need=True))}
-    pixels = odd(run.preprocessing.size)
+    pixels = np.concatenate(list(blank(run.preprocessing.size, each=16, seed=2).values()))
     strange["black_and_noise"] = judged(Decoded(pixels, np.zeros(len(pixels), np.int64)))
     if not set(state.names) >= set(run.states[-1].names):
         strange["later_classes"] = joined(test[task:])

@@ -127,7 +127,7 @@ def base(folder: Path) -> dict[str, Any]:
         (features, known, rank): _bytes(exact, width, known, Step(rank))
         for features, width in WIDTHS.items()
         for known in (100, 1000)
-        for rank in (8, RANK_OF_STEP)
+        for rank in (RANK_OF_STEP, 12)
     }
     own = sizes["cls:4", 100, RANK_OF_STEP]
     weights = {p.tensor: backbone.get_parameter(p.tensor).detach().numpy() for p in projections}

@@ -49,7 +49,7 @@ def test_rounding_adds_little_to_what_truncation_loses(rank: int, spread: float)
     size = np.exp(spread * normal(2, FEATURES)).astype(np.float64)
     old = normal(3, 100, FEATURES), np.zeros(100, np.float32)
     target = drifted(4, old[0], size)
-    rows = HeadUpdate.between(old, (target, old[1]), step=Step(rank, metric=size))
+    rows = HeadUpdate.between(old, (target, old[1]), step=Step(rank, metric=np.diag(size**2)))
     assert rows.left.shape == (100, rank)
     _, values, _ = np.linalg.svd((target - old[0]) * size)
     best = float(np.sqrt((values[rank:] ** 2).sum()))
@@ -62,10 +62,32 @@ def test_the_metric_decides_what_a_step_is_true_to() -> None:
     old = np.zeros((60, FEATURES), np.float32), np.zeros(60, np.float32)
     target = normal(5, 60, FEATURES)
     blind, seeing = (
-        HeadUpdate.between(old, (target, old[1]), step=Step(16, metric)) for metric in (None, size)
+        HeadUpdate.between(old, (target, old[1]), step=Step(16, metric))
+        for metric in (None, np.diag(size**2))
     )
     lost = [error(target, rows.applied(*old)[0], size) for rows in (blind, seeing)]
     assert lost[1] < 0.5 * lost[0]
+
+
+def test_a_step_is_as_near_to_the_logits_as_its_rank_allows() -> None:
+    """Of features that go together, only the direction that they share shows in logits."""
+    random, mix = np.random.default_rng(22), normal(23, FEATURES, FEATURES).astype(np.float64)
+    mix *= 0.9 ** np.arange(FEATURES)[:, None]
+    features = random.standard_normal((5000, FEATURES)) @ mix
+    old = np.zeros((30, FEATURES), np.float32), np.zeros(30, np.float32)
+    target = normal(24, 30, FEATURES)
+    change = features @ target.T
+    _, values, _ = np.linalg.svd(change, full_matrices=False)
+    best = np.sqrt((values[8:] ** 2).sum())
+    lost = {}
+    for name, metric in (
+        ("whole", features.T @ features / 5000),
+        ("sizes", np.diag((features**2).mean(axis=0))),
+    ):
+        rows = HeadUpdate.between(old, (target, old[1]), step=Step(8, metric))
+        lost[name] = np.linalg.norm(features @ (target - rows.applied(*old)[0]).T)
+    assert lost["whole"] < 1.1 * best
+    assert lost["whole"] < 0.7 * lost["sizes"]
 
 
 def test_the_logits_of_the_mean_feature_are_exact() -> None:
@@ -164,8 +186,10 @@ def test_a_feature_that_never_varies_does_no_harm() -> None:
     old = normal(20, 40, FEATURES), np.zeros(40, np.float32)
     size = np.where(np.arange(FEATURES) % 3, 1.0, 0.0)
     target = drifted(21, old[0], np.ones(FEATURES))
-    rows = HeadUpdate.between(old, (target, old[1]), step=Step(40, metric=size))
+    rows = HeadUpdate.between(old, (target, old[1]), step=Step(40, metric=np.diag(size**2)))
     weight, _ = rows.applied(*old)
     assert error(target, weight, size) < 0.05 * error(target, old[0], size)
-    still = HeadUpdate.between(old, (target, old[1]), step=Step(metric=np.zeros(FEATURES)))
+    still = HeadUpdate.between(
+        old, (target, old[1]), step=Step(metric=np.zeros((FEATURES, FEATURES)))
+    )
     assert len(still.index) == 40

@@ -39,28 +39,37 @@ def combined(directions: list[dict[str, Factors]], shares: list[float]) -> dict[
 
 def test_the_fit_is_least_squares_over_all_projections_stacked() -> None:
     old, new = [random_direction(i) for i in range(3)], random_direction(9)
-    shares, residual = absorb.fit(new, old)
+    magnitudes = np.array([2.0, -1.0, 0.5, 3.0])
+    shares, residual = absorb.fit([*old, new], magnitudes)
     stacked = np.stack([dense(d) for d in old], axis=1)
     wanted = np.linalg.lstsq(stacked, dense(new), rcond=None)[0]
     np.testing.assert_allclose(shares, wanted, atol=1e-10)
-    left = np.sum((dense(new) - stacked @ wanted) ** 2) / np.sum(dense(new) ** 2)
-    assert residual == pytest.approx(left, abs=1e-10)
-    assert 0.5 < residual < 1  # independent directions are almost orthogonal
+    learned = stacked @ magnitudes[:-1] + magnitudes[-1] * dense(new)
+    kept = stacked @ (magnitudes[:-1] + magnitudes[-1] * wanted)
+    lost = np.sum((learned - kept) ** 2) / np.sum(learned**2)
+    assert residual == pytest.approx(lost, abs=1e-10)
+    assert 0.1 < residual < 0.9
+
+
+def test_a_direction_that_hardly_counts_loses_hardly_anything() -> None:
+    directions = [random_direction(i) for i in range(3)]
+    large, small = (absorb.fit(directions, np.array([1.0, 1.0, a]))[1] for a in (1.0, 0.1))
+    assert small < 0.02 < 0.2 < large
 
 
 def test_a_combination_of_old_directions_leaves_nothing() -> None:
     old = [random_direction(i) for i in range(2)]
-    shares, residual = absorb.fit(combined(old, [0.5, -2.0]), old)
+    shares, residual = absorb.fit([*old, combined(old, [0.5, -2.0])], np.ones(3))
     np.testing.assert_allclose(shares, [0.5, -2.0], atol=1e-9)
     assert residual == pytest.approx(0, abs=1e-9)
 
 
 def test_an_absorbed_task_takes_no_part_and_the_first_task_has_nothing_to_fit_by() -> None:
     first = random_direction(1)
-    shares, residual = absorb.fit(first, [{}, first])
+    shares, residual = absorb.fit([{}, first, first], np.array([0.0, 1.0, 1.0]))
     np.testing.assert_allclose(shares, [0, 1], atol=1e-9)
     assert residual == pytest.approx(0, abs=1e-9)
-    assert absorb.fit(first, [])[1] == 1.0
+    assert absorb.fit([first], np.ones(1))[1] == 1.0
 
 
 def test_absorbing_moves_alpha_t_times_c_into_the_old_magnitudes_and_ships_no_factors() -> None:
@@ -80,7 +89,8 @@ def test_absorbing_moves_alpha_t_times_c_into_the_old_magnitudes_and_ships_no_fa
             model.B[i].copy_(torch.cat(parts, dim=1))
     model.finish_task()
     before = {name: w.detach().clone() for name, w in model.weights().items()}
-    shares, residual = absorb.fit(model.directions(), [s.factors for s in states[1:]])
+    directions = [*(s.factors for s in states[1:]), model.directions()]
+    shares, residual = absorb.fit(directions, model.magnitudes.detach().numpy())
     assert residual < 1e-5  # float16 factors
     model.absorb(shares)
     assert model.directions() == {}

@@ -12,6 +12,7 @@ from sdlora_edge.method.calibration import TEMPERATURES, Calibration, Judge
 from sdlora_edge.method.head import FeatureStatistics
 
 CLASSES, WIDTH, EACH = 6, 10, 60
+NOTHING = np.zeros((0, WIDTH))
 ENOUGH = Calibration(np.zeros(len(TEMPERATURES)), np.zeros(calibration.FEW))
 
 
@@ -30,7 +31,7 @@ def statistics() -> FeatureStatistics:
 
 @pytest.fixture(scope="module")
 def judge(statistics: FeatureStatistics) -> Judge:
-    return Judge(statistics, statistics.discriminant(), range(CLASSES))
+    return Judge(statistics, statistics.discriminant(), range(CLASSES), NOTHING)
 
 
 def mahalanobis(features: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -70,6 +71,25 @@ def test_the_second_line_grows_with_the_distance_from_all_classes(
     assert score.scores(judge.logits(far), far) < score.scores(judge.logits(near), near) - 1
 
 
+def test_an_image_like_blank_ones_is_rejected_although_it_is_no_farther_away_than_others(
+    statistics: FeatureStatistics,
+) -> None:
+    """All its distance lies in a feature that images of classes share theirs with nine others in."""
+    known = Calibration.empty()
+    middle, spread = statistics.means.mean(axis=0), statistics.spread(range(CLASSES))
+    blank = middle + np.eye(WIDTH)[3] * 2.5 * spread
+    near = (((data()[0] - middle) / spread) ** 2).sum(axis=1)
+    assert (((blank - middle) / spread) ** 2).sum() < np.median(near)
+    accepted = {}
+    for name, seen in (("unseen", NOTHING), ("seen", blank[None])):
+        judge = Judge(statistics, statistics.discriminant(), range(CLASSES), seen)
+        score = judge.confidence(judge.measured(known, *data(seed=3)))
+        accepted[name] = score.known(judge.logits(blank[None]), blank[None])[0]
+        new, _ = data(seed=5, each=500)
+        assert score.known(judge.logits(new), new).mean() > 0.92
+    assert accepted == {"unseen": True, "seen": False}
+
+
 def test_the_factor_is_that_between_the_heads_logits_and_the_discriminants_own(
     statistics: FeatureStatistics,
 ) -> None:
@@ -94,7 +114,7 @@ def test_the_temperature_of_answers_that_are_drawn_by_their_probabilities(
     own = random.standard_normal((20_000, 5)) * 2
     targets = (own + random.gumbel(size=own.shape)).argmax(axis=1)  # by softmax(own)
     head = temperature * np.eye(5), np.zeros(5)
-    judge, parts = Judge(None, head, range(5)), (slice(19_997), slice(19_997, None))
+    judge, parts = Judge(None, head, range(5), NOTHING), (slice(19_997), slice(19_997, None))
     measured = Calibration.empty()
     for part in parts:
         measured = judge.measured(measured, own[part], targets[part])
@@ -106,7 +126,7 @@ def test_as_many_images_are_accepted_as_promised(each: int) -> None:
     """With few images, too: 24 of them have more to fit than a shared covariance of ten features."""
     features, targets = data(each=each)
     own = FeatureStatistics.empty(WIDTH).with_images(features, targets, CLASSES)
-    judge = Judge(own, own.discriminant(), range(CLASSES))
+    judge = Judge(own, own.discriminant(), range(CLASSES), NOTHING)
     confidence = judge.confidence(judge.measured(Calibration.empty(), *data(seed=3, each=40)))
     new, _ = data(seed=5, each=2000)
     accepted = confidence.known(judge.logits(new), new).mean()
@@ -117,7 +137,7 @@ def test_with_one_class_or_nothing_measured_every_image_is_known(
     statistics: FeatureStatistics, judge: Judge
 ) -> None:
     assert not judge.confidence(Calibration.empty()).tells_unknown
-    one = Judge(statistics, judge.head, [2])
+    one = Judge(statistics, judge.head, [2], NOTHING)
     assert not one.confidence(ENOUGH).tells_unknown
     features, targets = data()
     few = judge.measured(Calibration.empty(), *(x[: calibration.FEW - 1] for x in data()))
@@ -126,7 +146,7 @@ def test_with_one_class_or_nothing_measured_every_image_is_known(
 
 
 def test_a_trained_head_has_a_temperature_and_no_threshold(judge: Judge) -> None:
-    trained = Judge(None, judge.head, range(CLASSES))
+    trained = Judge(None, judge.head, range(CLASSES), NOTHING)
     measured = trained.measured(Calibration.empty(), *data(seed=3))
     confidence = trained.confidence(measured)
     assert float(confidence.temperature[0]) == pytest.approx(measured.temperature)

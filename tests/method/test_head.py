@@ -99,6 +99,26 @@ def test_more_images_of_known_classes_are_pooled_exactly() -> None:
     np.testing.assert_array_equal(parts.counts, whole.counts)
 
 
+def test_several_views_of_an_image_count_as_one_image() -> None:
+    features, targets = gaussians()
+    random = np.random.default_rng(6)
+    views = features + 0.3 * random.standard_normal((4, *features.shape))
+    found = FeatureStatistics.empty(6).with_images(views, targets, 5)
+    one = FeatureStatistics.empty(6).with_images(features, targets, 5)
+    np.testing.assert_array_equal(found.counts, one.counts)
+    for c in range(5):
+        own = views[:, targets == c].reshape(-1, 6)
+        np.testing.assert_allclose(found.means[c], own.mean(axis=0))
+    within = views.reshape(-1, 6) - found.means[np.tile(targets, 4)]
+    np.testing.assert_allclose(found.scatter, within.T @ within / 4, atol=1e-8)
+    nothing = found.with_images(views[:, :0], targets[:0], 5)
+    np.testing.assert_array_equal(nothing.scatter, found.scatter)
+    # the same image four times says nothing new
+    same = FeatureStatistics.empty(6).with_images(np.stack([features] * 4), targets, 5)
+    np.testing.assert_allclose(same.means, one.means)
+    np.testing.assert_allclose(same.scatter, one.scatter, atol=1e-8)
+
+
 def test_what_no_linear_map_moves_is_moved_by_its_neighbours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -141,19 +141,6 @@ DOMAIN = {
 }
 
 
-@pytest.fixture(scope="module")
-def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    import safetensors.torch
-    import timm
-
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    torch.manual_seed(0)
-    safetensors.torch.save_file(
-        timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict(), path
-    )
-    return str(path)
-
-
 @pytest.mark.parametrize("head", ["paper", "aligned"])
 def test_a_new_domain_trains_the_same_head_rows(
     tmp_path: Path, tiny_weights: str, head: str
@@ -306,6 +293,7 @@ def test_a_direction_that_hardly_moves_is_said(
         "rank": "2",
         "tasks": 1,
         "min_steps": 0,
+        "first_task": 1,
     }
     loop.train(
         Settings().changed(**{**settings, "data": str(folder), "epochs": 1}), tmp_path / "still"

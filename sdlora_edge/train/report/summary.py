@@ -37,7 +37,7 @@ class TaskRow(Result):
         losses: Mean training loss of each epoch; empty if the run did not record it.
         ece: Expected calibration error, over the same images.
         accepted: Share of the same images that counts as known.
-        residual: Share of the direction that earlier ones do not reproduce (KD).
+        residual: Share of all that was learned that dropping the direction would lose (KD).
     """
 
     task: int
