@@ -74,7 +74,7 @@ ROWS: dict[str, dict[str, Any]] = {
                 "magnitude_lr_factor": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1], **PAPER},
     "fixed": {"magnitudes": "fixed", **PAPER},
     "rr": {"rank": "10,8@4,6@8", **PAPER},
-    "kd": {"directions": "shared", "absorb": 0.95, **PAPER},
+    "kd": {"directions": "shared", "absorb": 0.005, **PAPER},
 }  # fmt: skip
 
 
