@@ -5,7 +5,7 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device figures clean
+.PHONY: demo test docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
@@ -48,7 +48,7 @@ lint: .venv/installed
 	ln -s $(CURDIR)/sdlora_edge/* $(CURDIR)/export build/typed/sdlora_edge/
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file ../../pyproject.toml -p sdlora_edge
 
-bench: bench-loop bench-step-cost bench-method bench-inference bench-packet bench-faults bench-device bench-chain bench-one-class bench-precision
+bench: bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-chain bench-one-class bench-precision
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
@@ -64,6 +64,10 @@ bench-method: .venv/installed
 
 bench-inference: .venv/installed
 	$(BIN)/python tests/bench/inference.py
+	$(MAKE) figures
+
+bench-unknown-cost: .venv/installed
+	$(BIN)/python tests/bench/unknown_cost.py
 	$(MAKE) figures
 
 bench-chain: .venv/installed

@@ -163,12 +163,9 @@ def _answers(
     """outputs: Of the live rows alone, and finite."""
     confidence, names = state.confidence, state.names
     threshold = confidence.least if asked.threshold is None else asked.threshold
-    for row, score, known in zip(
-        confidence.probabilities(outputs.logits),
-        confidence.scores(*outputs).tolist(),
-        confidence.known(*outputs, threshold).tolist(),
-        strict=True,
-    ):
+    scores = confidence.scores(*outputs).tolist()
+    for row, score in zip(confidence.probabilities(outputs.logits), scores, strict=True):
+        known = threshold is None or score >= threshold
         order = np.argsort(-row, kind="stable")[: asked.top]
         top = tuple((names[i], float(row[i])) for i in order)
         yield Prediction(top, generation, known, score, threshold)

@@ -232,6 +232,18 @@ def inference(figure: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def unknown_cost(figure: dict[str, Any]) -> str:
+    head = (
+        "model | prediction, no unknown score | with it | the same, head on the last features alone"
+    )
+    rows = []
+    for key, name in {"vit_tiny": "ViT-Tiny, 96 px", "vit_base": "ViT-B/16, 224 px"}.items():
+        cell = figure[key]
+        ratios = [f"{cell[f'{k}_over_without']:.3f}" for k in ("with", "last")]
+        rows.append([name, f"{cell['without_ms']:.2f} ms", *ratios])
+    return table(head, rows)
+
+
 def precision(figure: dict[str, Any]) -> str:
     head = (
         "target, precision | ViT-Tiny | latency | "
@@ -419,6 +431,7 @@ TABLES: Tables = {
     "step_cost": step_cost,
     "method": method,
     "chain": chain,
+    "unknown_cost": unknown_cost,
     "precision": precision,
     "inference": inference,
     "packet": packet,

@@ -7,9 +7,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.formats.encoding import Factors, encode
+from sdlora_edge.formats.limits import LIMITS
 from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.method import backbones
+from sdlora_edge.method.feature_spec import FeatureSpec
+from sdlora_edge.method.features import width as feature_width
 from sdlora_edge.method.head import FeatureStatistics
 from sdlora_edge.state import Projection, TaskUpdate, changed_rows
 from sdlora_edge.train.config import resolve
@@ -28,27 +32,33 @@ def make_run(
     new_classes: int = 0,
     size: int | None = None,
     weights: Path | None = None,
+    features: str = "last",
+    confident: bool = False,
 ) -> Run:
-    """A run of `tasks` tasks of `new_classes` each, after a base session of `base_classes`; the tasks are in memory only."""
+    """A run of `tasks` tasks of `new_classes` each, after a base session of `base_classes`; the tasks are in memory only.
+
+    features: As `--features` takes them; with tasks, "last". confident: Whether the base session has an unknown score.
+    """
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     settings = resolve(
         None,
         {
             "backbone": name,
-            "head": "paper",
-            "features": "last",
+            "head": "paper" if features == "last" else "aligned",
+            "features": features,
             "data": "none",
             "base_classes": base_classes,
             "image_size": size or 0,
         },
     )
     backbone, prepared = backbones.create(name, size, weights, pretrained=False)
-    width = backbones.features(backbone)
+    width = feature_width(backbone, FeatureSpec.parse(features))
     head = _head(random, base_classes, width)
+    score = _confidence(random, base_classes, width) if confident else None
     Run.begin(path, settings)
     classes = tuple(f"class {i}" for i in range(base_classes))
-    rows = changed_rows(before_all(width), *head)
+    rows = changed_rows(before_all(width), *head, confidence=score)
     update = TaskUpdate(0, "base", classes, np.zeros(0), rows, {})
     base = Base(update, Kept(FeatureStatistics.empty(width), head))
     run = Run.create(path, settings, backbone, Preprocessing(**prepared), base)
@@ -61,6 +71,15 @@ def _head(random: np.random.Generator, classes: int, width: int) -> tuple[np.nda
     return (random.standard_normal((classes, width)) / width**0.5).astype(np.float32), np.zeros(
         classes, np.float32
     )
+
+
+def _confidence(random: np.random.Generator, classes: int, width: int) -> Confidence:
+    """An unknown score of the largest rank."""
+    weight = random.integers(-127, 128, (LIMITS.components, classes)).astype(np.int8)
+    small = np.full(len(weight), 1e-4, np.float32)
+    mean, precision = np.zeros(width, np.float16), np.full(width, 1e-2, np.float16)
+    threshold = np.full(1, -100, np.float32)
+    return Confidence(np.ones(1, np.float32), weight, small, small, mean, precision, threshold)
 
 
 def _random_update(run: Run, random: np.random.Generator, new_classes: int) -> TaskUpdate:
