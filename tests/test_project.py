@@ -42,6 +42,7 @@ ORDER = [
     "inputs",
     "device",
     "selftest",
+    "fleet",
     "method",
     "train",
     "export",

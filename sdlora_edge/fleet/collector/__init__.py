@@ -1,0 +1,1 @@
+"""Collects reports, shows the fleet, and drives waves."""
