@@ -13,21 +13,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..errors import InputError, NothingToDo, ResourceError, TrustError, UsageError
+from ..errors import InputError, NothingToDo, ResourceError, UsageError
 from ..formats import signing
 from ..formats.bundle import TRUST as TRUST_FILE
 from ..formats.canonical import parse_exact_json, sha256
 from ..results import Result
 from ..storage import disk
+from .enforcing import Publication, finish, own
 from .founding import RoleKeys as RoleKeys
 from .founding import Setup, found
 from .intake import Keys, Offered, examine
 from .online import OnlineKeys
+from .pacing import require_name, without_covered
+from .pruning import Pruned, PruneOptions, forget, stranded, superfluous
 from .roles import (
     OFFLINE,
     ROOT,
@@ -35,43 +38,18 @@ from .roles import (
     Metadata,
     Roles,
     TargetFile,
-    Targets,
-    enough,
     signatures,
 )
 from .rollout import Plan
+from .rotation import RoleChange, next_targets, rotate
 from .settling import expiries, settle, settled, sign_rollout, soon
 from .shelf import Shelf, content, make_served
 from .targets import BUNDLE, BUNDLES, ROLLOUT_ROLE, ROLLOUTS, TRUST, UPDATE, Published, Target
-
-if TYPE_CHECKING:
-    from securesystemslib.signer import CryptoSigner
 
 log = logging.getLogger("sdlora_edge")
 LOCK = "fleet.lock"
 WARN_DAYS = 30
 """days before root or targets expire from which on `refresh` warns: people must sign them"""
-
-
-@dataclass(frozen=True)
-class Publication(Result):
-    """What a change of the published files did.
-
-    Attributes:
-        added: Target paths that are new.
-        removed: Target paths that are no longer listed.
-        version: Of the metadata of the role `targets`.
-        signatures: Keys of the role that have signed.
-        threshold: Keys that must sign.
-        complete: Whether devices see the change.
-    """
-
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    version: int
-    signatures: int
-    threshold: int
-    complete: bool
 
 
 @dataclass(frozen=True)
@@ -99,6 +77,7 @@ class Repository:
     def __init__(
         self, path: Path, clock: Callable[[], float] = time.time, pinned: bytes | None = None
     ) -> None:
+        path = Path(path)
         self.path, self.roles, self.shelf = path, Roles(path, clock, pinned), Shelf(path)
 
     @classmethod
@@ -193,13 +172,36 @@ class Repository:
             if waiting is None:
                 raise NothingToDo(f"no metadata of the role {role} waits for a signature")
             metadata: Metadata[Any] = waiting.metadata
-            loaded = self.own(role, signing.signers_of(signers))
+            given = signing.signers_of(signers)
+            loaded = own(self.roles, role, given)
             fresh = [s for s in loaded if s.public_key.keyid not in metadata.signatures]
             if not fresh:
                 raise NothingToDo(f"key {loaded[0].public_key.keyid[:12]} has signed it already")
             for signer in fresh:
                 metadata.sign(signer, append=True)
-            return self.finish(role, metadata, online)
+            return finish(self.roles, role, metadata, given, online)
+
+    def rotate(
+        self,
+        role: str,
+        change: RoleChange,
+        signers: signing.Signers,
+        online: OnlineKeys | None = None,
+    ) -> Publication:
+        """Change the keys of a role, or renew root or targets, whose metadata then expires later.
+
+        Args:
+            role: One of `roles.ROLES`.
+            change: Keys to add and to remove, the threshold, the lifetime.
+            signers: Keys of root (of targets, for the role rollout), old and new.
+            online: Keys of the online roles, old and new.
+
+        Raises:
+            UsageError: The threshold cannot be met, or a key to remove is not of the role.
+            TrustError: None of the keys may sign.
+        """
+        with self.locked():
+            return rotate(self.roles, role, change, signing.signers_of(signers), online)
 
     def refresh(self, online: OnlineKeys, days: Mapping[str, int] | None = None) -> Refreshed:
         """Sign a new timestamp, and renew the snapshot and the plans if they expire soon.
@@ -243,22 +245,70 @@ class Repository:
         Raises:
             InputError: A new step is of a packet that is not published.
         """
+        self.pace(plan.channel, lambda _: plan, online)
+
+    def pace(self, channel: str, change: Callable[[Plan], Plan], online: OnlineKeys) -> Plan:
+        """Change the plan of a channel, with nobody else changing it meanwhile.
+
+        Args:
+            channel: Its name.
+            change: Makes the new plan of the one in force; `pacing` has such functions.
+            online: The keys.
+
+        Raises:
+            InputError: A new step is of a packet that is not published.
+        """
+        require_name(channel)
         with self.locked():
-            before = {step.packet for step in self.plan(plan.channel).steps}
+            before = self.plan(channel)
+            plan = change(before)
             known = {one.digest for one in self.targets() if one.published.kind == UPDATE}
+            known |= {step.packet for step in before.steps}
             for step in plan.steps:
-                if step.packet not in before | known:
+                if step.packet not in known:
                     raise InputError(
                         f"packet {step.packet[:12]} is not published: publish it with "
                         "sdlora-edge fleet publish"
                     )
-            data = plan.to_json()
-            path = f"{ROLLOUTS}{plan.channel}.json"
-            self.shelf.put(path, sha256(data), [data])
-            signed = self.roles.rollout().signed
-            signed.targets[path] = TargetFile.from_data(path, data, ["sha256"])
-            sign_rollout(self.roles, signed, online)
+            self._put_plan(plan, online)
             settle(self.roles, online)
+            return plan
+
+    def prune(
+        self,
+        signers: signing.Signers = (),
+        online: OnlineKeys | None = None,
+        options: PruneOptions = PruneOptions(),
+    ) -> Pruned:
+        """Remove packets that a squash covers, steps that are done, and files that nobody needs.
+
+        Args:
+            signers: Keys of targets. Without them, packets stay.
+            online: Keys of the online roles. Without them, packets and steps stay.
+            options: What to keep.
+
+        Raises:
+            NothingToDo: There is nothing to remove.
+        """
+        with self.locked():
+            plans = [self.plan(channel) for channel in self.channels()] if online else []
+            slim = [without_covered(plan) for plan in plans]
+            targets = self.targets()
+            gone = superfluous(targets, slim, options.states) if signers and online else []
+            if not options.dry_run and online:
+                for old, plan in zip(plans, slim):
+                    if plan != old:
+                        self._put_plan(plan, online)
+                waits = bool(gone) and self._withdraw(gone, signers, online).staged
+                settle(self.roles, online)
+            else:
+                waits = False
+            files, size = forget(self.roles, self.shelf, options.days, options.dry_run)
+        steps = sum(len(plan.steps) for plan in plans) - sum(len(plan.steps) for plan in slim)
+        if not (gone or steps or files):
+            raise NothingToDo("there is nothing to remove")
+        paths = tuple(one.path for one in gone)
+        return Pruned(paths, steps, tuple(stranded(targets, gone)), files, size, waits)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -271,40 +321,10 @@ class Repository:
                 f"another process changes {self.path}: try again when it has ended"
             ) from error
 
-    def own(self, role: str, signers: Collection[CryptoSigner]) -> list[CryptoSigner]:
-        """The keys that are of a role. Raises TrustError if none is."""
-        keyids = self.roles.keyids(role)
-        if found := [s for s in signers if s.public_key.keyid in keyids]:
-            return found
-        wanted = ", ".join(sorted(keyid[:12] for keyid in keyids))
-        raise TrustError(f"none of these keys is one of the role {role}: sign with {wanted}")
-
-    def finish(self, role: str, metadata: Metadata[Any], online: OnlineKeys | None) -> Publication:
-        """Put signed offline metadata in force if enough keys have signed, or stage it."""
-        delegator = self.roles.root().signed
-        have, threshold = signatures(role, delegator, metadata)
-        before = self.roles.targets().signed.targets
-        after = metadata.signed.targets if role == TARGETS else before
-        if enough(role, delegator, metadata):
-            self.roles.write(role, metadata)
-            self.roles.unstage(role)
-            if online is not None:
-                settle(self.roles, online)
-        else:
-            self.roles.stage(role, metadata)
-        return Publication(
-            tuple(path for path in after if path not in before),
-            tuple(path for path in before if path not in after),
-            metadata.signed.version,
-            have,
-            threshold,
-            have >= threshold and online is not None,
-        )
-
     def _publish(
         self, offered: Sequence[Offered], signers: signing.Signers, online: OnlineKeys | None
     ) -> Publication:
-        targets = self._next_targets()
+        targets = next_targets(self.roles)
         new = [one for one in offered if one.path not in targets.targets]
         for one in offered:
             listed = targets.targets.get(one.path)
@@ -318,23 +338,26 @@ class Repository:
             targets.targets[one.path] = TargetFile(
                 one.size, {"sha256": one.digest}, one.path, custom
             )
-        return self.change(targets, signers, online)
+        loaded = signing.signers_of(signers)
+        metadata = self.roles.sign(TARGETS, targets, own(self.roles, TARGETS, loaded))
+        return finish(self.roles, TARGETS, metadata, loaded, online)
 
-    def change(
-        self, targets: Targets, signers: signing.Signers, online: OnlineKeys | None
+    def _withdraw(
+        self, gone: Sequence[Target], signers: signing.Signers, online: OnlineKeys
     ) -> Publication:
-        """Sign the next version of the published files, and put it in force or stage it."""
-        own = self.own(TARGETS, signing.signers_of(signers))
-        return self.finish(TARGETS, self.roles.sign(TARGETS, targets, own), online)
+        targets = next_targets(self.roles)
+        for one in gone:
+            targets.targets.pop(one.path, None)
+        loaded = signing.signers_of(signers)
+        metadata = self.roles.sign(TARGETS, targets, own(self.roles, TARGETS, loaded))
+        return finish(self.roles, TARGETS, metadata, loaded, online)
 
-    def _next_targets(self) -> Targets:
-        """What the next version begins with: what is staged, or what is in force."""
-        newest, waiting = self.roles.targets().signed, self.roles.staged(TARGETS)
-        if waiting and waiting.signed.version == newest.version + 1:
-            signed: Targets = waiting.signed
-            return signed
-        newest.version += 1
-        return newest
+    def _put_plan(self, plan: Plan, online: OnlineKeys) -> None:
+        data, path = plan.to_json(), f"{ROLLOUTS}{plan.channel}.json"
+        self.shelf.put(path, sha256(data), [data])
+        signed = self.roles.rollout().signed
+        signed.targets[path] = TargetFile.from_data(path, data, ["sha256"])
+        sign_rollout(self.roles, signed, online)
 
     def _complete(self, online: OnlineKeys | None) -> Publication:
         """Finish what a crash has left. Raises NothingToDo if it has left nothing."""
@@ -348,7 +371,7 @@ class Repository:
         newest = self.roles.targets()
         root = self.roles.root().signed
         have, threshold = signatures(TARGETS, root, newest.metadata)
-        return Publication((), (), newest.signed.version, have, threshold, True)
+        return Publication(TARGETS, newest.signed.version, have, threshold, False, True)
 
     def _keys(self) -> Keys:
         """Who may sign packets, by the published bundles and trust packets."""

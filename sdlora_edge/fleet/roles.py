@@ -127,7 +127,7 @@ class Roles:
         """
         found: SignedFile[Root] | None = None
         for version in self.versions(ROOT) or [1]:
-            one: SignedFile[Root] = self._read(self.folder / f"{version}.root.json")
+            one: SignedFile[Root] = self.read(self.folder / f"{version}.root.json")
             before = found or one
             if found is None and (version != 1 or self._pinned not in (None, one.data)):
                 raise TrustError(
@@ -159,15 +159,20 @@ class Roles:
         return self._if_signed(TIMESTAMP)
 
     def staged(self, role: str) -> SignedFile[Any] | None:
-        """Metadata that waits for more signatures."""
+        """Metadata that waits for more signatures. What is in force already does not count."""
         path = self.staging / f"{role}.json"
-        return self._read(path) if path.exists() else None
+        found = self.read(path) if path.exists() else None
+        return found if found and found.signed.version > self.last_version(role) else None
+
+    def newest_unverified(self, role: str) -> SignedFile[Any]:
+        """The newest version that was written. Its signatures are not verified."""
+        return self.read(self.path(role, self.last_version(role)))
 
     def last_version(self, role: str) -> int:
         """The newest version of a role that was ever written, verified or not."""
         if role == TIMESTAMP:
             path = self.path(TIMESTAMP, 0)
-            return self._read(path).signed.version if path.exists() else 0
+            return self.read(path).signed.version if path.exists() else 0
         return max(self.versions(role), default=0)
 
     def versions(self, role: str) -> list[int]:
@@ -243,17 +248,20 @@ class Roles:
         return max(now, last)
 
     def _newest(self, role: str, delegator: Root | Targets) -> SignedFile[Any]:
-        versions = self.versions(role)
-        if not versions:
-            raise InputError(f"{self.folder} holds no {role} metadata: restore it from a copy")
-        found = self._read(self.path(role, versions[-1]))
-        self._require(role, delegator, found)
-        return found
+        """The newest version that is signed. A newer one may wait for keys that come into force."""
+        for version in reversed(self.versions(role)):
+            found = self.read(self.path(role, version))
+            if enough(role, delegator, found.metadata):
+                return found
+        raise TrustError(
+            f"{self.folder} holds no {role} metadata that enough keys of the role have signed: "
+            "restore the repository's folder from a copy"
+        )
 
     def _if_signed(self, role: str) -> SignedFile[Any] | None:
         if not self.last_version(role):
             return None
-        found = self._read(self.path(role, self.last_version(role)))
+        found = self.read(self.path(role, self.last_version(role)))
         return found if enough(role, self.root().signed, found.metadata) else None
 
     @staticmethod
@@ -265,20 +273,21 @@ class Roles:
             )
 
     @staticmethod
-    def _read(path: Path) -> SignedFile[Any]:
+    def read(path: Path) -> SignedFile[Any]:
+        """A metadata file. Its signatures are not verified. Raises InputError."""
         return SignedFile(path, atomic.read(path, LARGEST))
 
 
 def signatures(role: str, delegator: Root | Targets, metadata: Metadata[Any]) -> tuple[int, int]:
     """How many of a role's keys have signed, and how many must."""
-    found = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
+    try:
+        found = delegator.get_verification_result(role, metadata.signed_bytes, metadata.signatures)
+    except (RepositoryError, ValueError):  # it names no such role
+        return 0, 1
     return len(found.signed), found.threshold
 
 
 def enough(role: str, delegator: Root | Targets, metadata: Metadata[Any]) -> bool:
     """Whether enough keys of a role have signed."""
-    try:
-        have, need_ = signatures(role, delegator, metadata)
-    except (RepositoryError, ValueError):
-        return False
-    return have >= need_
+    have, threshold = signatures(role, delegator, metadata)
+    return have >= threshold

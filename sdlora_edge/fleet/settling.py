@@ -22,6 +22,7 @@ from .roles import (
     T,
     Targets,
     Timestamp,
+    enough,
 )
 from .targets import ROLLOUT_ROLE
 
@@ -39,10 +40,12 @@ def settle(roles: Roles, online: OnlineKeys, days: Mapping[str, int] | None = No
     """
     chosen, old = days or {}, roles.snapshot()
     meta, root = _listed(roles), roles.root().signed.version
+    waiting = roles.staged(ROOT)  # its keys must have signed before it comes into force
     renewed = [TIMESTAMP]
     if (
         old is None
         or not _lists(old.signed, meta, root)
+        or (waiting is not None and not enough(SNAPSHOT, waiting.signed, old.metadata))
         or SNAPSHOT in chosen
         or soon(roles, SNAPSHOT, old.signed)
     ):
@@ -84,7 +87,8 @@ def sign_online(
 
 def soon(roles: Roles, role: str, signed: Signed) -> bool:
     """Whether less than half of its lifetime is left."""
-    return roles.left(signed) < signed.unrecognized_fields.get(LIFETIME, DAYS[role]) / 2
+    lifetime: int = signed.unrecognized_fields.get(LIFETIME, DAYS[role])
+    return roles.left(signed) < lifetime / 2
 
 
 def expiries(roles: Roles) -> dict[str, int]:
