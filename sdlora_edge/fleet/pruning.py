@@ -79,7 +79,9 @@ def superfluous(
     removed = []
     for one in (update for update in updates if update.digest not in named):
         rest = [other for other in kept if other is not one]
-        if _covered(one, rest) and all(ends <= _reached(rest, b) for b, ends in needed.items()):
+        if _covered(one, rest, updates) and all(
+            ends <= _reached(rest, b) for b, ends in needed.items()
+        ):
             kept = rest
             removed.append(one)
     _prove(kept, needed)
@@ -124,13 +126,14 @@ def forget(roles: Roles, shelf: Shelf, days: float, dry: bool) -> tuple[int, int
     return len(found), size
 
 
-def _covered(one: Target, others: Sequence[Target]) -> bool:
-    """Whether a squash passes over a packet: one that begins no later and ends no earlier."""
-    ends = _reached(others, one.published.end) | {one.published.end}
-    own = one.published
-    back: Mapping[str, set[str]] = _edges(others, backwards=True)
-    begins = _walk(back, own.begin) | {own.begin}
-    return any(other.published.begin in begins and other.published.end in ends for other in others)
+def _covered(one: Target, others: Sequence[Target], updates: Sequence[Target]) -> bool:
+    """Whether one of `others` passes over a packet: it begins no later and ends no earlier.
+
+    updates: All that are published; they say which states come before and after which.
+    """
+    ends = _reached(updates, one.published.end) | {one.published.end}
+    begins = _walk(_edges(updates, backwards=True), one.published.begin) | {one.published.begin}
+    return any(o.published.begin in begins and o.published.end in ends for o in others)
 
 
 def _reached(updates: Sequence[Target], begin: str) -> set[str]:
