@@ -30,6 +30,7 @@ PACKAGES = {
     "chromium": "chromium",
     "initdb": "postgresql",
     "mender": "mender-client",
+    "mender-artifact": "mender-artifact",
     "mosquitto": "mosquitto",
     "nginx": "nginx-light",
     "postgres": "postgresql",
