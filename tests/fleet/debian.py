@@ -43,13 +43,17 @@ DEADLINE = 30
 """Seconds in which a server starts or stops."""
 
 
+def found(name: str) -> str | None:
+    """Path of a program, if it is installed."""
+    places = [os.environ.get("PATH", ""), *(p for g in PLACES for p in sorted(glob.glob(g)))]
+    return shutil.which(name, path=os.pathsep.join(places))
+
+
 def program(name: str) -> str:
     """Path of a program; the test is skipped if its package is not installed."""
-    places = [os.environ.get("PATH", ""), *(p for g in PLACES for p in sorted(glob.glob(g)))]
-    if found := shutil.which(name, path=os.pathsep.join(places)):
-        return found
-    package = PACKAGES[name]
-    pytest.skip(f"{name} is not here: install Debian's {package}, or run make test-fleet")
+    if path := found(name):
+        return path
+    pytest.skip(f"{name} is not here: install Debian's {PACKAGES[name]}, or run make test-fleet")
 
 
 def free_port() -> int:
@@ -150,9 +154,9 @@ def certificates(folder: Path) -> Certificates:
 
 def documented() -> str:
     """The server block of the guide."""
-    found = re.search(r"^```nginx\n(.*?)^```$", HOSTING.read_text(), re.S | re.M)
-    assert found, f"{HOSTING} has no nginx block"
-    return found[1]
+    block = re.search(r"^```nginx\n(.*?)^```$", HOSTING.read_text(), re.S | re.M)
+    assert block, f"{HOSTING} has no nginx block"
+    return block[1]
 
 
 @contextlib.contextmanager
@@ -164,8 +168,8 @@ def nginx(folder: Path, root: Path, tls: Certificates | None = None) -> Iterator
     path = program("nginx")
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
-    block = re.sub(r"root [^;]+;", f'root "{root}";', documented())
-    block = re.sub(r"\n *(ssl_\w+|http2) [^;]+;", "", block)
+    block = re.sub(r"(?m)^( *)root [^;]+;", rf'\1root "{root}";', documented())
+    block = re.sub(r"\n *ssl_\w+ [^;]+;", "", block)
     listen = f"listen 127.0.0.1:{port}"
     if tls:
         listen += (
