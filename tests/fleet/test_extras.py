@@ -71,6 +71,13 @@ def is_from(parameter: Any) -> bool:
     return "--from" in parameter.opts and parameter.name != "json"
 
 
+def is_number(parameter: Any) -> bool:
+    """Of click's parameters, and of those that newer releases of typer have."""
+    kind = getattr(parameter, "type", None)
+    name = kind.name if kind else getattr(parameter.type_descriptor.annotation, "__name__", "")
+    return str(name).startswith(("int", "float"))
+
+
 def words(path: str, command: Any, places: dict[str, Path]) -> list[str]:
     """A call of a command with all that it requires."""
     called = path.split()
@@ -80,12 +87,9 @@ def words(path: str, command: Any, places: dict[str, Path]) -> list[str]:
             called.append("--once")
         if not (parameter.required or is_from(parameter)):
             continue
-        kind = parameter.type.name
-        value = "1" if kind.startswith(("int", "float")) else "x"
+        value = "1" if is_number(parameter) else str(places.get(name, places["file"]))
         if is_from(parameter) or "url" in name or name in ("source", "from_"):
             value = URL
-        elif "path" in kind or "file" in kind:
-            value = str(places.get(name, places["file"]))
         called += [value] if parameter.param_type_name == "argument" else [parameter.opts[0], value]
     return called
 

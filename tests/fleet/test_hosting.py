@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 
 import debian
 import pytest
+import typer.main
+
+from sdlora_edge.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "docs").glob("sdlora-edge-*.[st]*"))
@@ -134,8 +137,9 @@ def test_with_client_certificates_nobody_else_reads(
 
 @pytest.mark.debian
 def test_the_block_is_valid_as_it_stands(certificates: debian.Certificates, tmp_path: Path) -> None:
-    """But for the paths of its certificate, which nobody else has."""
-    block = debian.documented()
+    """But for its certificate, which nobody else has, and for ports that only root may use."""
+    block = debian.documented().replace("listen 443 ", f"listen 127.0.0.1:{debian.free_port()} ")
+    block = block.replace("listen [::]:443 ", f"listen 127.0.0.1:{debian.free_port()} ")
     for name, path in (("fullchain", certificates.server), ("privkey", certificates.server_key)):
         block, count = re.subn(rf"/etc/letsencrypt/\S*{name}\.pem", str(path), block)
         assert count == 1
@@ -177,3 +181,15 @@ def test_systemd_takes_every_unit(tmp_path: Path) -> None:
     ours = [line for line in done.stderr.splitlines() if "sdlora-edge" in line]
     assert ours == []
     assert done.returncode == 0, done.stderr
+
+
+def test_each_unit_calls_a_command_as_it_is() -> None:
+    root = typer.main.get_command(app)
+    if "fleet" not in root.commands:  # type: ignore[attr-defined]
+        pytest.skip("there are no commands of the fleet")
+    for unit in UNITS:
+        for line in re.findall(r"^ExecStart=\S+ (.+)$", unit.read_text(), re.M):
+            command, words = root, line.split()
+            while hasattr(command, "commands"):
+                command = command.commands[words.pop(0)]
+            command.make_context("unit", words)  # an unknown option or a missing one is an error
