@@ -90,9 +90,7 @@ class Incoming:
     def _pieces(self, digest: str) -> dict[Path, int]:
         """{piece: bytes}, those that follow each other from the first byte on."""
         found: dict[Path, int] = {}
-        while size := disk.size(
-            piece := self.folder / f"{digest}.{sum(found.values()):012d}"
-        ):
+        while size := disk.size(piece := self.folder / f"{digest}.{sum(found.values()):012d}"):
             found[piece] = size
         return found
 

@@ -224,7 +224,7 @@ class TrustedMetadata:
         if name == ANCHOR and disk.size(path) is None:
             raise InputError(
                 f"{path} does not exist: give this device its root of trust with "
-                "sdlora-edge device configure --root FILE"
+                "sdlora-edge device sync --root FILE"
             )
         return atomic.read(path, LIMIT)
 
