@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import Fleet
 from fleet_kit import Clock, Made, Server, made, served
+from sdlora_edge.export.issuing import revoke
 
 from sdlora_edge.device.device import Device
 from sdlora_edge.errors import InputError, LinkError, TrustError
-from sdlora_edge.export.issuing import revoke
 from sdlora_edge.fleet.client import Client, last_sync
 from sdlora_edge.fleet.fetching import Fetcher
 from sdlora_edge.fleet.identity import Changes, configure
