@@ -16,7 +16,7 @@ from ..device.device import Device
 from ..errors import InputError, UsageError
 from ..storage import atomic, disk
 from .fetching import Fetcher
-from .identity import Changes, Identity, configure
+from .identity import Changes, configure
 from .incoming import Incoming, Wanted
 from .metadata import TrustedMetadata, View
 from .targets import BUNDLE, BUNDLES, Target
@@ -44,14 +44,14 @@ def init_from(
     fetcher: Fetcher,
     changes: Changes,
     make: Callable[[Path, Path], Device] = Device.init,
-) -> tuple[Device, Identity]:
+) -> Device:
     """Download a bundle, make a store of it, and make the device a member of the fleet.
 
     Args:
         source: The repository, its root of trust, and the bundle.
         store: The new store.
         fetcher: The link.
-        changes: Name, channel and groups of the device.
+        changes: What the device's identity is to hold.
         make: Makes the store of a bundle's folder, as `Device.init`.
 
     Raises:
@@ -69,10 +69,10 @@ def init_from(
         folder = _downloaded(view, bundle, staging, fetcher)
     device = make(folder, store)
     TrustedMetadata(store, source.url, fetcher).anchor(source.root)
-    who = configure(store, changes)
+    configure(store, changes)
     with contextlib.suppress(OSError):
         atomic.remove(staging)
-    return device, who
+    return device
 
 
 def _chosen(view: View, name: str | None) -> Target:
