@@ -182,6 +182,10 @@ def method(figure: dict[str, Any]) -> str:
             size = f"{row['packet_bytes'][0] / 1000:.0f} kB" if "packet_bytes" in row else ""
             rows.append([label, *cells, size])
         closed = f"Of the gap from frozen to joint, the default closes {100 * figure['gap_closed'][name]:.0f} %."
+        if name in (turned := figure.get("gap_closed_turned", {})):
+            closed += (
+                f" If joint training sees turned images too, it closes {100 * turned[name]:.0f} %."
+            )
         parts.append(table(head, rows) + f"\n\n{closed}")
     return "\n\n".join([*parts, *answers(figure)])
 
@@ -351,6 +355,12 @@ def faults(figure: dict[str, Any]) -> str:
     )
 
 
+def _one_by_one(figure: dict[str, Any]) -> list[list[str]]:
+    """No row for a figure from before it was measured."""
+    spent = figure.get("apply_100_packets_one_by_one_s")
+    return [["the same packets, each alone", f"{spent:.1f} s"]] if spent else []
+
+
 def device(figure: dict[str, Any]) -> str:
     def mega(name: str) -> str:
         return f"{figure[name] / 1e6:.1f} MB"
@@ -401,6 +411,7 @@ def device(figure: dict[str, Any]) -> str:
             f"{figure['open_to_first_answer_ms_100_packets'] / 1000:.2f} s",
         ],
         ["100 packets in one go", f"{figure['apply_100_packets_s']:.1f} s"],
+        *_one_by_one(figure),
         ["merge of 100 tasks", f"{figure['merge_100_tasks_s']:.2f} s"],
         [
             "store after 100 tasks",
