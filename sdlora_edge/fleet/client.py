@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from .. import __version__
@@ -310,8 +311,8 @@ def last_sync(store: Path) -> SyncState | None:
 
 
 def _wanted(view: View, target: Target, fetcher: Fetcher) -> Wanted:
-    url = view.url(view.files[target.path])
-    return Wanted(target.digest, target.size, lambda begin: fetcher.stream(url, begin))
+    stream = partial(fetcher.stream, view.url(view.files[target.path]))
+    return Wanted(target.digest, target.size, stream)
 
 
 def _controls(targets: Sequence[Target], now: Generation, keys: int) -> list[Target]:
