@@ -143,7 +143,8 @@ def write(
         data: Its bytes, or pieces of them, one of which is held at a time. If making a piece
             raises, the old file stays.
         mode: Permissions, less the umask.
-        like: A folder. Whoever may read it may read the file, whatever `mode` and the umask say.
+        like: A folder. Whoever may read it may read the file as far as `mode` lets them, whatever
+            the umask says. If root writes, the folder's owner gets the file.
 
     Raises:
         StorageError: The file cannot be written.

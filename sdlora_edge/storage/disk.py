@@ -102,13 +102,14 @@ def write(path: Path, chunks: Iterable[bytes], mode: int = 0o644, like: Path | N
         path: The file; nothing may have its name.
         chunks: Its bytes, in pieces.
         mode: Permissions, less the umask.
-        like: A folder. Whoever may read it may read the file, whatever `mode` and the umask say.
+        like: A folder. Whoever may read it may read the file as far as `mode` lets them, whatever
+            the umask says. If root writes, the folder's owner gets the file.
     """
     with open(
         os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if like else mode), "wb"
     ) as file:
         if like:
-            _liken(file.fileno(), like, 0o644)
+            _liken(file.fileno(), like, mode)
         for chunk in chunks:
             file.write(chunk)
         file.flush()
