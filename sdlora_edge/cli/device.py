@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..errors import InputError, LimitError, NothingToDo, naming
+from ..errors import InputError, LimitError, NothingToDo
 from ..inputs.sizes import MAX_FILE
+from ..results import AppliedPacket, SkippedPacket
 from . import arguments
 from .arguments import Store, Unproved
 from .help import CONTEXT, Command, Group
@@ -21,7 +22,7 @@ from .output import Json, answered, completing, emit, facts, fields, output, say
 
 if TYPE_CHECKING:
     from ..inputs.image import ImageLike
-    from ..results import Applied, Status, Verification
+    from ..results import AppliedAll, Status, Verification
 
 app = typer.Typer(
     cls=Group,
@@ -83,38 +84,43 @@ def apply(
 ) -> None:
     """Verify packets and apply them in the given order.
 
-    If you pass several packets, `apply` skips those already applied. The first one that is refused
-    ends the command.
+    If you pass several packets, `apply` skips those already applied. Updates in a row are merged
+    once and proved by the canary of the last one. The first packet that is refused ends the
+    command, and those before it are in force. With `--json`, `applied` lists a file, kind, task,
+    generation, canary difference and time for each packet, `skipped` a file and a reason, and the
+    rest is the device's status.
     """
     from ..device.device import IN_PLACE, Device
 
     device = Device.open(store, unproved=unproved, swap=IN_PLACE)
-    done: list[dict[str, Any]] = []
-    skipped: list[str] = []
-    result = {"applied": done, "skipped": skipped}
+    result: dict[str, list[dict[str, Any]]] = {"applied": [], "skipped": []}
+    alone = len(packets) == 1
+
+    def told(one: AppliedPacket | SkippedPacket) -> None:
+        result["applied" if isinstance(one, AppliedPacket) else "skipped"].append(one.to_dict())
+        if not json and not alone:
+            say(_taken(one))
+
     with completing(result):
-        for path in packets:
-            try:
-                with naming(path):
-                    applied = device.apply(path, allow_older)
-                done.append(applied.to_dict())
-                line = _applied(path, applied)
-            except NothingToDo as error:
-                if len(packets) == 1:
-                    raise
-                skipped.append(str(path))
-                line = str(error)
-            if not json:
-                say(line)
-    if json:
-        emit(result, json, list)
+        done = device.apply_all(packets, allow_older, told)
+        if alone and done.skipped:
+            raise NothingToDo(f"{done.skipped[0].file}: {done.skipped[0].reason}")
+    emit(done, json, lambda: [_in_force(done, alone)] if done.applied else [])
 
 
-def _applied(path: Path, done: Applied) -> str:
-    difference = done.canary_difference
+def _taken(one: AppliedPacket | SkippedPacket) -> str:
+    if isinstance(one, SkippedPacket):
+        return f"{one.file}: {one.reason}"
+    return f"{one.file}: {_KINDS[one.kind]}task {one.task}"
+
+
+def _in_force(done: AppliedAll, alone: bool) -> str:
+    """alone: The only packet, which has no line of its own."""
+    last, difference = done.applied[-1], done.canary_difference
     canary = "not run" if difference is None else f"{difference:.1e}"
-    now = f"{_KINDS[done.kind]}task {done.task} in force, {len(done.classes)} classes"
-    return f"{path}: {now}, {done.apply_ms} ms, canary {canary}"
+    begin = f"{last.file}: {_KINDS[last.kind]}" if alone else ""
+    now = f"task {done.task} in force, {len(done.classes)} classes"
+    return f"{begin}{now}, {done.apply_ms} ms, canary {canary}"
 
 
 @app.command(cls=Command)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..errors import NothingToDo
+from ..errors import HealthError, NothingToDo
 from ..formats.bundle import open_bundle
 from ..results import Status, Verification
 from ..shortage import noticed
@@ -106,9 +106,12 @@ class Device(Intake):
     def rollback(self) -> Status:
         """Go back by one packet for good. If packets are damaged, keep those that are intact.
 
+        If the canary fails there, go back by one more, and so on: a state in the middle of what
+        `apply_all` applied as one was never proved.
+
         Raises:
             NothingToDo: The device is in the bundle's own state.
-            HealthError: The canary fails.
+            HealthError: The canary fails in every earlier state.
         """
         doing = noticed(f"while the generation before was loaded, {self._need}")
         with doing, self._store.lock(), self._changing:
@@ -122,7 +125,13 @@ class Device(Intake):
                 # Damaged since this program read them: it cannot go back to them either.
                 self._restore(record)
             lost = len(record.packets) - len(self._live.packets)
-            self._commit(record.without(lost or 1), self._generations.build)
+            for count in range(lost or 1, len(record.packets) + 1):
+                try:
+                    self._commit(record.without(count), self._generations.build)
+                    break
+                except HealthError:
+                    if count == len(record.packets):
+                        raise
         return self.status()
 
 
