@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..errors import InputError, LimitError, NothingToDo
+from ..errors import InputError, LimitError, NothingToDo, UsageError
 from ..inputs.sizes import MAX_FILE
 from ..results import AppliedPacket, SkippedPacket
-from . import arguments
+from . import arguments, sync
 from .arguments import Store, Unproved
 from .help import CONTEXT, Command, Group
 from .output import Json, answered, completing, emit, facts, fields, output, say
@@ -51,8 +51,18 @@ _STATUS = (
 
 @app.command(cls=Command)
 def init(
-    bundle: arguments.Bundle,
     store: arguments.NewStore,
+    bundle: Annotated[
+        Optional[str],
+        typer.Option(
+            "--bundle",
+            metavar="BUNDLE",
+            help="Folder of the bundle. With --from: the bundle's name, or the beginning of its "
+            "id; needed if the repository holds bundles of several names.",
+        ),
+    ] = None,
+    url: sync.From = None,
+    root: sync.Root = None,
     unproved: Unproved = False,
     group: Annotated[
         Optional[str],
@@ -61,14 +71,32 @@ def init(
             help="Group whose members may read the store and predict. Default: nobody else may.",
         ),
     ] = None,
+    max_rate: sync.MaxRate = 0,
+    proxy: sync.Proxy = None,
+    ca: sync.Ca = None,
+    client_cert: sync.ClientCert = None,
+    client_key: sync.ClientKey = None,
     json: Json = False,
 ) -> None:
-    """Make a store from a bundle: the first start of a device."""
+    """Make a store from a bundle: the first start of a device.
+
+    With --from, the bundle is downloaded from a fleet repository, and the device gets an identity.
+    After a cut, the same command goes on where it ended.
+    """
     from ..device.device import Device
     from ..progress import stage
 
-    with stage("checking the bundle and running its canary"):
-        device = Device.init(bundle, store, unproved, group)
+    def make(bundle: Path, store: Path) -> Device:
+        with stage("checking the bundle and running its canary"):
+            return Device.init(bundle, store, unproved, group)
+
+    if url is None:
+        if bundle is None:
+            raise UsageError("a bundle is missing: name its folder with --bundle, or use --from")
+        device = make(Path(bundle), store)
+    else:
+        link = sync.link_of(max_rate, proxy, ca, client_cert, client_key)
+        device = sync.init_from((url, root, bundle), store, link, make)
     _show(device.status(), json)
 
 
@@ -264,6 +292,9 @@ def rollback(store: Store, unproved: Unproved = False, json: Json = False) -> No
     from ..device.device import IN_PLACE, Device
 
     _show(Device.open(store, unproved=unproved, swap=IN_PLACE).rollback(), json)
+
+
+app.command("sync", cls=Command)(sync.sync)
 
 
 @app.command("export-adapter", cls=Command)

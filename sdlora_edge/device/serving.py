@@ -77,6 +77,11 @@ class Serving(Predictor):
         """The keys that must sign the next packet."""
         return self._live.trust
 
+    @property
+    def states(self) -> tuple[str, ...]:
+        """Digests of all states that led to the one in force, S_0 first."""
+        return tuple(self._live.state.states)
+
     def current(self) -> tuple[TaskState, dict[str, np.ndarray]]:
         """The state in force, and its merged weights and head, float32, computed on each call."""
         live = self._live

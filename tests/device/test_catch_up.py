@@ -127,7 +127,7 @@ def test_those_that_are_held_are_skipped_and_so_is_one_that_is_named_twice(
     assert (nothing.applied, len(nothing.skipped), nothing.canary_difference) == ((), 3, None)
     assert device.status() == before
     assert device.apply_all([]).task == 3
-    with pytest.raises(NothingToDo, match="^this packet is applied already"):
+    with pytest.raises(NothingToDo, match=r"^this packet is applied already"):
         device.apply(third)
 
 
@@ -338,7 +338,7 @@ def test_after_a_process_was_killed_over_a_batch_each_packet_is_tried_alone(
     monkeypatch.setattr(
         Device, "apply", lambda device, path: (alone.append(path.name), apply(device, path))[1]
     )
-    watcher, events = watched(store, folder)
+    watcher, _ = watched(store, folder)
     assert watcher.look(settled=False).device.task == 3
     assert alone == [path.name for path in fleet.packets]
     kept = json.loads((store / "watch.json").read_text())
