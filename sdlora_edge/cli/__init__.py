@@ -31,11 +31,13 @@ try:
         device,
         eval,
         export,
+        fleet,
         keys,
         output,
         packet,
         peft,
         report,
+        rollout,
         stages,
         terminal,
         train,
@@ -75,6 +77,8 @@ device.app.command("watch", cls=Command)(watch.watch)
 device.app.command("selftest", cls=Command)(watch.selftest)
 app.command("expect", cls=Command)(watch.expect)
 app.add_typer(device.app, name="device")
+fleet.app.add_typer(rollout.app, name="rollout")
+app.add_typer(fleet.app, name="fleet")
 app.command("demo", cls=Command)(demo.demo)
 
 

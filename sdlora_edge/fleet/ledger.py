@@ -148,7 +148,7 @@ def read_batch(store: Path) -> Batch | None:
 
     A damaged file counts nothing.
     """
-    value = _read(folder_of(store) / TALLY)
+    value = _read(folder_of(store) / TALLY) or {}
     try:
         _BATCH(value)
         batch = Batch(value["name"], value["since"], Counts(**value["counts"]))

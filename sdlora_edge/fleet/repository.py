@@ -90,14 +90,19 @@ class Repository:
             UsageError: The folder exists and is not empty, or a threshold cannot be met.
         """
         path = Path(path)
-        if path.exists() and any(path.iterdir()):
-            raise UsageError(f"{path} is not empty: choose another folder for the repository")
+        cls.require_new(path)
         signers = signing.signers_of(setup.signers)
         make_served(path, path / "metadata", path / "targets")
         repository = cls(path, clock)
         with repository.locked():
             found(repository.roles, setup, signers)
         return repository
+
+    @staticmethod
+    def require_new(path: Path) -> None:
+        """Raises UsageError unless a repository may be made there."""
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UsageError(f"{path} exists and is not empty: choose another folder")
 
     @classmethod
     def open(

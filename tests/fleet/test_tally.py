@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from faults.simulator import Killed, Restarts, Simulator, Tree
+from fleet.reported import predicted
 
-from sdlora_edge.device.answers import Prediction
 from sdlora_edge.errors import ResourceError, StorageError
 from sdlora_edge.fleet import tally
 from sdlora_edge.fleet.counts import MOST_CLASSES, Counts
@@ -24,10 +24,6 @@ from sdlora_edge.fleet.tally import Tally
 from sdlora_edge.storage import disk
 
 CLOCK = 1_800_000_000
-
-
-def predicted(name: str, probability: float = 0.5, known: bool = True) -> Prediction:
-    return Prediction(((name, probability), ("z", 0.1)), 1, known, 1.0, None)
 
 
 def count(store: Path, *names: str) -> None:
