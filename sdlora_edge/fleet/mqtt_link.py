@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 PASSWORD = "SDLORA_EDGE_MQTT_PASSWORD"  # noqa: S105 - the name of a variable
 PORTS = {"mqtt": 1883, "mqtts": 8883}
+CERTIFICATES = "SDLORA_EDGE_CA", "SDLORA_EDGE_CLIENT_CERT", "SDLORA_EDGE_CLIENT_KEY"
+"""Variables with the files of `Options`."""
 TOPICS = "sdlora-edge"
 ONLINE, OFFLINE = "online", "offline"
 CLOSED = "it closed the connection"
@@ -51,13 +54,15 @@ class Options:
     timeout: float = 30.0
 
     @classmethod
-    def from_environment(cls) -> Options:
-        """SDLORA_EDGE_CA, SDLORA_EDGE_CERT and SDLORA_EDGE_CERT_KEY."""
-        ca, certificate, key = (
-            os.environ.get(name) or None
-            for name in ("SDLORA_EDGE_CA", "SDLORA_EDGE_CERT", "SDLORA_EDGE_CERT_KEY")
-        )
-        return cls(ca, certificate, key)
+    def given(
+        cls, ca: Path | None = None, certificate: Path | None = None, key: Path | None = None
+    ) -> Options:
+        """These files; in place of a missing one, that of the environment."""
+        found = [
+            str(file) if file else os.environ.get(name) or None
+            for file, name in zip((ca, certificate, key), CERTIFICATES, strict=True)
+        ]
+        return cls(found[0], found[1], found[2])
 
 
 def report_topic(channel: str, device: str) -> str:
@@ -202,8 +207,8 @@ class MqttLink:
             client.tls_set(o.ca, o.certificate, o.key)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             raise InputError(
-                f"the certificates for {self._place} cannot be used ({error}): check --ca, --cert "
-                "and --cert-key"
+                f"the certificates for {self._place} cannot be used ({error}): check --ca, "
+                "--client-cert and --client-key"
             ) from error
 
     def _end(self) -> None:
