@@ -32,6 +32,7 @@ try:
         eval,
         export,
         fleet,
+        identity,
         keys,
         output,
         packet,
@@ -74,6 +75,9 @@ packet.app.command("to-peft", cls=Command)(peft.to_peft)
 packet.app.command("from-peft", cls=Command)(peft.from_peft)
 app.add_typer(packet.app, name="packet")
 device.app.command("watch", cls=Command)(watch.watch)
+device.app.command("configure", cls=Command)(identity.configure)
+device.app.command("identity", cls=Command)(identity.identity)
+device.app.command("report", cls=Command)(identity.report)
 device.app.command("selftest", cls=Command)(watch.selftest)
 app.command("expect", cls=Command)(watch.expect)
 app.add_typer(device.app, name="device")

@@ -8,25 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import queue
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..device.device import IN_PLACE, Device
-from ..device.store import Store
 from ..device.watch.events import Emit, Events, notify, now, to_stderr
 from ..errors import SdloraError, UsageError
-from ..results import Status
 from ..storage import atomic
 from .client import Client, Synced
-from .identity import Identity, identity
-from .reporting import Reporter
 
 SHORTEST, LONGEST = 1.0, 86_400.0
 """bounds of the seconds between two looks"""
@@ -35,7 +28,7 @@ LONGEST_WAIT = 3600.0
 SPREAD = 0.2
 """A wait is longer or shorter by at most this share."""
 MakeClient = Callable[[], Client]
-Tell = Callable[["Synced | None"], object]
+Tell = Callable[[], object]
 
 
 class Follower:
@@ -46,7 +39,7 @@ class Follower:
         interval: Seconds between two looks.
         status: A JSON file to keep for monitoring.
         emit: Gets each event.
-        tell: Called after each look with what it did, or None after an error: such as `Telling`.
+        tell: Called after each look: sends a report if one is due (`heartbeat`).
     """
 
     def __init__(
@@ -91,9 +84,9 @@ class Follower:
         except Exception as error:  # the next look may go better
             self._note(str(error) if isinstance(error, SdloraError) else repr(error), error)
             self._write({"error": self._trouble})
-            self._report(None)
+            self._report()
             return None
-        self._report(done)
+        self._report()
         if self._trouble:
             self._events.tell("recovered", {"from": self._trouble})
         self._troubles, self._trouble = 0, ""
@@ -110,10 +103,10 @@ class Follower:
         wait = min(self._interval * 2.0 ** min(self._troubles, 30), longest)
         return wait * random.uniform(1 - SPREAD, 1 + SPREAD)  # noqa: S311
 
-    def _report(self, done: Synced | None) -> None:
+    def _report(self) -> None:
         if self._tell is not None:
             try:
-                self._tell(done)
+                self._tell()
             except Exception as error:  # a report that is not sent stops nothing
                 self._events.tell("unreported", {"error": str(error)})
 
@@ -131,55 +124,6 @@ class Follower:
                 atomic.write(self._status, data.encode() + b"\n")
             except SdloraError as error:
                 self._events.tell("status", {"error": str(error)})
-
-
-class Telling:
-    """Reports of a device that follows a repository: after each change, and regularly.
-
-    Args:
-        store: The device's directory.
-        every: Seconds between two reports if nothing changes.
-    """
-
-    def __init__(self, store: Path, every: float = 3600.0) -> None:
-        self._store, self._every = store, every
-        self._told = -math.inf
-        self._who: Identity | None = None
-        self._reporter: Reporter | None = None
-        self._standing: tuple[int, Status | SdloraError] | None = None
-
-    def __call__(self, done: Synced | None) -> None:
-        """Send a report if one is due."""
-        who = identity(self._store)
-        if who != self._who:
-            self.close()
-            self._who, self._told = who, -math.inf
-            self._reporter = Reporter(self._store, who) if who.report_to else None
-            if self._reporter:
-                self._reporter.connect()
-        changed = done is not None and bool(done.applied or done.failures)
-        due = changed or time.monotonic() - self._told >= self._every
-        if self._reporter is not None and due:
-            sent = self._reporter.report(self._status())
-            if sent is not None and sent.delivered:
-                self._told = time.monotonic()
-
-    def close(self) -> None:
-        """Say goodbye to the brokers."""
-        if self._reporter is not None:
-            self._reporter.close()
-            self._reporter = None
-
-    def _status(self) -> Status | SdloraError:
-        """The device's status. The model is opened only if the store has changed."""
-        try:
-            counter = Store(self._store).current().counter
-            if self._standing is None or self._standing[0] != counter:
-                status = Device.open(self._store, swap=IN_PLACE).status()
-                self._standing = counter, status
-            return self._standing[1]
-        except SdloraError as error:
-            return error
 
 
 @contextlib.contextmanager
