@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, UsageError, printable
 from ..formats import signing
 from ..formats.canonical import dump_json, parse_exact_json
 from ..formats.ed25519 import is_key
-from ..formats.fields import listed, one_of, record, text
+from ..formats.fields import line, listed, one_of, record
 from ..results import Result
 from ..storage import atomic, disk
 from .extras import need
@@ -98,7 +98,7 @@ def public_hex(value: Any) -> None:
 
 def device_groups(value: Any) -> None:
     """The kind of a device's groups."""
-    listed(text(), 0, MOST_GROUPS)(value)
+    listed(line(), 0, MOST_GROUPS)(value)
     if "" in value or len(set(value)) < len(value):
         raise ValueError(f"groups {value} hold an empty one, or one twice")
 
@@ -107,11 +107,11 @@ _DEVICE = record(
     {
         "format": one_of(FORMAT),
         "id": device_id,
-        "name": text(),
+        "name": line(),
         "channel": channel_name,
         "groups": device_groups,
-        "url": text(URL_LIMIT),
-        "report_to": listed(text(URL_LIMIT), 0, MOST_DESTINATIONS),
+        "url": line(URL_LIMIT),
+        "report_to": listed(line(URL_LIMIT), 0, MOST_DESTINATIONS),
         "public": public_hex,
     }
 )
@@ -227,7 +227,7 @@ def _new(store: Path) -> Identity:
     if disk.size(path) is None:
         atomic.write(path, _new_key(), mode=0o600, like=store)
     signer = signing.load_signer(path)
-    name = socket.gethostname()[:200]
+    name = printable(socket.gethostname())[:200]
     public = signer.public_key.keyval["public"]
     return Identity(os.urandom(16).hex(), name, "default", (), "", (), public)
 

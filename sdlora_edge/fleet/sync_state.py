@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..formats.canonical import dump_json, parse_exact_json
-from ..formats.fields import Kind, digest, either, listed, record, text, whole
+from ..formats.fields import Kind, digest, either, flag, listed, nothing, record, text, whole
 from ..results import Result
 from .rollout import LATEST
 
@@ -90,20 +90,8 @@ class SyncState(Result):
         return cls(**value | {"step": as_step(value["step"]), "errors": as_errors(value["errors"])})
 
 
-def flag(value: Any) -> None:
-    """The kind of true and false."""
-    if type(value) is not bool:
-        raise ValueError(f"{value!r} is neither true nor false")
-
-
-def nothing(value: Any) -> None:
-    """The kind of null."""
-    if value is not None:
-        raise ValueError(f"{value!r} is not null")
-
-
 def canary_1e9(difference: float | None) -> int | None:
-    """A canary's difference as JSON holds it: times 1e9, rounded. One that is no number is large."""
+    """A canary's difference as JSON holds it: times 1e9. NaN and infinity are CANARY_LIMIT."""
     if difference is None:
         return None
     small = 0 <= difference < CANARY_LIMIT / 1e9  # false for NaN

@@ -45,6 +45,30 @@ def text(most: int = LIMITS.name) -> Kind:
     return check
 
 
+def line(most: int = LIMITS.name) -> Kind:
+    """A text on one line: safe for a terminal, a log and a database."""
+    short = text(most)
+
+    def check(value: Any) -> None:
+        short(value)
+        if not value.isprintable():
+            raise ValueError(f"{value!r} holds characters that cannot be shown")
+
+    return check
+
+
+def flag(value: Any) -> None:
+    """True or false."""
+    if type(value) is not bool:
+        raise ValueError(f"{value!r} is neither true nor false")
+
+
+def nothing(value: Any) -> None:
+    """Null."""
+    if value is not None:
+        raise ValueError(f"{value!r} is not null")
+
+
 def one_of(*values: str) -> Kind:
     """One of these strings."""
 

@@ -262,11 +262,27 @@ def _signed_by(envelope: Envelope, trust: Trust) -> Iterator[Key]:
     signed = envelope.pae()
     for key in trust.keys:
         signature = envelope.signatures.get(key.keyid)
-        # Without `cryptography`, securesystemslib would accept an R that is not canonical.
-        if signature and ed25519.is_canonical(bytes.fromhex(signature.signature)[:32]):
-            with suppress(UnverifiedSignatureError):
-                key.verify_signature(signature, signed)
-                yield key
+        if signature and is_good(key, bytes.fromhex(signature.signature), signed):
+            yield key
+
+
+def is_good(key: Key, signature: bytes, signed: bytes) -> bool:
+    """Tell whether these 64 bytes are a signature of `signed`, in its one canonical form.
+
+    key: a sound one (`ed25519.is_key`).
+    """
+    # Without `cryptography`, securesystemslib would accept an R that is not canonical.
+    if not is_whole(signature) or not ed25519.is_canonical(signature[:32]):
+        return False
+    with suppress(UnverifiedSignatureError):
+        key.verify_signature(Signature(key.keyid, signature.hex()), signed)
+        return True
+    return False
+
+
+def is_whole(signature: bytes) -> bool:
+    """Tell whether these are the bytes of an Ed25519 signature: 64, the second half below L."""
+    return len(signature) == 64 and int.from_bytes(signature[32:], "little") < ed25519.ORDER
 
 
 def unsigned(payload: bytes) -> bytes:
@@ -314,8 +330,8 @@ def _envelope(envelope_json: bytes) -> Envelope:
     try:
         for signature in value["signatures"]:
             sig = base64.b64decode(signature["sig"])
-            whole = len(sig) == 64 and int.from_bytes(sig[32:], "little") < ed25519.ORDER
-            if set(signature) != {"keyid", "sig"} or not is_sha256(signature["keyid"]) or not whole:
+            named = set(signature) == {"keyid", "sig"} and is_sha256(signature["keyid"])
+            if not named or not is_whole(sig):
                 raise ValueError("a signature is not one of Ed25519, or has more fields")
         if not 1 <= len(value["signatures"]) <= LIMITS.keys:
             raise ValueError(f"{len(value['signatures'])} signatures")
