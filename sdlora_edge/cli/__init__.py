@@ -27,6 +27,7 @@ from ..shortage import shortage
 try:
     from . import (
         bundle,
+        collector,
         demo,
         device,
         eval,
@@ -70,6 +71,13 @@ device.app.command("watch", cls=Command)(watch.watch)
 device.app.command("selftest", cls=Command)(watch.selftest)
 app.command("expect", cls=Command)(watch.expect)
 app.add_typer(device.app, name="device")
+fleet = typer.Typer(
+    cls=Group, no_args_is_help=True, context_settings=CONTEXT, help="Collect reports of a fleet."
+)
+fleet.command("serve", cls=Command)(collector.serve)
+fleet.command("enroll", cls=Command)(collector.enroll)
+fleet.command("devices", cls=Command)(collector.devices)
+app.add_typer(fleet, name="fleet")
 app.command("demo", cls=Command)(demo.demo)
 
 

@@ -80,7 +80,9 @@ def _with_driver(url: str) -> str:
     scheme, separator, rest = url.partition("://")
     kind = scheme.partition("+")[0]
     if not separator or kind not in DRIVERS:
-        raise UsageError(f"database {_shown(url)}: use sqlite:///FILE or postgresql://USER@HOST/NAME")
+        raise UsageError(
+            f"database {_shown(url)}: use sqlite:///FILE or postgresql://USER@HOST/NAME"
+        )
     full = f"{DRIVERS[kind]}://{rest}"
     try:
         make_url(full)

@@ -33,13 +33,20 @@ class StaleReport(Exception):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened. command: for a human to run. begun: see `driver.Evidence`."""
+    """Something that happened.
+
+    Attributes:
+        task: That the device got to.
+        command: For a human to run.
+        begun: See `driver.Evidence`.
+    """
 
     kind: str
     message: str
     channel: str = ""
     device: str = ""
     packet: str = ""
+    task: int | None = None
     command: str = ""
     begun: int = 0
 
@@ -202,9 +209,7 @@ def _count(connection: Connection, report: Report, before: Mapping[str, Any], ti
     )
 
 
-def _add(
-    connection: Connection, place: tuple[str, int, int], made: Predictions, sign: int
-) -> None:
+def _add(connection: Connection, place: tuple[str, int, int], made: Predictions, sign: int) -> None:
     """Add counts, or with sign -1 take them back. place: device, hour, task."""
     if not made.total:
         return
@@ -221,7 +226,7 @@ def _add(
 
 
 def _tell(connection: Connection, report: Report, before: Mapping[str, Any], now: int) -> None:
-    about = {"channel": storable(report.channel), "device": report.device}
+    about: dict[str, Any] = {"channel": storable(report.channel), "device": report.device}
     if before["silent"]:
         connection.execute(
             update(devices).where(devices.c.id == report.device).values(silent=False)
@@ -232,7 +237,7 @@ def _tell(connection: Connection, report: Report, before: Mapping[str, Any], now
             f"{storable(report.name)} went from task {before['task']} to task {report.task} "
             f"({storable(report.task_name)})"
         )
-        add_event(connection, Event(UPDATED, text, **about), moment(report, now))
+        add_event(connection, Event(UPDATED, text, **about, task=report.task), moment(report, now))
 
 
 def add_event(connection: Connection, one: Event, time: int) -> None:

@@ -107,6 +107,7 @@ events = Table(
     Column("channel", Text, nullable=False, server_default=""),
     Column("device", String(200), nullable=False, server_default=""),
     Column("packet", String(64), nullable=False, server_default=""),
+    Column("task", BigInteger),  # that the device got to
     Column("message", Text, nullable=False),
     Column("command", Text, nullable=False, server_default=""),  # for a human to run
     Column("begun", BigInteger, nullable=False, server_default="0"),  # see driver.Evidence

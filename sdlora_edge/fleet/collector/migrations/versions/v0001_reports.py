@@ -64,6 +64,7 @@ def upgrade() -> None:
         sa.Column("channel", sa.Text, nullable=False, server_default=""),
         sa.Column("device", sa.String(200), nullable=False, server_default=""),
         sa.Column("packet", sa.String(64), nullable=False, server_default=""),
+        sa.Column("task", sa.BigInteger),
         sa.Column("message", sa.Text, nullable=False),
         sa.Column("command", sa.Text, nullable=False, server_default=""),
         sa.Column("begun", sa.BigInteger, nullable=False, server_default="0"),
