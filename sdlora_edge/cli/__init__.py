@@ -32,11 +32,13 @@ try:
         device,
         eval,
         export,
+        fleet,
         keys,
         output,
         packet,
         peft,
         report,
+        rollout,
         stages,
         terminal,
         train,
@@ -71,13 +73,11 @@ device.app.command("watch", cls=Command)(watch.watch)
 device.app.command("selftest", cls=Command)(watch.selftest)
 app.command("expect", cls=Command)(watch.expect)
 app.add_typer(device.app, name="device")
-fleet = typer.Typer(
-    cls=Group, no_args_is_help=True, context_settings=CONTEXT, help="Collect reports of a fleet."
-)
-fleet.command("serve", cls=Command)(collector.serve)
-fleet.command("enroll", cls=Command)(collector.enroll)
-fleet.command("devices", cls=Command)(collector.devices)
-app.add_typer(fleet, name="fleet")
+fleet.app.add_typer(rollout.app, name="rollout")
+fleet.app.command("serve", cls=Command)(collector.serve)
+fleet.app.command("enroll", cls=Command)(collector.enroll)
+fleet.app.command("devices", cls=Command)(collector.devices)
+app.add_typer(fleet.app, name="fleet")
 app.command("demo", cls=Command)(demo.demo)
 
 

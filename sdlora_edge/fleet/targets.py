@@ -1,6 +1,6 @@
 """What the fleet repository says of each published file, as custom metadata of a TUF target.
 
-    packets/<kind>-<sequence>-r<revision>-<digest>.safetensors    signed packets of all kinds
+    packets/<kind>-<sequence>-r<revision>-<digest>.sdlora    signed packets of all kinds
     bundles/<bundle id>/<file>                                    files of a bundle
     rollout/<channel>.json                                        `rollout.Plan`, by role `rollout`
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
+from ..formats.container import SUFFIX
 from ..formats.fields import digest, either, one_of, record, text, whole
 from ..formats.limits import LIMITS
 from ..results import Result
@@ -59,7 +60,7 @@ class Published(Result):
     def path(self, data_digest: str) -> str:
         """Target path of a packet with this SHA-256."""
         version = f"{self.kind}-{self.sequence:04d}-r{self.revision}"
-        return f"{PACKETS}{version}-{data_digest[:12]}.safetensors"
+        return f"{PACKETS}{version}-{data_digest[:12]}{SUFFIX}"
 
 
 _STATE = either(digest, one_of(""))

@@ -182,6 +182,10 @@ def method(figure: dict[str, Any]) -> str:
             size = f"{row['packet_bytes'][0] / 1000:.0f} kB" if "packet_bytes" in row else ""
             rows.append([label, *cells, size])
         closed = f"Of the gap from frozen to joint, the default closes {100 * figure['gap_closed'][name]:.0f} %."
+        if name in (turned := figure.get("gap_closed_turned", {})):
+            closed += (
+                f" If joint training sees turned images too, it closes {100 * turned[name]:.0f} %."
+            )
         parts.append(table(head, rows) + f"\n\n{closed}")
     return "\n\n".join([*parts, *answers(figure)])
 

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,7 @@ def collect() -> dict[str, Any]:
     """{set: {row: {column: [mean, std]}}, "gap_closed": {set: share}}; a row without "aligned" in its name has the plain head."""
     table: dict[str, Any] = {}
     gap: dict[str, float] = {}
+    turned: dict[str, float] = {}
     for name in SETS:
         rows: dict[str, Any] = {}
         for row in ROWS:
@@ -228,16 +230,24 @@ def collect() -> dict[str, Any]:
                 rows |= of_row(name, row, runs)
                 rows |= of_heads(runs) if row == "default" else {}
         table[name] = rows
-        joint = [rows[r]["last"][0] for r in rows if r.startswith("joint")]
-        if joint and "default" in rows:
-            low = rows["frozen aligned"]["last"][0]
-            gap[name] = (rows["default aligned"]["last"][0] - low) / (max(joint) - low)
+        if "joint" in rows and "default" in rows:
+            gap[name] = closed(rows, ("joint", "joint aligned"))
+        if "joint turned" in rows and "default" in rows:
+            turned[name] = closed(rows, [row for row in rows if row.startswith("joint")])
     return {
         "sets": {n: {**COMMON, **SETS[n]} for n in SETS},
         "seeds": SEEDS,
         "gap_closed": gap,
+        "gap_closed_turned": turned,
         **table,
     }
+
+
+def closed(rows: dict[str, Any], joint: Sequence[str]) -> float:
+    """The default's share of the gap from the frozen backbone to the best of these rows."""
+    last = {name: rows[name]["last"][0] for name in (*joint, "frozen aligned", "default aligned")}
+    low = last["frozen aligned"]
+    return float((last["default aligned"] - low) / (max(last[name] for name in joint) - low))
 
 
 def main() -> None:
