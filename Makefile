@@ -5,13 +5,18 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device figures clean
+.PHONY: demo test test-fleet docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
 
 test: .venv/installed lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+# the fleet against real servers of Debian: installs them if it may, and says which tests it skips for want of one
+test-fleet: .venv/installed
+	$(BIN)/python tests/fleet/install.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m debian -rs
 
 # the site, in build/site; dead links are errors
 docs: .venv/installed

@@ -13,6 +13,7 @@ The number is the exit code of the command line.
     │   └── DivergedError         6   training diverged: numbers not finite; earlier tasks are kept
     ├── NothingToDo               7   the command is right, but there is nothing to do
     └── ResourceError             8   memory or disk space ran out; no file was judged: try again
+        └── LinkError             8   a server or a broker cannot be reached: try again
 
 A message names the offending thing first and ends with what to do.
 """
@@ -124,6 +125,10 @@ class ResourceError(SdloraError):
     """Memory or disk space ran out. No file was judged."""
 
     exit_code = 8
+
+
+class LinkError(ResourceError):
+    """A server or a broker cannot be reached, or answers with an error."""
 
 
 UNWRITTEN = (StorageError, ResourceError)

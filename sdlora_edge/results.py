@@ -91,6 +91,55 @@ class Applied(Status):
 
 
 @dataclass(frozen=True)
+class AppliedPacket(Result):
+    """A packet that `apply_all` has put in force.
+
+    Args:
+        file: Its file.
+        kind: "update", "trust" or "revocation".
+        task: Number of the device's task after it.
+        task_name: Name of that task.
+        generation: Counter of the generation that put it in force. Updates in a row share one.
+        canary_difference: Largest difference of that generation's canary; None if the engine runs
+            no model.
+        apply_ms: Milliseconds from the call to that generation's commit.
+    """
+
+    file: Path
+    kind: str
+    task: int
+    task_name: str
+    generation: int
+    canary_difference: float | None
+    apply_ms: float
+
+
+@dataclass(frozen=True)
+class SkippedPacket(Result):
+    """A packet that the device holds already, or that changes nothing, and why."""
+
+    file: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class AppliedAll(Status):
+    """A device's status after several packets.
+
+    Args:
+        applied: The packets that came into force, in order.
+        skipped: Those that did not have to.
+        canary_difference: Largest difference of the last canary; None if none was run.
+        apply_ms: Milliseconds from the call to the last commit.
+    """
+
+    applied: tuple[AppliedPacket, ...]
+    skipped: tuple[SkippedPacket, ...]
+    canary_difference: float | None
+    apply_ms: float
+
+
+@dataclass(frozen=True)
 class Damage(Result):
     """A damaged or missing file of a store, relative to it, and what to do about it."""
 

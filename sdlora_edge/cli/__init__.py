@@ -33,6 +33,7 @@ try:
         eval,
         export,
         fleet,
+        identity,
         keys,
         output,
         packet,
@@ -53,6 +54,11 @@ except SdloraError as error:  # this platform lacks what every command needs
 _ArgumentError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 COMPLETE = "_SDLORA_EDGE_COMPLETE"
 """The variable by which a shell asks for completions."""
+_EXTRAS = {
+    "agent": ("paho", "tuf", "urllib3"),
+    "fleet": ("alembic", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"),
+}
+"""Modules of each extra; those of all others are the host's."""
 
 app = typer.Typer(
     cls=Group,
@@ -70,6 +76,9 @@ packet.app.command("to-peft", cls=Command)(peft.to_peft)
 packet.app.command("from-peft", cls=Command)(peft.from_peft)
 app.add_typer(packet.app, name="packet")
 device.app.command("watch", cls=Command)(watch.watch)
+device.app.command("configure", cls=Command)(identity.configure)
+device.app.command("identity", cls=Command)(identity.identity)
+device.app.command("report", cls=Command)(identity.report)
 device.app.command("selftest", cls=Command)(watch.selftest)
 app.command("expect", cls=Command)(watch.expect)
 app.add_typer(device.app, name="device")
@@ -184,6 +193,12 @@ def _show_usage(error: Any) -> None:
     terminal.console(sys.stderr).print(panel)
 
 
+def _extra(module: str) -> str:
+    """The extra of this package that a module belongs to."""
+    package = module.partition(".")[0]
+    return next((extra for extra, names in _EXTRAS.items() if package in names), "host")
+
+
 def _explain(error: BaseException) -> tuple[int, str]:
     """The exit code and the line that says what is wrong."""
     if type(error).__name__ == "NoArgsIsHelpError":
@@ -200,7 +215,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, ModuleNotFoundError):
         return 2, (
             f"this command needs {error.name}, which is not installed: "
-            "run pip install 'sdlora-edge[host]'"
+            f"run pip install 'sdlora-edge[{_extra(error.name or '')}]'"
         )
     return 1, (
         f"internal error: {error!r}: please report it; --debug before the command shows where it is"

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..errors import InputError, LimitError, NothingToDo, naming
+from ..errors import InputError, LimitError, NothingToDo, UsageError
 from ..inputs.sizes import MAX_FILE
-from . import arguments
+from ..results import AppliedPacket, SkippedPacket
+from . import arguments, sync
 from .arguments import Store, Unproved
 from .help import CONTEXT, Command, Group
 from .output import Json, answered, completing, emit, facts, fields, output, say
 
 if TYPE_CHECKING:
     from ..inputs.image import ImageLike
-    from ..results import Applied, Status, Verification
+    from ..results import AppliedAll, Status, Verification
 
 app = typer.Typer(
     cls=Group,
@@ -50,8 +51,18 @@ _STATUS = (
 
 @app.command(cls=Command)
 def init(
-    bundle: arguments.Bundle,
     store: arguments.NewStore,
+    bundle: Annotated[
+        Optional[str],
+        typer.Option(
+            "--bundle",
+            metavar="BUNDLE",
+            help="Folder of the bundle. With --from: the bundle's name, or the beginning of its "
+            "id; needed if the repository holds bundles of several names.",
+        ),
+    ] = None,
+    url: sync.From = None,
+    root: sync.Root = None,
     unproved: Unproved = False,
     group: Annotated[
         Optional[str],
@@ -60,14 +71,32 @@ def init(
             help="Group whose members may read the store and predict. Default: nobody else may.",
         ),
     ] = None,
+    max_rate: sync.MaxRate = 0,
+    proxy: sync.Proxy = None,
+    ca: sync.Ca = None,
+    client_cert: sync.ClientCert = None,
+    client_key: sync.ClientKey = None,
     json: Json = False,
 ) -> None:
-    """Make a store from a bundle: the first start of a device."""
+    """Make a store from a bundle: the first start of a device.
+
+    With --from, the bundle is downloaded from a fleet repository, and the device gets an identity.
+    After a cut, the same command goes on where it ended.
+    """
     from ..device.device import Device
     from ..progress import stage
 
-    with stage("checking the bundle and running its canary"):
-        device = Device.init(bundle, store, unproved, group)
+    def make(bundle: Path, store: Path) -> Device:
+        with stage("checking the bundle and running its canary"):
+            return Device.init(bundle, store, unproved, group)
+
+    if url is None:
+        if bundle is None:
+            raise UsageError("a bundle is missing: name its folder with --bundle, or use --from")
+        device = make(Path(bundle), store)
+    else:
+        link = sync.link_of(max_rate, proxy, ca, client_cert, client_key)
+        device = sync.init_from((url, root, bundle), store, link, make)
     _show(device.status(), json)
 
 
@@ -83,38 +112,43 @@ def apply(
 ) -> None:
     """Verify packets and apply them in the given order.
 
-    If you pass several packets, `apply` skips those already applied. The first one that is refused
-    ends the command.
+    If you pass several packets, `apply` skips those already applied. Updates in a row are merged
+    once and proved by the canary of the last one. The first packet that is refused ends the
+    command, and those before it are in force. With `--json`, `applied` lists a file, kind, task,
+    generation, canary difference and time for each packet, `skipped` a file and a reason, and the
+    rest is the device's status.
     """
     from ..device.device import IN_PLACE, Device
 
     device = Device.open(store, unproved=unproved, swap=IN_PLACE)
-    done: list[dict[str, Any]] = []
-    skipped: list[str] = []
-    result = {"applied": done, "skipped": skipped}
+    result: dict[str, list[dict[str, Any]]] = {"applied": [], "skipped": []}
+    alone = len(packets) == 1
+
+    def told(one: AppliedPacket | SkippedPacket) -> None:
+        result["applied" if isinstance(one, AppliedPacket) else "skipped"].append(one.to_dict())
+        if not json and not alone:
+            say(_taken(one))
+
     with completing(result):
-        for path in packets:
-            try:
-                with naming(path):
-                    applied = device.apply(path, allow_older)
-                done.append(applied.to_dict())
-                line = _applied(path, applied)
-            except NothingToDo as error:
-                if len(packets) == 1:
-                    raise
-                skipped.append(str(path))
-                line = str(error)
-            if not json:
-                say(line)
-    if json:
-        emit(result, json, list)
+        done = device.apply_all(packets, allow_older, told)
+        if alone and done.skipped:
+            raise NothingToDo(f"{done.skipped[0].file}: {done.skipped[0].reason}")
+    emit(done, json, lambda: [_in_force(done, alone)] if done.applied else [])
 
 
-def _applied(path: Path, done: Applied) -> str:
-    difference = done.canary_difference
+def _taken(one: AppliedPacket | SkippedPacket) -> str:
+    if isinstance(one, SkippedPacket):
+        return f"{one.file}: {one.reason}"
+    return f"{one.file}: {_KINDS[one.kind]}task {one.task}"
+
+
+def _in_force(done: AppliedAll, alone: bool) -> str:
+    """alone: The only packet, which has no line of its own."""
+    last, difference = done.applied[-1], done.canary_difference
     canary = "not run" if difference is None else f"{difference:.1e}"
-    now = f"{_KINDS[done.kind]}task {done.task} in force, {len(done.classes)} classes"
-    return f"{path}: {now}, {done.apply_ms} ms, canary {canary}"
+    begin = f"{last.file}: {_KINDS[last.kind]}" if alone else ""
+    now = f"task {done.task} in force, {len(done.classes)} classes"
+    return f"{begin}{now}, {done.apply_ms} ms, canary {canary}"
 
 
 @app.command(cls=Command)
@@ -144,6 +178,13 @@ def predict(
             help="Call an image unknown if its score is lower. Default: the state's own threshold.",
         ),
     ] = None,
+    count: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--count/--no-count",
+            help="Count the predictions for the next report. Default: if the device reports.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Name the classes of images, or say that an image is unknown.
@@ -153,16 +194,19 @@ def predict(
     """
     from ..device.answers import Prediction
     from ..device.device import Device
+    from ..fleet.tally import counting
 
     names = deque(name for argument in images for name in _images(argument))
     found: list[dict[str, Any]] = []
     device = Device.open(store)
-    with completing({"predictions": found}):
+    with completing({"predictions": found}), counting(store, count) as tally:
         sources = (_stdin if name == "-" else name for name in list(names))
         pixels = max_megapixels * 10**6
         for answer in device.predict_each(sources, top, batch_size, pixels, threshold):
             name = names.popleft()
             if isinstance(answer, Prediction):
+                if tally is not None:
+                    tally.add([answer])
                 found.append({"image": name, **answer.to_dict()})
                 if not json:
                     say(f"{name}: {answered(answer)}")
@@ -258,6 +302,9 @@ def rollback(store: Store, unproved: Unproved = False, json: Json = False) -> No
     from ..device.device import IN_PLACE, Device
 
     _show(Device.open(store, unproved=unproved, swap=IN_PLACE).rollback(), json)
+
+
+app.command("sync", cls=Command)(sync.sync)
 
 
 @app.command("export-adapter", cls=Command)

@@ -9,23 +9,28 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..errors import HealthError, UsageError
-from . import arguments
+from . import arguments, sync
 from .output import Json, completing, emit, facts, fields, output, say, spaced
 
 _SHOWN = ("task", "task_name", "generation", "classes", "files", "counts", "trouble")
 
 
 def watch(
+    store: arguments.Store,
     folder: Annotated[
-        Path,
+        Optional[Path],
         typer.Argument(
             metavar="FOLDER", help="Folder where packets appear. It may be missing at times."
         ),
-    ],
-    store: arguments.Store,
+    ] = None,
+    url: sync.From = None,
     interval: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Seconds between two looks at the folder.")
-    ] = 5.0,
+        Optional[float],
+        typer.Option(
+            metavar="SECONDS",
+            help="Seconds between two looks. Default: 5 at a folder, 300 at a repository.",
+        ),
+    ] = None,
     once: Annotated[
         bool, typer.Option("--once", help="Look once, at files as they are now, and end.")
     ] = False,
@@ -37,19 +42,32 @@ def watch(
             help="JSON file to keep up to date for monitoring. Put it in memory, as in /run.",
         ),
     ] = None,
+    max_rate: sync.MaxRate = 0,
+    proxy: sync.Proxy = None,
+    ca: sync.Ca = None,
+    client_cert: sync.ClientCert = None,
+    client_key: sync.ClientKey = None,
     json: Json = False,
 ) -> None:
-    """Apply packets as they appear in a folder, until SIGTERM or Ctrl-C.
+    """Apply packets as they appear in a folder or a repository, until SIGTERM or Ctrl-C.
 
-    Events go to stderr, one JSON line each. With --once, the exit code is that of the last packet
-    that was refused, or 0.
+    Name a folder, or a fleet repository with --from. Events go to stderr, one JSON line each. With
+    --once, the exit code is that of the last packet that was refused, or 0.
     """
     from ..device.watch import service
     from ..device.watch.events import JsonLog
 
     logging.basicConfig(handlers=[JsonLog()], level=logging.WARNING, force=True)
+    if (folder is None) == (url is None):
+        raise UsageError("device watch needs one place to look at: name a FOLDER, or --from URL")
+    if folder is None:
+        if once:
+            raise UsageError("--from looks again and again: to look once, use device sync")
+        link = sync.link_of(max_rate, proxy, ca, client_cert, client_key)
+        sync.follow((store, url, link), interval or 300.0, status)
+        return
     if not once:
-        service.watch(folder, store, interval, status)
+        service.watch(folder, store, interval or 5.0, status)
         return
     report = service.Watcher(folder, store, status).look(settled=False)
     emit(report, json, lambda: facts(report, *_SHOWN))

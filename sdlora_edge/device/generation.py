@@ -177,9 +177,11 @@ class Generations:
         return replace(live, record=record.confirmed(), damage=damage, damaged=damaged)
 
     def may_repair(self, digest: str, live: Live) -> bool:
-        """Whether the record in force names this packet, and something is damaged."""
-        record = self._store.current()
-        return digest in record.digests and bool(live.damage or self._store.damaged((digest,)))
+        """Whether the record in force names this packet, and something is damaged.
+
+        live: What serves for the record in force.
+        """
+        return digest in live.record.digests and bool(live.damage or self._store.damaged((digest,)))
 
     @staticmethod
     def has_repaired(before: Live, now: Live) -> bool:
@@ -202,11 +204,19 @@ class Generations:
 
     def follow(self, live: Live, packets: Sequence[Packet], record: Generation) -> Live:
         """The generation of a record, made from another one and the packets that it has more."""
-        manifest, state, factors = self._bundle.manifest, live.state, list(live.factors)
-        seed, logits, revision = live.canary_seed, live.canary_logits, live.revision
+        manifest, state, revision = self._bundle.manifest, live.state, live.revision
         for packet in packets:
             standing = Standing(manifest.lineage, manifest.projections, state, revision)
-            state = accept_update(packet, standing)
+            state, revision = accept_update(packet, standing), packet.revision
+        return self.become(live, packets, state, record)
+
+    def become(
+        self, live: Live, packets: Sequence[Packet], state: TaskState, record: Generation
+    ) -> Live:
+        """As `follow`, with packets that were accepted. state: The one that they lead to."""
+        factors = list(live.factors)
+        seed, logits, revision = live.canary_seed, live.canary_logits, live.revision
+        for packet in packets:
             factors += [dict(update.factors) for update in packet.updates]
             seed, logits, revision = packet.canary_seed, packet.canary_logits, packet.revision
         if self.replaced:

@@ -191,11 +191,25 @@ class Store:
                 atomic.remove(path)
 
     def add_packet(self, data: bytes) -> str:
-        """Keep a verified packet under its digest, and read it back."""
-        digest = sha256(data)
-        atomic.write(self._packet(digest), data, like=self.path)
-        self.packet(digest)
+        """Keep a verified packet under its digest, and read it back.
+
+        Its bytes survive a power cut from now on, its name only after `keep_names`.
+        """
+        path = self._packet(digest := sha256(data))
+        atomic.place(path, data, like=self.path)
+        if atomic.read(path, LIMITS.packet) != data:
+            self.packet(digest)  # reads it once more, and raises if it is damaged
         return digest
+
+    def keep_names(self) -> None:
+        """Make the names of all packets survive a power cut. Call it before a record names them.
+
+        Raises StorageError, ResourceError.
+        """
+        try:
+            disk.sync(self.path / "packets")
+        except OSError as error:
+            raise atomic.unwritten(self.path / "packets", error) from error
 
     def packet(self, digest: str) -> bytes:
         """The bytes of a packet. Raises InputError if they are no longer those of its name."""

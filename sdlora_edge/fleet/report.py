@@ -38,6 +38,7 @@ from ..formats.fields import (
 from ..formats.limits import LIMITS
 from ..results import Result, Status
 from ..storage import atomic
+from .counts import CONFIDENCE
 from .identity import Identity, channel_name, device_groups, device_id
 from .rollout import LATEST
 from .shortening import shortened
@@ -61,8 +62,6 @@ SIZE_LIMIT = 2048
 MESSAGE, WAITING, PLATFORM, VERSION = 300, 300, 100, 40
 """Characters of such a text. `seal` cuts further if the whole is too large."""
 MOST_SOFTWARE = 8
-CONFIDENCE = 10_000
-"""A confidence of 1, as JSON holds it."""
 
 
 @dataclass(frozen=True)

@@ -153,5 +153,5 @@ def tensors_digest(tensors: Mapping[str, np.ndarray]) -> str:
         array = np.ascontiguousarray(tensors[name])
         little = array.astype(array.dtype.newbyteorder("<"), copy=False)
         digest.update(dump_json([name, array.dtype.name, list(array.shape)]))
-        digest.update(little.tobytes())
+        digest.update(little.reshape(-1).data)
     return digest.hexdigest()

@@ -14,6 +14,7 @@ tensors. numpy only.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -210,7 +211,7 @@ def tensors(table: Mapping[str, Any], data: bytes) -> dict[str, np.ndarray]:
         dtype = _DTYPES[entry["dtype"]]
         if len(shape) > DIMENSIONS:
             raise ValueError(f"{name} has {len(shape)} dimensions, more than {DIMENSIONS}")
-        if start != end or stop - start != dtype.itemsize * int(np.prod(shape, dtype=object)):
+        if start != end or stop - start != dtype.itemsize * math.prod(shape):
             raise ValueError(f"{name}: offsets {start}..{stop} do not fit shape {shape}")
         found[name] = np.frombuffer(data[start:stop], dtype).reshape(shape)
         end = stop

@@ -151,6 +151,20 @@ def write(
         ResourceError: The disk is full.
         UsageError: `path` is a link, a pipe or a device.
     """
+    place(path, data, mode, like)
+    try:
+        disk.sync(path.parent)
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def place(
+    path: Path, data: bytes | Iterable[bytes], mode: int = 0o644, like: Path | None = None
+) -> None:
+    """As `write`, but a power cut may undo it until the caller syncs the folder.
+
+    For many files in one folder, which one sync then keeps. The file never holds half of its bytes.
+    """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         require_replaceable(path)
@@ -160,7 +174,6 @@ def write(
             disk.unlink(temporary)
         disk.write(temporary, [data] if isinstance(data, bytes) else data, mode, like)
         disk.rename(temporary, path)
-        disk.sync(path.parent)
     except (OSError, MemoryError, SdloraError) as error:
         with contextlib.suppress(OSError):
             disk.unlink(temporary)

@@ -13,6 +13,8 @@ with a store of its own; a number is the median over the packets applied, or the
                                (verification, merge and canary all the time), over the median alone
     peak                       resident memory at its highest while packets are applied, over that of the device before, which has answered
                                for one image and for two
+    a hundred packets          in one go (`apply_all`: one merge, one canary, one commit), and one by one; seconds, and seconds of
+                               the processor, which others on the machine do not lengthen
     in place                   the same of a device that gives up its weights first; and the longest that a predictor then waits
 """
 
@@ -126,13 +128,13 @@ def parts(folder: Path, store: Path) -> dict[str, Any]:
 
 
 def hundred(folder: Path, store: Path) -> dict[str, Any]:
-    """All packets in one go, the merge of their factors, what the store holds then, and opening it cold."""
+    """All packets in one go, the merge of their factors, and what the store holds then."""
     packets, device = chain(folder), Device.open(store, THREADS)
-    begin = time.perf_counter()
-    for path in packets:
-        status = device.apply(path)
+    spent, begin = time.process_time(), time.perf_counter()
+    status = device.apply_all(packets)
     found = {
         "apply_100_packets_s": time.perf_counter() - begin,
+        "apply_100_packets_cpu_s": time.process_time() - spent,
         "store_bytes_100_tasks": status.store_bytes,
     }
     verified = [packet.read(path.read_bytes(), device.bundle.trust) for path in packets]
@@ -141,6 +143,18 @@ def hundred(folder: Path, store: Path) -> dict[str, Any]:
     factors = [one.update.factors for one in verified]
     return found | {
         "merge_100_tasks_s": timed(lambda: merged(bundle, factors, coefficients), 5) / 1000
+    }
+
+
+def one_by_one(folder: Path, store: Path) -> dict[str, Any]:
+    """All packets, each with a merge, a canary and a commit of its own."""
+    packets, device = chain(folder), Device.open(store, THREADS)
+    spent, begin = time.process_time(), time.perf_counter()
+    for path in packets:
+        device.apply(path)
+    return {
+        "apply_100_packets_one_by_one_s": time.perf_counter() - begin,
+        "apply_100_packets_one_by_one_cpu_s": time.process_time() - spent,
     }
 
 
@@ -263,7 +277,7 @@ def under_load(folder: Path, store: Path) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     function.__name__: function
-    for function in (parts, memory, in_place, under_load, opening, hundred)
+    for function in (parts, memory, in_place, under_load, opening, one_by_one, hundred)
 }
 
 

@@ -355,6 +355,12 @@ def faults(figure: dict[str, Any]) -> str:
     )
 
 
+def _one_by_one(figure: dict[str, Any]) -> list[list[str]]:
+    """No row for a figure from before it was measured."""
+    spent = figure.get("apply_100_packets_one_by_one_s")
+    return [["the same packets, each alone", f"{spent:.1f} s"]] if spent else []
+
+
 def device(figure: dict[str, Any]) -> str:
     def mega(name: str) -> str:
         return f"{figure[name] / 1e6:.1f} MB"
@@ -405,6 +411,7 @@ def device(figure: dict[str, Any]) -> str:
             f"{figure['open_to_first_answer_ms_100_packets'] / 1000:.2f} s",
         ],
         ["100 packets in one go", f"{figure['apply_100_packets_s']:.1f} s"],
+        *_one_by_one(figure),
         ["merge of 100 tasks", f"{figure['merge_100_tasks_s']:.2f} s"],
         [
             "store after 100 tasks",

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SMALL, Fleet, Result, make_fleet, make_images, snapshot
+from faults.scenarios import Orders
 from PIL import Image
 
 from sdlora_edge.device import Device
 from sdlora_edge.errors import MESSAGE_LIMIT, InputError
+from sdlora_edge.storage import atomic
 
 Cli = Callable[..., Result]
 ROOT = Path(__file__).resolve().parents[2]
@@ -265,7 +267,8 @@ def test_of_several_packets_those_that_a_device_has_are_skipped(
     os.truncate(large, 1 << 30)
     twice = (revocation, *fleet.packets[:2], *fleet.packets[:2], large)
     found = cli("device", "apply", *twice, "--allow-older", "--store", store)
-    assert (found.code, "task 2 in force" in found.out, str(large) in found.err) == (3, True, True)
+    shown = f"{fleet.packets[1]}: task 2\n" in found.out
+    assert (found.code, shown, str(large) in found.err) == (3, True, True)
     assert cli("device", "apply", revocation, fleet.packets[0], "--store", store).code == 0
 
 
@@ -433,24 +436,28 @@ def test_an_error_is_json_too_beside_what_was_done(
     value = json.loads(cli("device", "apply", *fleet.packets, "--store", store, "--json").out)
     assert ([one["task"] for one in value["applied"]], value["skipped"]) == (
         [3],
-        [str(path) for path in fleet.packets[:2]],
+        [
+            {"file": str(path), "reason": "this packet is applied already"}
+            for path in fleet.packets[:2]
+        ],
     )
 
 
 def test_an_interruption_tells_what_was_done(
-    cli: Cli, fleet: Fleet, store: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, fleet: Fleet, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    apply = Device.apply
+    orders, receive = Orders(fleet, tmp_path), atomic.receive
 
-    def interrupted(device: Device, packet: Path, older: bool) -> dict[str, object]:
-        if packet == fleet.packets[1]:
+    def interrupted(path: Path, limit: int) -> bytes:
+        if path == orders.renewed[1]:
             raise KeyboardInterrupt
-        return apply(device, packet, older)
+        return receive(path, limit)
 
-    monkeypatch.setattr(Device, "apply", interrupted)
-    result = cli("device", "apply", *fleet.packets, "--store", store, "--json")
+    monkeypatch.setattr(atomic, "receive", interrupted)
+    packets = fleet.packets[0], orders.rotation, orders.renewed[1]
+    result = cli("device", "apply", *packets, "--store", store, "--json")
     value = json.loads(result.out)
-    assert (result.code, len(value["applied"]), value["error"]["exit_code"]) == (130, 1, 130)
+    assert (result.code, len(value["applied"]), value["error"]["exit_code"]) == (130, 2, 130)
 
 
 @pytest.mark.parametrize("stdout", ["full disk", "closed pipe"])

@@ -58,18 +58,21 @@ NOTHING = "no store"
 @dataclass(frozen=True)
 class Scenario:
     """before: what has happened already, all of it synced. steps: what the power fails in. promised: what the device stands at
-    before them and after each one, where that is more than what a step was seen to lead to.
+    before them and after each one, where that is more than what a step was seen to lead to. between: steps that lead, one after
+    the other, to the states that a cut may leave too: a step of several commits goes by way of them.
     """
 
     before: tuple[Step, ...]
     steps: tuple[Step, ...]
     promised: tuple[Promised, ...] = ()
+    between: tuple[Step, ...] = ()
 
 
 NAMES = (
     "init",
     "apply",
     "apply a chain of three",
+    "catch up",
     "failed canary",
     "failed canary, then the right packet",
     "rollback",
@@ -184,6 +187,7 @@ class Fixture:
         for step in scenario.before:
             step(store)
         seen = [self.observe(store)]
+        between = self._between(scenario, self.folder / f"between{self._played}" / STORE)
         left: list[dict[object, Tree]] = []
 
         def at_point(trees: list[Tree]) -> None:
@@ -215,6 +219,7 @@ class Fixture:
             ]
         for index, trees in reversed(list(enumerate(left))):
             allowed = {seen[index // 2 + index % 2], seen[index // 2 + 1]}
+            allowed |= set() if index % 2 else between
             for tree in trees.values():
                 if (outcome := self.restarts.outcome(tree)) not in allowed:
                     report.problems.append(
@@ -224,6 +229,17 @@ class Fixture:
                         return report
         report.restarts = self.restarts.count - before
         return report
+
+    def _between(self, scenario: Scenario, store: Path) -> set[Found | str]:
+        if not scenario.between:
+            return set()
+        for step in scenario.before:
+            step(store)
+        found = set()
+        for step in scenario.between:
+            step(store)
+            found.add(self.observe(store))
+        return found
 
     def scenarios(self) -> dict[str, Scenario]:
         first, second, third = (self.apply(path) for path in self.fleet.packets)
@@ -235,6 +251,12 @@ class Fixture:
             "init": Scenario((), (self.init,)),
             "apply": Scenario((self.init,), (first,)),
             "apply a chain of three": Scenario((self.init,), (first, second, third)),
+            "catch up": Scenario(
+                (self.init,),
+                (self.apply_all(*self.catching_up),),
+                (Promised(0), Promised(3, 2)),
+                (self.apply_all(*self.catching_up[:2]), rotation),
+            ),
             "failed canary": Scenario((self.init,), (self.refused,)),
             "failed canary, then the right packet": Scenario((self.init, self.refused), (first,)),
             "rollback": Scenario((self.init, first, second), (rollback_to(1), rollback_to(0))),
@@ -277,6 +299,17 @@ class Fixture:
             acknowledge(store)
         else:
             Device.init(self.fleet.bundle, store)
+
+    @property
+    def catching_up(self) -> tuple[Path, ...]:
+        """Two updates as one, other keys, and an update that those have signed."""
+        return (*self.fleet.packets[:2], self.orders.rotation, self.orders.renewed[2])
+
+    def apply_all(self, *paths: Path) -> Step:
+        def step(store: Path) -> None:
+            Device.open(store, threads=1).apply_all(paths, allow_older=True)
+
+        return step
 
     def apply(self, path: Path) -> Step:
         def step(store: Path) -> None:

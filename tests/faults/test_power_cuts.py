@@ -26,6 +26,14 @@ def test_a_cut_after_a_process_was_killed_does_no_more_harm(
         assert device_life.play(scenario, die_at=die_at).problems == [], die_at
 
 
+def test_a_catch_up_that_was_killed_is_completed(device_life: Fixture) -> None:
+    """As above, for every seventh operation: there are many."""
+    scenario = device_life.scenarios()["catch up"]
+    operations = device_life.play(scenario).operations
+    for die_at in range(2, operations + 1, 7):
+        assert device_life.play(scenario, die_at=die_at).problems == [], die_at
+
+
 def test_what_a_cut_may_leave_of_a_file() -> None:
     left = torn(b"", b"abcdefgh")
     for expected in (

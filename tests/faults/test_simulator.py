@@ -68,6 +68,22 @@ def confirmed_before_the_packet_is_synced(simulator: Simulator, patch: pytest.Mo
     patch.setattr(Store, "add_packet", add_packet)
 
 
+def confirmed_before_the_names_are_synced(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
+    """Of the packets of a batch, whose folder is synced once for all of them."""
+    patch.setattr(Store, "keep_names", lambda opened: None)
+
+
+def swept_for_each_packet(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
+    """As if each update of a batch came alone: it removes those before it, which no record names yet."""
+    add_packet = Store.add_packet
+
+    def add(opened: Store, data: bytes) -> str:
+        opened.sweep()
+        return add_packet(opened, data)
+
+    patch.setattr(Store, "add_packet", add)
+
+
 def unlinked_too_early(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
     """The packets that a generation will no longer need, before it is confirmed."""
     write = store._write_record
@@ -119,6 +135,8 @@ def rotation_forgotten(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
         (no_sync_of_folders, "rollback"),
         (written_in_place, "apply"),
         (confirmed_before_the_packet_is_synced, "apply"),
+        (confirmed_before_the_names_are_synced, "catch up"),
+        (swept_for_each_packet, "catch up"),
         (unlinked_too_early, "rollback"),
         (named_before_it_is_filled, "init"),
         (no_sync_of_its_name, "init"),

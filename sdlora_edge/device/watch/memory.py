@@ -3,7 +3,10 @@
 It lies in the store, under the watcher's lock:
 
     failed    digests of packets whose canary failed, oldest first
-    trying    digest of the packet that is being applied, or null
+    trying    digest of the packet that is being applied alone, or null
+    together  digests of the packets that are being applied as one
+    singly    digests of packets whose process was killed while they were applied as one. Each is
+              tried alone: only then is it known which one is at fault
     killed    {digest: how many processes were killed while they applied it}
     paused    {digest: [until when (Unix seconds), in which boot]}
 """
@@ -11,6 +14,7 @@ It lies in the store, under the watcher's lock:
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...errors import HealthError, InputError
@@ -32,6 +36,7 @@ class Memory:
         self.failed: dict[str, None] = {}
         self._store, self._path = store, store.path / MEMORY
         self._killed: dict[str, int] = {}
+        self._singly: dict[str, None] = {}
         self._paused: dict[str, tuple[int, str]] = {}
 
     def left_alone(self) -> set[str]:
@@ -44,10 +49,15 @@ class Memory:
         }
         return {*self.failed, *paused}
 
+    def may_go_together(self, digests: Iterable[str]) -> bool:
+        """Whether no process was killed while it applied any of these packets."""
+        return not any(digest in self._singly or digest in self._killed for digest in digests)
+
     def recollect(self) -> None:
         """Read what other processes have left.
 
-        If one was trying a packet, it has ended: this process holds the lock.
+        If one was trying a packet, it has ended: this process holds the lock. If it was trying
+        several as one, none of them is at fault yet.
 
         Raises:
             InputError: the memory is malformed.
@@ -84,6 +94,8 @@ class Memory:
                 for digest, (until, boot) in memory.get("paused", {}).items()
                 if is_sha256(digest)
             }
+            together = (*memory.get("singly", ()), *memory.get("together", ()))
+            self._singly = dict.fromkeys(filter(is_sha256, together))
             last = memory["trying"]
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self._path} is malformed: {error!r}") from error
@@ -91,17 +103,20 @@ class Memory:
 
     def tried(self, digest: str) -> None:
         """This process was not killed while it applied the packet."""
+        self._singly.pop(digest, None)
         self._killed.pop(digest, None)
         self._paused.pop(digest, None)
         self.write()
 
-    def write(self, trying: str | None = None) -> None:
+    def write(self, trying: str | None = None, together: Sequence[str] = ()) -> None:
         """Raises StorageError, as applying a packet would: the disk is full, or read-only."""
         self.failed = dict.fromkeys(list(self.failed)[-FAILED_LIMIT:])
         memory = {
             "failed": list(self.failed),
             "killed": self._killed,
             "paused": self._paused,
+            "singly": list(self._singly)[-FAILED_LIMIT:],
+            "together": list(together),
             "trying": trying,
         }
         atomic.write(self._path, dump_json(memory), like=self._store.path)

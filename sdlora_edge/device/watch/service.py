@@ -27,7 +27,7 @@ from ...errors import (
     SdloraError,
     UsageError,
 )
-from ...results import Status
+from ...results import Applied, AppliedPacket, SkippedPacket, Status
 from ...storage import atomic
 from ..device import IN_PLACE, Device
 from ..records import Generation
@@ -45,6 +45,8 @@ LOOK = 30.0
 """seconds after which a look starts to read or verify no further file: the next look goes on"""
 SHORTEST, LONGEST = 0.01, 86_400.0
 """bounds of the seconds between two looks"""
+TOGETHER = 100
+"""packets that are applied as one, at most: `stop` and systemd's watchdog wait for no more"""
 T = TypeVar("T")
 
 
@@ -217,12 +219,9 @@ class Watcher:
         device = Device.open(self._store.path, self._threads, swap=IN_PLACE)
         self._note_served(device.status())
         self._generation = record.counter
-        for digest, path in self._in_order(device, wanted, bounded):
-            if self._stopped:
-                break
-            if (verdict := self._try(device, digest, path)) is not None:
-                self._verdicts[digest] = verdict
-            notify("WATCHDOG=1")
+        ordered = self._in_order(device, wanted, bounded)
+        for begin in range(0, len(ordered), TOGETHER):
+            self._try_all(device, ordered[begin : begin + TOGETHER])
         self._damaged = frozenset()
         self._proved = -math.inf if self._served.damage else time.monotonic()
 
@@ -249,6 +248,48 @@ class Watcher:
                 self._verdicts[digest] = policy.unverified(error, trust.version)
                 self._journal.refused("refused", path, error)
         return [(digest, path) for _, digest, path in sorted(found)]
+
+    def _try_all(self, device: Device, ordered: list[tuple[str, Path]]) -> None:
+        """Try packets as one, and then each that did not come into force alone.
+
+        Only alone is it known which one fails, or kills the process, and it is remembered.
+        """
+        digests = [digest for digest, _ in ordered]
+        done: set[Path] = set()
+        if len(ordered) > 1 and not self._stopped and self._memory.may_go_together(digests):
+            self._memory.write(together=digests)
+            try:
+                self._apply_all(device, ordered, done)
+            finally:  # is skipped if this process is killed, as in `_try`
+                self._memory.write()
+            notify("WATCHDOG=1")
+        for digest, path in ordered:
+            if path in done:
+                self._verdicts[digest] = policy.NEVER
+                continue
+            if self._stopped:
+                break
+            if (verdict := self._try(device, digest, path)) is not None:
+                self._verdicts[digest] = verdict
+            notify("WATCHDOG=1")
+
+    def _apply_all(self, device: Device, ordered: list[tuple[str, Path]], done: set[Path]) -> None:
+        """Add the files that need no other try to `done`. Raises if no packet is at fault."""
+
+        def told(one: AppliedPacket | SkippedPacket) -> None:
+            done.add(one.file)
+            if isinstance(one, AppliedPacket):
+                self._journal.applied({"file": str(one.file), **_told(one)})
+
+        try:
+            device.apply_all([path for _, path in ordered], told=told)
+        except (*UNWRITTEN, UsageError):
+            raise
+        except SdloraError:
+            pass  # each packet alone says why
+        finally:
+            self._note_served(device.status())
+            self._generation = self._store.current().counter
 
     def _try(self, device: Device, digest: str, path: Path) -> Verdict | None:
         """The verdict; None if the file has changed meanwhile.
@@ -278,8 +319,7 @@ class Watcher:
         self._note_served(done)
         # by the store: if there is still damage, the device serves less than what is in force
         self._generation = self._store.current().counter
-        told = ("kind", "task", "task_name", "generation", "apply_ms", "canary_difference")
-        self._journal.applied({"file": str(path), **{name: getattr(done, name) for name in told}})
+        self._journal.applied({"file": str(path), **_told(done)})
         return policy.NEVER
 
     def _recollect(self) -> None:
@@ -316,3 +356,9 @@ class Watcher:
             except Exception as error:  # as in `look`
                 self._journal.trouble("status", error)
         return report
+
+
+def _told(done: Applied | AppliedPacket) -> dict[str, object]:
+    """What the event of an applied packet says beside its file."""
+    names = ("kind", "task", "task_name", "generation", "apply_ms", "canary_difference")
+    return {name: getattr(done, name) for name in names}

@@ -1,0 +1,382 @@
+"""Follows a fleet repository: `sdlora-edge device sync`.
+
+    1. Fetch the timestamp. If it names the snapshot that was handled completely, that is all: one
+       request. A file in the store says what was handled (`handled.json`); it is written last, so
+       after a power cut anywhere the work is done again.
+    2. Refresh all metadata (`metadata`).
+    3. Take new keys and revocations: all devices do, whatever the waves say.
+    4. Find the last step of the channel's roll-out that this device may take, and the packets with
+       the fewest bytes that lead there. Download them all, then apply them as one.
+
+The clock of a device may be wrong. Expiries are compared with the latest of its clock and of all
+times that the repository has signed. If the clock is before those, `clock_behind` says so.
+
+What a device may do is said by signed files alone. An error never stops it from serving.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from .. import __version__
+from ..device.device import IN_PLACE, Device
+from ..device.records import Generation
+from ..device.store import Store
+from ..errors import (
+    UNWRITTEN,
+    InputError,
+    NotForThisDevice,
+    SdloraError,
+    UsageError,
+)
+from ..formats.canonical import dump_json, parse_exact_json, sha256
+from ..formats.fields import digest as digest_kind
+from ..formats.fields import listed, record, text, whole
+from ..results import Result
+from ..storage import atomic
+from .fetching import Fetcher, Link
+from .identity import Identity, identity, is_configured
+from .incoming import Incoming, Wanted
+from .metadata import Expired, TrustedMetadata, View
+from .rollout import LATEST, Step, cheapest
+from .sync_state import NEWEST_ERRORS, Failure, Progress, SyncState, canary_1e9
+from .targets import REVOCATION, TRUST, UPDATE, Target
+
+SYNC, HANDLED = "sync.json", "handled.json"
+ROOT_EVERY = 86_400
+"""Seconds after which a device asks for a newer root even if nothing is new: whoever holds an old
+timestamp key could otherwise keep it from looking."""
+MOST_FAILED = 100
+FILE_LIMIT = 64 * 1024
+
+
+@dataclass(frozen=True)
+class Synced(Result):
+    """What one sync did.
+
+    Args:
+        news: Whether the repository had anything new, or something was left to do.
+        applied: Digests of the packets that came into force.
+        task: Number of the device's task after it; None if the model was not opened.
+        requests: Number of requests.
+        received: Bytes received.
+        failures: Errors of packets. The device serves on without them.
+        state: What is kept of it, and reported.
+    """
+
+    news: bool
+    applied: tuple[str, ...]
+    task: int | None
+    requests: int
+    received: int
+    failures: tuple[Failure, ...]
+    state: SyncState
+
+
+@dataclass(frozen=True)
+class Handled:
+    """What was handled completely.
+
+    Attributes:
+        snapshot: Version of the repository's snapshot.
+        standing: Digest of the store's record, the identity and the program's version.
+        wakes: Unix seconds when a step of the roll-out begins; 0 if none does.
+        root_checked: Unix seconds when a newer root was asked for.
+        failed: Digests of packets that this device refuses for good, as it is now.
+    """
+
+    snapshot: int = 0
+    standing: str = ""
+    wakes: int = 0
+    root_checked: int = 0
+    failed: tuple[str, ...] = ()
+
+    def to_json(self) -> bytes:
+        return dump_json({**self.__dict__})
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Handled:
+        """Raises InputError."""
+        value = parse_exact_json(data, HANDLED)
+        try:
+            _HANDLED(value)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{HANDLED} is malformed: {error}") from error
+        return cls(**value | {"failed": tuple(value["failed"])})
+
+
+_HANDLED = record(
+    {
+        "snapshot": whole(0, 2**53 - 1),
+        "standing": text(64),
+        "wakes": whole(0, LATEST),
+        "root_checked": whole(0, LATEST),
+        "failed": listed(digest_kind, 0, MOST_FAILED),
+    }
+)
+
+
+@dataclass
+class _Found:
+    """What one sync has found so far."""
+
+    news: bool = False
+    waiting: str = ""
+    step: Progress | None = None
+    errors: list[Failure] = field(default_factory=list)
+    applied: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    canary: float | None = None
+    task: int | None = None
+    expired: bool = False
+    behind: bool = False
+
+
+class Client:
+    """The client of one store.
+
+    Args:
+        store: The device's directory.
+        url: Of the repository. None takes the one of the device's identity.
+        link: How to reach it.
+        clock: Unix seconds now.
+        fetcher: In place of one made from `link`.
+    """
+
+    def __init__(
+        self,
+        store: Path | str,
+        url: str | None = None,
+        link: Link | None = None,
+        clock: Callable[[], float] = time.time,
+        fetcher: Fetcher | None = None,
+    ) -> None:
+        self._store, self._clock = Store(Path(store)), clock
+        self.identity = identity(self._store.path)
+        if not (found := url or self.identity.url):
+            raise UsageError(
+                "the URL of the fleet repository is missing: name it, or keep it with "
+                "sdlora-edge device configure --url URL"
+            )
+        self.fetcher = fetcher or Fetcher(link)
+        self._folder = self._store.path / "fleet"
+        self._metadata = TrustedMetadata(self._store.path, found, self.fetcher)
+        self._incoming = Incoming(self._folder / "incoming", self._store.path)
+
+    def trust(self, root: bytes) -> None:
+        """Keep the root of trust of the repository (`1.root.json`). Raises TrustError."""
+        self._metadata.anchor(root)
+
+    def sync(self) -> Synced:
+        """Look once, and take what this device may take.
+
+        Raises:
+            LinkError: The repository cannot be reached.
+            TrustError: It is not what it must be, or has expired.
+            HealthError, InputError, NotForThisDevice, ResourceError: As `Device.apply_all`. What
+                was found is kept all the same.
+        """
+        found, handled = _Found(), self._handled()
+        try:
+            with self._store.lock("sync.lock"):
+                self._sync(found, handled)
+        except SdloraError as error:
+            found.expired = isinstance(error, Expired)
+            self._fail(found, error)
+            self._keep(found)
+            raise
+        state = self._keep(found)
+        return Synced(
+            found.news,
+            tuple(found.applied),
+            found.task,
+            self.fetcher.requests,
+            self.fetcher.received,
+            tuple(found.errors),
+            state,
+        )
+
+    def _sync(self, found: _Found, handled: Handled) -> None:
+        clock = self._now(found)
+        stamp = self._metadata.look(clock)
+        if stamp is not None and self._is_done(handled, stamp.snapshot, clock):
+            before = last_sync(self._store.path)
+            found.step, found.waiting = (before.step, before.waiting) if before else (None, "")
+            return
+        found.news = True
+        with self._metadata.refresh(clock) as view:
+            self._follow(view, found, handled)
+            after = Handled(
+                view.snapshot,
+                self._standing(),
+                view.plan(self.identity.channel).wakes(clock) or 0,
+                int(clock),
+                tuple(dict.fromkeys(found.failed))[-MOST_FAILED:],
+            )
+        self._incoming.keep(set())
+        atomic.write(self._folder / HANDLED, after.to_json(), like=self._store.path)
+
+    def _now(self, found: _Found) -> float:
+        """The latest of the clock and of what the repository has signed, in Unix seconds."""
+        clock, stamp = self._clock(), self._metadata.stamp()
+        signed = stamp.signed_at if stamp else 0
+        found.behind = clock < signed
+        return max(clock, signed)
+
+    def _is_done(self, handled: Handled, snapshot: int, clock: float) -> bool:
+        return (
+            (handled.snapshot, handled.standing) == (snapshot, self._standing())
+            and not 0 < handled.wakes <= clock
+            and 0 <= clock - handled.root_checked < ROOT_EVERY
+        )
+
+    def _standing(self) -> str:
+        """Changes with the store's record, the identity and the program."""
+        now, who = self._store.current(), self.identity
+        return sha256(
+            dump_json([now.counter, now.digests, who.id, who.channel, who.groups, __version__])
+        )
+
+    def _follow(self, view: View, found: _Found, handled: Handled) -> None:
+        if handled.standing == self._standing():
+            found.failed += handled.failed
+        device = Device.open(self._store.path, swap=IN_PLACE)
+        lineage = device.bundle.manifest.lineage
+        targets = [
+            t
+            for t in view.targets
+            if t.published.lineage in (lineage, "") and t.digest not in found.failed
+        ]
+        for control in _controls(targets, self._store.current(), device.trust.version):
+            self._take(device, view, [control], found)
+        self._take_updates(device, view, targets, found)
+        found.task = device.status().task
+
+    def _take_updates(
+        self, device: Device, view: View, targets: Sequence[Target], found: _Found
+    ) -> None:
+        who, clock = self.identity, self._now(found)
+        plan = view.plan(who.channel)
+        step = plan.allowed(who.id, who.groups, clock)
+        next_one = step or next((s for s in plan.steps), None)
+        found.step = _progress(next_one, who)
+        if step is None or step.to in device.states:
+            found.waiting = _why(plan.steps, step, clock)
+            return
+        usable = [t for t in targets if t.published.kind == UPDATE]
+        edges = [t.edge for t in usable if not _revoked(t, self._store.current())]
+        by_path = {t.path: t for t in usable}
+        try:
+            way = cheapest(edges, device.states[-1], step.to)
+        except NotForThisDevice as error:
+            found.waiting = str(error)
+            if not found.failed:  # else it was told when the packet failed
+                self._fail(found, error)
+            return
+        self._take(device, view, [by_path[edge.path] for edge in way], found)
+
+    def _take(self, device: Device, view: View, targets: Sequence[Target], found: _Found) -> None:
+        """Download packets, all of them first, and apply them as one.
+
+        A packet that is refused for good is remembered, and the others are looked at all the same.
+        """
+        files = [self._incoming.fetch(_wanted(view, target, self.fetcher)) for target in targets]
+        held = set(self._store.current().digests)
+        try:
+            done = device.apply_all(files)
+            found.canary = done.canary_difference
+        except UNWRITTEN:
+            raise
+        except SdloraError as error:
+            now = set(self._store.current().digests)
+            found.failed += [t.digest for t in targets if t.digest not in now][:1]
+            self._fail(found, error)
+            found.waiting = str(error)
+        finally:
+            after = set(self._store.current().digests)
+            found.applied += [t.digest for t in targets if t.digest in after - held]
+        for target in targets:
+            self._incoming.drop(target.digest)
+
+    def _fail(self, found: _Found, error: SdloraError) -> None:
+        found.errors.append(Failure(int(self._clock()), error.exit_code, str(error)))
+
+    def _keep(self, found: _Found) -> SyncState:
+        before = last_sync(self._store.path)
+        errors = list(before.errors if before else ())
+        for error in found.errors:  # one that comes back with each sync is told once
+            if not errors or replace(error, time=errors[-1].time) != errors[-1]:
+                errors.append(error)
+        canary = canary_1e9(found.canary) if found.canary is not None else None
+        state = SyncState(
+            int(self._clock()),
+            found.news,
+            found.waiting,
+            found.step,
+            tuple(errors[-NEWEST_ERRORS:]),
+            canary if canary is not None else (before.canary_1e9 if before else None),
+            found.expired,
+            found.behind,
+        )
+        if before is None or replace(state, time=before.time) != before:
+            atomic.write(self._folder / SYNC, state.to_json(), like=self._store.path)
+        return state
+
+    def _handled(self) -> Handled:
+        try:
+            return Handled.from_json(atomic.read(self._folder / HANDLED, FILE_LIMIT))
+        except InputError:  # the first time, or damaged: then all is handled again
+            return Handled()
+
+
+def last_sync(store: Path) -> SyncState | None:
+    """What the last sync that found anything other than the one before it has kept."""
+    if not is_configured(store):
+        return None
+    try:
+        return SyncState.from_json(atomic.read(store / "fleet" / SYNC, FILE_LIMIT))
+    except InputError:
+        return None
+
+
+def _wanted(view: View, target: Target, fetcher: Fetcher) -> Wanted:
+    url = view.url(view.files[target.path])
+    return Wanted(target.digest, target.size, lambda begin: fetcher.stream(url, begin))
+
+
+def _controls(targets: Sequence[Target], now: Generation, keys: int) -> list[Target]:
+    """New keys and revocations, in the order in which they follow each other."""
+    held = set(now.digests)
+    trust = [t for t in targets if t.published.kind == TRUST and t.published.sequence > keys]
+    gone = [t for t in targets if t.published.kind == REVOCATION and not _revoked(t, now)]
+    order = sorted(trust, key=lambda t: t.published.sequence)
+    order += sorted(gone, key=lambda t: (t.published.revision, t.published.sequence))
+    return [t for t in order if t.digest not in held]
+
+
+def _revoked(target: Target, now: Generation) -> bool:
+    named = target.published
+    return any(r.covers(named.sequence, named.revision) for r in now.revoked)
+
+
+def _progress(step: Step | None, who: Identity) -> Progress | None:
+    if step is None:
+        return None
+    return Progress(step.packet, step.percent, step.includes(who.id, who.groups))
+
+
+def _why(steps: Sequence[Step], reached: Step | None, clock: float) -> str:
+    """Why a device goes no further; empty if there is nothing further."""
+    rest = steps[steps.index(reached) + 1 :] if reached else steps
+    for step in rest:
+        if step.status == "aborted":
+            continue
+        if step.status == "paused":
+            return f"the roll-out of task {step.sequence} is paused: {step.reason}"
+        if clock < step.not_before:
+            return f"the roll-out of task {step.sequence} has not begun"
+        return f"the roll-out of task {step.sequence} is at {step.percent} %"
+    return ""
