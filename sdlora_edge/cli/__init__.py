@@ -27,6 +27,7 @@ from ..shortage import shortage
 try:
     from . import (
         bundle,
+        collector,
         demo,
         device,
         eval,
@@ -82,6 +83,9 @@ device.app.command("selftest", cls=Command)(watch.selftest)
 app.command("expect", cls=Command)(watch.expect)
 app.add_typer(device.app, name="device")
 fleet.app.add_typer(rollout.app, name="rollout")
+fleet.app.command("serve", cls=Command)(collector.serve)
+fleet.app.command("enroll", cls=Command)(collector.enroll)
+fleet.app.command("devices", cls=Command)(collector.devices)
 app.add_typer(fleet.app, name="fleet")
 app.command("demo", cls=Command)(demo.demo)
 
