@@ -3,7 +3,7 @@
     1. Fetch the timestamp. If it names the snapshot that was handled completely, that is all: one
        request. A file in the store says what was handled (`handled.json`); it is written last, so
        after a power cut anywhere the work is done again.
-    2. Refresh all metadata (`metadata`).
+    2. Refresh all metadata (`trusted`).
     3. Take new keys and revocations: all devices do, whatever the waves say.
     4. Find the last step of the channel's roll-out that this device may take, and the packets with
        the fewest bytes that lead there. Download them all, then apply them as one.
@@ -31,19 +31,21 @@ from ..errors import (
     InputError,
     NotForThisDevice,
     SdloraError,
+    TrustError,
     UsageError,
 )
 from ..formats.canonical import dump_json, sha256
+from ..formats.control import read_any
 from ..results import Result
 from ..storage import atomic
 from .fetching import Fetcher, Link
 from .handled import HANDLED, MOST_FAILED, Facts, Handled
 from .identity import Identity, identity, is_configured
 from .incoming import Incoming, Wanted
-from .metadata import Expired, TrustedMetadata, View
 from .rollout import ABORTED, PAUSED, Step, cheapest
 from .sync_state import NEWEST_ERRORS, Failure, Progress, SyncState, canary_1e9
 from .targets import REVOCATION, TRUST, UPDATE, Target
+from .trusted import Expired, TrustedMetadata, View
 
 SYNC = "sync.json"
 ROOT_EVERY = 86_400
@@ -139,10 +141,15 @@ class Client:
         found, handled = _Found(), self._handled()
         try:
             with self._store.lock("sync.lock"):
+                self._metadata.sweep()
                 self._sync(found, handled)
+        except UsageError:  # another process syncs
+            raise
         except SdloraError as error:
             found.expired = isinstance(error, Expired)
             self._fail(found, error)
+            if found.step is None:
+                self._as_before(found)
             self._keep(found)
             raise
         state = self._keep(found)
@@ -160,8 +167,7 @@ class Client:
         clock = self._now(found)
         stamp = self._metadata.look(clock)
         if stamp is not None and self._is_done(handled, stamp.snapshot, clock):
-            before = last_sync(self._store.path)
-            found.step, found.waiting = (before.step, before.waiting) if before else (None, "")
+            self._as_before(found)
             found.facts = handled.facts
             return
         found.news = True
@@ -177,6 +183,11 @@ class Client:
             )
         self._incoming.keep(set())
         atomic.write(self._folder / HANDLED, after.to_json(), like=self._store.path)
+
+    def _as_before(self, found: _Found) -> None:
+        """Where the device stands in the roll-out, if nothing new was learnt of it."""
+        if before := last_sync(self._store.path):
+            found.step, found.waiting = before.step, before.waiting
 
     def _now(self, found: _Found) -> float:
         """The latest of the clock and of what the repository has signed, in Unix seconds."""
@@ -210,10 +221,41 @@ class Client:
             for t in view.targets
             if t.published.lineage in (facts.lineage, "") and t.digest not in found.failed
         ]
-        for control in _controls(targets, self._store.current(), facts.keys):
-            facts = self._take(view, [control], found)
-        way = self._way(view, targets, facts, found)
-        return self._take(view, way, found) if way else facts
+        facts = self._take_controls(view, targets, facts, found)
+        while way := self._way(
+            view, [t for t in targets if t.digest not in found.failed], facts, found
+        ):
+            failed = len(found.failed)
+            facts = self._take(view, way, found)
+            if len(found.failed) == failed:
+                break
+            # else there may be another way, such as the same packet signed by other keys
+        return facts
+
+    def _take_controls(
+        self, view: View, targets: Sequence[Target], facts: Facts, found: _Found
+    ) -> Facts:
+        """New keys, one version after the other, and revocations.
+
+        A revocation may be signed by keys that newer ones replace. So those that the keys in force
+        have signed come before the next keys, and all that are left after the last.
+        """
+        for keys in (*_new_keys(targets, self._store.current(), facts.keys), None):
+            for one in _revocations(targets, self._store.current(), found.failed):
+                if keys is None or self._is_signed(view, one):
+                    facts = self._take(view, [one], found)
+            if keys is not None:
+                facts = self._take(view, [keys], found)
+        return facts
+
+    def _is_signed(self, view: View, target: Target) -> bool:
+        """Whether the keys in force have signed a packet."""
+        data = atomic.read(self._incoming.fetch(_wanted(view, target, self.fetcher)))
+        try:
+            read_any(data, self._opened().trust)
+        except TrustError:
+            return False
+        return True
 
     def _way(
         self, view: View, targets: Sequence[Target], facts: Facts, found: _Found
@@ -234,9 +276,9 @@ class Client:
         try:
             return [usable[edge.path] for edge in cheapest(edges, facts.states[-1], step.to)]
         except NotForThisDevice as error:
-            found.waiting = str(error)
             if not found.failed:  # else it was told when the packet failed
                 self._fail(found, error)
+            found.waiting = found.waiting or str(error)
             return []
 
     def _opened(self) -> Device:
@@ -255,7 +297,7 @@ class Client:
         try:
             done = device.apply_all(files)
             found.canary = done.canary_difference
-        except UNWRITTEN:
+        except (*UNWRITTEN, UsageError):  # no packet is at fault: the disk is full, the store held
             raise
         except SdloraError as error:
             now = set(self._store.current().digests)
@@ -315,14 +357,18 @@ def _wanted(view: View, target: Target, fetcher: Fetcher) -> Wanted:
     return Wanted(target.digest, target.size, stream)
 
 
-def _controls(targets: Sequence[Target], now: Generation, keys: int) -> list[Target]:
-    """New keys and revocations, in the order in which they follow each other."""
-    held = set(now.digests)
-    trust = [t for t in targets if t.published.kind == TRUST and t.published.sequence > keys]
-    gone = [t for t in targets if t.published.kind == REVOCATION and not _revoked(t, now)]
-    order = sorted(trust, key=lambda t: t.published.sequence)
-    order += sorted(gone, key=lambda t: (t.published.revision, t.published.sequence))
-    return [t for t in order if t.digest not in held]
+def _new_keys(targets: Sequence[Target], now: Generation, keys: int) -> list[Target]:
+    """Packets of keys that are newer than those in force, oldest first."""
+    found = [t for t in targets if t.published.kind == TRUST and t.published.sequence > keys]
+    new = [t for t in found if t.digest not in now.digests]
+    return sorted(new, key=lambda t: t.published.sequence)
+
+
+def _revocations(targets: Sequence[Target], now: Generation, failed: Sequence[str]) -> list[Target]:
+    """Revocations that are not obeyed yet, in the order in which they follow each other."""
+    found = [t for t in targets if t.published.kind == REVOCATION and not _revoked(t, now)]
+    new = [t for t in found if t.digest not in failed]
+    return sorted(new, key=lambda t: (t.published.revision, t.published.sequence))
 
 
 def _revoked(target: Target, now: Generation) -> bool:
