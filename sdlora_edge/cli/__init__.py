@@ -31,12 +31,14 @@ try:
         device,
         eval,
         export,
+        fleet,
         identity,
         keys,
         output,
         packet,
         peft,
         report,
+        rollout,
         stages,
         terminal,
         train,
@@ -79,6 +81,8 @@ device.app.command("report", cls=Command)(identity.report)
 device.app.command("selftest", cls=Command)(watch.selftest)
 app.command("expect", cls=Command)(watch.expect)
 app.add_typer(device.app, name="device")
+fleet.app.add_typer(rollout.app, name="rollout")
+app.add_typer(fleet.app, name="fleet")
 app.command("demo", cls=Command)(demo.demo)
 
 

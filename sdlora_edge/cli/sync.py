@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -172,20 +173,24 @@ def init_from(
         )
 
 
-def follow(at: tuple[Path, str | None, Link], interval: float, status: Path | None) -> None:
-    """Run until SIGTERM or Ctrl-C. at: store, URL and link."""
+def follow(
+    at: tuple[Path, str | None, Link], every: tuple[float, float], status: Path | None
+) -> None:
+    """Run until SIGTERM or Ctrl-C.
+
+    at: store, URL and link. every: seconds between two looks, and between two reports.
+    """
     from ..fleet.client import Client
-    from ..fleet.follow import Follower, stopped_by_signals
-    from ..fleet.heartbeat import Heartbeat
+    from ..fleet.follow import Follower, Telling, stopped_by_signals
     from ..fleet.mqtt_link import Options
 
     def make() -> Client:
         return Client(*at)
 
     make()  # what is wrong with the call is an error of the command
-    link = at[2]
+    (store, _, link), (interval, reports) = at, every
     options = Options.given(link.ca, link.client_cert, link.client_key)
-    with Heartbeat(at[0], options) as heartbeat:
-        follower = Follower(make, interval, status, tell=heartbeat)
-        with stopped_by_signals(follower):
-            follower.run()
+    telling = Telling(store, reports, options)
+    follower = Follower(make, interval, status, tell=telling)
+    with stopped_by_signals(follower), contextlib.closing(telling):
+        follower.run()

@@ -77,7 +77,7 @@ class KeyFolder:
     def make(self, role: str, count: int, passphrase: bytes | None = None) -> list[Path]:
         """Write new key pairs of a role. Returns the private files."""
         folder = self.offline if role in OFFLINE else self.online
-        found = []
+        found: list[Path] = []
         number = 1
         while len(found) < count:
             name = role if number == 1 and count == 1 else f"{role}-{number}"

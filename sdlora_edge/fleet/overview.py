@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UsageError
+from ..formats.canonical import sha256
 from ..results import Result
 from ..storage import atomic
+from .keyholders import Choices, KeyFolder, chosen_keys, public_keys
 from .repository import Repository
 from .roles import OFFLINE, ROLES, ROOT, SNAPSHOT, TARGETS, TIMESTAMP, SignedFile
 from .rollout import Plan, Step
+from .rotation import KeyNames, RoleChange
 from .settling import settled
 from .targets import BUNDLE, ROLLOUT_ROLE, UPDATE, Target
 
@@ -71,6 +74,53 @@ class RepositoryStatus(Result):
     roles: Mapping[str, RoleStatus]
     targets: tuple[TargetStatus, ...]
     channels: Mapping[str, Plan]
+
+
+@dataclass(frozen=True)
+class Created(Result):
+    """A new repository. root: SHA-256 of the first root, which devices trust."""
+
+    repository: Path
+    keys: Path
+    root: str
+
+
+def created(
+    path: Path, folder: KeyFolder, choices: Choices, passphrase: bytes | None = None
+) -> Created:
+    """Make a repository and its keys.
+
+    Raises:
+        UsageError: The folder is not empty, a key exists, or a threshold cannot be met.
+    """
+    Repository.require_new(path)
+    repository = Repository.create(path, folder.prepare(choices, passphrase))
+    root = repository.roles.root().data
+    folder.pin(root)
+    return Created(path, folder.path, sha256(root))
+
+
+def rotated(
+    repository: Repository,
+    folder: KeyFolder,
+    role: str,
+    names: KeyNames,
+    passphrase: bytes | None = None,
+) -> RoleChange:
+    """The change that a person asks for. If it names nothing, new keys replace all of the role.
+
+    Raises:
+        InputError: A name fits no key.
+        UsageError: The role has no such key.
+    """
+    keyids = repository.roles.delegator(role).get_delegated_role(role).keyids
+    if names == KeyNames():
+        made = folder.make(role, len(keyids), passphrase)
+        return RoleChange(
+            public_keys([str(file.with_suffix(".pub")) for file in made]), tuple(keyids)
+        )
+    add, remove = public_keys(names.add), chosen_keys(keyids, names.remove)
+    return RoleChange(add, tuple(remove), names.threshold)
 
 
 def status(repository: Repository) -> RepositoryStatus:
@@ -141,8 +191,8 @@ def find_step(plan: Plan, name: str) -> Step:
     if len(fitting) == 1:
         return fitting[0]
     raise UsageError(
-        f"channel {plan.channel} has no step {name!r}: sdlora-edge fleet rollout status lists those "
-        "it has"
+        f"channel {plan.channel} has no step {name!r}: sdlora-edge fleet rollout status lists "
+        "those it has"
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from ..errors import NothingToDo, UsageError
 from .rollout import (
@@ -166,6 +167,29 @@ def without_covered(plan: Plan) -> Plan:
         done = place
     kept = [s for place, s in enumerate(plan.steps) if place >= done or s.status == ABORTED]
     return replace(plan, steps=tuple(kept))
+
+
+def percentages(text: str) -> tuple[int, ...]:
+    """Read waves such as `1,10,50,100`. Raises UsageError."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"waves {text!r}: give percentages such as 1,10,50,100") from error
+
+
+def moment(text: str) -> int:
+    """Read an ISO 8601 time as Unix seconds. Without an offset it is local time.
+
+    Raises:
+        UsageError: It is no such time.
+    """
+    try:
+        # Python 3.10 does not read the Z
+        return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp())
+    except (ValueError, OverflowError) as error:
+        raise UsageError(
+            f"{text!r} is no time: give one such as 2026-12-01T06:00Z or 2026-12-01T06:00+09:00"
+        ) from error
 
 
 def require_name(name: str) -> None:

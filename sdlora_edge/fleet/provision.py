@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..device.device import Device
@@ -102,9 +103,7 @@ def _downloaded(view: View, bundle: Target, staging: Path, fetcher: Fetcher) -> 
         digest, url = file.hashes["sha256"], view.url(file)
         target = folder / name
         if disk.size(target) != file.length or atomic.sha256_of(target)[0] != digest:
-            done = incoming.fetch(
-                Wanted(digest, file.length, lambda begin, url=url: fetcher.stream(url, begin))
-            )
+            done = incoming.fetch(Wanted(digest, file.length, partial(fetcher.stream, url)))
             with atomic.reading(target):
                 atomic.make_folder(folder)
                 disk.rename(done, target)

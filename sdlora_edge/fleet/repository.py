@@ -27,7 +27,6 @@ from ..storage import disk
 from .enforcing import Publication, finish, own
 from .founding import RoleKeys as RoleKeys
 from .founding import Setup, found
-from .intake import Keys, Offered, examine
 from .online import OnlineKeys
 from .pacing import require_name, without_covered
 from .pruning import Pruned, PruneOptions, forget, stranded, superfluous
@@ -45,6 +44,7 @@ from .rotation import RoleChange, next_targets, rotate
 from .settling import expiries, settle, settled, sign_rollout, soon
 from .shelf import Shelf, content, make_served
 from .targets import BUNDLE, BUNDLES, ROLLOUT_ROLE, ROLLOUTS, TRUST, UPDATE, Published, Target
+from .vetting import Keys, Offered, examine
 
 log = logging.getLogger("sdlora_edge")
 LOCK = "fleet.lock"
@@ -90,14 +90,19 @@ class Repository:
             UsageError: The folder exists and is not empty, or a threshold cannot be met.
         """
         path = Path(path)
-        if path.exists() and any(path.iterdir()):
-            raise UsageError(f"{path} is not empty: choose another folder for the repository")
+        cls.require_new(path)
         signers = signing.signers_of(setup.signers)
         make_served(path, path / "metadata", path / "targets")
         repository = cls(path, clock)
         with repository.locked():
             found(repository.roles, setup, signers)
         return repository
+
+    @staticmethod
+    def require_new(path: Path) -> None:
+        """Raises UsageError unless a repository may be made there."""
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UsageError(f"{path} exists and is not empty: choose another folder")
 
     @classmethod
     def open(

@@ -34,6 +34,15 @@ class RoleChange:
     days: int | None = None
 
 
+@dataclass(frozen=True)
+class KeyNames:
+    """The change of a role's keys as a person names it: files of public keys, or digits of ids."""
+
+    add: Sequence[str] = ()
+    remove: Sequence[str] = ()
+    threshold: int | None = None
+
+
 def next_targets(roles: Roles) -> Targets:
     """What the next version of the published files begins with: what is staged, or in force."""
     waiting = roles.staged(TARGETS)
@@ -54,8 +63,8 @@ def rotate(
     Root names the keys of all roles but `rollout`, which targets names.
 
     Raises:
-        UsageError: The threshold cannot be met, a key to remove is not of the role, or other metadata
-            waits for signatures.
+        UsageError: The threshold cannot be met, a key to remove is not of the role, or other
+            metadata waits for signatures.
         TrustError: None of the keys may sign.
     """
     for waiting in OFFLINE:
