@@ -18,7 +18,7 @@ from faulty_server import Faulty, Handler, endless, faulty_server, only
 from fleet_kit import Clock, Made, made
 from fleet_thief import LATER, Thief, replace_version, with_steps
 from sdlora_edge.export.issuing import revoke
-from tuf.api.metadata import Key, MetaFile, Metadata, Root, TargetFile
+from tuf.api.metadata import Key, Metadata, MetaFile, Root, TargetFile
 
 from sdlora_edge.device.device import Device
 from sdlora_edge.errors import LinkError, SdloraError, TrustError
