@@ -11,6 +11,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tuf.ngclient import Updater
+
 from sdlora_edge.fleet.founding import RoleKeys, Setup
 from sdlora_edge.fleet.online import OnlineKeys
 from sdlora_edge.fleet.repository import Repository
@@ -63,6 +65,19 @@ def made(folder: Path, clock: Callable[[], float], counts: dict[str, int] | None
     online = OnlineKeys.load(folder / "keys" / "online")
     setup = Setup(trust, [*keys["root"], *keys["targets"]], online)
     return Made(Repository.create(folder / "repository", setup, clock), keys, online)
+
+
+def client(at: Made, url: str, folder: Path) -> Updater:
+    """python-tuf's own client, which begins with the first root and keeps its metadata in `folder`."""
+    for name in ("metadata", "targets"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return Updater(
+        str(folder / "metadata"),
+        f"{url}/metadata/",
+        str(folder / "targets"),
+        f"{url}/targets/",
+        bootstrap=at.root,
+    )
 
 
 @dataclass

@@ -27,11 +27,13 @@ from ..shortage import shortage
 try:
     from . import (
         bundle,
+        collector,
         demo,
         device,
         eval,
         export,
         fleet,
+        identity,
         keys,
         output,
         packet,
@@ -74,10 +76,16 @@ packet.app.command("to-peft", cls=Command)(peft.to_peft)
 packet.app.command("from-peft", cls=Command)(peft.from_peft)
 app.add_typer(packet.app, name="packet")
 device.app.command("watch", cls=Command)(watch.watch)
+device.app.command("configure", cls=Command)(identity.configure)
+device.app.command("identity", cls=Command)(identity.identity)
+device.app.command("report", cls=Command)(identity.report)
 device.app.command("selftest", cls=Command)(watch.selftest)
 app.command("expect", cls=Command)(watch.expect)
 app.add_typer(device.app, name="device")
 fleet.app.add_typer(rollout.app, name="rollout")
+fleet.app.command("serve", cls=Command)(collector.serve)
+fleet.app.command("enroll", cls=Command)(collector.enroll)
+fleet.app.command("devices", cls=Command)(collector.devices)
 app.add_typer(fleet.app, name="fleet")
 app.command("demo", cls=Command)(demo.demo)
 

@@ -178,6 +178,13 @@ def predict(
             help="Call an image unknown if its score is lower. Default: the state's own threshold.",
         ),
     ] = None,
+    count: Annotated[
+        Optional[bool],
+        typer.Option(
+            "--count/--no-count",
+            help="Count the predictions for the next report. Default: if the device reports.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Name the classes of images, or say that an image is unknown.
@@ -187,16 +194,19 @@ def predict(
     """
     from ..device.answers import Prediction
     from ..device.device import Device
+    from ..fleet.tally import counting
 
     names = deque(name for argument in images for name in _images(argument))
     found: list[dict[str, Any]] = []
     device = Device.open(store)
-    with completing({"predictions": found}):
+    with completing({"predictions": found}), counting(store, count) as tally:
         sources = (_stdin if name == "-" else name for name in list(names))
         pixels = max_megapixels * 10**6
         for answer in device.predict_each(sources, top, batch_size, pixels, threshold):
             name = names.popleft()
             if isinstance(answer, Prediction):
+                if tally is not None:
+                    tally.add([answer])
                 found.append({"image": name, **answer.to_dict()})
                 if not json:
                     say(f"{name}: {answered(answer)}")

@@ -67,7 +67,7 @@ def _signers(named: list[Path] | None, folder: KeyFolder, keyids: Collection[str
     from ..formats.signing import load_signer
     from .passphrase import known
 
-    if not (files := named or folder.signing(keyids)):
+    if not (files := named or folder.files(keyids)):
         raise UsageError(
             f"{folder.offline} holds no key of this role: name one with --key, or another folder "
             "with --keys"
@@ -92,7 +92,11 @@ def _days(given: list[str] | None, allowed: Collection[str]) -> dict[str, int]:
 def init(
     repository: Annotated[
         Path,
-        typer.Argument(metavar="REPOSITORY", callback=output, help="New folder to serve."),
+        typer.Argument(
+            metavar="FOLDER",
+            callback=output,
+            help="New repository: a folder for a web server.",
+        ),
     ] = REPOSITORY,
     keys: Annotated[
         Path,
@@ -287,7 +291,7 @@ def rotate(
     change = rotated(at, folder, role, names, secret)
     signers = _signers(key, folder, {*_all_keys(at), *(k.keyid for k in change.add)})
     value = at.rotate(role, change, signers, folder.online_keys())
-    old = [f"destroy the private key {keyid[:12]}" for keyid in change.remove]
+    old = [f"destroy {file} once no change waits" for file in folder.files(change.remove)]
     emit(value, json, lambda: [*published(value), *old])
 
 

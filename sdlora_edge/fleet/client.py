@@ -3,7 +3,7 @@
     1. Fetch the timestamp. If it names the snapshot that was handled completely, that is all: one
        request. A file in the store says what was handled (`handled.json`); it is written last, so
        after a power cut anywhere the work is done again.
-    2. Refresh all metadata (`metadata`).
+    2. Refresh all metadata (`trusted`).
     3. Take new keys and revocations: all devices do, whatever the waves say.
     4. Find the last step of the channel's roll-out that this device may take, and the packets with
        the fewest bytes that lead there. Download them all, then apply them as one.
@@ -42,10 +42,10 @@ from .fetching import Fetcher, Link
 from .handled import HANDLED, MOST_FAILED, Facts, Handled
 from .identity import Identity, identity, is_configured
 from .incoming import Incoming, Wanted
-from .metadata import Expired, TrustedMetadata, View
 from .rollout import ABORTED, PAUSED, Step, cheapest
 from .sync_state import NEWEST_ERRORS, Failure, Progress, SyncState, canary_1e9
 from .targets import REVOCATION, TRUST, UPDATE, Target
+from .trusted import Expired, TrustedMetadata, View
 
 SYNC = "sync.json"
 ROOT_EVERY = 86_400

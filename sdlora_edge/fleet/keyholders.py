@@ -86,11 +86,11 @@ class KeyFolder:
             number += 1
         return found
 
-    def signing(self, keyids: Collection[str]) -> list[Path]:
+    def files(self, keyids: Collection[str]) -> list[Path]:
         """The private files of some keys, as the .pub files beside them say."""
         return [
             file
-            for folder in (self.offline, self.path)
+            for folder in (self.offline, self.online, self.path)
             if folder.is_dir()
             for file in sorted(folder.glob("*.key"))
             if file.with_suffix(".pub").is_file()

@@ -19,8 +19,8 @@ from ..storage import atomic, disk
 from .fetching import Fetcher
 from .identity import Changes, configure
 from .incoming import Incoming, Wanted
-from .metadata import TrustedMetadata, View
 from .targets import BUNDLE, BUNDLES, Target
+from .trusted import TrustedMetadata, View
 
 
 @dataclass(frozen=True)

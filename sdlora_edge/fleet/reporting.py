@@ -96,7 +96,7 @@ def compose(
         counted: Number and predictions. None: as the next report would have them.
     """
     here = surroundings(store)
-    sync = _last_sync(store)
+    sync = last_sync(store)
     if isinstance(status, SdloraError):
         failure = Failure(here.time, status.exit_code, str(status))
         sync = sync or SyncState(here.time)
@@ -110,11 +110,19 @@ class Reporter:
 
     Use it as a context manager, or call `close`. A place that cannot be reached stops nothing: it
     is logged, and gets the next report.
+
+    Args:
+        store: The device's store.
+        identity: The device.
+        options: How to reach the places. None: as the environment says.
+        stays: Whether the process runs on, so that brokers are told whether it is online.
     """
 
-    def __init__(self, store: Path, identity: Identity, options: Options | None = None) -> None:
-        self._store, self._who = store, identity
-        self._options = options or Options.from_environment()
+    def __init__(
+        self, store: Path, identity: Identity, options: Options | None = None, stays: bool = True
+    ) -> None:
+        self._store, self._who, self._stays = store, identity, stays
+        self._options = options or Options.given()
         self._signer = device_signer(store)
         self._links: dict[str, MqttLink] = {}
 
@@ -192,7 +200,7 @@ class Reporter:
         return tuple(delivered), tuple(refused)
 
     def _send(self, sealed: bytes, place: str) -> None:
-        if urlsplit(place).scheme in PORTS and "://" in place:
+        if self._stays and urlsplit(place).scheme in PORTS:
             self._link(place).publish(report_topic(self._who.channel, self._who.id), sealed)
         else:
             send(sealed, self._who, place, self._options)
@@ -254,7 +262,7 @@ def read_outbox(store: Path) -> Waiting | None:
     return Waiting(value["number"], value["sealed"], tuple(value["places"]))
 
 
-def _last_sync(store: Path) -> SyncState | None:
+def last_sync(store: Path) -> SyncState | None:
     """What the last sync found; None if there was none, or its file is damaged."""
     path = folder_of(store) / SYNC
     try:

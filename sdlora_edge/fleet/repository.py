@@ -27,7 +27,6 @@ from ..storage import disk
 from .enforcing import Publication, finish, own
 from .founding import RoleKeys as RoleKeys
 from .founding import Setup, found
-from .intake import Keys, Offered, examine
 from .online import OnlineKeys
 from .pacing import require_name, without_covered
 from .pruning import Pruned, PruneOptions, forget, stranded, superfluous
@@ -38,6 +37,7 @@ from .roles import (
     Metadata,
     Roles,
     TargetFile,
+    enough,
     signatures,
 )
 from .rollout import Plan
@@ -45,6 +45,7 @@ from .rotation import RoleChange, next_targets, rotate
 from .settling import expiries, settle, settled, sign_rollout, soon
 from .shelf import Shelf, content, make_served
 from .targets import BUNDLE, BUNDLES, ROLLOUT_ROLE, ROLLOUTS, TRUST, UPDATE, Published, Target
+from .vetting import Keys, Offered, examine
 
 log = logging.getLogger("sdlora_edge")
 LOCK = "fleet.lock"
@@ -180,7 +181,7 @@ class Repository:
             given = signing.signers_of(signers)
             loaded = own(self.roles, role, given)
             fresh = [s for s in loaded if s.public_key.keyid not in metadata.signatures]
-            if not fresh:
+            if not fresh and not enough(role, self.roles.root().signed, metadata):
                 raise NothingToDo(f"key {loaded[0].public_key.keyid[:12]} has signed it already")
             for signer in fresh:
                 metadata.sign(signer, append=True)
@@ -366,7 +367,10 @@ class Repository:
 
     def _complete(self, online: OnlineKeys | None) -> Publication:
         """Finish what a crash has left. Raises NothingToDo if it has left nothing."""
-        if self.roles.staged(TARGETS):
+        root, waiting = self.roles.root().signed, self.roles.staged(TARGETS)
+        if waiting and enough(TARGETS, root, waiting.metadata):
+            return finish(self.roles, TARGETS, waiting.metadata, [], online)
+        if waiting:
             raise NothingToDo(
                 "these files wait for more signatures: add them with sdlora-edge fleet sign"
             )
@@ -374,7 +378,6 @@ class Repository:
             raise NothingToDo("all of these files are published already")
         settle(self.roles, online)
         newest = self.roles.targets()
-        root = self.roles.root().signed
         have, threshold = signatures(TARGETS, root, newest.metadata)
         return Publication(TARGETS, newest.signed.version, have, threshold, False, True)
 

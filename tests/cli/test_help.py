@@ -78,6 +78,9 @@ def test_help_texts_hold_no_markup() -> None:
         assert parameter.help, (words, parameter.name)
 
 
+ARGUMENTS = ("PACKET", "IMAGE", "FOLDER", "ADAPTER", "NAME", "FILE", "ROLE")
+
+
 def test_one_thing_has_one_spelling() -> None:
     spelled = {
         "run": (["--run"], "RUN"),
@@ -95,7 +98,7 @@ def test_one_thing_has_one_spelling() -> None:
             assert parameter.opts == options, words
             assert metavar in (None, parameter.metavar), words
         if parameter.param_type_name == "argument":
-            assert parameter.metavar in ("PACKET", "IMAGE", "FOLDER", "ADAPTER", "NAME"), words
+            assert parameter.metavar in ARGUMENTS, words
 
 
 def test_what_help_repeats_is_what_holds() -> None:

@@ -1,0 +1,1 @@
+"""How the collector's database came to be, one file for each change (alembic)."""
