@@ -172,8 +172,13 @@ def init_from(
         )
 
 
-def follow(at: tuple[Path, str | None, Link], interval: float, status: Path | None) -> None:
-    """Run until SIGTERM or Ctrl-C. at: store, URL and link."""
+def follow(
+    at: tuple[Path, str | None, Link], every: tuple[float, float], status: Path | None
+) -> None:
+    """Run until SIGTERM or Ctrl-C.
+
+    at: store, URL and link. every: seconds between two looks, and between two reports.
+    """
     from ..fleet.client import Client
     from ..fleet.follow import Follower, stopped_by_signals
     from ..fleet.heartbeat import Heartbeat
@@ -183,9 +188,9 @@ def follow(at: tuple[Path, str | None, Link], interval: float, status: Path | No
         return Client(*at)
 
     make()  # what is wrong with the call is an error of the command
-    link = at[2]
+    link, (interval, reports) = at[2], every
     options = Options.given(link.ca, link.client_cert, link.client_key)
-    with Heartbeat(at[0], options) as heartbeat:
+    with Heartbeat(at[0], options, reports) as heartbeat:
         follower = Follower(make, interval, status, tell=heartbeat)
         with stopped_by_signals(follower):
             follower.run()

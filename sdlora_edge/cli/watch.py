@@ -42,6 +42,14 @@ def watch(
             help="JSON file to keep up to date for monitoring. Put it in memory, as in /run.",
         ),
     ] = None,
+    report_every: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=1,
+            help="With --from: seconds between two reports if nothing changes.",
+        ),
+    ] = 3600,
     max_rate: sync.MaxRate = 0,
     proxy: sync.Proxy = None,
     ca: sync.Ca = None,
@@ -64,7 +72,7 @@ def watch(
         if once:
             raise UsageError("--from looks again and again: to look once, use device sync")
         link = sync.link_of(max_rate, proxy, ca, client_cert, client_key)
-        sync.follow((store, url, link), interval or 300.0, status)
+        sync.follow((store, url, link), (interval or 300.0, report_every), status)
         return
     if not once:
         service.watch(folder, store, interval or 5.0, status)

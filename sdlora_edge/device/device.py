@@ -9,7 +9,7 @@ from ..formats.bundle import open_bundle
 from ..results import Status, Verification
 from ..shortage import noticed
 from . import trial
-from .intake import Intake
+from .applying import Intake
 from .serving import DOUBLE_BUFFER, IN_PLACE
 from .store import Store
 from .verify import verified

@@ -3,7 +3,7 @@
     1. Fetch the timestamp. If it names the snapshot that was handled completely, that is all: one
        request. A file in the store says what was handled (`handled.json`); it is written last, so
        after a power cut anywhere the work is done again.
-    2. Refresh all metadata (`metadata`).
+    2. Refresh all metadata (`trusted`).
     3. Take new keys and revocations: all devices do, whatever the waves say.
     4. Find the last step of the channel's roll-out that this device may take, and the packets with
        the fewest bytes that lead there. Download them all, then apply them as one.
@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from .. import __version__
@@ -30,27 +31,27 @@ from ..errors import (
     InputError,
     NotForThisDevice,
     SdloraError,
+    TrustError,
     UsageError,
 )
-from ..formats.canonical import dump_json, parse_exact_json, sha256
-from ..formats.fields import digest as digest_kind
-from ..formats.fields import listed, record, text, whole
+from ..formats.canonical import dump_json, sha256
+from ..formats.control import read_any
 from ..results import Result
 from ..storage import atomic
 from .fetching import Fetcher, Link
+from .handled import HANDLED, MOST_FAILED, Facts, Handled
 from .identity import Identity, identity, is_configured
 from .incoming import Incoming, Wanted
-from .metadata import Expired, TrustedMetadata, View
-from .rollout import LATEST, Step, cheapest
+from .rollout import ABORTED, PAUSED, Step, cheapest
 from .sync_state import NEWEST_ERRORS, Failure, Progress, SyncState, canary_1e9
 from .targets import REVOCATION, TRUST, UPDATE, Target
+from .trusted import Expired, TrustedMetadata, View
 
-SYNC, HANDLED = "sync.json", "handled.json"
+SYNC = "sync.json"
 ROOT_EVERY = 86_400
 """Seconds after which a device asks for a newer root even if nothing is new: whoever holds an old
 timestamp key could otherwise keep it from looking."""
-MOST_FAILED = 100
-FILE_LIMIT = 64 * 1024
+FILE_LIMIT = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Synced(Result):
     Args:
         news: Whether the repository had anything new, or something was left to do.
         applied: Digests of the packets that came into force.
-        task: Number of the device's task after it; None if the model was not opened.
+        task: Number of the device's task after it.
         requests: Number of requests.
         received: Bytes received.
         failures: Errors of packets. The device serves on without them.
@@ -69,54 +70,11 @@ class Synced(Result):
 
     news: bool
     applied: tuple[str, ...]
-    task: int | None
+    task: int
     requests: int
     received: int
     failures: tuple[Failure, ...]
     state: SyncState
-
-
-@dataclass(frozen=True)
-class Handled:
-    """What was handled completely.
-
-    Attributes:
-        snapshot: Version of the repository's snapshot.
-        standing: Digest of the store's record, the identity and the program's version.
-        wakes: Unix seconds when a step of the roll-out begins; 0 if none does.
-        root_checked: Unix seconds when a newer root was asked for.
-        failed: Digests of packets that this device refuses for good, as it is now.
-    """
-
-    snapshot: int = 0
-    standing: str = ""
-    wakes: int = 0
-    root_checked: int = 0
-    failed: tuple[str, ...] = ()
-
-    def to_json(self) -> bytes:
-        return dump_json({**self.__dict__})
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Handled:
-        """Raises InputError."""
-        value = parse_exact_json(data, HANDLED)
-        try:
-            _HANDLED(value)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{HANDLED} is malformed: {error}") from error
-        return cls(**value | {"failed": tuple(value["failed"])})
-
-
-_HANDLED = record(
-    {
-        "snapshot": whole(0, 2**53 - 1),
-        "standing": text(64),
-        "wakes": whole(0, LATEST),
-        "root_checked": whole(0, LATEST),
-        "failed": listed(digest_kind, 0, MOST_FAILED),
-    }
-)
 
 
 @dataclass
@@ -130,7 +88,7 @@ class _Found:
     applied: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     canary: float | None = None
-    task: int | None = None
+    facts: Facts = field(default_factory=Facts)
     expired: bool = False
     behind: bool = False
 
@@ -165,6 +123,7 @@ class Client:
         self._folder = self._store.path / "fleet"
         self._metadata = TrustedMetadata(self._store.path, found, self.fetcher)
         self._incoming = Incoming(self._folder / "incoming", self._store.path)
+        self._device: Device | None = None
 
     def trust(self, root: bytes) -> None:
         """Keep the root of trust of the repository (`1.root.json`). Raises TrustError."""
@@ -182,17 +141,22 @@ class Client:
         found, handled = _Found(), self._handled()
         try:
             with self._store.lock("sync.lock"):
+                self._metadata.sweep()
                 self._sync(found, handled)
+        except UsageError:  # another process syncs
+            raise
         except SdloraError as error:
             found.expired = isinstance(error, Expired)
             self._fail(found, error)
+            if found.step is None:
+                self._as_before(found)
             self._keep(found)
             raise
         state = self._keep(found)
         return Synced(
             found.news,
             tuple(found.applied),
-            found.task,
+            found.facts.task,
             self.fetcher.requests,
             self.fetcher.received,
             tuple(found.errors),
@@ -203,21 +167,27 @@ class Client:
         clock = self._now(found)
         stamp = self._metadata.look(clock)
         if stamp is not None and self._is_done(handled, stamp.snapshot, clock):
-            before = last_sync(self._store.path)
-            found.step, found.waiting = (before.step, before.waiting) if before else (None, "")
+            self._as_before(found)
+            found.facts = handled.facts
             return
         found.news = True
         with self._metadata.refresh(clock) as view:
-            self._follow(view, found, handled)
+            found.facts = self._follow(view, found, handled)
             after = Handled(
                 view.snapshot,
                 self._standing(),
                 view.plan(self.identity.channel).wakes(clock) or 0,
                 int(clock),
                 tuple(dict.fromkeys(found.failed))[-MOST_FAILED:],
+                found.facts,
             )
         self._incoming.keep(set())
         atomic.write(self._folder / HANDLED, after.to_json(), like=self._store.path)
+
+    def _as_before(self, found: _Found) -> None:
+        """Where the device stands in the roll-out, if nothing new was learnt of it."""
+        if before := last_sync(self._store.path):
+            found.step, found.waiting = before.step, before.waiting
 
     def _now(self, found: _Found) -> float:
         """The latest of the clock and of what the repository has signed, in Unix seconds."""
@@ -240,55 +210,94 @@ class Client:
             dump_json([now.counter, now.digests, who.id, who.channel, who.groups, __version__])
         )
 
-    def _follow(self, view: View, found: _Found, handled: Handled) -> None:
+    def _follow(self, view: View, found: _Found, handled: Handled) -> Facts:
         if handled.standing == self._standing():
+            facts = handled.facts
             found.failed += handled.failed
-        device = Device.open(self._store.path, swap=IN_PLACE)
-        lineage = device.bundle.manifest.lineage
+        else:
+            facts = Facts.of(self._opened())
         targets = [
             t
             for t in view.targets
-            if t.published.lineage in (lineage, "") and t.digest not in found.failed
+            if t.published.lineage in (facts.lineage, "") and t.digest not in found.failed
         ]
-        for control in _controls(targets, self._store.current(), device.trust.version):
-            self._take(device, view, [control], found)
-        self._take_updates(device, view, targets, found)
-        found.task = device.status().task
+        facts = self._take_controls(view, targets, facts, found)
+        while way := self._way(
+            view, [t for t in targets if t.digest not in found.failed], facts, found
+        ):
+            failed = len(found.failed)
+            facts = self._take(view, way, found)
+            if len(found.failed) == failed:
+                break
+            # else there may be another way, such as the same packet signed by other keys
+        return facts
 
-    def _take_updates(
-        self, device: Device, view: View, targets: Sequence[Target], found: _Found
-    ) -> None:
+    def _take_controls(
+        self, view: View, targets: Sequence[Target], facts: Facts, found: _Found
+    ) -> Facts:
+        """New keys, one version after the other, and revocations.
+
+        A revocation may be signed by keys that newer ones replace. So those that the keys in force
+        have signed come before the next keys, and all that are left after the last.
+        """
+        for keys in (*_new_keys(targets, self._store.current(), facts.keys), None):
+            for one in _revocations(targets, self._store.current(), found.failed):
+                if keys is None or self._is_signed(view, one):
+                    facts = self._take(view, [one], found)
+            if keys is not None:
+                facts = self._take(view, [keys], found)
+        return facts
+
+    def _is_signed(self, view: View, target: Target) -> bool:
+        """Whether the keys in force have signed a packet."""
+        data = atomic.read(self._incoming.fetch(_wanted(view, target, self.fetcher)))
+        try:
+            read_any(data, self._opened().trust)
+        except TrustError:
+            return False
+        return True
+
+    def _way(
+        self, view: View, targets: Sequence[Target], facts: Facts, found: _Found
+    ) -> list[Target]:
+        """The packets that lead to where this device may go now."""
         who, clock = self.identity, self._now(found)
         plan = view.plan(who.channel)
         step = plan.allowed(who.id, who.groups, clock)
-        next_one = step or next((s for s in plan.steps), None)
-        found.step = _progress(next_one, who)
-        if step is None or step.to in device.states:
-            found.waiting = _why(plan.steps, step, clock)
-            return
-        usable = [t for t in targets if t.published.kind == UPDATE]
-        edges = [t.edge for t in usable if not _revoked(t, self._store.current())]
-        by_path = {t.path: t for t in usable}
+        done = step is not None and step.to in facts.states
+        rest = plan.steps[plan.steps.index(step) + done :] if step else plan.steps
+        found.step = _progress(next(iter(rest or plan.steps[-1:]), None), who)
+        if step is None or done:
+            found.waiting = _why(rest, clock)
+            return []
+        usable = {t.path: t for t in targets if t.published.kind == UPDATE}
+        now = self._store.current()
+        edges = [t.edge for t in usable.values() if not _revoked(t, now)]
         try:
-            way = cheapest(edges, device.states[-1], step.to)
+            return [usable[edge.path] for edge in cheapest(edges, facts.states[-1], step.to)]
         except NotForThisDevice as error:
-            found.waiting = str(error)
             if not found.failed:  # else it was told when the packet failed
                 self._fail(found, error)
-            return
-        self._take(device, view, [by_path[edge.path] for edge in way], found)
+            found.waiting = found.waiting or str(error)
+            return []
 
-    def _take(self, device: Device, view: View, targets: Sequence[Target], found: _Found) -> None:
-        """Download packets, all of them first, and apply them as one.
+    def _opened(self) -> Device:
+        """The device. It is opened at most once in a sync, and only if it has to be."""
+        if self._device is None:
+            self._device = Device.open(self._store.path, swap=IN_PLACE)
+        return self._device
+
+    def _take(self, view: View, targets: Sequence[Target], found: _Found) -> Facts:
+        """Download packets, all of them first, and apply them as one: the facts after it.
 
         A packet that is refused for good is remembered, and the others are looked at all the same.
         """
         files = [self._incoming.fetch(_wanted(view, target, self.fetcher)) for target in targets]
-        held = set(self._store.current().digests)
+        held, device = set(self._store.current().digests), self._opened()
         try:
             done = device.apply_all(files)
             found.canary = done.canary_difference
-        except UNWRITTEN:
+        except (*UNWRITTEN, UsageError):  # no packet is at fault: the disk is full, the store held
             raise
         except SdloraError as error:
             now = set(self._store.current().digests)
@@ -300,6 +309,7 @@ class Client:
             found.applied += [t.digest for t in targets if t.digest in after - held]
         for target in targets:
             self._incoming.drop(target.digest)
+        return Facts.of(device)
 
     def _fail(self, found: _Found, error: SdloraError) -> None:
         found.errors.append(Failure(int(self._clock()), error.exit_code, str(error)))
@@ -343,18 +353,22 @@ def last_sync(store: Path) -> SyncState | None:
 
 
 def _wanted(view: View, target: Target, fetcher: Fetcher) -> Wanted:
-    url = view.url(view.files[target.path])
-    return Wanted(target.digest, target.size, lambda begin: fetcher.stream(url, begin))
+    stream = partial(fetcher.stream, view.url(view.files[target.path]))
+    return Wanted(target.digest, target.size, stream)
 
 
-def _controls(targets: Sequence[Target], now: Generation, keys: int) -> list[Target]:
-    """New keys and revocations, in the order in which they follow each other."""
-    held = set(now.digests)
-    trust = [t for t in targets if t.published.kind == TRUST and t.published.sequence > keys]
-    gone = [t for t in targets if t.published.kind == REVOCATION and not _revoked(t, now)]
-    order = sorted(trust, key=lambda t: t.published.sequence)
-    order += sorted(gone, key=lambda t: (t.published.revision, t.published.sequence))
-    return [t for t in order if t.digest not in held]
+def _new_keys(targets: Sequence[Target], now: Generation, keys: int) -> list[Target]:
+    """Packets of keys that are newer than those in force, oldest first."""
+    found = [t for t in targets if t.published.kind == TRUST and t.published.sequence > keys]
+    new = [t for t in found if t.digest not in now.digests]
+    return sorted(new, key=lambda t: t.published.sequence)
+
+
+def _revocations(targets: Sequence[Target], now: Generation, failed: Sequence[str]) -> list[Target]:
+    """Revocations that are not obeyed yet, in the order in which they follow each other."""
+    found = [t for t in targets if t.published.kind == REVOCATION and not _revoked(t, now)]
+    new = [t for t in found if t.digest not in failed]
+    return sorted(new, key=lambda t: (t.published.revision, t.published.sequence))
 
 
 def _revoked(target: Target, now: Generation) -> bool:
@@ -368,13 +382,12 @@ def _progress(step: Step | None, who: Identity) -> Progress | None:
     return Progress(step.packet, step.percent, step.includes(who.id, who.groups))
 
 
-def _why(steps: Sequence[Step], reached: Step | None, clock: float) -> str:
+def _why(rest: Sequence[Step], clock: float) -> str:
     """Why a device goes no further; empty if there is nothing further."""
-    rest = steps[steps.index(reached) + 1 :] if reached else steps
     for step in rest:
-        if step.status == "aborted":
+        if step.status == ABORTED:
             continue
-        if step.status == "paused":
+        if step.status == PAUSED:
             return f"the roll-out of task {step.sequence} is paused: {step.reason}"
         if clock < step.not_before:
             return f"the roll-out of task {step.sequence} has not begun"

@@ -1,8 +1,9 @@
 """Gets files over HTTP, HTTPS or from a folder (`file://`), and goes on after a cut.
 
 `Fetcher` is what python-tuf's client downloads with. A link that is cut every 100 kB brings any
-file: tries are counted from the last byte that arrived, and each goes on where the one before
-ended (RFC 9110, range requests).
+file: each try goes on where the one before ended (RFC 9110, range requests), and tries are counted
+anew after PROGRESS more bytes. A server that sends a byte now and then cannot hold a device: the
+head of an answer must come in time, and the body not slower than LEAST bytes in WINDOW seconds.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timezone
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -22,11 +24,13 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError
 from tuf.ngclient.fetcher import FetcherInterface
 
 from .. import __version__
-from ..errors import UsageError
+from ..errors import SdloraError, UsageError
+from ..storage import disk
+from .answering import bounded
 
 CHUNK = 16 * 1024
-TRIES = 6
-"""of one request without a byte that is new"""
+TRIES, PROGRESS = 6, CHUNK
+"""tries of one file, counted anew after so many bytes that are new"""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 """seconds: the bound of the random wait before the second try, and of all waits"""
 REDIRECTS = 5
@@ -98,6 +102,15 @@ class Fetcher(FetcherInterface):
         """Answer the next request for a URL with these bytes, which were fetched already."""
         self._held[url] = data
 
+    def fetch(self, url: str) -> Iterator[bytes]:
+        """As FetcherInterface says; but our own errors stay what they are."""
+        try:
+            return super().fetch(url)
+        except DownloadError as error:
+            if isinstance(error.__cause__, SdloraError):
+                raise error.__cause__ from None
+            raise
+
     def _fetch(self, url: str) -> Iterator[bytes]:
         if (held := self._held.pop(url, None)) is not None:
             return iter([held])
@@ -112,18 +125,24 @@ class Fetcher(FetcherInterface):
             DownloadHTTPError: The server refuses (404: it has no such file).
             DownloadError: The link fails again and again, or the server is too slow.
         """
-        if urlsplit(url).scheme == "file":
+        if (scheme := urlsplit(url).scheme) not in ("http", "https", "file"):
+            raise UsageError(f"{url[:200]!r} is no URL of a repository: use http, https or file")
+        if scheme == "file":
             yield from self._counted(self._of_folder(url, begin))
             return
-        place, tag, tries = begin, "", 0
+        place, tag, tries, counted = begin, "", 0, begin
         while True:
             try:
                 with self._response(url, place, tag) as response:
                     tag = tag or response.headers.get("ETag", "")
                     for chunk in self._counted(self._body(response, place)):
-                        place, tries = place + len(chunk), 0
+                        place += len(chunk)
+                        if place >= counted + PROGRESS:
+                            tries, counted = 0, place
                         yield chunk
                 return
+            except (urllib3.exceptions.SSLError, urllib3.exceptions.URLSchemeUnknown) as error:
+                raise DownloadError(f"{url}: {_cause(error)}") from error  # it would not pass
             except (urllib3.exceptions.HTTPError, OSError, Refused) as error:
                 tries += 1
                 self._again(url, error, tries)
@@ -175,13 +194,17 @@ class Fetcher(FetcherInterface):
             if not found.startswith(f"bytes {begin}-"):
                 raise DownloadError(f"asked for bytes from {begin} on, and got {found[:80]!r}")
             skip = 0
-        arrived, since = 0, time.monotonic()
-        while chunk := response.read(CHUNK):
-            arrived += len(chunk)
-            if (clock := time.monotonic()) - since > WINDOW:
+        arrived, waited = 0, 0.0
+        while True:
+            since = time.monotonic()
+            # read1 returns what is there; read would wait until CHUNK bytes are
+            if not (chunk := response.read1(CHUNK, decode_content=False)):
+                return
+            arrived, waited = arrived + len(chunk), waited + time.monotonic() - since
+            if waited > WINDOW:
                 if arrived < LEAST:
                     raise urllib3.exceptions.HTTPError("the server is too slow")
-                arrived, since = 0, clock
+                arrived, waited = 0, 0.0
             skipped, chunk = min(skip, len(chunk)), chunk[skip:]
             skip -= skipped
             self.received += skipped
@@ -204,13 +227,19 @@ class Fetcher(FetcherInterface):
 
     def _of_folder(self, url: str, begin: int) -> Iterator[bytes]:
         self.requests += 1
-        path = Path(unquote(urlsplit(url).path))
-        if not path.is_file():
-            raise DownloadHTTPError(f"{path} does not exist", 404)
-        with path.open("rb") as file:
-            file.seek(begin)
-            while chunk := file.read(CHUNK):
-                yield chunk
+        parts = urlsplit(url)
+        path = Path(unquote(parts.path))
+        if parts.netloc not in ("", "localhost"):
+            raise UsageError(f"{url[:200]!r} names a machine: write file:///FOLDER")
+        try:
+            with disk.opened(path) as file:
+                file.seek(begin)
+                while chunk := file.read(CHUNK):
+                    yield chunk
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise DownloadHTTPError(f"{path} does not exist", 404) from error
+        except OSError as error:  # a stick that was pulled out
+            raise DownloadError(f"{path}: {error.strerror or error}") from error
 
     def _pool(self, url: str) -> urllib3.PoolManager:
         parts = urlsplit(url)
@@ -225,9 +254,13 @@ class Fetcher(FetcherInterface):
                 "cert_file": link.client_cert and str(link.client_cert),
                 "key_file": link.client_key and str(link.client_key),
             }
-            self._pools[proxy] = (
-                urllib3.ProxyManager(proxy, **more) if proxy else urllib3.PoolManager(**more)  # type: ignore[arg-type]
-            )
+            try:
+                pool = bounded(
+                    urllib3.ProxyManager(proxy, **more) if proxy else urllib3.PoolManager(**more)  # type: ignore[arg-type]
+                )
+            except (ValueError, urllib3.exceptions.HTTPError) as error:
+                raise UsageError(f"{proxy!r} is no URL of a proxy: {error}") from error
+            self._pools[proxy] = pool
         return self._pools[proxy]
 
 
@@ -248,8 +281,10 @@ def _wait_asked(response: urllib3.BaseHTTPResponse) -> float | None:
     asked = response.headers.get("Retry-After", "")
     if asked.isdecimal():
         return float(asked[:9])
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(asked).timestamp() - time.time())
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        date = email.utils.parsedate_to_datetime(asked)
+        date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
+        return max(0.0, date.timestamp() - time.time())
     return None
 
 

@@ -39,8 +39,7 @@ class Follower:
         interval: Seconds between two looks.
         status: A JSON file to keep for monitoring.
         emit: Gets each event.
-        tell: Called after each look that ended without an error of the link: sends a report if one
-            is due.
+        tell: Called after each look: sends a report if one is due (`heartbeat`).
     """
 
     def __init__(
@@ -85,9 +84,9 @@ class Follower:
         except Exception as error:  # the next look may go better
             self._note(str(error) if isinstance(error, SdloraError) else repr(error), error)
             self._write({"error": self._trouble})
-            return None
-        finally:
             self._report()
+            return None
+        self._report()
         if self._trouble:
             self._events.tell("recovered", {"from": self._trouble})
         self._troubles, self._trouble = 0, ""

@@ -1,4 +1,4 @@
-"""Reports when there is something to say: after a change of the device, and every hour.
+"""Reports when there is something to say: after a change of the device, and regularly.
 
 A heartbeat is asked often and is cheap: the model is loaded only after a generation record has
 changed.
@@ -22,7 +22,7 @@ from .reporting import Reporter, Sent, compose, last_sync
 from .tally import reports
 
 EVERY = 3600.0
-"""seconds between two reports of a device on which nothing changes"""
+"""seconds, unless the caller says more"""
 
 
 def serving(store: Path) -> Status | SdloraError:
@@ -66,10 +66,15 @@ class Heartbeat:
     """Reports of a process that follows a repository. Call it after each look; it never raises.
 
     A store that is not configured to report is left alone. A changed identity counts at once.
+
+    Args:
+        store: The device's directory.
+        options: Of the connections.
+        every: Seconds between two reports of a device on which nothing changes.
     """
 
-    def __init__(self, store: Path, options: Options | None = None) -> None:
-        self._store, self._options = store, options
+    def __init__(self, store: Path, options: Options | None = None, every: float = EVERY) -> None:
+        self._store, self._options, self._every = store, options, every
         self._reporter: Reporter | None = None
         self._who: Identity | None = None
         self._records: object = None
@@ -92,7 +97,7 @@ class Heartbeat:
             return None
         sent = reporter.report(self._status)
         if sent is not None and not sent.refused:
-            self._told, self._next = facts, time.monotonic() + EVERY
+            self._told, self._next = facts, time.monotonic() + self._every
         return sent
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, LinkError, UsageError
 from .extras import need
 
 if TYPE_CHECKING:
@@ -89,7 +89,12 @@ class Session:
 
 
 class MqttLink:
-    """An open connection. Raises InputError if the broker cannot be reached or refuses."""
+    """An open connection.
+
+    Raises:
+        LinkError: The broker cannot be reached.
+        InputError: It refuses, or the certificates cannot be used.
+    """
 
     def __init__(self, url: str, session: Session, options: Options) -> None:
         self._mqtt = need("paho.mqtt.client", "agent")
@@ -110,7 +115,8 @@ class MqttLink:
         """Publish a retained message, and wait until the broker has it.
 
         Raises:
-            InputError: The broker does not confirm in time, or refuses. The link is closed.
+            LinkError: The broker does not confirm in time. The link is closed.
+            InputError: The broker refuses. The link is closed.
         """
         try:
             sent = self._client.publish(topic, payload, qos=1, retain=True)
@@ -119,7 +125,7 @@ class MqttLink:
                     lambda: sent.mid in self._confirmed, self._options.timeout
                 )
             if not done:
-                raise InputError(
+                raise LinkError(
                     f"{self._place} did not confirm a message within {self._options.timeout:g} s: "
                     "check the network and the broker"
                 )
@@ -130,7 +136,7 @@ class MqttLink:
                 )
         except ValueError as error:
             raise UsageError(f"{topic} is no topic for {self._place}: {error}") from error
-        except InputError:
+        except (InputError, LinkError):
             self._end()
             raise
 
@@ -144,7 +150,7 @@ class MqttLink:
         try:
             if self._session.will and self.alive:
                 self.publish(self._session.will, OFFLINE.encode())
-        except InputError:  # then the broker publishes the last will
+        except (InputError, LinkError):  # then the broker publishes the last will
             return
         self._end()
 
@@ -160,14 +166,14 @@ class MqttLink:
         self.close()
 
     def _open(self) -> None:
-        """Connect. Raises InputError."""
+        """Connect. Raises LinkError and InputError."""
         for protocol in (self._mqtt.MQTTv5, self._mqtt.MQTTv311):
             self._answer = None
             self._client = self._new_client(protocol)
             try:
                 self._client.connect(*self._address, keepalive=KEEP_ALIVE)
             except (OSError, ValueError) as error:
-                raise InputError(
+                raise LinkError(
                     f"{self._place} cannot be reached ({error}): check the network and the broker"
                 ) from error
             self._client.loop_start()
@@ -178,9 +184,13 @@ class MqttLink:
             self._end()
             if self._answer not in OTHER_VERSION:
                 break
-        said = self._answer or f"no answer within {self._options.timeout:g} s"
+        if self._answer in (None, CLOSED):
+            said = self._answer or f"no answer within {self._options.timeout:g} s"
+            raise LinkError(
+                f"{self._place} did not connect ({said}): check the network and the broker"
+            )
         raise InputError(
-            f"{self._place} refused the connection ({said}): check the user in the URL, "
+            f"{self._place} refused the connection ({self._answer}): check the user in the URL, "
             f"{PASSWORD} and the certificates"
         )
 

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..device.device import Device
@@ -18,8 +19,8 @@ from ..storage import atomic, disk
 from .fetching import Fetcher
 from .identity import Changes, configure
 from .incoming import Incoming, Wanted
-from .metadata import TrustedMetadata, View
 from .targets import BUNDLE, BUNDLES, Target
+from .trusted import TrustedMetadata, View
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,7 @@ def _downloaded(view: View, bundle: Target, staging: Path, fetcher: Fetcher) -> 
         digest, url = file.hashes["sha256"], view.url(file)
         target = folder / name
         if disk.size(target) != file.length or atomic.sha256_of(target)[0] != digest:
-            done = incoming.fetch(
-                Wanted(digest, file.length, lambda begin, url=url: fetcher.stream(url, begin))
-            )
+            done = incoming.fetch(Wanted(digest, file.length, partial(fetcher.stream, url)))
             with atomic.reading(target):
                 atomic.make_folder(folder)
                 disk.rename(done, target)

@@ -75,13 +75,11 @@ def superfluous(
     begins = bundles | steps | {*states}
     heads = {e.published.end for e in updates} - {e.published.begin for e in updates}
     needed = {b: _reached(updates, b) & (heads | steps | {*states}) for b in begins}
-    kept = list(updates)
-    removed = []
+    before, after = _edges(updates, backwards=True), _edges(updates)
+    kept, removed = list(updates), []
     for one in (update for update in updates if update.digest not in named):
         rest = [other for other in kept if other is not one]
-        if _covered(one, rest, updates) and all(
-            ends <= _reached(rest, b) for b, ends in needed.items()
-        ):
+        if _covered(one, rest, before, after) and _lead(rest, needed):
             kept = rest
             removed.append(one)
     _prove(kept, needed)
@@ -126,14 +124,28 @@ def forget(roles: Roles, shelf: Shelf, days: float, dry: bool) -> tuple[int, int
     return len(found), size
 
 
-def _covered(one: Target, others: Sequence[Target], updates: Sequence[Target]) -> bool:
+def _covered(
+    one: Target,
+    others: Sequence[Target],
+    before: Mapping[str, set[str]],
+    after: Mapping[str, set[str]],
+) -> bool:
     """Whether one of `others` passes over a packet: it begins no later and ends no earlier.
 
-    updates: All that are published; they say which states come before and after which.
+    Args:
+        one: The packet.
+        others: Those that stay.
+        before: The states before each state, by all that is published.
+        after: The states after each.
     """
-    ends = _reached(updates, one.published.end) | {one.published.end}
-    begins = _walk(_edges(updates, backwards=True), one.published.begin) | {one.published.begin}
+    begins = _walk(before, one.published.begin) | {one.published.begin}
+    ends = _walk(after, one.published.end) | {one.published.end}
     return any(o.published.begin in begins and o.published.end in ends for o in others)
+
+
+def _lead(updates: Sequence[Target], needed: Mapping[str, set[str]]) -> bool:
+    edges = _edges(updates)
+    return all(ends <= _walk(edges, begin) for begin, ends in needed.items())
 
 
 def _reached(updates: Sequence[Target], begin: str) -> set[str]:

@@ -27,7 +27,6 @@ from ..storage import disk
 from .enforcing import Publication, finish, own
 from .founding import RoleKeys as RoleKeys
 from .founding import Setup, found
-from .intake import Keys, Offered, examine
 from .online import OnlineKeys
 from .pacing import require_name, without_covered
 from .pruning import Pruned, PruneOptions, forget, stranded, superfluous
@@ -46,6 +45,7 @@ from .rotation import RoleChange, next_targets, rotate
 from .settling import expiries, settle, settled, sign_rollout, soon
 from .shelf import Shelf, content, make_served
 from .targets import BUNDLE, BUNDLES, ROLLOUT_ROLE, ROLLOUTS, TRUST, UPDATE, Published, Target
+from .vetting import Keys, Offered, examine
 
 log = logging.getLogger("sdlora_edge")
 LOCK = "fleet.lock"

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ..errors import InputError, UsageError, printable
+from ..errors import InputError, LinkError, UsageError, printable
 from ..storage import atomic
 from .extras import need
 from .identity import DESTINATIONS, Identity
@@ -24,7 +24,8 @@ def send(sealed: bytes, who: Identity, url: str, options: Options) -> None:
     url: `mqtt(s)://[USER@]HOST[:PORT]`, `http(s)://HOST[:PORT][/PATH]`, `file:///PATH` or a path.
 
     Raises:
-        InputError: It did not arrive: the place cannot be reached, or refuses.
+        LinkError: The place cannot be reached, or does not answer for now.
+        InputError: It refuses.
         StorageError: The file cannot be written.
         UsageError: The URL is of no known kind, or a package of extra `agent` is missing.
     """
@@ -65,12 +66,13 @@ def _post(sealed: bytes, url: str, options: Options) -> None:
             status, said = answer.status, answer.read(ANSWER_LIMIT)
             answer.close()
     except (errors.HTTPError, OSError, ValueError) as error:
-        raise InputError(
+        raise LinkError(
             f"{place} cannot be reached ({error}): check the network, --ca and the certificates"
         ) from error
     if not 200 <= status < 300:
         text = printable(said.decode("utf-8", "replace")).strip()
-        raise InputError(
+        kind = LinkError if status >= 500 or status == 429 else InputError
+        raise kind(
             f"{place} refused the report ({status}: {text}): enroll this device there, and set "
             f"{TOKEN} if it asks for a token"
         )

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fleet.reported import COUNTS, DEVICE, HERE, KEYS, REPORT, SIGNER, STATUS, SYNC, WHO
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from reported import COUNTS, DEVICE, HERE, KEYS, REPORT, SIGNER, STATUS, SYNC, WHO
 from securesystemslib.signer import CryptoSigner
 
 from sdlora_edge.errors import InputError, LimitError, TrustError, printable

@@ -55,7 +55,7 @@ def test_a_report_that_does_not_arrive_is_an_error(cli: Cli, store: Path) -> Non
     configure(store, Changes())
     result = cli("device", "report", "--store", store, "--to", "http://127.0.0.1:1", "--json")
     found = json.loads(result.out)
-    assert result.code == found["refused"][0]["exit_code"] == 3
+    assert result.code == found["refused"][0]["exit_code"] == 8
     assert "cannot be reached" in result.err
 
 

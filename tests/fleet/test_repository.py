@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Fleet
+from conftest import Fleet, Result
 from fleet_kit import Clock, Made, client, made, served
 from sdlora_edge.export.issuing import KeyChange, revoke, rotate_keys, squash_packets
 
 from sdlora_edge.errors import InputError, NotForThisDevice, NothingToDo, ResourceError, TrustError
+from sdlora_edge.fleet.pruning import PruneOptions
+from sdlora_edge.fleet.repository import Repository
 from sdlora_edge.fleet.roles import Metadata, TargetFile
 from sdlora_edge.fleet.rollout import Plan, Step
 from sdlora_edge.fleet.settling import settled
 from sdlora_edge.fleet.targets import BUNDLE, REVOCATION, TRUST, UPDATE, Published
 from sdlora_edge.formats import signing
+from sdlora_edge.formats.canonical import sha256
 from sdlora_edge.storage import disk
 
 
@@ -193,3 +197,100 @@ def test_targets_metadata_grows_by_half_a_kilobyte_for_each_packet(empty: Made) 
             targets.targets[path] = TargetFile(1, {"sha256": digest}, path, custom)
         sizes.append(len(Metadata(targets).to_bytes()))
     assert (sizes[1] - sizes[0]) / 90 < 520
+
+
+def test_prune_leaves_what_devices_need(full: Made, fleet: Fleet, tmp_path: Path) -> None:
+    clock, repository = full.repository.roles.clock, full.repository
+    assert isinstance(clock, Clock)
+    squash = tmp_path / "squash.sdlora"
+    squash_packets(fleet.packets, fleet.key, squash, [fleet.key.with_suffix(".pub")])
+    repository.publish([squash], full.targets_keys, full.online)
+    for target in [t for t in repository.targets() if t.size != squash.stat().st_size][2:]:
+        step = Step(target.digest, target.published.end, target.published.sequence, wave=3)
+        repository.pace("a", lambda plan, s=step: plan.with_step(s), full.online)
+    dry = repository.prune(full.targets_keys, full.online, PruneOptions(dry_run=True))
+    assert repository.prune(full.targets_keys, full.online) == dry
+    assert [step.sequence for step in repository.plan("a").steps] == [3]
+    paths = [t.path for t in repository.targets()]
+    assert dry.steps == 1
+    assert dry.files == 0, "files stay while a client may still ask for them"
+    assert [path[15:19] for path in dry.packets] == ["0001", "0002"]
+    assert dry.stranded == (1,)
+    assert not set(dry.packets) & set(paths)
+    with pytest.raises(NothingToDo, match="nothing to remove"):
+        repository.prune(full.targets_keys, full.online)
+
+    before = {path for path in full.path.rglob("*") if path.is_file()}
+    clock.now += 31 * 86_400
+    repository.refresh(full.online)
+    found = repository.prune((), full.online)
+    after = {path for path in full.path.rglob("*") if path.is_file()}
+    assert found.files >= len(before - after) > 5
+    assert any(dry.packets[0].rpartition("/")[2] in path.name for path in before - after)
+    assert (full.path / "metadata" / "1.root.json").exists()
+    Repository.open(full.path)
+    with served(full.path) as server:
+        newcomer = client(full, server.url, tmp_path / "client")
+        for path in paths:
+            info = newcomer.get_targetinfo(path)
+            assert info
+            newcomer.download_target(info)
+
+
+def test_the_command_line_publishes_and_rolls_out(
+    fleet: Fleet, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made_ = json.loads(cli("fleet", "init", "--json", "--expires", "timestamp=21").out)
+    assert made_["root"] == sha256((tmp_path / "fleet-keys" / "root.json").read_bytes())
+    assert cli("fleet", "init").code == 2
+    assert cli("fleet", "publish", *fleet.packets).code == 5
+    assert cli("fleet", "publish", fleet.bundle, fleet.packets[0].parent).code == 0
+    assert cli("fleet", "publish", fleet.bundle).code == 7
+    started = cli(
+        *("fleet", "rollout", "start", 2, "--channel", "line-3", "--waves", "5,100"),
+        *("--groups", "canary,lab", "--not-before", "2026-01-01T00:00Z", "--json"),
+    )
+    (step,) = json.loads(started.out)["steps"]
+    assert (step["waves"], step["groups"], step["sequence"]) == ([5, 100], ["canary", "lab"], 2)
+    at = ("--channel", "line-3")
+    assert cli("fleet", "rollout", "pause", fleet.packets[1], *at, "--reason", "odd").code == 0
+    assert "odd" in cli("fleet", "rollout", "status").out
+    assert cli("fleet", "rollout", "advance", 2, *at).code == 2
+    assert cli("fleet", "rollout", "resume", step["packet"][:10], *at).code == 0
+    assert "5 [100]" in cli("fleet", "rollout", "advance", 2, *at).out
+    assert cli("fleet", "rollout", "abort", 2, *at).code == 0
+    assert cli("fleet", "rollout", "pause", 3, *at).code == 2
+    assert cli("fleet", "rollout", "status", "--channel", "other").code == 2
+    assert "signed timestamp" in cli("fleet", "refresh").out
+    for role in ("root", "targets", "rollout", "snapshot", "timestamp"):
+        assert f"{role}.key" in cli("fleet", "rotate", role).out
+    assert cli("fleet", "renew", "root", "--days", 100).code == 0
+    assert cli("fleet", "rotate", "root", "--remove", "abcd").code == 3
+    assert cli("fleet", "sign").code == 7
+    assert cli("fleet", "prune").code == 7
+    found = json.loads(cli("fleet", "status", "--json").out)
+    assert found["roles"]["root"]["days"] == 99
+    assert found["roles"]["timestamp"]["days"] == 20
+    assert found["settled"]
+    assert [one["sequence"] for one in found["targets"]] == [0, 1, 2, 3]
+    assert found["channels"]["line-3"]["steps"][0]["status"] == "aborted"
+    assert "task 3" in cli("fleet", "status").out
+
+
+def test_encrypted_keys_of_two_people_on_the_command_line(
+    fleet: Fleet, tmp_path: Path, cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(signing.PASSPHRASE, "correct horse battery")
+    more = ("--threshold", 2, "--root-keys", 3, "--targets-keys", 2, "--passphrase")
+    assert cli("fleet", "init", *more).code == 0
+    keys = tmp_path / "fleet-keys" / "offline"
+    assert b"ENCRYPTED" in (keys / "targets-1.key").read_bytes()
+    done = cli("fleet", "publish", fleet.bundle, "--key", keys / "targets-1.key")
+    assert "signed by 1 of the 2 keys needed" in done.out
+    assert "yes" in cli("fleet", "status").out
+    assert cli("fleet", "sign", "--key", keys / "targets-2.key").code == 0
+    assert "onnx fp32" in cli("fleet", "status").out
+    assert cli("fleet", "init", "other", "--keys", "k", "--threshold", 2).code == 2
+    assert not (tmp_path / "k").exists()

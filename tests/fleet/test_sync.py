@@ -125,6 +125,22 @@ def test_a_wave_reaches_a_device_when_it_grows(
     assert again(client, server.url, clock).sync().applied == (first.packet,)
 
 
+def test_news_for_others_does_not_open_the_model(
+    site: Made,
+    client: Client,
+    server: Server,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client.sync()
+    first, *_ = steps(site, 0)
+    site.repository.set_plan(Plan("line-3", (first,)), site.online)
+    monkeypatch.setattr(Device, "open", None)
+    done = again(client, server.url, clock).sync()
+    assert done.news
+    assert "at 0 %" in done.state.waiting
+
+
 def test_a_group_goes_first_and_a_step_begins_at_its_time(
     site: Made, client: Client, server: Server, clock: Clock
 ) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from faults.simulator import Killed, Restarts, Simulator, Tree
-from fleet.reported import predicted
+from reported import predicted
 
 from sdlora_edge.errors import ResourceError, StorageError
 from sdlora_edge.fleet import tally

@@ -18,9 +18,9 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
-from fleet.reported import STATUS, predicted
+from reported import STATUS, predicted
 
-from sdlora_edge.errors import InputError, SdloraError, StorageError, UsageError
+from sdlora_edge.errors import InputError, LinkError, SdloraError, StorageError, UsageError
 from sdlora_edge.fleet import extras, ledger
 from sdlora_edge.fleet.identity import Changes, Identity, configure
 from sdlora_edge.fleet.mqtt_link import Options
@@ -212,7 +212,7 @@ def test_a_report_over_tls_with_a_user(
 ) -> None:
     url = f"mqtts://camera@127.0.0.1:{mosquitto.tls}"
     who, trusted = reports_to(bare, url), Options(str(mosquitto.folder / "ca.pem"), timeout=5.0)
-    with pytest.raises(InputError, match="CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(LinkError, match="CERTIFICATE_VERIFY_FAILED"):
         send(b"{}", who, url, QUICK)
     with pytest.raises(InputError, match=r"certificates for .* cannot be used"):
         send(b"{}", who, url, Options(str(mosquitto.folder / "none"), timeout=5.0))
@@ -342,7 +342,7 @@ def test_nobody_there_stops_nothing(bare: Path) -> None:
         reporter.connect()
         sent = reporter.report(STATUS)
         assert sent is not None
-        assert [r.exit_code for r in sent.refused] == [3, 3]
+        assert [r.exit_code for r in sent.refused] == [8, 8]
         assert all("cannot be reached" in r.message for r in sent.refused)
 
 
@@ -351,7 +351,7 @@ def test_a_silent_broker_and_server_are_not_waited_for_long(bare: Path) -> None:
         port, who = silent.getsockname()[1], reports_to(bare)
         for url in (f"mqtt://127.0.0.1:{port}", f"http://127.0.0.1:{port}"):
             begun = time.monotonic()
-            with pytest.raises(InputError):
+            with pytest.raises(LinkError):
                 send(b"{}", who, url, Options(timeout=0.5))
             assert time.monotonic() - begun < 4
 

@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "bench")]
 import figures  # noqa: E402
-from fleet import BUNDLES  # noqa: E402
+from carried import BUNDLES  # noqa: E402
 
 from sdlora_edge.train.config import tomllib  # noqa: E402
 
@@ -229,7 +229,7 @@ def prepare() -> Path:
     shutil.copytree(ROOT / "device_tests", CARRIED, ignore=shutil.ignore_patterns("__pycache__"))
     if not (FLEET / "expected").exists():
         shutil.rmtree(FLEET, ignore_errors=True)
-        subprocess.run([sys.executable, ROOT / "tests" / "matrix" / "fleet.py", FLEET], check=True)
+        subprocess.run([sys.executable, ROOT / "tests" / "matrix" / "carried.py", FLEET], check=True)
     build = [
         sys.executable,
         "-m",

@@ -40,7 +40,8 @@ NAMES = (ROOT, TIMESTAMP, "snapshot.json", "targets.json", f"{ROLLOUT_ROLE}.json
 """in the order in which they are written"""
 LIMIT = 16 * 1024 * 1024
 """bytes of a file of metadata"""
-TIMESTAMP_LIMIT = 16 * 1024
+TIMESTAMP_LIMIT, PLAN_LIMIT = 16 * 1024, 1024 * 1024
+"""bytes. The online keys sign how long a plan is, and they may be stolen."""
 CONFIG = UpdaterConfig(
     max_root_rotations=256,
     root_max_length=512 * 1024,
@@ -77,16 +78,27 @@ class View:
     _updater: Updater = field(repr=False)
     _fetcher: Fetcher = field(repr=False)
     _base: str = field(repr=False)
+    _plans: dict[str, Plan] = field(default_factory=dict, repr=False)
 
     def plan(self, channel: str) -> Plan:
-        """The roll-out of a channel; an empty one if there is none.
+        """The roll-out of a channel, fetched once; an empty one if there is none.
 
         Raises LinkError, TrustError, InputError.
         """
+        if channel not in self._plans:
+            self._plans[channel] = self._plan(channel)
+        return self._plans[channel]
+
+    def _plan(self, channel: str) -> Plan:
         with told():
             found = self._updater.get_targetinfo(f"{ROLLOUTS}{channel}.json")
             if found is None or found.path in self.files:
                 return Plan(channel)
+            if found.length > PLAN_LIMIT:
+                raise TrustError(
+                    f"the roll-out of channel {channel} has {found.length} bytes, more than "
+                    f"{PLAN_LIMIT}: prune its steps"
+                )
             data = self._fetcher.download_bytes(self.url(found), found.length)
             found.verify_length_and_hashes(data)
         plan = Plan.from_json(data)
@@ -115,17 +127,44 @@ class TrustedMetadata:
         self._base = url.rstrip("/") + "/"
 
     def anchor(self, root: bytes) -> None:
-        """Keep the root of trust that a person gave. Raises InputError, StorageError."""
+        """Keep the root of trust that a person gave.
+
+        If it is another one than before, all that was trusted through that is forgotten. That is
+        done first: a power cut must not leave the new root of trust beside the old root.
+
+        Raises:
+            InputError: It is no root metadata.
+            TrustError: Its own keys have not signed it.
+        """
         with told():
-            Metadata[Root].from_bytes(root).verify_delegate(
-                Root.type, Metadata[Root].from_bytes(root)
-            )
+            signed = Metadata[Root].from_bytes(root)
+            if not isinstance(signed.signed, Root):
+                raise InputError(
+                    f"the root of trust is metadata of the role {signed.signed.type}: name the "
+                    "repository's 1.root.json"
+                )
+            signed.signed.verify_delegate(Root.type, signed.signed_bytes, signed.signatures)
+        with contextlib.suppress(InputError):
+            if self._read(ANCHOR) == root:
+                return
+        try:
+            for name in NAMES:
+                if disk.size(self.folder / name) is not None:
+                    disk.unlink(self.folder / name)
+            if disk.size(self.folder) is not None:
+                disk.sync(self.folder)
+        except OSError as error:
+            raise atomic.unwritten(self.folder, error) from error
         self._write(ANCHOR, root)
 
     def stamp(self) -> Stamp | None:
-        """The timestamp that was trusted last; None if there is none."""
+        """The timestamp that was trusted last. None if there is none, or other keys hold now.
+
+        The time that it was signed at counts only as long as its keys do: whoever stole an old key
+        may have put it far ahead.
+        """
         with contextlib.suppress(InputError, RepositoryError):
-            return _stamp(Metadata[Timestamp].from_bytes(self._read(TIMESTAMP)))
+            return _stamp(self._root(), self._read(TIMESTAMP))
         return None
 
     def look(self, clock: float) -> Stamp | None:
@@ -141,17 +180,23 @@ class TrustedMetadata:
             data = self._fetcher.download_bytes(url, TIMESTAMP_LIMIT)
         self._fetcher.hold(url, data)
         try:
-            root = Metadata[Root].from_bytes(self._read(ROOT))
-            found = Metadata[Timestamp].from_bytes(data)
-            root.signed.verify_delegate(Timestamp.type, found.signed_bytes, found.signatures)
+            stamp = _stamp(self._root(), data)
         except (InputError, RepositoryError):
             return None
-        stamp, before = _stamp(found), self.stamp()
+        before = self.stamp()
         if before is None or stamp.version < before.version or stamp.expires <= clock:
             return None
         if stamp.version > before.version and stamp.snapshot == before.snapshot:
             self._write(TIMESTAMP, data)
         return stamp
+
+    def sweep(self) -> None:
+        """Remove what a killed process has half written."""
+        for name in (ANCHOR, *NAMES, "handled.json", "sync.json"):
+            path = self.folder / f"{atomic.TEMPORARY}{name}"
+            if disk.size(path) is not None:
+                with contextlib.suppress(OSError):
+                    disk.unlink(path)
 
     @contextlib.contextmanager
     def refresh(self, clock: float) -> Iterator[View]:
@@ -183,6 +228,9 @@ class TrustedMetadata:
 
     def _view(self, updater: Updater, listed: bytes) -> View:
         files = Metadata[Targets].from_bytes(listed).signed.targets
+        for path, file in files.items():
+            if "sha256" not in file.hashes:
+                raise InputError(f"target {path[:200]} has no SHA-256: publish it again")
         targets = [
             Target(path, file.length, file.hashes["sha256"], Published.from_custom(file.custom))
             for path, file in files.items()
@@ -190,6 +238,13 @@ class TrustedMetadata:
         ]
         snapshot = updater._trusted_set.timestamp.snapshot_meta.version
         return View(targets, dict(files), snapshot, updater, self._fetcher, self._base)
+
+    def _root(self) -> Root:
+        """The newest root that is kept. Raises InputError, RepositoryError."""
+        found = Metadata[Root].from_bytes(self._read(ROOT)).signed
+        if not isinstance(found, Root):
+            raise InputError(f"{self.folder / ROOT} is damaged")
+        return found
 
     def _updater(self, scratch: str) -> Updater:
         """With the newest root that is kept, or from the first one on if that is damaged."""
@@ -232,15 +287,17 @@ class TrustedMetadata:
         atomic.write(self.folder / name, data, like=self._store)
 
 
-def _stamp(found: Metadata[Timestamp]) -> Stamp:
-    signed_at = found.signed.unrecognized_fields.get(SIGNED_AT, 0)
+def _stamp(root: Root, data: bytes) -> Stamp:
+    """Read a timestamp. Raises RepositoryError unless a root's keys have signed it."""
+    found = Metadata[Timestamp].from_bytes(data)
+    root.verify_delegate(Timestamp.type, found.signed_bytes, found.signatures)
     signed = found.signed
-    return Stamp(
-        signed.version,
-        signed.snapshot_meta.version,
-        signed_at if type(signed_at) is int else 0,
-        signed.expires.timestamp(),
-    )
+    if not isinstance(signed, Timestamp):  # one key may sign for several roles
+        raise RepositoryError(f"a timestamp is metadata of the role {signed.type}")
+    expires = signed.expires.timestamp()
+    at = signed.unrecognized_fields.get(SIGNED_AT, 0)
+    sound = type(at) is int and 0 <= at <= expires
+    return Stamp(signed.version, signed.snapshot_meta.version, at if sound else 0, expires)
 
 
 @contextlib.contextmanager
