@@ -92,7 +92,7 @@ def run(choice: Choice, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises what `serving.serve` does."""
     require_fleet()
     from .driver import Pace
-    from .serving import Door, Service, Upkeep, serve
+    from .listening import Door, Service, Upkeep, serve
     from .views import Settings
 
     if choice.online_keys and not choice.repository:
