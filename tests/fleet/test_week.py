@@ -1,4 +1,4 @@
-"""A week of a fleet, with real parts: a static web server, a broker, `fleet serve`, and four devices.
+"""A week of a fleet, with real parts: a static web server, `fleet serve`, and four devices.
 
 One device is in the canary group, one is in the first half of the line, one is switched off, and
 one is too old. A good packet reaches all that can take it. A bad one stops in the canary group.
@@ -17,7 +17,7 @@ import pytest
 from conftest import Fleet, Result, images
 from fleet_kit import Made, made, served
 from forge import Draft
-from week_kit import Camera, Collector, FileClock, broker, collector, configured, until
+from week_kit import Camera, Collector, FileClock, collector, configured, until
 
 from sdlora_edge.device.device import Device
 from sdlora_edge.fleet import pacing
@@ -84,18 +84,17 @@ def week(fleet: Fleet, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
     waves = ("--repository", str(site.path), "--online-keys", str(tmp_path / "keys" / "online"))
     with contextlib.ExitStack() as open_parts:
         url = open_parts.enter_context(served(site.path)).url
-        mqtt = open_parts.enter_context(broker())
-        options = ("--database", database, "--broker", mqtt, "--every", "0.1", *waves)
+        options = ("--database", database, "--every", "0.1", *waves)
         found = open_parts.enter_context(collector(clock, *options))
         cameras = {}
-        for name, place in (("canary", mqtt), *((n, found.url) for n in ("gate", "hall", "old"))):
+        for name in ("canary", "gate", "hall", "old"):
             store = tmp_path / name
             device = Device.init(fleet.bundle, store)
             if name != "old":
                 device.apply(fleet.packets[0])
-            configured(store, site, sha256(fleet.packets[1].read_bytes()), name == "gate")
+            configured(store, sha256(fleet.packets[1].read_bytes()), name == "gate")
             groups = ("canary",) if name == "canary" else ()
-            changes = Changes(name, LINE, groups, url, (place,))
+            changes = Changes(name, LINE, groups, url, (found.url,))
             cameras[name] = Camera(store, changes, site.root, clock)
             open_parts.callback(cameras[name].close)
             identity = tmp_path / f"{name}.json"

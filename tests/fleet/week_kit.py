@@ -1,4 +1,4 @@
-"""The parts of a whole fleet: a broker, `fleet serve`, and devices, all of which read one clock."""
+"""The parts of a whole fleet: `fleet serve` and devices, all of which read one clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,24 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fleet_kit import Made
-
 from sdlora_edge.device.device import Device
 from sdlora_edge.fleet.client import Client
 from sdlora_edge.fleet.follow import Follower, Telling
-from sdlora_edge.fleet.identity import Changes, configure, identity
+from sdlora_edge.fleet.identity import Changes, configure
 from sdlora_edge.fleet.rollout import share
 
-BROKER = """
-import asyncio, sys
-from amqtt.broker import Broker
-anonymous = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-listener = {"type": "tcp", "bind": "127.0.0.1:" + sys.argv[1]}
-async def serve():
-    await Broker({"listeners": {"default": listener}, "plugins": anonymous}).start()
-    await asyncio.Event().wait()
-asyncio.run(serve())
-"""
 PROGRAM = """
 import sys, time
 from pathlib import Path
@@ -71,23 +58,6 @@ def until(true: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
-@contextlib.contextmanager
-def broker() -> Iterator[str]:
-    """The URL of a real MQTT broker."""
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = int(taken.getsockname()[1])
-    with _running([sys.executable, "-c", BROKER, str(port)], stderr=subprocess.DEVNULL):
-
-        def answers() -> bool:
-            with contextlib.suppress(OSError):
-                socket.create_connection(("127.0.0.1", port)).close()
-                return True
-            return False
-
-        until(answers, "the broker starts")
-        yield f"mqtt://127.0.0.1:{port}"
-
-
 class Collector:
     """A collector that runs."""
 
@@ -108,15 +78,11 @@ class Collector:
 def collector(clock: FileClock, *options: str) -> Iterator[Collector]:
     """`sdlora-edge fleet serve`, in a process of its own."""
     command = [sys.executable, "-c", PROGRAM, str(clock.file), "fleet", "serve", "--port", "0"]
-    with _running([*command, *options], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        url = ""
-        for line in process.stderr:
-            if line.startswith("fleet: "):
-                url = line.split()[1]
-                break
-        assert url, "the collector does not start"
-        yield Collector(url)
+    with _running([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert first.startswith("fleet: "), f"the collector does not start: {first!r}"
+        yield Collector(first.split()[1])
 
 
 @contextlib.contextmanager
@@ -131,8 +97,8 @@ def _running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[An
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 class Camera:
@@ -163,9 +129,7 @@ class Camera:
         return Device.open(self.store).status().task
 
 
-def configured(store: Path, site: Made, packet: str, inside: bool) -> None:
+def configured(store: Path, packet: str, inside: bool) -> None:
     """Give a device an id whose place in the waves of a packet is below 50 %, or is not."""
-    site.repository.targets()
     while (share(configure(store, Changes()).id, packet) < 5000) != inside:
         shutil.rmtree(store / "fleet")
-    assert identity(store).channel == "default"
