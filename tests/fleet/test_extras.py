@@ -30,7 +30,7 @@ MODULES = {
     "prometheus-client": "prometheus_client",
 }
 """The module of each package of the extras `agent` and `fleet`."""
-OWN = {"device sync", "device report", "device configure"}
+OWN = {"device sync", "device configure"}
 """Commands of the device that belong to the fleet, beside those with `--from`."""
 URL = "http://127.0.0.1:9/"
 WITHOUT = f"""
