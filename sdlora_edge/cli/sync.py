@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -180,17 +181,16 @@ def follow(
     at: store, URL and link. every: seconds between two looks, and between two reports.
     """
     from ..fleet.client import Client
-    from ..fleet.follow import Follower, stopped_by_signals
-    from ..fleet.heartbeat import Heartbeat
+    from ..fleet.follow import Follower, Telling, stopped_by_signals
     from ..fleet.mqtt_link import Options
 
     def make() -> Client:
         return Client(*at)
 
     make()  # what is wrong with the call is an error of the command
-    link, (interval, reports) = at[2], every
+    (store, _, link), (interval, reports) = at, every
     options = Options.given(link.ca, link.client_cert, link.client_key)
-    with Heartbeat(at[0], options, reports) as heartbeat:
-        follower = Follower(make, interval, status, tell=heartbeat)
-        with stopped_by_signals(follower):
-            follower.run()
+    telling = Telling(store, reports, options)
+    follower = Follower(make, interval, status, tell=telling)
+    with stopped_by_signals(follower), contextlib.closing(telling):
+        follower.run()

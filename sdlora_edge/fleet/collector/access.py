@@ -102,8 +102,8 @@ def read_token(path: Path | None) -> str:
         len(token) < SHORTEST or not token.isascii() or not token.isprintable()
     ):
         raise UsageError(
-            f"the token in {where} has {len(token)} characters: use at least {SHORTEST} plain ones, "
-            "such as those that `openssl rand -hex 32` prints"
+            f"the token in {where} has {len(token)} characters: use at least {SHORTEST} plain "
+            "ones, such as those that `openssl rand -hex 32` prints"
         )
     return token
 

@@ -95,7 +95,8 @@ def _with_driver(url: str) -> str:
             need("psycopg", "fleet")
         except UsageError as error:
             raise UsageError(
-                "PostgreSQL needs psycopg, which is not installed: run pip install 'psycopg[binary]'"
+                "PostgreSQL needs psycopg, which is not installed: "
+                "run pip install 'psycopg[binary]'"
             ) from error
     return full
 

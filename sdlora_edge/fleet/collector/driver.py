@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ...results import Result
 from ..rollout import RUNNING, Plan, Step
-from .lookups import DeviceRow, Tally
+from .lookups import LOST, NEVER, DeviceRow, Tally
 
 STAY, ADVANCE, PAUSE = "stay", "advance", "pause"
 FAILURES = 1, 3, 4, 6
@@ -18,6 +18,9 @@ FAILURES = 1, 3, 4, 6
 LEAST_PREDICTIONS = 200
 """Fewer than this many predictions on a side say nothing about an unknown rate."""
 HOUR = 3600
+STANDS = "done", "failed", "pending", "awaited", "silent"
+"""How a device may stand to a step: see Evidence."""
+NONE = Tally()
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,9 @@ class Evidence(Result):
         members: Enrolled devices that may take the packet.
         done: Of them, those that reported since `changed` and have the packet, or a later one.
         failed: Those that reported an error since `begun` which speaks against the packet.
-        silent: Those that did not report since `changed`.
-        pending: The others.
+        pending: Those that reported since `changed`, neither done nor failed.
+        awaited: Those that did not report since `changed`, and are not silent.
+        silent: Those that are silent.
         begun: Unix seconds when the step last started or was resumed. Errors before it were
             there when a human let it go on, and do not count again.
         changed: Unix seconds since when the wave is in force.
@@ -53,8 +57,9 @@ class Evidence(Result):
     members: int
     done: int
     failed: int
-    silent: int
     pending: int
+    awaited: int
+    silent: int
     begun: int
     changed: int
 
@@ -66,10 +71,10 @@ class Rates:
     The ones before are of the same devices, in the days before the step began.
     """
 
-    updated: Tally = Tally()
-    others: Tally = Tally()
-    updated_before: Tally = Tally()
-    others_before: Tally = Tally()
+    updated: Tally = NONE
+    others: Tally = NONE
+    updated_before: Tally = NONE
+    others_before: Tally = NONE
 
 
 @dataclass(frozen=True)
@@ -110,13 +115,13 @@ def weigh(
         _stand(plan, step, device, max(begun, step.not_before), changed)
         for device in members(plan, step, devices, clock)
     ]
-    counted = {kind: kinds.count(kind) for kind in ("done", "failed", "silent", "pending")}
+    counted = {kind: kinds.count(kind) for kind in STANDS}
     return Evidence(len(kinds), **counted, begun=begun, changed=changed)
 
 
 def _stand(plan: Plan, step: Step, device: DeviceRow, begun: int, changed: int) -> str:
     if device.last_seen is None or device.last_seen < changed:
-        return "silent"
+        return "silent" if device.condition in (LOST, NEVER) else "awaited"
     if has(plan, step, device):
         return "done"
     against = device.packet in ("", step.packet) and any(
@@ -137,7 +142,8 @@ def decide(step: Step, found: Evidence, rates: Rates, pace: Pace, clock: float) 
         share = 100 * found.failed / found.members
         return Decision(
             PAUSE,
-            f"{found.failed} of {found.members} devices failed ({share:.1f} %, limit {step.error} %)",
+            f"{found.failed} of {found.members} devices failed "
+            f"({share:.1f} %, limit {step.error} %)",
         )
     if reason := _jumped(rates, pace.unknown_jump):
         return Decision(PAUSE, reason)

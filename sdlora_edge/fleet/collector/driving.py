@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import pacing
-from ..repository import OnlineKeys, Repository
+from ..keyholders import KeyFolder
+from ..online import OnlineKeys
+from ..repository import Repository
 from ..rollout import RUNNING, Plan, Step
 from .database import Database
 from .driver import ADVANCE, STAY, Decision, Pace, Rates, decide, has, weigh
 from .lookups import DeviceRow, Filter, Tally, device_rows, rates_since
-from .registry import ADVANCED, DAY, PROPOSED, STOPPED, Event, log_event
+from .registry import ADVANCED, DAY, MIXED, PROPOSED, STOPPED, Event, log_event
 from .schema import HOUR
 from .views import begun_of
 
@@ -50,7 +52,8 @@ class Driver:
             TrustError: The repository is not signed by its keys.
         """
         self._database = database
-        self._repository = Repository.open(repository)
+        root = KeyFolder(keys.parent).pinned() if keys else None
+        self._repository = Repository.open(repository, pinned=root)
         self._online = OnlineKeys.load(keys) if keys else None
         self._pace = pace
         self._known: tuple[float, list[Plan]] = (-FRESH, [])
@@ -112,9 +115,9 @@ class Driver:
         return Rates(
             # of an updated device only what it predicted with the packet
             _summed(after, updated, lambda task: task >= step.sequence),
-            _summed(after, others, lambda task: task < step.sequence),
-            _summed(before, updated, lambda task: task < step.sequence),
-            _summed(before, others, lambda task: task < step.sequence),
+            _summed(after, others, lambda task: MIXED < task < step.sequence),
+            _summed(before, updated, lambda task: MIXED < task < step.sequence),
+            _summed(before, others, lambda task: MIXED < task < step.sequence),
         )
 
     def _events(self, plan: Plan, step: Step, decision: Decision, begun: int) -> list[Event]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from ...errors import InputError, LimitError, TrustError
+from ...results import Result
 from ..report import unseal
 from .database import Database
 from .registry import StaleReport, key_of, store
@@ -18,7 +19,7 @@ REFUSALS = STALE, TOO_LARGE, MALFORMED, FORGED, NOT_ENROLLED, UNSIGNED
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Outcome(Result):
     """What became of a report: STORED, or one of REFUSALS and the reason."""
 
     kind: str

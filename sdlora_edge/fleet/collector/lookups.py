@@ -99,7 +99,7 @@ def device_rows(
         query = select(devices).where(*_chosen(chosen)).order_by(devices.c.name, devices.c.id)
         rows = connection.execute(query).mappings().all()
         day = _rates_by_device(connection, now - DAY)
-    return [_row(row, day.get(row["id"], (0, 0)), now, silent_after) for row in rows]
+    return [_row(dict(row), day.get(row["id"], (0, 0)), now, silent_after) for row in rows]
 
 
 def _chosen(chosen: Filter) -> list[Any]:
@@ -280,7 +280,9 @@ def event_rows(
         wanted.append(events.c.device == chosen.device)
     if chosen.channel:
         wanted.append(events.c.channel == chosen.channel)
-    query = select(events).where(*wanted).order_by(events.c.id.desc()).limit(most)
+    query = (
+        select(events).where(*wanted).order_by(events.c.time.desc(), events.c.id.desc()).limit(most)
+    )
     with database.begin() as connection:
         return [EventRow(**row) for row in connection.execute(query).mappings()]
 

@@ -14,6 +14,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
+from .driver import STANDS
 from .inbox import REFUSALS, Inbox
 from .lookups import DeviceRow, Filter, Tally
 from .views import Views, Wave
@@ -118,9 +119,7 @@ def _waves(waves: tuple[Wave, ...]) -> Metrics:
     for wave in waves:
         packet = wave.step.packet[:12]
         percent.add_metric([wave.channel, packet, wave.step.status], wave.step.percent)
-        if wave.evidence:
-            for stand in ("done", "failed", "silent", "pending"):
-                count = getattr(wave.evidence, stand)
-                stands.add_metric([wave.channel, packet, stand], count)
+        for stand in STANDS:
+            stands.add_metric([wave.channel, packet, stand], getattr(wave.evidence, stand))
     yield percent
     yield stands

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .driver import LEAST_PREDICTIONS
 from .lookups import Change, Span, Tally
+from .registry import MIXED
 from .schema import HOUR
 
 HEIGHT = 200
 MOST_CLASSES = 6
 MOST_TASKS = 2
-NO_TASK = -1
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def unknown_plot(
     rates = [t.rate or 0.0 for steps in (everything, *by_task.values()) for t in steps.values()]
     top, levels = _levels(max(rates))
     series: list[tuple[str, str, Mapping[int, Tally]]] = [("all", "own", everything)]
-    newest = sorted(by_task)[-MOST_TASKS:] if len(by_task) > 1 else []
+    tasks = sorted(task for task in by_task if task != MIXED)
+    newest = tasks[-MOST_TASKS:] if len(tasks) > 1 else []
     series += [(f"task {t}", f"task{i}", by_task[t]) for i, t in enumerate(reversed(newest))]
     curves = tuple(_curve(name, style, steps, span, top) for name, style, steps in series)
     return Plot(
@@ -162,7 +163,7 @@ def _mark(
     plural = "s" if change.devices > 1 else ""
     at = span.place(change.time)
     after = _sum(by_task, at, lambda task: task == change.task)
-    before = _sum(by_task, at - span.count, lambda task: task < change.task)
+    before = _sum(by_task, at - span.count, lambda task: MIXED < task < change.task)
     jump = ""
     if min(after.total, before.total) >= LEAST_PREDICTIONS:
         rise = 100 * ((after.rate or 0) - (before.rate or 0))
@@ -175,8 +176,9 @@ def _mark(
     return Mark(x, label, jump, turned=x > 60)
 
 
-def _sum(by_task: Mapping[int, Mapping[int, Tally]], since: int, wanted: object) -> Tally:
-    assert callable(wanted)
+def _sum(
+    by_task: Mapping[int, Mapping[int, Tally]], since: int, wanted: Callable[[int], bool]
+) -> Tally:
     return sum(
         (
             t
@@ -200,8 +202,7 @@ def mix_stack(by_class: Mapping[str, Mapping[int, int]], span: Span) -> Stack | 
     rest = [name for name in totals if name not in shown and totals[name]]
     series = [(name, f"c{i}", [name]) for i, name in enumerate(shown)]
     if rest:
-        named = len([name for name in rest if name])
-        series.append((f"{named} others" if named > 1 else "others", "rest", rest))
+        series.append(("other classes", "rest", rest))
     blocks: list[Block] = []
     for at in range(span.count):
         blocks += _column(series, by_class, at, span)

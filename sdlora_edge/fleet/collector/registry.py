@@ -27,6 +27,10 @@ ADVANCED, STOPPED, PROPOSED = "advanced", "paused", "revocation proposed"
 """Kinds of events."""
 
 
+MIXED = -1
+"""The task of predictions of a period in which the task changed."""
+
+
 class StaleReport(Exception):
     """The report is older than the newest one that is known, or equal to it."""
 
@@ -180,27 +184,26 @@ def _gap(before: Mapping[str, Any], now: int) -> int | None:
     """The usual time between two reports: a long silence changes it only little."""
     if before["last_seen"] is None:
         return None
-    new = max(1, min(now - before["last_seen"], LONGEST_GAP))
-    old = before["gap"]
+    new: int = max(1, min(now - before["last_seen"], LONGEST_GAP))
+    old: int | None = before["gap"]
     return new if old is None else (3 * old + min(new, 2 * old)) // 4
 
 
 def _count(connection: Connection, report: Report, before: Mapping[str, Any], time: int) -> None:
     """Add what a report counted. It takes the place of an earlier report of the same period.
 
-    If the task changed within the period, the counts are of both: they stand under the old one, so
-    that those of the new task are of it alone.
+    If the state changed within the period, nobody knows which state predicted what.
     """
     made = report.predictions
     hour, task = time // HOUR * HOUR, report.task
     if before["report"] is not None:
         past = json.loads(before["report"])["predictions"]
         if before["state"] != report.state:
-            task = before["task"]
+            task = MIXED
         if past["since"] == made.since:
             place = (report.device, before["counted_hour"], before["counted_task"])
             _add(connection, place, Predictions(**past), -1)
-            task = before["counted_task"]
+            task = task if before["counted_task"] != MIXED else MIXED
     _add(connection, (report.device, hour, task), made, 1)
     connection.execute(
         update(devices)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...errors import InputError, UsageError, naming
 from ...formats.canonical import parse_exact_json
@@ -16,6 +17,12 @@ from ...results import Result
 from ...storage import atomic
 from ..extras import need
 from ..identity import Identity, channel_name, device_groups, device_id, public_hex
+
+if TYPE_CHECKING:
+    from .database import Database
+    from .driver import Pace
+    from .driving import Driver
+    from .registry import Enrolled
 
 IDENTITY_LIMIT = 64 * 1024
 _NEEDED = {"id": device_id, "name": text(), "channel": channel_name, "groups": device_groups}
@@ -85,7 +92,7 @@ def run(choice: Choice, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises what `serving.serve` does."""
     require_fleet()
     from .driver import Pace
-    from .serving import Door, Service, Upkeep, serve
+    from .listening import Door, Service, Upkeep, serve
     from .views import Settings
 
     if choice.online_keys and not choice.repository:
@@ -110,14 +117,14 @@ def run(choice: Choice, ready: Callable[[str], None]) -> None:
     serve(service, ready)
 
 
-def _waves(repository: Path, keys: Path | None, pace: object) -> Callable[..., object]:
+def _waves(repository: Path, keys: Path | None, pace: Pace) -> Callable[[Database], Driver]:
     need("tuf", "fleet")
     from .driving import Driver
 
     return lambda database: Driver(database, repository, keys, pace)
 
 
-def enroll_files(database: str, files: Sequence[Path], replace: bool) -> Result:
+def enroll_files(database: str, files: Sequence[Path], replace: bool) -> Enrolled:
     """Accept reports of the devices whose identities these files hold.
 
     Raises:
@@ -166,7 +173,7 @@ def fleet_now(
 
 
 @contextlib.contextmanager
-def _opened(url: str) -> Iterator[object]:
+def _opened(url: str) -> Iterator[Database]:
     from .database import Database
 
     with contextlib.closing(Database.open(url)) as database:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from sqlalchemy.exc import SQLAlchemyError
@@ -59,7 +59,7 @@ class Subscriber:
         self._inbox = inbox
         self.connected = False
         self._name = _client_name(inbox)
-        self._client = self._make(mqtt.MQTTv5)
+        self._client = self._make(MQTTProtocolVersion.MQTTv5)
 
     def __enter__(self) -> Subscriber:
         self._start()
@@ -74,12 +74,12 @@ class Subscriber:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def _make(self, protocol: int) -> mqtt.Client:
-        old = protocol == mqtt.MQTTv311
+    def _make(self, protocol: MQTTProtocolVersion) -> mqtt.Client:
+        old = protocol is MQTTProtocolVersion.MQTTv311
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._name,
-            protocol=mqtt.MQTTProtocolVersion(protocol),
+            protocol=protocol,
             clean_session=False if old else None,
         )
         if self._parts.username:
@@ -96,8 +96,8 @@ class Subscriber:
     def _start(self) -> None:
         port = self._parts.port or PORTS[self._parts.scheme]
         options: dict[str, Any] = {}
-        if self._client.protocol == mqtt.MQTTv5:
-            properties = Properties(PacketTypes.CONNECT)
+        if self._client.protocol is MQTTProtocolVersion.MQTTv5:
+            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             properties.SessionExpiryInterval = KEPT
             options = {"clean_start": False, "properties": properties}
         self._client.connect_async(self._parts.hostname or "", port, **options)
@@ -139,7 +139,7 @@ class Subscriber:
         elif len(message.payload) > SIZE_LIMIT:
             self._inbox.count(TOO_LARGE)
         elif message.payload:  # an empty one removes what the broker keeps
-            done = self._inbox.take(message.payload, again=message.retain)
+            done = self._inbox.take(bytes(message.payload), again=message.retain)
             if done.reason:
                 log.debug("%s: %s", message.topic, done.reason)
 

@@ -30,12 +30,14 @@ from .lookups import (
     unknown_rates,
 )
 from .plots import Plot, Stack, mix_stack, unknown_plot
-from .registry import ADVANCED
+from .registry import ADVANCED, BACK, PROPOSED, SILENT, STOPPED
 
 PAGE = 100
 """Devices on a page."""
 MOST_SHOWN = 50
 """Rows of each other table."""
+NEWS = ADVANCED, STOPPED, PROPOSED, SILENT, BACK
+"""Kinds of events on the first page. Its charts show the updates."""
 PERIODS = 1, 7, 30, 90
 """Days that the charts can show."""
 
@@ -60,12 +62,12 @@ class Wave(Result):
 
     Attributes:
         step: The step.
-        evidence: Of the wave in force; None if the step was aborted.
+        evidence: Of the wave in force.
     """
 
     channel: str
     step: Step
-    evidence: Evidence | None
+    evidence: Evidence
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Views:
             ),
             unknown=unknown,
             mix=mix,
-            events=tuple(event_rows(self.database, chosen, most=20)),
+            events=tuple(event_rows(self.database, chosen, NEWS, most=12)),
         )
 
     def device(self, name: str, days: int) -> DeviceView | None:
@@ -196,10 +198,11 @@ class Views:
         )
 
     def _evidence(self, plan: Plan, step: Step, rows: Sequence[DeviceRow]) -> Evidence:
-        running = replace(step, status=RUNNING)
-        shown = plan.with_step(running)
+        begun, shown = begun_of(self.database, plan, step), step
+        if step.status != RUNNING:  # the time of the stop says nothing about its devices
+            begun, shown = 0, replace(step, status=RUNNING, changed=0)
         here = [row for row in rows if row.channel == plan.channel]
-        return weigh(shown, running, here, begun_of(self.database, plan, step), self.clock())
+        return weigh(plan.with_step(shown), shown, here, begun, self.clock())
 
     def _charts(self, chosen: Filter, days: int) -> tuple[Plot | None, Stack | None]:
         span = Span.of_days(days, self.clock())
@@ -240,4 +243,6 @@ def _failures(found: Sequence[DeviceRow]) -> tuple[FailureRow, ...]:
 def _reason(device: DeviceRow) -> str:
     if device.failure:
         return device.failure
-    return f"{device.damage} damaged files" if device.damage else "it serves no model"
+    if device.damage:
+        return f"{device.damage} damaged file{'s' if device.damage > 1 else ''}"
+    return "it serves no model"

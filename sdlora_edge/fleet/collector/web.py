@@ -36,7 +36,7 @@ CODES = {
     boxes.FORGED: 403,
     boxes.NOT_ENROLLED: 403,
 }
-FREE = "/healthz", "/v1/reports", "/login", "/collector.css"
+FREE = "/healthz", "/v1/reports", "/login", "/collector.css", "/favicon.ico"
 """What everybody may ask for. A report's signature is its permission."""
 FORM_LIMIT = 4096
 SLOWEST = 20
@@ -85,6 +85,7 @@ def application(desk: Desk) -> ASGIApp:
             Route("/logout", routes.logout, methods=["POST"]),
             Route("/collector.css", routes.file),
             Route("/collector.js", routes.file),
+            Route("/favicon.ico", routes.no_icon),
         ],
         exception_handlers={SdloraError: _unavailable},
     )
@@ -164,8 +165,7 @@ class _Routes:
         except asyncio.TimeoutError:
             return JSONResponse({"outcome": "too slow"}, 408, _CLOSE)
         done = await run_in_threadpool(self._desk.inbox.take, data)
-        reason = {"reason": done.reason} if done.reason else {}
-        return JSONResponse({"outcome": done.kind, **reason}, CODES[done.kind])
+        return JSONResponse(done.to_dict(), CODES[done.kind])
 
     def list_devices(self, request: Request) -> Response:
         rows = self._views.rows(_chosen(request.query_params))
@@ -242,6 +242,9 @@ class _Routes:
         path = Path(__file__).with_name(request.url.path.removeprefix("/"))
         kind = "text/css" if path.suffix == ".css" else "text/javascript"
         return Response(path.read_bytes(), media_type=kind)
+
+    async def no_icon(self, request: Request) -> Response:
+        return Response(status_code=204)
 
     def _page(self, name: str, code: int = 200, **values: Any) -> Response:
         now = self._views.clock()

@@ -68,8 +68,7 @@ class Service:
 
     Attributes:
         broker: URL of an MQTT broker; empty for none.
-        repository: The fleet repository whose waves are shown; None for none.
-        driver: Drives its waves, if it is given.
+        driver: Makes what reads and drives the waves of a fleet repository; None for no waves.
     """
 
     database: str = DEFAULT
@@ -77,7 +76,7 @@ class Service:
     settings: Settings = field(default_factory=Settings)
     upkeep: Upkeep = field(default_factory=Upkeep)
     broker: str = ""
-    waves: Callable[[Database], Driver] | None = None
+    driver: Callable[[Database], Driver] | None = None
 
 
 def access_of(door: Door) -> Access:
@@ -123,8 +122,8 @@ def serve(service: Service, ready: Callable[[str], None] | None = None) -> None:
     database = Database.open(service.database)
     with contextlib.closing(database):
         inbox = Inbox(database, time.time)
-        driver = service.waves(database) if service.waves else None
-        views = Views(database, service.settings, time.time, driver and driver.plans)
+        driver = service.driver(database) if service.driver else None
+        views = Views(database, service.settings, time.time, driver.plans if driver else None)
         server = Server(
             _configured(service.door, application(Desk(views, inbox, access))),
             lambda: ready and ready(_url(service.door, server)),
