@@ -42,7 +42,9 @@ class Following(Fixture):
         self.site = site = made(folder / "site", self.clock)
         site.repository.publish([fleet.bundle, *fleet.packets], site.targets_keys, site.online)
         targets = [t for t in site.repository.targets() if t.published.kind == UPDATE]
-        steps = [rollout.Step(t.digest, t.published.end, t.published.sequence, (100,)) for t in targets]
+        steps = [
+            rollout.Step(t.digest, t.published.end, t.published.sequence, (100,)) for t in targets
+        ]
         steps.sort(key=lambda step: step.sequence)
         self.empty = self._copied("empty")
         site.repository.set_plan(rollout.Plan("line-3", tuple(steps[:2])), site.online)
@@ -119,7 +121,9 @@ class Following(Fixture):
             "sync": Scenario(
                 (self.member,), (first,), (), (self.rooted(self.empty), self.looked(self.empty))
             ),
-            "sync then apply": Scenario((self.member, first), (take,), (), (self.looked(self.full),)),
+            "sync then apply": Scenario(
+                (self.member, first), (take,), (), (self.looked(self.full),)
+            ),
             "root rotation": Scenario(
                 (self.member, take),
                 (rotation,),

@@ -43,9 +43,7 @@ def handled_first(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
 
 def names_not_synced(simulator: Simulator, patch: pytest.MonkeyPatch) -> None:
     """The names of the metadata need not survive."""
-    patch.setattr(
-        disk, "sync", lambda path: None if path.name == "fleet" else simulator.sync(path)
-    )
+    patch.setattr(disk, "sync", lambda path: None if path.name == "fleet" else simulator.sync(path))
 
 
 @pytest.mark.parametrize(
