@@ -229,7 +229,9 @@ def prepare() -> Path:
     shutil.copytree(ROOT / "device_tests", CARRIED, ignore=shutil.ignore_patterns("__pycache__"))
     if not (FLEET / "expected").exists():
         shutil.rmtree(FLEET, ignore_errors=True)
-        subprocess.run([sys.executable, ROOT / "tests" / "matrix" / "carried.py", FLEET], check=True)
+        subprocess.run(
+            [sys.executable, ROOT / "tests" / "matrix" / "carried.py", FLEET], check=True
+        )
     build = [
         sys.executable,
         "-m",
