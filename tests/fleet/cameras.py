@@ -78,15 +78,16 @@ def collector(folder: Path, *options: str, token: str = TOKEN) -> Iterator[str]:
         child = subprocess.Popen(
             command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
         )
-        assert child.stdout
-        line = child.stdout.readline()
-        try:
-            assert line.startswith("fleet: "), (folder / "serve.log").read_text()
-            yield line.removeprefix("fleet: ").strip()
-        finally:
-            child.send_signal(signal.SIGTERM)
-            assert child.wait(20) == 0, (folder / "serve.log").read_text()
-            child.stdout.close()
+        with child:  # closes its output
+            assert child.stdout
+            try:
+                line = child.stdout.readline()
+                assert line.startswith("fleet: "), (folder / "serve.log").read_text()
+                yield line.removeprefix("fleet: ").strip()
+            finally:
+                child.send_signal(signal.SIGTERM)
+                code = child.wait(20)
+        assert code == 0, (folder / "serve.log").read_text()
 
 
 def eventually(check: Any, seconds: float = 15) -> Any:

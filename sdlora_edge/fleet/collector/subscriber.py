@@ -40,6 +40,8 @@ from .registry import set_online
 log = logging.getLogger("sdlora_edge")
 KEPT = 7 * 24 * 3600
 """Seconds for which the broker keeps what arrives while the collector is away."""
+ANSWER = 5.0
+"""Seconds for a broker to answer; one that knows no MQTT 5 may say nothing."""
 LONGEST_WAIT = 60.0
 """Seconds between two attempts to connect, at most."""
 
@@ -111,7 +113,7 @@ class Subscriber:
                 return False
             client.loop_start()
             with self._news:
-                self._news.wait_for(self._is_answered, self._options.timeout)
+                self._news.wait_for(self._is_answered, ANSWER)
                 good = self._answer == ""
                 if good:
                     self._tell("")
