@@ -85,8 +85,6 @@ def words(path: str, command: Any, places: dict[str, Path]) -> list[str]:
         places = places | {"store": places["store"].with_name("new")}
     for parameter in command.params:
         name = parameter.name.lower()
-        if "--once" in parameter.opts:  # no endless loop if it finds all it needs
-            called.append("--once")
         if not (parameter.required or is_from(parameter)):
             continue
         value = "1" if is_number(parameter) else str(places.get(name, places["file"]))
