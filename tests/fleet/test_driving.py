@@ -20,7 +20,7 @@ from sdlora_edge.fleet.collector.driving import Driver
 from sdlora_edge.fleet.collector.inbox import STORED, Inbox
 from sdlora_edge.fleet.collector.lookups import Filter, event_rows
 from sdlora_edge.fleet.collector.registry import ADVANCED, PROPOSED, STOPPED, enroll
-from sdlora_edge.fleet.collector.serving import Service, look
+from sdlora_edge.fleet.collector.server import Service, look
 from sdlora_edge.fleet.collector.views import Settings, Views
 from sdlora_edge.fleet.rollout import PAUSED, RUNNING, Plan, Step
 from sdlora_edge.fleet.sync_state import Failure, Progress

@@ -89,10 +89,10 @@ def require_fleet() -> None:
 
 
 def run(choice: Choice, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises what `serving.serve` does."""
+    """Serve until SIGTERM or Ctrl-C. Raises what `server.serve` does."""
     require_fleet()
     from .driver import Pace
-    from .serving import Door, Service, Upkeep, serve
+    from .server import Door, Service, Upkeep, serve
     from .views import Settings
 
     if choice.online_keys and not choice.repository:
