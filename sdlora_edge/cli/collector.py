@@ -60,7 +60,7 @@ def serve(
         typer.Option(
             metavar="URL",
             rich_help_panel=_MQTT,
-            help="Broker to take reports from: mqtt://USER@HOST or mqtts://USER@HOST. "
+            help="Broker to take reports from, such as mqtts://USER@HOST. "
             "The password is in SDLORA_EDGE_MQTT_PASSWORD.",
         ),
     ] = "",

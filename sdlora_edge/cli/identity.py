@@ -73,14 +73,14 @@ def report(
 
     Nothing about an image or a single prediction is sent.
     """
-    from ..fleet import heartbeat
+    from ..fleet import one_report
     from ..fleet.mqtt_link import Options
 
     if dry_run:
-        shown = heartbeat.dry_run(store)
+        shown = one_report.dry_run(store)
         emit(shown, json, lambda: facts(shown, *fields(shown)))
         return
-    sent = heartbeat.report_once(store, to, Options.given(ca, client_cert, client_key))
+    sent = one_report.report_once(store, to, Options.given(ca, client_cert, client_key))
     lines: list[Line] = [f"{place}: delivered" for place in sent.delivered]
     emit(sent, json, lambda: [*lines, f"report {sent.report.number}, {sent.size} bytes"])
     if sent.refused:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -103,12 +104,7 @@ def read_root(path: Path) -> bytes:
 
 def sync(
     store: arguments.Store,
-    url: Annotated[
-        Optional[str],
-        typer.Argument(
-            metavar="URL", help="URL of the fleet repository. Default: the device's own."
-        ),
-    ] = None,
+    url: From = None,
     root: Root = None,
     max_rate: MaxRate = 0,
     proxy: Proxy = None,
@@ -119,7 +115,8 @@ def sync(
 ) -> None:
     """Look once at a fleet repository, and take the packets that this device may take now.
 
-    The exit code is 0 if there is nothing new. If a packet is refused, it is that packet's.
+    Without --from, it is the one that `device configure --url` keeps. The exit code is 0 if there
+    is nothing new. If a packet is refused, it is that packet's.
     """
     from ..fleet.client import Client
 
@@ -180,17 +177,16 @@ def follow(
     at: store, URL and link. every: seconds between two looks, and between two reports.
     """
     from ..fleet.client import Client
-    from ..fleet.follow import Follower, stopped_by_signals
-    from ..fleet.heartbeat import Heartbeat
+    from ..fleet.follow import Follower, Telling, stopped_by_signals
     from ..fleet.mqtt_link import Options
 
     def make() -> Client:
         return Client(*at)
 
     make()  # what is wrong with the call is an error of the command
-    link, (interval, reports) = at[2], every
+    (store, _, link), (interval, reports) = at, every
     options = Options.given(link.ca, link.client_cert, link.client_key)
-    with Heartbeat(at[0], options, reports) as heartbeat:
-        follower = Follower(make, interval, status, tell=heartbeat)
-        with stopped_by_signals(follower):
-            follower.run()
+    telling = Telling(store, reports, options)
+    follower = Follower(make, interval, status, tell=telling)
+    with stopped_by_signals(follower), contextlib.closing(telling):
+        follower.run()

@@ -13,14 +13,18 @@ import email.utils
 import random
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import timezone
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
-from tuf.api.exceptions import DownloadError, DownloadHTTPError
+from tuf.api.exceptions import (
+    DownloadError,
+    DownloadHTTPError,
+    DownloadLengthMismatchError,
+)
 from tuf.ngclient.fetcher import FetcherInterface
 
 from .. import __version__
@@ -115,10 +119,24 @@ class Fetcher(FetcherInterface):
         if (held := self._held.pop(url, None)) is not None:
             return iter([held])
         chunks = self.stream(url)
-        first = next(chunks, b"")  # here, so that an HTTP error is raised by this call
-        return (chunk for part in ([first], chunks) for chunk in part)
+        return _all(next(chunks, b""), chunks)  # here, so that this call raises an HTTP error
 
-    def stream(self, url: str, begin: int = 0) -> Iterator[bytes]:
+    def download_bytes(self, url: str, max_length: int) -> bytes:
+        """As FetcherInterface says. A server that sends more is hung up on at once."""
+        found = bytearray()
+        with contextlib.ExitStack() as stack:
+            chunks = self.fetch(url)
+            if isinstance(chunks, Generator):
+                stack.callback(chunks.close)
+            for chunk in chunks:
+                found += chunk
+                if len(found) > max_length:
+                    raise DownloadLengthMismatchError(
+                        f"{url} has more than the {max_length} bytes allowed here"
+                    )
+        return bytes(found)
+
+    def stream(self, url: str, begin: int = 0) -> Generator[bytes, None, None]:
         """The bytes of a URL from `begin` on, over as many requests as it takes.
 
         Raises:
@@ -262,6 +280,12 @@ class Fetcher(FetcherInterface):
                 raise UsageError(f"{proxy!r} is no URL of a proxy: {error}") from error
             self._pools[proxy] = pool
         return self._pools[proxy]
+
+
+def _all(first: bytes, rest: Generator[bytes, None, None]) -> Generator[bytes, None, None]:
+    with contextlib.closing(rest):
+        yield first
+        yield from rest
 
 
 def _redirected(url: str, to: str) -> str:

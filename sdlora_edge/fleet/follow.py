@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import queue
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..device.device import IN_PLACE, Device
+from ..device.store import Store
 from ..device.watch.events import Emit, Events, notify, now, to_stderr
 from ..errors import SdloraError, UsageError
+from ..results import Status
 from ..storage import atomic
 from .client import Client, Synced
+from .identity import Identity, identity
+from .mqtt_link import Options
+from .reporting import Reporter
 
 SHORTEST, LONGEST = 1.0, 86_400.0
 """bounds of the seconds between two looks"""
@@ -28,7 +36,7 @@ LONGEST_WAIT = 3600.0
 SPREAD = 0.2
 """A wait is longer or shorter by at most this share."""
 MakeClient = Callable[[], Client]
-Tell = Callable[[], object]
+Tell = Callable[["Synced | None"], object]
 
 
 class Follower:
@@ -39,7 +47,7 @@ class Follower:
         interval: Seconds between two looks.
         status: A JSON file to keep for monitoring.
         emit: Gets each event.
-        tell: Called after each look: sends a report if one is due (`heartbeat`).
+        tell: Called after each look with what it did, or None after an error: such as `Telling`.
     """
 
     def __init__(
@@ -84,9 +92,9 @@ class Follower:
         except Exception as error:  # the next look may go better
             self._note(str(error) if isinstance(error, SdloraError) else repr(error), error)
             self._write({"error": self._trouble})
-            self._report()
+            self._report(None)
             return None
-        self._report()
+        self._report(done)
         if self._trouble:
             self._events.tell("recovered", {"from": self._trouble})
         self._troubles, self._trouble = 0, ""
@@ -103,10 +111,10 @@ class Follower:
         wait = min(self._interval * 2.0 ** min(self._troubles, 30), longest)
         return wait * random.uniform(1 - SPREAD, 1 + SPREAD)  # noqa: S311
 
-    def _report(self) -> None:
+    def _report(self, done: Synced | None) -> None:
         if self._tell is not None:
             try:
-                self._tell()
+                self._tell(done)
             except Exception as error:  # a report that is not sent stops nothing
                 self._events.tell("unreported", {"error": str(error)})
 
@@ -124,6 +132,56 @@ class Follower:
                 atomic.write(self._status, data.encode() + b"\n")
             except SdloraError as error:
                 self._events.tell("status", {"error": str(error)})
+
+
+class Telling:
+    """Reports of a device that follows a repository: after each change, and regularly.
+
+    Args:
+        store: The device's directory.
+        every: Seconds between two reports if nothing changes.
+        options: How to reach the places. None: as the environment says.
+    """
+
+    def __init__(self, store: Path, every: float = 3600.0, options: Options | None = None) -> None:
+        self._store, self._every, self._options = store, every, options
+        self._told = -math.inf
+        self._who: Identity | None = None
+        self._reporter: Reporter | None = None
+        self._standing: tuple[int, Status | SdloraError] | None = None
+
+    def __call__(self, done: Synced | None) -> None:
+        """Send a report if one is due."""
+        who = identity(self._store)
+        if who != self._who:
+            self.close()
+            self._who, self._told = who, -math.inf
+            self._reporter = Reporter(self._store, who, self._options) if who.report_to else None
+            if self._reporter:
+                self._reporter.connect()
+        changed = done is not None and bool(done.applied or done.failures)
+        due = changed or time.monotonic() - self._told >= self._every
+        if self._reporter is not None and due:
+            sent = self._reporter.report(self._status())
+            if sent is not None and sent.delivered:
+                self._told = time.monotonic()
+
+    def close(self) -> None:
+        """Say goodbye to the brokers."""
+        if self._reporter is not None:
+            self._reporter.close()
+            self._reporter = None
+
+    def _status(self) -> Status | SdloraError:
+        """The device's status. The model is opened only if the store has changed."""
+        try:
+            counter = Store(self._store).current().counter
+            if self._standing is None or self._standing[0] != counter:
+                status = Device.open(self._store, swap=IN_PLACE).status()
+                self._standing = counter, status
+            return self._standing[1]
+        except SdloraError as error:
+            return error
 
 
 @contextlib.contextmanager

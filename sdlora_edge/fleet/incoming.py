@@ -9,8 +9,9 @@ does not need. Nothing here is trusted before its digest was compared.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ..storage import atomic, disk
 PIECE = 1024 * 1024
 MARGIN = 16 * 1024 * 1024
 """bytes of the disk that stay free"""
-Stream = Callable[[int], Iterator[bytes]]
+Stream = Callable[[int], Generator[bytes, None, None]]
 """Called with an offset: the bytes from there on."""
 
 
@@ -72,13 +73,14 @@ class Incoming:
     def _download(self, wanted: Wanted, begin: int) -> None:
         buffer = bytearray()
         try:
-            for chunk in wanted.stream(begin):
-                buffer += chunk[: wanted.size - begin - len(buffer)]
-                while len(buffer) >= PIECE:
-                    begin = self._write(wanted.digest, begin, bytes(buffer[:PIECE]))
-                    del buffer[:PIECE]
-                if begin + len(buffer) >= wanted.size:
-                    return
+            with contextlib.closing(wanted.stream(begin)) as chunks:
+                for chunk in chunks:
+                    buffer += chunk[: wanted.size - begin - len(buffer)]
+                    while len(buffer) >= PIECE:
+                        begin = self._write(wanted.digest, begin, bytes(buffer[:PIECE]))
+                        del buffer[:PIECE]
+                    if begin + len(buffer) >= wanted.size:
+                        return
         finally:  # what came before a cut is kept
             if buffer:
                 self._write(wanted.digest, begin, bytes(buffer))

@@ -11,6 +11,7 @@ import pytest
 from cameras import Camera, digest, predicted
 from conftest import Fleet
 from fleet_kit import Clock, Made, made
+from sdlora_edge.fleet.collector.serving import Service, look
 
 from sdlora_edge.errors import InputError
 from sdlora_edge.fleet import pacing
@@ -20,7 +21,6 @@ from sdlora_edge.fleet.collector.driving import Driver
 from sdlora_edge.fleet.collector.inbox import STORED, Inbox
 from sdlora_edge.fleet.collector.lookups import Filter, event_rows
 from sdlora_edge.fleet.collector.registry import ADVANCED, PROPOSED, STOPPED, enroll
-from sdlora_edge.fleet.collector.server import Service, look
 from sdlora_edge.fleet.collector.views import Settings, Views
 from sdlora_edge.fleet.rollout import PAUSED, RUNNING, Plan, Step
 from sdlora_edge.fleet.sync_state import Failure, Progress

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from pathlib import Path
@@ -314,7 +314,7 @@ def test_a_download_goes_on_in_another_process(
     incoming = Incoming(tmp_path / "incoming", tmp_path)
     one = wanted(fetcher, server)
 
-    def cut(begin: int) -> Iterator[bytes]:
+    def cut(begin: int) -> Generator[bytes, None, None]:
         for place, chunk in enumerate(one.stream(begin)):
             if place == 20:
                 raise DownloadError("cut")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +11,7 @@ import pytest
 from conftest import Fleet, Result
 
 from sdlora_edge.device import Device
-from sdlora_edge.errors import InputError
-from sdlora_edge.fleet import heartbeat, ledger
-from sdlora_edge.fleet.heartbeat import Heartbeat
+from sdlora_edge.fleet import follow, ledger
 from sdlora_edge.fleet.identity import Changes, configure, identity
 from sdlora_edge.fleet.report import unseal
 
@@ -93,43 +92,32 @@ def images(fleet: Fleet, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_device_that_serves_nothing_still_reports(store: Path, tmp_path: Path) -> None:
+def test_a_device_that_serves_nothing_still_reports(cli: Cli, store: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     configure(store, Changes(report_to=(str(out),)))
     (store / "bundle" / "factors.safetensors").write_bytes(b"")
-    assert isinstance(heartbeat.serving(store), InputError)
-    with Heartbeat(store) as beat:
-        beat()
+    assert cli("device", "status", "--store", store).code == 3
+    assert cli("device", "report", "--store", store).code == 0
     report = sent(out, store)
     assert report.state == ""  # type: ignore[attr-defined]
     assert report.errors[-1].code == 3  # type: ignore[attr-defined]
 
 
-def test_a_heartbeat_reports_changes_and_then_every_hour(
-    fleet: Fleet, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_follower_reports_changes_and_then_regularly(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, opened = 0.0, 0
-    real = heartbeat.serving
-
-    def serving(store: Path) -> object:
-        nonlocal opened
-        opened += 1
-        return real(store)
-
-    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now)
-    monkeypatch.setattr(heartbeat, "serving", serving)
+    now = 0.0
+    monkeypatch.setattr(follow.time, "monotonic", lambda: now)
     out = tmp_path / "out.json"
-    with Heartbeat(store) as beat:
-        assert beat() is None  # nowhere to report to
-        configure(store, Changes(report_to=(str(out),)))
-        assert beat() is not None
-        assert beat() is None
-        Device.open(store, threads=1).apply(fleet.packets[0])
-        assert beat() is not None
-        assert sent(out, store).task == 1  # type: ignore[attr-defined]
+    configure(store, Changes(report_to=(str(out),)))
+    with contextlib.closing(follow.Telling(store, 3600.0)) as telling:
+        telling(None)
+        first = sent(out, store)
+        telling(None)
+        assert sent(out, store) == first  # nothing is due
         now = 3700.0
-        assert beat() is not None
-        assert opened == 2  # the model is loaded only after a change
+        telling(None)
+        assert sent(out, store).number == first.number + 1  # type: ignore[attr-defined]
         configure(store, Changes(channel="line-4"))
-        assert beat() is not None
+        telling(None)
         assert sent(out, store).channel == "line-4"  # type: ignore[attr-defined]

@@ -89,10 +89,10 @@ def require_fleet() -> None:
 
 
 def run(choice: Choice, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises what `server.serve` does."""
+    """Serve until SIGTERM or Ctrl-C. Raises what `listening.serve` does."""
     require_fleet()
     from .driver import Pace
-    from .server import Door, Service, Upkeep, serve
+    from .listening import Door, Service, Upkeep, serve
     from .views import Settings
 
     if choice.online_keys and not choice.repository:
