@@ -11,12 +11,12 @@ demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
 
 test: .venv/installed lint docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not debian and not long"
 
-# the fleet against real servers of Debian: installs them if it may, and says which tests it skips for want of one
+# the fleet's long tests, and those against real servers of Debian: installs these if it may, and says which tests it skips for want of one
 test-fleet: .venv/installed
 	$(BIN)/python tests/fleet/install.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m debian -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "debian or long" -rs
 
 # the site, in build/site; dead links are errors
 docs: .venv/installed

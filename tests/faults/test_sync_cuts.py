@@ -16,6 +16,8 @@ from sdlora_edge.fleet.targets import Target
 from sdlora_edge.fleet.trusted import View
 from sdlora_edge.storage import atomic, disk
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="session")
 def following(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Following:
