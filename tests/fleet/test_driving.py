@@ -11,7 +11,6 @@ import pytest
 from cameras import Camera, digest, predicted
 from conftest import Fleet
 from fleet_kit import Clock, Made, made
-from sdlora_edge.fleet.collector.serving import Service, look
 
 from sdlora_edge.errors import InputError
 from sdlora_edge.fleet import pacing
@@ -19,6 +18,7 @@ from sdlora_edge.fleet.collector.database import Database
 from sdlora_edge.fleet.collector.driver import Pace
 from sdlora_edge.fleet.collector.driving import Driver
 from sdlora_edge.fleet.collector.inbox import STORED, Inbox
+from sdlora_edge.fleet.collector.listening import Service, look
 from sdlora_edge.fleet.collector.lookups import Filter, event_rows
 from sdlora_edge.fleet.collector.registry import ADVANCED, PROPOSED, STOPPED, enroll
 from sdlora_edge.fleet.collector.views import Settings, Views
