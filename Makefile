@@ -5,18 +5,18 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test test-fleet docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device figures clean
+.PHONY: demo test test-fleet docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
 
 test: .venv/installed lint docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not debian and not long"
 
-# the fleet against real servers of Debian: installs them if it may, and says which tests it skips for want of one
+# the fleet's long tests, and those against real servers of Debian: installs these if it may, and says which tests it skips for want of one
 test-fleet: .venv/installed
 	$(BIN)/python tests/fleet/install.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m debian -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "debian or long" -rs
 
 # the site, in build/site; dead links are errors
 docs: .venv/installed
@@ -53,7 +53,7 @@ lint: .venv/installed
 	ln -s $(CURDIR)/sdlora_edge/* $(CURDIR)/export build/typed/sdlora_edge/
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file ../../pyproject.toml -p sdlora_edge
 
-bench: bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-chain bench-one-class bench-precision
+bench: bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-chain bench-one-class bench-precision
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
@@ -97,6 +97,10 @@ bench-faults: .venv/installed
 
 bench-device: .venv/installed
 	$(BIN)/python tests/bench/device.py
+	$(MAKE) figures
+
+bench-fleet: .venv/installed
+	$(BIN)/python tests/bench/fleet.py
 	$(MAKE) figures
 
 figures: .venv/installed

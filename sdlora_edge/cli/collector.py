@@ -20,9 +20,14 @@ def serve(
     database: DATABASE = "sqlite:///fleet.db",
     host: Annotated[
         str,
-        typer.Option(help="Address to listen on. Others than this machine need a token or mTLS."),
+        typer.Option(
+            metavar="ADDRESS",
+            help="Address to listen on. Others than this machine need a token or mTLS.",
+        ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8470,
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="Port; 0 takes a free one.")
+    ] = 8470,
     token_file: Annotated[
         Optional[Path],
         typer.Option(
@@ -55,7 +60,7 @@ def serve(
         typer.Option(
             metavar="URL",
             rich_help_panel=_MQTT,
-            help="Broker to take reports from: mqtt://[USER@]HOST or mqtts://[USER@]HOST. "
+            help="Broker to take reports from, such as mqtts://USER@HOST. "
             "The password is in SDLORA_EDGE_MQTT_PASSWORD.",
         ),
     ] = "",

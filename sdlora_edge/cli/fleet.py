@@ -32,7 +32,6 @@ At = Annotated[
         "--repository",
         metavar="REPOSITORY",
         help="Folder of the fleet repository.",
-        callback=output,
     ),
 ]
 Keys = Annotated[Path, typer.Option("--keys", metavar="KEYS", help="Folder of the fleet's keys.")]
@@ -92,10 +91,11 @@ def _days(given: list[str] | None, allowed: Collection[str]) -> dict[str, int]:
 def init(
     repository: Annotated[
         Path,
-        typer.Argument(
-            metavar="FOLDER",
+        typer.Option(
+            "--repository",
+            metavar="REPOSITORY",
             callback=output,
-            help="New repository: a folder for a web server.",
+            help="New folder, for a web server to serve.",
         ),
     ] = REPOSITORY,
     keys: Annotated[

@@ -104,12 +104,7 @@ def read_root(path: Path) -> bytes:
 
 def sync(
     store: arguments.Store,
-    url: Annotated[
-        Optional[str],
-        typer.Argument(
-            metavar="URL", help="URL of the fleet repository. Default: the device's own."
-        ),
-    ] = None,
+    url: From = None,
     root: Root = None,
     max_rate: MaxRate = 0,
     proxy: Proxy = None,
@@ -120,7 +115,8 @@ def sync(
 ) -> None:
     """Look once at a fleet repository, and take the packets that this device may take now.
 
-    The exit code is 0 if there is nothing new. If a packet is refused, it is that packet's.
+    Without --from, it is the one that `device configure --url` keeps. The exit code is 0 if there
+    is nothing new. If a packet is refused, it is that packet's.
     """
     from ..fleet.client import Client
 

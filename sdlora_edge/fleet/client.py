@@ -42,7 +42,7 @@ from .fetching import Fetcher, Link
 from .handled import HANDLED, MOST_FAILED, Facts, Handled
 from .identity import Identity, identity, is_configured
 from .incoming import Incoming, Wanted
-from .rollout import ABORTED, PAUSED, Step, cheapest
+from .rollout import ABORTED, PAUSED, Plan, Step, cheapest
 from .sync_state import NEWEST_ERRORS, Failure, Progress, SyncState, canary_1e9
 from .targets import REVOCATION, TRUST, UPDATE, Target
 from .trusted import Expired, TrustedMetadata, View
@@ -271,8 +271,10 @@ class Client:
             found.waiting = _why(rest, clock)
             return []
         usable = {t.path: t for t in targets if t.published.kind == UPDATE}
-        now = self._store.current()
-        edges = [t.edge for t in usable.values() if not _revoked(t, now)]
+        now, held_back = self._store.current(), _held_back(plan, step)
+        edges = [
+            t.edge for t in usable.values() if not _revoked(t, now) and t.digest not in held_back
+        ]
         try:
             return [usable[edge.path] for edge in cheapest(edges, facts.states[-1], step.to)]
         except NotForThisDevice as error:
@@ -380,6 +382,12 @@ def _progress(step: Step | None, who: Identity) -> Progress | None:
     if step is None:
         return None
     return Progress(step.packet, step.percent, step.includes(who.id, who.groups))
+
+
+def _held_back(plan: Plan, last: Step) -> set[str]:
+    """Packets of steps that are aborted, or that come after the last one allowed."""
+    allowed = {s.packet for s in plan.steps[: plan.steps.index(last) + 1] if s.status != ABORTED}
+    return {step.packet for step in plan.steps} - allowed
 
 
 def _why(rest: Sequence[Step], clock: float) -> str:

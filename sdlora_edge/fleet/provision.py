@@ -60,15 +60,18 @@ def init_from(
         LinkError, TrustError: The repository cannot be reached, or is refused.
         InputError, HealthError: As `Device.init`.
     """
-    if disk.size(store) is not None:
-        raise UsageError(f"{store} exists already: choose another name, or remove it first")
     staging = store.with_name(f"{store.name}.incoming")
+    made = disk.size(store) is not None
+    if made and disk.size(staging) is None:  # else a cut came after the store was made
+        raise UsageError(f"{store} exists already: choose another name, or remove it first")
     metadata = TrustedMetadata(staging, source.url, fetcher)
     metadata.anchor(source.root)
     with metadata.refresh(time.time()) as view:
         bundle = _chosen(view, source.bundle)
         folder = _downloaded(view, bundle, staging, fetcher)
-    device = make(folder, store)
+    device = Device.open(store) if made else make(folder, store)
+    if device.bundle.id != bundle.digest:
+        raise UsageError(f"{store} was made from another bundle: remove it, or choose another name")
     TrustedMetadata(store, source.url, fetcher).anchor(source.root)
     configure(store, changes)
     with contextlib.suppress(OSError):

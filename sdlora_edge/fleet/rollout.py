@@ -172,9 +172,11 @@ def share(device: str, packet: str) -> int:
     return int.from_bytes(found[:8], "big") % PARTS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Edge:
     """A published packet that leads from one state to another.
+
+    Edges have an order, so that of two ways of one size all devices find the same.
 
     Attributes:
         path: Target path in the repository.

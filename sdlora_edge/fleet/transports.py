@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -12,8 +13,11 @@ from .extras import need
 from .identity import DESTINATIONS, Identity
 from .mqtt_link import PORTS, MqttLink, Options, Session, report_topic
 
+log = logging.getLogger(__name__)
 TOKEN = "SDLORA_EDGE_REPORT_TOKEN"  # noqa: S105 - the name of a variable
 REPORTS_PATH = "/v1/reports"
+HELD = 409
+"""HTTP status of a collector that has a report with this number"""
 ANSWER_LIMIT = 500
 """bytes of an answer that are read"""
 
@@ -69,7 +73,9 @@ def _post(sealed: bytes, url: str, options: Options) -> None:
         raise LinkError(
             f"{place} cannot be reached ({error}): check the network, --ca and the certificates"
         ) from error
-    if not 200 <= status < 300:
+    if status == HELD:
+        log.info("%s has this report already: the answer to the first one was lost", place)
+    elif not 200 <= status < 300:
         text = printable(said.decode("utf-8", "replace")).strip()
         kind = LinkError if status >= 500 or status == 429 else InputError
         raise kind(

@@ -222,6 +222,8 @@ class TrustedMetadata:
                     )
                     updater.refresh()
                     listed = (Path(scratch) / "targets.json").read_bytes()
+                # before anything is done that follows from it: a cut must not leave the deed alone
+                self._keep(Path(scratch))
                 yield self._view(updater, listed)
             finally:
                 self._keep(Path(scratch))

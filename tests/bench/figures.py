@@ -436,6 +436,44 @@ def matrix(figure: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def fleet(figure: dict[str, Any]) -> str:
+    cut = figure["cut_link"]
+    rows = [
+        ["a look without news", f"1 request, {figure['idle_poll_bytes']:,} bytes received"],
+        [
+            "a week without news, a look every 5 minutes",
+            f"{figure['idle_bytes_a_week'] / 1e6:.1f} MB",
+        ],
+        [
+            "a look that brings a packet, metadata and packet",
+            f"{figure['news_bytes_per_device']:,} bytes (most {figure['news_bytes_most']:,})",
+        ],
+        ["looks until all that are online have a packet", str(figure["rounds_to_all"])],
+        [
+            "devices that tried the bad packet before it was paused",
+            f"{100 * figure['bad_packet_share_touched']:.2f} %",
+        ],
+        ["offline devices that caught up in their first look", f"{figure['caught_up']:,}"],
+        ["power cuts in the middle of a sync", f"{figure['power_cuts']:,}"],
+        ["devices that are not in the last state at the end", str(figure["stuck_devices"])],
+        [
+            "devices that change if all online keys are stolen",
+            str(figure["online_keys_stolen_devices_changed"]),
+        ],
+        [
+            "reports stored; refused",
+            f"{figure['reports']:,}; {figure['refused_reports']:,}",
+        ],
+        [
+            "a bundle over a link that is cut every 100 kB",
+            f"{cut['bundle_bytes']:,} bytes in {cut['requests']} requests, "
+            f"{cut['received']:,} bytes received",
+        ],
+    ]
+    title = f"{figure['devices']:,} devices, {' and '.join(figure['servers'])}"
+    return table(f"{title} | ", rows)
+
+
 Tables = dict[str, Callable[[dict[str, Any]], str]]
 TABLES: Tables = {
     "loop": loop,
@@ -443,6 +481,7 @@ TABLES: Tables = {
     "method": method,
     "chain": chain,
     "unknown_cost": unknown_cost,
+    "fleet": fleet,
     "precision": precision,
     "inference": inference,
     "packet": packet,

@@ -19,6 +19,8 @@ Cli = Callable[..., Result]
 INPUTS = {
     *("adapter", "after", "bundle", "check", "config", "expected"),
     *("folder", "images", "packet", "packets", "passphrase_file", "run"),
+    *("ca", "client_ca", "client_cert", "client_key", "files", "key", "online_keys", "root"),
+    *("tls_cert", "tls_key", "token_file"),
 }
 
 
@@ -32,12 +34,9 @@ class Parameter:
 
     @property
     def is_own_store(self) -> bool:
-        """The one that a device command works on."""
-        return (
-            self.name == "store"
-            and self.command[0] == "device"
-            and self.command[1] not in ("init", "selftest")
-        )
+        """The store that a device command works on, or the repository and keys of a fleet command."""
+        own = {"device": ("store",), "fleet": ("repository", "keys")}.get(self.command[0], ())
+        return self.name in own and self.command[1] not in ("init", "selftest")
 
     def __str__(self) -> str:
         return " ".join((*self.command, f"--{self.name}"))

@@ -218,7 +218,7 @@ class Fixture:
                 f"after step {i}: {seen[i]!r}" for i in range(len(seen)) if found[i] != wanted[i]
             ]
         for index, trees in reversed(list(enumerate(left))):
-            allowed = self.allowed(seen[index // 2 + index % 2], seen[index // 2 + 1])
+            allowed = {seen[index // 2 + index % 2], seen[index // 2 + 1]}
             allowed |= set() if index % 2 else between
             for tree in trees.values():
                 if (outcome := self.restarts.outcome(tree)) not in allowed:
@@ -240,10 +240,6 @@ class Fixture:
             step(store)
             found.add(self.observe(store))
         return found
-
-    def allowed(self, before: object, after: object) -> set[object]:
-        """What may be found if the power fails in a step, or after it: then both are the same."""
-        return {before, after}
 
     def scenarios(self) -> dict[str, Scenario]:
         first, second, third = (self.apply(path) for path in self.fleet.packets)

@@ -30,7 +30,7 @@ MODULES = {
     "prometheus-client": "prometheus_client",
 }
 """The module of each package of the extras `agent` and `fleet`."""
-OWN = {"device sync", "device report", "device identity", "device configure"}
+OWN = {"device sync", "device configure"}
 """Commands of the device that belong to the fleet, beside those with `--from`."""
 URL = "http://127.0.0.1:9/"
 WITHOUT = f"""
@@ -81,10 +81,10 @@ def is_number(parameter: Any) -> bool:
 def words(path: str, command: Any, places: dict[str, Path]) -> list[str]:
     """A call of a command with all that it requires."""
     called = path.split()
+    if called[-1] == "init":
+        places = places | {"store": places["store"].with_name("new")}
     for parameter in command.params:
         name = parameter.name.lower()
-        if "--once" in parameter.opts:  # no endless loop if it finds all it needs
-            called.append("--once")
         if not (parameter.required or is_from(parameter)):
             continue
         value = "1" if is_number(parameter) else str(places.get(name, places["file"]))

@@ -21,6 +21,8 @@ from sdlora_edge.fleet.rotation import RoleChange
 from sdlora_edge.formats.signing import load_public, new_key
 from sdlora_edge.storage import disk
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def empty(tmp_path: Path) -> Made:

@@ -292,5 +292,5 @@ def test_encrypted_keys_of_two_people_on_the_command_line(
     assert "yes" in cli("fleet", "status").out
     assert cli("fleet", "sign", "--key", keys / "targets-2.key").code == 0
     assert "onnx fp32" in cli("fleet", "status").out
-    assert cli("fleet", "init", "other", "--keys", "k", "--threshold", 2).code == 2
+    assert cli("fleet", "init", "--repository", "other", "--keys", "k", "--threshold", 2).code == 2
     assert not (tmp_path / "k").exists()

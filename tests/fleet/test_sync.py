@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import Fleet
 from fleet_kit import Clock, Made, Server, made, served
-from sdlora_edge.export.issuing import revoke
+from sdlora_edge.export.issuing import revoke, sign_packet
 
 from sdlora_edge.device.device import Device
 from sdlora_edge.errors import InputError, LinkError, TrustError
@@ -19,6 +19,7 @@ from sdlora_edge.fleet.fetching import Fetcher
 from sdlora_edge.fleet.identity import Changes, configure
 from sdlora_edge.fleet.rollout import Plan, Step
 from sdlora_edge.fleet.targets import UPDATE
+from sdlora_edge.formats.signing import new_key
 
 DAY = 86_400
 
@@ -166,6 +167,26 @@ def test_a_paused_step_is_not_taken_and_says_why(site: Made, client: Client) -> 
     done = client.sync()
     assert not done.applied
     assert "three canaries failed" in done.state.waiting
+
+
+def test_the_packet_of_an_aborted_step_is_not_a_way(
+    site: Made, client: Client, fleet: Fleet, tmp_path: Path
+) -> None:
+    """Two packets lead to one state: the canary of one is wrong, and a human has aborted it."""
+    copy = tmp_path / "again.sdlora"
+    key, _ = new_key("second", tmp_path / "more")
+    sign_packet(fleet.packets[0], key, copy)
+    site.repository.publish([copy], site.targets_keys, site.online)
+    first, second = (s for s in steps(site) if s.sequence == 1)
+    for aborted, good in ((first, second), (second, first)):
+        plan = Plan("line-3", (replace(aborted, status="aborted"), good))
+        site.repository.set_plan(plan, site.online)
+        store = tmp_path / aborted.packet[:8]
+        Device.init(fleet.bundle, store)
+        configure(store, Changes(channel="line-3"))
+        one = Client(store, f"file://{site.path}", clock=client._clock)
+        one.trust(site.root)
+        assert one.sync().applied == (good.packet,)
 
 
 def test_a_revocation_passes_by_the_waves(

@@ -278,6 +278,18 @@ def test_a_report_is_posted(
     assert server.received[-1][0] == "/other?a=1"
 
 
+def test_a_report_whose_first_answer_was_lost_counts_as_delivered(
+    http: tuple[str, type[Server]], bare: Path
+) -> None:
+    url, server = http
+    server.answer = 409  # the collector has this number
+    with Reporter(bare, reports_to(bare, url), QUICK) as reporter:
+        sent = reporter.report(STATUS)
+    assert sent is not None
+    assert (sent.delivered, sent.refused) == ((url,), ())
+    assert read_outbox(bare) is None
+
+
 @pytest.mark.parametrize("answer", [307, 400, 403, 500])
 def test_a_report_that_is_refused_is_kept(
     http: tuple[str, type[Server]], bare: Path, answer: int, monkeypatch: pytest.MonkeyPatch

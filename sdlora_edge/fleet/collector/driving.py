@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...errors import SdloraError
 from .. import pacing
 from ..keyholders import KeyFolder
 from ..online import OnlineKeys
@@ -38,7 +39,14 @@ class _Moved(Exception):
 class Driver:
     """Reads the plans of a fleet repository, and paces them if it has the online keys."""
 
-    def __init__(self, database: Database, repository: Path, keys: Path | None, pace: Pace) -> None:
+    def __init__(
+        self,
+        database: Database,
+        repository: Path,
+        keys: Path | None,
+        pace: Pace,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Check that both can be used.
 
         Args:
@@ -46,6 +54,7 @@ class Driver:
             repository: Folder of the fleet repository.
             keys: Folder of the online keys; None to show the waves only.
             pace: How waves advance.
+            clock: Gives Unix seconds to the repository.
 
         Raises:
             InputError: There is no such repository, or there are no keys.
@@ -53,16 +62,19 @@ class Driver:
         """
         self._database = database
         root = KeyFolder(keys.parent).pinned() if keys else None
-        self._repository = Repository.open(repository, pinned=root)
+        self._repository = Repository.open(repository, clock, root)
         self._online = OnlineKeys.load(keys) if keys else None
         self._pace = pace
         self._known: tuple[float, list[Plan]] = (-FRESH, [])
 
     def plans(self) -> Sequence[Plan]:
-        """The plans of all channels."""
+        """The plans of all channels; the last known ones while they cannot be read."""
         read, plans = self._known
         if time.monotonic() - read >= FRESH:
-            plans = [self._repository.plan(name) for name in self._repository.channels()]
+            try:
+                plans = [self._repository.plan(name) for name in self._repository.channels()]
+            except SdloraError as error:
+                log.error("the waves cannot be read: %s", error)
             self._known = time.monotonic(), plans
         return plans
 

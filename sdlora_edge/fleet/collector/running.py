@@ -89,7 +89,7 @@ def require_fleet() -> None:
 
 
 def run(choice: Choice, ready: Callable[[str], None]) -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises what `serving.serve` does."""
+    """Serve until SIGTERM or Ctrl-C. Raises what `listening.serve` does."""
     require_fleet()
     from .driver import Pace
     from .listening import Door, Service, Upkeep, serve

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import socket
+import threading
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,50 +20,69 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from sqlalchemy.exc import SQLAlchemyError
 
-from ...errors import SdloraError, UsageError
+from ...errors import InputError, SdloraError, UsageError
+from ..mqtt_link import (
+    CLOSED,
+    KEEP_ALIVE,
+    OFFLINE,
+    ONLINE,
+    OTHER_VERSION,
+    PASSWORD,
+    PORTS,
+    TOPICS,
+    Options,
+)
 from ..report import SIZE_LIMIT
 from .inbox import TOO_LARGE, Inbox
 from .registry import set_online
 
 log = logging.getLogger("sdlora_edge")
-PASSWORD = "SDLORA_EDGE_MQTT_PASSWORD"  # noqa: S105 - the name of a variable
-CA = "SDLORA_EDGE_MQTT_CA"
-REPORTS, STATUSES = "sdlora-edge/+/+/report", "sdlora-edge/+/+/status"
 KEPT = 7 * 24 * 3600
 """Seconds for which the broker keeps what arrives while the collector is away."""
-PORTS = {"mqtt": 1883, "mqtts": 8883}
+ANSWER = 5.0
+"""Seconds for a broker to answer; one that knows no MQTT 5 may say nothing."""
+LONGEST_WAIT = 60.0
+"""Seconds between two attempts to connect, at most."""
 
 
 class Subscriber:
     """Passes reports from a broker to an inbox, in a thread; connects again by itself.
 
-    It speaks MQTT 5, and MQTT 3.1.1 to a broker that knows no other.
+    It speaks MQTT 5, and 3.1.1 with a broker that does not know 5.
 
     Attributes:
         connected: Whether it is connected now.
     """
 
-    def __init__(self, url: str, inbox: Inbox) -> None:
+    def __init__(self, url: str, inbox: Inbox, options: Options | None = None) -> None:
         """Prepare; `with` starts it.
 
         Args:
             url: mqtt://[user@]host[:port], or mqtts:// for TLS. The password is in the environment
-                variable SDLORA_EDGE_MQTT_PASSWORD. SDLORA_EDGE_MQTT_CA names a file with the
-                certificate authority of the broker, if the system does not know it.
+                variable SDLORA_EDGE_MQTT_PASSWORD.
+            inbox: Gets the reports.
+            options: Certificates. None: those that the environment names.
 
         Raises:
             UsageError: The URL is malformed, or holds a password.
+            InputError: The certificates cannot be used.
         """
         self._parts = _parsed(url)
+        self._options = options or Options.given()
         self._inbox = inbox
-        self.connected = False
         self._name = _client_name(inbox)
-        self._client = self._make(MQTTProtocolVersion.MQTTv5)
+        self._versions = [MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311]
+        self._stop = threading.Event()
+        self._news = threading.Condition()
+        self._answer: str | None = None
+        self._told = ""
+        self.connected = False
+        self._new_client(self._versions[0])  # so that wrong certificates are told at once
+        self._thread = threading.Thread(target=self._run, name="subscriber", daemon=True)
 
     def __enter__(self) -> Subscriber:
-        self._start()
+        self._thread.start()
         return self
 
     def __exit__(
@@ -71,77 +91,130 @@ class Subscriber:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
+        self._stop.set()
+        with self._news:
+            self._news.notify_all()
+        self._thread.join(timeout=10)
 
-    def _make(self, protocol: MQTTProtocolVersion) -> mqtt.Client:
-        old = protocol is MQTTProtocolVersion.MQTTv311
+    def _run(self) -> None:
+        wait = 1.0
+        while not self._stop.is_set():
+            wait = 1.0 if self._connect_once() else min(2 * wait, LONGEST_WAIT)
+            self._stop.wait(wait)
+
+    def _connect_once(self) -> bool:
+        """Connect, and stay until the connection ends. Returns whether there was one."""
+        for version in self._versions:
+            client, self._answer = self._new_client(version), None
+            try:
+                client.connect(*self._address(), keepalive=KEEP_ALIVE, **_session(version))
+            except (OSError, ValueError) as error:
+                self._tell(f"the broker cannot be reached ({error})")
+                return False
+            client.loop_start()
+            with self._news:
+                self._news.wait_for(self._is_answered, ANSWER)
+                good = self._answer == ""
+                if good:
+                    self._tell("")
+                    self._versions = [version]
+                    self._news.wait_for(lambda: self._stop.is_set() or not self.connected)
+            client.disconnect()
+            client.loop_stop()
+            self.connected = False
+            if good or self._stop.is_set():
+                return good
+            if self._answer not in OTHER_VERSION:
+                break
+        self._tell(f"the broker refuses the collector ({self._answer or 'no answer'})")
+        return False
+
+    def _is_answered(self) -> bool:
+        return self._answer is not None or self._stop.is_set()
+
+    def _tell(self, trouble: str) -> None:
+        """Log trouble once, not with each attempt."""
+        if trouble and trouble != self._told:
+            log.warning("%s: trying again", trouble)
+        self._told = trouble
+
+    def _address(self) -> tuple[str, int]:
+        return str(self._parts.hostname), self._parts.port or PORTS[self._parts.scheme]
+
+    def _new_client(self, version: MQTTProtocolVersion) -> mqtt.Client:
+        old = version is MQTTProtocolVersion.MQTTv311
         client = mqtt.Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._name,
-            protocol=protocol,
+            protocol=version,
             clean_session=False if old else None,
+            reconnect_on_failure=False,
         )
+        client.connect_timeout = self._options.timeout
         if self._parts.username:
             client.username_pw_set(unquote(self._parts.username), os.environ.get(PASSWORD))
         if self._parts.scheme == "mqtts":
-            client.tls_set(ca_certs=os.environ.get(CA) or None)
-        client.reconnect_delay_set(1, 60)
-        client.on_connect = self._connected
-        client.on_connect_fail = self._unreachable
-        client.on_disconnect = self._disconnected
-        client.on_message = self._arrived
+            files = self._options.ca, self._options.certificate, self._options.key
+            try:
+                client.tls_set(*files)
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"the certificates for the broker cannot be used ({error}): check the files "
+                    "that SDLORA_EDGE_CA and SDLORA_EDGE_CLIENT_CERT name"
+                ) from error
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
         return client
 
-    def _start(self) -> None:
-        port = self._parts.port or PORTS[self._parts.scheme]
-        options: dict[str, Any] = {}
-        if self._client.protocol is MQTTProtocolVersion.MQTTv5:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = KEPT
-            options = {"clean_start": False, "properties": properties}
-        self._client.connect_async(self._parts.hostname or "", port, **options)
-        self._client.loop_start()
-
-    def _connected(
+    def _on_connect(
         self, client: mqtt.Client, data: Any, flags: Any, code: Any, properties: Any
     ) -> None:
-        if code.is_failure:
-            log.warning("the broker refuses the collector: %s", code)
-            return
-        self.connected = True
-        client.subscribe([(REPORTS, 1), (STATUSES, 1)])
+        if not code.is_failure:
+            client.subscribe([(f"{TOPICS}/+/+/report", 1), (f"{TOPICS}/+/+/status", 1)])
+        with self._news:
+            self.connected = not code.is_failure
+            self._answer = str(code) if code.is_failure else ""
+            self._news.notify_all()
 
-    def _unreachable(self, client: mqtt.Client, data: Any) -> None:
-        log.warning("the broker %s cannot be reached: trying again", self._parts.hostname)
-
-    def _disconnected(
+    def _on_disconnect(
         self, client: mqtt.Client, data: Any, flags: Any, code: Any, properties: Any
     ) -> None:
-        if self.connected and code.is_failure:
-            log.warning("the connection to the broker was lost (%s): trying again", code)
-        self.connected = False
+        with self._news:
+            self.connected = False
+            self._answer = CLOSED if self._answer is None else self._answer
+            self._news.notify_all()
 
-    def _arrived(self, client: mqtt.Client, data: Any, message: mqtt.MQTTMessage) -> None:
+    def _on_message(self, client: mqtt.Client, data: Any, message: mqtt.MQTTMessage) -> None:
         """Nothing that arrives may end the thread."""
         try:
             self._take(message)
-        except (SdloraError, SQLAlchemyError) as error:
+        except SdloraError as error:
             log.error("a report from the broker is lost: %s", error)
         except Exception:
             log.exception("a message of the broker could not be handled")
 
     def _take(self, message: mqtt.MQTTMessage) -> None:
         _, _, device, kind = message.topic.split("/")
+        payload = bytes(message.payload)
         if kind == "status":
-            if message.payload in (b"online", b"offline"):
-                set_online(self._inbox.database, device, message.payload == b"online")
-        elif len(message.payload) > SIZE_LIMIT:
+            if payload.decode("ascii", "replace") in (ONLINE, OFFLINE):
+                set_online(self._inbox.database, device, payload == ONLINE.encode())
+        elif len(payload) > SIZE_LIMIT:
             self._inbox.count(TOO_LARGE)
-        elif message.payload:  # an empty one removes what the broker keeps
-            done = self._inbox.take(bytes(message.payload), again=message.retain)
+        elif payload:  # an empty one removes what the broker keeps
+            done = self._inbox.take(payload, again=message.retain)
             if done.reason:
                 log.debug("%s: %s", message.topic, done.reason)
+
+
+def _session(version: MQTTProtocolVersion) -> dict[str, Any]:
+    """What makes the broker keep reports while the collector is away; 3.1.1 does so anyway."""
+    if version is MQTTProtocolVersion.MQTTv311:
+        return {}
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.SessionExpiryInterval = KEPT
+    return {"clean_start": False, "properties": properties}
 
 
 def _parsed(url: str) -> Any:
