@@ -38,6 +38,8 @@ SMALL += ["--base-epochs", "2"]
 WEIGHTS = ["--weights", "weights.safetensors", "--image-size", "32", "--epochs", "1", "--rank", "2"]
 """for a `train` that begins a run, of classes or of domains: else weights would be downloaded"""
 SHELL = {"cp", "mkdir", "rm"}
+SERVERS = {"https://fleet.example.com": "fleet", "https://reports.example.com": "reports.json"}
+"""URLs of the pages, and what stands for them here: a file of the page's place"""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ def _run(block: Block, cli: Cli) -> None:
         return
     for line in block.text.replace("\\\n", "").splitlines():
         words = [found for w in shlex.split(line, comments=True) for found in _expanded(w)]
+        words = [_url(SERVERS[w]) if w in SERVERS else w for w in words]
+        words, file = (words[:-2], words[-1]) if ">" in words else (words, None)
         if words[:2] == ["sdlora-edge", "train"] and not {"--run", "--backbone"} & set(words):
             words += WEIGHTS if "domain" in words else SMALL
         if words and words[0] in SHELL:
@@ -119,6 +123,12 @@ def _run(block: Block, cli: Cli) -> None:
             assert words[0] == "sdlora-edge", f"no way to run {line!r}: say why with 'not run:'"
             result = cli(*words[1:])
             assert result.code == 0, f"{line}: {result}"
+            if file is not None:
+                Path(file).write_text(result.out)
+
+
+def _url(name: str) -> str:
+    return Path(name).resolve().as_uri()
 
 
 def _expanded(word: str) -> list[str]:
