@@ -25,6 +25,7 @@ from ..formats.bundle import (
     CLASSES,
     CONSTANTS,
     FACTORS,
+    FLEET_ROOT,
     HEAD_BIAS,
     HEAD_WEIGHT,
     INPUTS,
@@ -36,7 +37,8 @@ from ..formats.bundle import (
     load_tensors,
     open_bundle,
 )
-from ..formats.canonical import dump_json, tensors_digest
+from ..formats.canonical import dump_json, parse_json, tensors_digest
+from ..formats.manifest import FLEET_ROOT_LIMIT
 from ..formats.signing import Trust
 from ..inputs import canary
 from ..method import backbones
@@ -143,6 +145,8 @@ def export(run: Run, request: BundleRequest, keys: Trust) -> BundleExport:
         atomic.write(folder / FACTORS, safetensors.numpy.save(stored))
         atomic.write(folder / CLASSES, classes_json(state.classes))
         atomic.write(folder / TRUST, dump_json(keys.to_dict()))
+        if options.fleet_root is not None:
+            atomic.write(folder / FLEET_ROOT, _root_of(options.fleet_root))
         described = {path.name: bundle.describe(path) for path in sorted(folder.iterdir())}
         expected = bundle.Canary(CANARY_SEED, len(seen), precisions.named(form.precision).canary)
         manifest = Manifest(**facts, weights=places, canary=expected, files=described)
@@ -165,6 +169,15 @@ def export(run: Run, request: BundleRequest, keys: Trust) -> BundleExport:
         trusted_keys=tuple(key.keyid for key in keys.keys),
         parity=proved,
     )
+
+
+def _root_of(path: Path) -> bytes:
+    """The bytes of a repository's root of trust. Raises InputError for another file."""
+    data = atomic.receive(path, FLEET_ROOT_LIMIT)
+    signed = parse_json(data, str(path)).get("signed")
+    if not isinstance(signed, dict) or signed.get("_type") != "root":
+        raise InputError(f"{path} is no root of trust: name a fleet repository's 1.root.json")
+    return data
 
 
 def _choices(options: ExportOptions, form: ModelForm) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class ExportOptions:
         min_agreement: share of test images that must get the same class as in torch. None: the
             precision's own.
         also: ADAPTER writes the merged weights as a file beside the bundle too.
+        fleet_root: root of trust of the fleet repository that devices will follow (its
+            `1.root.json`), to be a part of the bundle.
     """
 
     threshold: int = 1
@@ -55,6 +57,7 @@ class ExportOptions:
     tolerance: float | None = None
     min_agreement: float | None = None
     also: str | None = None
+    fleet_root: Path | None = None
 
     def require(self) -> None:
         """Raises UsageError for words that are unknown, or exclude each other."""

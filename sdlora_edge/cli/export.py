@@ -70,6 +70,13 @@ def export(
             help="Also write the merged weights as a file for the C and C++ API of ONNX Runtime.",
         ),
     ] = None,
+    fleet_root: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="FILE",
+            help="Root of trust of the fleet repository that devices will follow: its 1.root.json.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Export a run's model as a bundle, and prove that it computes what torch computes."""
@@ -79,7 +86,15 @@ def export(
     path = run or newest()
     checks.require_encoding(encoding)
     options = checks.ExportOptions(
-        threshold, target, precision, weights_as, max_classes, tolerance, min_agreement, also
+        threshold,
+        target,
+        precision,
+        weights_as,
+        max_classes,
+        tolerance,
+        min_agreement,
+        also,
+        fleet_root,
     )
     request = checks.BundleRequest(out, task, trust, options)
     keys = request.require(path)

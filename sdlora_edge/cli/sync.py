@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from ..errors import LimitError, UsageError
+from ..errors import UsageError
 from . import arguments
 from .output import Json, emit
 
@@ -77,7 +77,6 @@ ClientKey = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
-ROOT_LIMIT = 512 * 1024
 
 
 def link_of(
@@ -95,11 +94,10 @@ def link_of(
 
 def read_root(path: Path) -> bytes:
     """Read a root of trust. Raises InputError."""
+    from ..formats.manifest import FLEET_ROOT_LIMIT
     from ..storage import atomic
 
-    if len(data := atomic.read(path, ROOT_LIMIT)) == ROOT_LIMIT:
-        raise LimitError(f"{path} is too large for a root of trust")
-    return data
+    return atomic.receive(path, FLEET_ROOT_LIMIT)
 
 
 def sync(

@@ -1,6 +1,7 @@
 """What a device trusts of its repository: TUF's files, kept in the store.
 
-    fleet/trusted-root.json    what the device was given: never changed
+    fleet/trusted-root.json    what the device was given: never changed. Without it, the bundle's
+                               own fleet-root.json counts
     fleet/root.json, timestamp.json, snapshot.json, targets.json, rollout.json
 
 python-tuf verifies. It works in a scratch folder, because it syncs nothing. What became trusted is
@@ -29,6 +30,7 @@ from tuf.api.metadata import Metadata, Root, TargetFile, Targets, Timestamp
 from tuf.ngclient import Updater, UpdaterConfig
 
 from ..errors import InputError, LinkError, TrustError
+from ..formats.manifest import FLEET_ROOT
 from ..storage import atomic, disk
 from .fetching import Fetcher
 from .rollout import Plan
@@ -279,10 +281,12 @@ class TrustedMetadata:
     def _read(self, name: str) -> bytes:
         path = self.folder / name
         if name == ANCHOR and disk.size(path) is None:
-            raise InputError(
-                f"{path} does not exist: give this device its root of trust with "
-                "sdlora-edge device sync --root FILE"
-            )
+            path = self._store / "bundle" / FLEET_ROOT  # what a person gave goes before it
+            if disk.size(path) is None:
+                raise InputError(
+                    f"{self._store} has no root of trust for a repository: give it one with "
+                    "sdlora-edge device sync --root FILE, or export bundles with --fleet-root"
+                )
         return atomic.read(path, LIMIT)
 
     def _write(self, name: str, data: bytes) -> None:

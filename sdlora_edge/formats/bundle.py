@@ -40,6 +40,7 @@ from .manifest import (
     CONSTANTS,
     DTYPES,
     FACTORS,
+    FLEET_ROOT,
     FORMAT,
     HEAD_BIAS,
     HEAD_WEIGHT,
@@ -58,6 +59,7 @@ __all__ = [
     "CONSTANTS",
     "DTYPES",
     "FACTORS",
+    "FLEET_ROOT",
     "FORMAT",
     "HEAD_BIAS",
     "HEAD_WEIGHT",
@@ -119,7 +121,7 @@ class Bundle:
     @property
     def model_bytes(self) -> int:
         """Bytes of graph and weights: what shipping the whole model instead would cost."""
-        own = (TRUST, FACTORS, CLASSES)
+        own = (TRUST, FACTORS, CLASSES, FLEET_ROOT)
         return sum(int(f["size"]) for name, f in self.manifest.files.items() if name not in own)
 
     def require_room(self, classes: int) -> None:

@@ -33,6 +33,10 @@ from .packet import magnitudes_from
 FORMAT = "sdlora-edge/bundle/4"
 MANIFEST, TRUST, FACTORS = "manifest.json", "trust.json", "factors.safetensors"
 CLASSES = "classes.json"
+FLEET_ROOT = "fleet-root.json"
+"""The root of trust of the fleet repository that devices follow, if the bundle has one."""
+FLEET_ROOT_LIMIT = 512 * 1024
+"""bytes of it"""
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 INPUTS, CONSTANTS = "inputs", "constants"
 """how the model holds its adapted weights: inputs with defaults, or constants that need a new

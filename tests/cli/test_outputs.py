@@ -19,7 +19,17 @@ Cli = Callable[..., Result]
 INPUTS = {
     *("adapter", "after", "bundle", "check", "config", "expected"),
     *("folder", "images", "packet", "packets", "passphrase_file", "run"),
-    *("ca", "client_ca", "client_cert", "client_key", "files", "key", "online_keys", "root"),
+    *(
+        "ca",
+        "client_ca",
+        "client_cert",
+        "client_key",
+        "files",
+        "fleet_root",
+        "key",
+        "online_keys",
+        "root",
+    ),
     *("tls_cert", "tls_key", "token_file"),
 }
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from conftest import Fleet
 from fleet_kit import Clock, Made, Server, made, served
+from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.issuing import revoke, sign_packet
+from sdlora_edge.export.requests import ExportOptions
 
 from sdlora_edge.device.device import Device
 from sdlora_edge.errors import InputError, LinkError, TrustError
@@ -20,6 +22,7 @@ from sdlora_edge.fleet.identity import Changes, configure
 from sdlora_edge.fleet.rollout import Plan, Step
 from sdlora_edge.fleet.targets import UPDATE
 from sdlora_edge.formats.signing import new_key
+from sdlora_edge.train.run import Run
 
 DAY = 86_400
 
@@ -261,6 +264,19 @@ def test_a_device_that_is_too_old_says_what_to_do(
 def test_without_a_root_of_trust_nothing_is_read(store: Path, server: Server, clock: Clock) -> None:
     with pytest.raises(InputError, match="root of trust"):
         Client(store, server.url, clock=clock).sync()
+
+
+def test_a_bundle_may_hold_the_root_of_trust(
+    site: Made, fleet: Fleet, server: Server, clock: Clock, tmp_path: Path
+) -> None:
+    (tmp_path / "root.json").write_bytes(site.root)
+    options = ExportOptions(fleet_root=tmp_path / "root.json")
+    public = fleet.key.with_suffix(".pub")
+    export_bundle(Run.open(fleet.run), tmp_path / "bundle", 0, [str(public)], options)
+    Device.init(tmp_path / "bundle", tmp_path / "rooted")
+    configure(tmp_path / "rooted", Changes(channel="line-3"))
+    site.repository.set_plan(Plan("line-3", steps(site)), site.online)
+    assert Client(tmp_path / "rooted", server.url, clock=clock).sync().applied
 
 
 def test_without_a_link_the_device_serves_and_tells(store: Path, site: Made, clock: Clock) -> None:
