@@ -65,7 +65,7 @@ class Collector:
         self.url = url
 
     def page(self, path: str = "/") -> str:
-        with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+        with urllib.request.urlopen(self.url + path, timeout=10) as answer:  # noqa: S310
             return str(answer.read().decode())
 
     def devices(self) -> dict[str, dict[str, Any]]:
