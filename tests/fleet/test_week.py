@@ -57,8 +57,8 @@ class Week:
         """The newest step of the line."""
         return self.site.repository.plan(LINE).steps[-1]
 
-    def look(self, *names: str) -> dict[str, int]:
-        """Devices look and report. Returns the task of each device once the collector knows it."""
+    def report(self, *names: str) -> None:
+        """Devices look and report, until the collector knows it."""
         for name in names:
             self.cameras[name].look()
 
@@ -67,13 +67,17 @@ class Week:
             return all(found[name]["last_seen"] == int(self.clock()) for name in names)
 
         until(reported, f"the collector knows of {', '.join(names)}")
+
+    def look(self, *names: str) -> dict[str, int]:
+        """The same. Returns the task of each device."""
+        self.report(*names)
         return {name: camera.task for name, camera in self.cameras.items()}
 
     def days(self, count: int) -> None:
         """Days pass. Every device that is switched on reports twice a day."""
         for _ in range(2 * count):
             self.clock.forward(HALF_A_DAY)
-            self.look(*ON)
+            self.report(*ON)
         self.site.repository.refresh(self.site.online)
 
     def goes_on_to(self, percent: int) -> None:
