@@ -130,7 +130,7 @@ def sync(
 def _told(done: Synced) -> list[str]:
     lines = [f"error: {failure.message}" for failure in done.failures]
     if done.applied:
-        lines.append(f"applied {len(done.applied)} packets: task {done.task} in force")
+        lines.append(f"applied {_count(len(done.applied), 'packet')}: task {done.task} in force")
     elif not done.news:
         lines.append("nothing new")
     elif not lines:
@@ -139,8 +139,12 @@ def _told(done: Synced) -> list[str]:
         lines.append(done.state.waiting)
     if done.state.clock_behind:
         lines.append("this device's clock is behind: the repository has signed a later time")
-    lines.append(f"{done.requests} requests, {done.received:,} bytes")
+    lines.append(f"{_count(done.requests, 'request')}, {done.received:,} bytes")
     return lines
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
 
 
 def init_from(

@@ -42,7 +42,7 @@ from .fetching import Fetcher, Link
 from .handled import HANDLED, MOST_FAILED, Facts, Handled
 from .identity import Identity, identity, is_configured
 from .incoming import Incoming, Wanted
-from .rollout import ABORTED, PAUSED, Plan, Step, cheapest
+from .rollout import Step, cheapest, why_not
 from .sync_state import NEWEST_ERRORS, Failure, Progress, SyncState, canary_1e9
 from .targets import REVOCATION, TRUST, UPDATE, Target
 from .trusted import Expired, TrustedMetadata, View
@@ -268,10 +268,10 @@ class Client:
         rest = plan.steps[plan.steps.index(step) + done :] if step else plan.steps
         found.step = _progress(next(iter(rest or plan.steps[-1:]), None), who)
         if step is None or done:
-            found.waiting = _why(rest, clock)
+            found.waiting = why_not(rest, clock)
             return []
         usable = {t.path: t for t in targets if t.published.kind == UPDATE}
-        now, held_back = self._store.current(), _held_back(plan, step)
+        now, held_back = self._store.current(), plan.held_back(step)
         edges = [
             t.edge for t in usable.values() if not _revoked(t, now) and t.digest not in held_back
         ]
@@ -382,22 +382,3 @@ def _progress(step: Step | None, who: Identity) -> Progress | None:
     if step is None:
         return None
     return Progress(step.packet, step.percent, step.includes(who.id, who.groups))
-
-
-def _held_back(plan: Plan, last: Step) -> set[str]:
-    """Packets of steps that are aborted, or that come after the last one allowed."""
-    allowed = {s.packet for s in plan.steps[: plan.steps.index(last) + 1] if s.status != ABORTED}
-    return {step.packet for step in plan.steps} - allowed
-
-
-def _why(rest: Sequence[Step], clock: float) -> str:
-    """Why a device goes no further; empty if there is nothing further."""
-    for step in rest:
-        if step.status == ABORTED:
-            continue
-        if step.status == PAUSED:
-            return f"the roll-out of task {step.sequence} is paused: {step.reason}"
-        if clock < step.not_before:
-            return f"the roll-out of task {step.sequence} has not begun"
-        return f"the roll-out of task {step.sequence} is at {step.percent} %"
-    return ""

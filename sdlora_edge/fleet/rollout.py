@@ -124,6 +124,12 @@ class Plan(Result):
             last = step
         return last
 
+    def held_back(self, last: Step) -> set[str]:
+        """Packets of steps that are aborted, or that come after the last one allowed."""
+        before = self.steps[: self.steps.index(last) + 1]
+        allowed = {step.packet for step in before if step.status != ABORTED}
+        return {step.packet for step in self.steps} - allowed
+
     def wakes(self, clock: float) -> int | None:
         """The next `not_before` after the clock, in Unix seconds; None if there is none."""
         return min((s.not_before for s in self.steps if s.not_before > clock), default=None)
@@ -160,6 +166,22 @@ def _step(entry: dict[str, Any]) -> Step:
     if step.wave >= len(step.waves) or list(step.waves) != sorted(step.waves):
         raise ValueError(f"wave {step.wave} of {list(step.waves)}")
     return step
+
+
+def why_not(steps: Iterable[Step], clock: float) -> str:
+    """Why a device does not take the first of these steps; empty if there is none.
+
+    clock: Unix seconds.
+    """
+    for step in steps:
+        if step.status == ABORTED:
+            continue
+        if step.status == PAUSED:
+            return f"the roll-out of task {step.sequence} is paused: {step.reason}"
+        if clock < step.not_before:
+            return f"the roll-out of task {step.sequence} has not begun"
+        return f"the roll-out of task {step.sequence} is at {step.percent} %"
+    return ""
 
 
 def share(device: str, packet: str) -> int:
