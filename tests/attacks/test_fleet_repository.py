@@ -33,6 +33,8 @@ from sdlora_edge.fleet.targets import REVOCATION, UPDATE
 from sdlora_edge.formats.canonical import sha256
 from sdlora_edge.formats.signing import load_public, load_signer, new_key
 
+pytestmark = pytest.mark.long
+
 DAY = 86_400
 CHANNEL = "line-3"
 ONLINE = "rollout", "snapshot", "timestamp"

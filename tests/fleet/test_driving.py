@@ -26,6 +26,8 @@ from sdlora_edge.fleet.rollout import PAUSED, RUNNING, Plan, Step
 from sdlora_edge.fleet.sync_state import Failure, Progress
 from sdlora_edge.fleet.targets import UPDATE, Target
 
+pytestmark = pytest.mark.long
+
 HOUR = 3600
 OLD = digest("old")
 ON = "line-3"

@@ -23,6 +23,8 @@ from sdlora_edge.fleet.fetching import PROGRESS, TRIES, Fetcher, Link
 from sdlora_edge.fleet.incoming import Incoming, Wanted
 from sdlora_edge.formats.canonical import sha256
 
+pytestmark = pytest.mark.long
+
 DATA = bytes(range(256)) * 4000
 """a megabyte"""
 

@@ -22,6 +22,8 @@ from sdlora_edge.fleet.provision import Source, init_from
 from sdlora_edge.fleet.rollout import Plan, Step
 from sdlora_edge.fleet.targets import UPDATE
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def orders(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Orders:
