@@ -72,10 +72,12 @@ def watch(
         if once:
             raise UsageError("--from looks again and again: to look once, use device sync")
         link = sync.link_of(max_rate, proxy, ca, client_cert, client_key)
-        sync.follow((store, url, link), (interval or 300.0, report_every), status)
+        sync.follow(
+            (store, url, link), (300.0 if interval is None else interval, report_every), status
+        )
         return
     if not once:
-        service.watch(folder, store, interval or 5.0, status)
+        service.watch(folder, store, 5.0 if interval is None else interval, status)
         return
     report = service.Watcher(folder, store, status).look(settled=False)
     emit(report, json, lambda: facts(report, *_SHOWN))
