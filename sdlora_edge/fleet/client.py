@@ -40,14 +40,13 @@ from ..results import Result
 from ..storage import atomic
 from .fetching import Fetcher, Link
 from .handled import HANDLED, MOST_FAILED, Facts, Handled
-from .identity import Identity, identity, is_configured
+from .identity import Identity, identity
 from .incoming import Incoming, Wanted
 from .rollout import Step, cheapest, why_not
-from .sync_state import NEWEST_ERRORS, Failure, Progress, SyncState, canary_1e9
+from .sync_state import NEWEST_ERRORS, SYNC, Failure, Progress, SyncState, canary_1e9, last_sync
 from .targets import REVOCATION, TRUST, UPDATE, Target
 from .trusted import Expired, TrustedMetadata, View
 
-SYNC = "sync.json"
 ROOT_EVERY = 86_400
 """Seconds after which a device asks for a newer root even if nothing is new: whoever holds an old
 timestamp key could otherwise keep it from looking."""
@@ -334,7 +333,7 @@ class Client:
             found.behind,
         )
         if before is None or replace(state, time=before.time) != before:
-            atomic.write(self._folder / SYNC, state.to_json(), like=self._store.path)
+            atomic.write(self._store.path / SYNC, state.to_json(), like=self._store.path)
         return state
 
     def _handled(self) -> Handled:
@@ -342,16 +341,6 @@ class Client:
             return Handled.from_json(atomic.read(self._folder / HANDLED, FILE_LIMIT))
         except InputError:  # the first time, or damaged: then all is handled again
             return Handled()
-
-
-def last_sync(store: Path) -> SyncState | None:
-    """What the last sync that found anything other than the one before it has kept."""
-    if not is_configured(store):
-        return None
-    try:
-        return SyncState.from_json(atomic.read(store / "fleet" / SYNC, FILE_LIMIT))
-    except InputError:
-        return None
 
 
 def _wanted(view: View, target: Target, fetcher: Fetcher) -> Wanted:

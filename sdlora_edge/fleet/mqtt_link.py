@@ -13,11 +13,11 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from ..errors import InputError, LinkError, UsageError
+from .closing import Closing
 from .extras import need
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Session:
     will: str = ""
 
 
-class MqttLink:
+class MqttLink(Closing):
     """An open connection.
 
     Raises:
@@ -153,17 +153,6 @@ class MqttLink:
         except (InputError, LinkError):  # then the broker publishes the last will
             return
         self._end()
-
-    def __enter__(self) -> MqttLink:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _open(self) -> None:
         """Connect. Raises LinkError and InputError."""

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import urlsplit
 
 from ..errors import InputError, SdloraError
@@ -21,16 +20,16 @@ from ..formats.fields import line, listed, one_of, record, text, whole
 from ..results import Result, Status
 from ..storage import atomic, disk
 from . import ledger
+from .closing import Closing
 from .identity import MOST_DESTINATIONS, URL_LIMIT, Identity, device_signer, folder_of, locked
 from .mqtt_link import PORTS, MqttLink, Options, Session, report_topic, status_topic
 from .report import SIZE_LIMIT, Counted, Report, build, seal, surroundings
-from .sync_state import NEWEST_ERRORS, Failure, SyncState
+from .sync_state import NEWEST_ERRORS, Failure, SyncState, last_sync
 from .transports import send
 
 log = logging.getLogger(__name__)
 OUTBOX, OUTBOX_FORMAT = "outbox.json", "sdlora-edge/outbox/1"
 OUTBOX_LIMIT = 64 * 1024
-SYNC = "sync.json"
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def compose(
     return build(None if isinstance(status, SdloraError) else status, who, sync, found, here)
 
 
-class Reporter:
+class Reporter(Closing):
     """Sends reports from a process that runs on: connects once, and says whether it is online.
 
     Use it as a context manager, or call `close`. A place that cannot be reached stops nothing: it
@@ -174,17 +173,6 @@ class Reporter:
         for link in self._links.values():
             link.close()
         self._links.clear()
-
-    def __enter__(self) -> Reporter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _deliver(
         self, sealed: bytes, places: tuple[str, ...]
@@ -260,15 +248,6 @@ def read_outbox(store: Path) -> Waiting | None:
     except (InputError, AttributeError, KeyError, TypeError, ValueError):
         return None
     return Waiting(value["number"], value["sealed"], tuple(value["places"]))
-
-
-def last_sync(store: Path) -> SyncState | None:
-    """What the last sync found; None if there was none, or its file is damaged."""
-    path = folder_of(store) / SYNC
-    try:
-        return SyncState.from_json(atomic.read(path, OUTBOX_LIMIT))
-    except InputError:
-        return None
 
 
 @contextlib.contextmanager

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..formats.canonical import dump_json, parse_exact_json
 from ..formats.fields import Kind, digest, either, flag, listed, nothing, record, text, whole
 from ..results import Result
+from ..storage import atomic
 from .rollout import LATEST
 
 FORMAT = "sdlora-edge/sync/1"
+SYNC = "fleet/sync.json"
+"""in a store"""
+LIMIT = 64 * 1024
+"""bytes of it"""
 NEWEST_ERRORS = 3
 MOST_CODE = 255
 CANARY_LIMIT = 2**53 - 1
@@ -88,6 +94,14 @@ class SyncState(Result):
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{what} is malformed: {error}") from error
         return cls(**value | {"step": as_step(value["step"]), "errors": as_errors(value["errors"])})
+
+
+def last_sync(store: Path) -> SyncState | None:
+    """What the last sync has kept; None if there was none, or its file is damaged."""
+    try:
+        return SyncState.from_json(atomic.read(store / SYNC, LIMIT))
+    except InputError:
+        return None
 
 
 def canary_1e9(difference: float | None) -> int | None:

@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 
 from ..device.answers import Prediction
 from ..errors import SdloraError
+from .closing import Closing
 from .counts import Counts
 from .identity import identity, is_configured, locked
 from .ledger import Batch, read_batch, write_batch
@@ -30,7 +30,7 @@ PATIENCE = 1.0
 """seconds to wait for another process that writes"""
 
 
-class Tally:
+class Tally(Closing):
     """Counts what a program predicts. Any number of programs and threads may count in one store.
 
     Use it as a context manager, or call `close`. Counting never stops a program: if the store
@@ -74,17 +74,6 @@ class Tally:
         """Flush, and count no more at the end of the process."""
         self.flush()
         atexit.unregister(self.flush)
-
-    def __enter__(self) -> Tally:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def reports(store: Path) -> bool:

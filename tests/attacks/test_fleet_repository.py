@@ -23,12 +23,13 @@ from tuf.api.metadata import Key, Metadata, MetaFile, Root, TargetFile
 from sdlora_edge.device.device import Device
 from sdlora_edge.errors import LinkError, SdloraError, TrustError
 from sdlora_edge.fleet import fetching
-from sdlora_edge.fleet.client import Client, Synced, last_sync
+from sdlora_edge.fleet.client import Client, Synced
 from sdlora_edge.fleet.fetching import Fetcher
 from sdlora_edge.fleet.identity import Changes, configure
 from sdlora_edge.fleet.online import OnlineKeys
 from sdlora_edge.fleet.rollout import Plan, Step
 from sdlora_edge.fleet.rotation import RoleChange
+from sdlora_edge.fleet.sync_state import last_sync
 from sdlora_edge.fleet.targets import REVOCATION, UPDATE
 from sdlora_edge.formats.canonical import sha256
 from sdlora_edge.formats.signing import load_public, load_signer, new_key

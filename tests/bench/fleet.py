@@ -1,16 +1,17 @@
-"""A fleet that follows a repository for six weeks, with the real client, collector and driver.
+"""A fleet that follows a repository for weeks, with the real client, collector and driver.
 
 Every device has a store of its own, a real model (micro_vit on ONNX Runtime, the smallest there is), a key, and python-tuf's
 client. The repository is served by nginx on the loopback, reports go through mosquitto to the collector's inbox, and its
-driver advances and pauses waves. Without these programs of Debian, Python's server and amqtt take their place. Time is that
-of a clock which the benchmark sets: each round is one look of every device that is online.
+driver advances and pauses waves. Without nginx, Python's server takes its place; mosquitto must be there. Time is that of a
+clock which the benchmark sets: each round is one look of every device that is online.
 
-    week 1     task 1 is rolled out in waves of 1, 10, 50 and 100 %. 30 % of the devices are offline until week 5.
-    week 3     task 2 is a packet whose canary fails on every device. The driver pauses it.
-    week 4     a human aborts it, and rolls out a good packet of task 2.
-    week 5     the offline devices come back, and catch up.
+    1. Task 1 is rolled out in waves of 1, 10, 50 and 100 %. 30 % of the devices are offline until step 4.
+    2. A week later task 2 is a packet whose canary fails on every device. The driver pauses it.
+    3. A human aborts it, and rolls out a good packet of task 2.
+    4. A week later the offline devices come back, and catch up.
+    5. A thief with all online keys gives orders.
 
-On the way: 2 % of the clocks stand at 1970, and 1 % are a year ahead until week 5. A sample of devices loses power in the
+On the way: 2 % of the clocks stand at 1970, and 1 % are a year ahead until step 4. A sample of devices loses power in the
 middle of a sync, at a different operation of the disk each. One more device downloads a bundle over a link that is cut
 every 100 kB.
 """
@@ -59,6 +60,7 @@ from sdlora_edge.fleet.provision import Source, init_from  # noqa: E402
 from sdlora_edge.fleet.reporting import Reporter  # noqa: E402
 from sdlora_edge.fleet.targets import Target  # noqa: E402
 from sdlora_edge.formats import packet, signing  # noqa: E402
+from sdlora_edge.formats.canonical import sha256  # noqa: E402
 from sdlora_edge.inputs import canary  # noqa: E402
 from sdlora_edge.storage import disk  # noqa: E402
 from sdlora_edge.train.run import Run  # noqa: E402
@@ -239,8 +241,8 @@ class World:
     def publish(self, *files: Path) -> None:
         self.site.repository.publish(list(files), self.site.targets_keys, self.site.online)
 
-    def target(self, sequence: int, path: Path) -> Target:
-        digest = signing_digest(path)
+    def target(self, path: Path) -> Target:
+        digest = sha256(path.read_bytes())
         return next(t for t in self.site.repository.targets() if t.digest == digest)
 
     def stores(self) -> Path:
@@ -311,7 +313,7 @@ class World:
     def roll_out(self, path: Path, sequence: int) -> tuple[set[str], int]:
         """Waves until everybody may take a packet, or it is paused: who was touched, and rounds."""
         pace = Pace((1, 10, 50, 100), success=50, error=20)
-        target = self.target(sequence, path)
+        target = self.target(path)
         self.site.repository.pace(
             CHANNEL, lambda plan: start(plan, target, pace, self.clock()), self.site.online
         )
@@ -327,12 +329,6 @@ class World:
             if state.startswith("paused") or before == 100:
                 return touched, count
         raise SystemExit(f"the roll-out of task {sequence} did not end")
-
-
-def signing_digest(path: Path) -> str:
-    from sdlora_edge.formats.canonical import sha256
-
-    return sha256(path.read_bytes())
 
 
 @contextlib.contextmanager
@@ -409,7 +405,7 @@ def main() -> None:
 
 
 def lived(world: World, url: str, broker: str) -> dict[str, Any]:
-    """The six weeks."""
+    """The steps above, and the figures of them."""
     count = len(world.names)
     begin = time.perf_counter()
     world.make_devices(url, broker)
@@ -421,7 +417,7 @@ def lived(world: World, url: str, broker: str) -> dict[str, Any]:
     bad, _ = world.roll_out(world.bad, 2)
     status = world.site.repository.plan(CHANNEL).steps[-1]
     world.round("the bad packet is paused")
-    packet_digest = signing_digest(world.bad)
+    packet_digest = sha256(world.bad.read_bytes())
     world.site.repository.pace(
         CHANNEL, lambda plan: abort(plan, packet_digest, "bad", world.clock()), world.site.online
     )

@@ -16,10 +16,11 @@ from sdlora_edge.export.requests import ExportOptions
 
 from sdlora_edge.device.device import Device
 from sdlora_edge.errors import InputError, LinkError, TrustError
-from sdlora_edge.fleet.client import Client, last_sync
+from sdlora_edge.fleet.client import Client
 from sdlora_edge.fleet.fetching import Fetcher
 from sdlora_edge.fleet.identity import Changes, configure
 from sdlora_edge.fleet.rollout import Plan, Step
+from sdlora_edge.fleet.sync_state import last_sync
 from sdlora_edge.fleet.targets import UPDATE
 from sdlora_edge.formats.signing import new_key
 from sdlora_edge.train.run import Run
