@@ -307,24 +307,37 @@ def rollback(store: Store, unproved: Unproved = False, json: Json = False) -> No
 app.command("sync", cls=Command)(sync.sync)
 
 
-@app.command("export-adapter", cls=Command)
-def export_adapter(
+@app.command("export-weights", cls=Command)
+def export_weights(
     store: Store,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="safetensors|adapter|ptd",
+            help="safetensors for any runtime, adapter (.onnx_adapter) for ONNX Runtime, ptd for "
+            "ExecuTorch.",
+        ),
+    ],
     out: Annotated[
         Path,
         typer.Option(
             metavar="FILE",
             callback=output,
-            help="The .onnx_adapter file. An existing one is replaced.",
+            help="File to write, with current.json beside it. Existing ones are replaced.",
         ),
     ],
+    unproved: Unproved = False,
     json: Json = False,
 ) -> None:
-    """Write the current weights as an adapter file, for a C or C++ program that runs model.onnx."""
-    from ..device.adapter import export_adapter as write
-    from ..device.device import Device
+    """Write the current weights as a file, for a program in another language that runs the model.
 
-    value = write(Device.open(store), out)
+    current.json beside the file says which run, task and classes it holds, with its SHA-256.
+    """
+    from ..device.device import Device
+    from ..device.export_weights import export_weights as write
+
+    value = write(Device.open(store, unproved=unproved), kind, out)
     emit(value, json, lambda: facts(value, *fields(value)))
 
 
