@@ -179,7 +179,7 @@ def test_an_exported_ptd_is_the_one_that_the_device_publishes(
         assert published is not None
         assert current == replace(published, files={out.name: exported.sha256})
         assert (store / "engine" / f"{exported.sha256}.ptd").read_bytes() == out.read_bytes()
-    with pytest.raises(UsageError, match="takes no file of format adapter: .*--target onnx"):
+    with pytest.raises(UsageError, match=r"takes no file of format adapter: .*--target onnx"):
         export_weights(device, "adapter", tmp_path / "a.onnx_adapter")
 
 
