@@ -139,7 +139,7 @@ PROVIDERS = {
             "onnxruntime_ep_openvino",
         ),
         Provider("coreml", "CoreMLExecutionProvider", "onnxruntime on macOS"),
-        Provider("qnn", "QNNExecutionProvider", "onnxruntime-qnn"),
+        Provider("qnn", "QNNExecutionProvider", "onnxruntime-qnn", plugin="onnxruntime_qnn"),
     )
 }
 
