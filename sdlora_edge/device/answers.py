@@ -79,6 +79,20 @@ class Prediction(Result):
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """An answer, and what the model saw in the image.
+
+    Args:
+        prediction: The answer.
+        features: float32 (features,), as the unknown score takes them; None if the model has no
+            such output.
+    """
+
+    prediction: Prediction
+    features: np.ndarray | None
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a caller wants of each answer.
@@ -252,7 +266,17 @@ class Predictor(ABC):
 
         One generation answers the whole batch. An update may come between two batches.
         """
-        asked = Asked(top, threshold)
+        for found in self.answer_each(images, Asked(top, threshold), batch_size, max_pixels):
+            yield found.prediction if isinstance(found, Answered) else found
+
+    def answer_each(
+        self,
+        images: Iterable[Source],
+        asked: Asked,
+        batch_size: int = BATCH,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Iterator[Answered | Unanswered]:
+        """As `predict_each`, with the features of each image."""
         if batch_size < 1:
             raise UsageError(f"batch_size {batch_size} must be at least 1")
         for batch in prepared(images, self._prepare, batch_size, max_pixels):
@@ -263,10 +287,12 @@ class Predictor(ABC):
 
     def _answered(
         self, pixels: Sequence[np.ndarray], asked: Asked
-    ) -> Iterator[Prediction | HealthError]:
+    ) -> Iterator[Answered | HealthError]:
         with noticed(f"while {len(pixels)} images were answered together"), self._serving() as live:
             outputs = self._engine.outputs(live.loaded, self._prepare.normalise(np.stack(pixels)))
-        return best(outputs, live.state, live.counter, asked)
+        features = itertools.repeat(None) if outputs.features is None else outputs.features
+        for answer, row in zip(best(outputs, live.state, live.counter, asked), features):
+            yield answer if isinstance(answer, HealthError) else Answered(answer, row)
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
         """Preprocessed inputs, float32 (N, 3, size, size), to logits, float32 (N, live classes)."""
