@@ -62,6 +62,7 @@ class Sink(Closing):
 
     def __init__(self, name: str) -> None:
         self.name, self.sent, self.dropped = name, 0, 0
+        self._put = 0
         self._waiting: deque[bytes] = deque()
         self._news = threading.Condition()
         self._end: float | None = None
@@ -76,6 +77,7 @@ class Sink(Closing):
                 self._waiting.popleft()
                 self.dropped += 1
             self._waiting.append(answer)
+            self._put += 1
             self._news.notify_all()
 
     def close(self) -> None:
@@ -85,8 +87,8 @@ class Sink(Closing):
             self._news.notify_all()
         self._thread.join(FLUSH + 0.5)
         with self._news:
-            self.dropped += len(self._waiting)
             self._waiting.clear()
+            self.dropped = self._put - self.sent  # what is under way counts too
         if self.dropped:
             log.warning("--answers %s: %d answers did not arrive", self.name, self.dropped)
 
@@ -171,7 +173,8 @@ class ToBroker(Sink):
     def __init__(self, url: str, options: Options) -> None:
         parts = urlsplit(url)
         self._topic = unquote(parts.path.removeprefix("/"))
-        if not parts.hostname or not self._topic or set("+#") & set(self._topic):
+        is_filter = "+" in self._topic or "#" in url
+        if not parts.hostname or not self._topic or is_filter:
             raise UsageError(
                 f"--answers {without_password(url)}: name a broker and a topic, such as "
                 "mqtt://broker/line-3/answers"
