@@ -20,12 +20,13 @@ from typing import Union
 
 import numpy as np
 
-from ..device.answers import BATCH, Answered, Asked
+from ..device.answers import BATCH, Answered, Asked, Prediction
 from ..device.device import Device
 from ..errors import InputError, ResourceError, SdloraError, UsageError
 from ..fleet.closing import Closing
 from ..inputs.image import ImageLike
 from ..inputs.sizes import MAX_PIXELS
+from .room import Room
 
 log = logging.getLogger(__name__)
 Answer = Union[Answered, SdloraError]
@@ -44,17 +45,13 @@ class Limits:
     """What the batcher may take.
 
     Attributes:
-        batch: Images that are computed together at most.
         queue: Images that are admitted and not answered yet, at most.
         wait: Seconds that a decoded image waits for others which are being decoded.
-        pixels: Of an image, at most.
         decoders: Threads that decode.
     """
 
-    batch: int = BATCH
     queue: int = 64
     wait: float = 0.005
-    pixels: int = MAX_PIXELS
     decoders: int = min(4, os.cpu_count() or 1)
 
 
@@ -77,9 +74,11 @@ class Batcher(Closing):
 
     Args:
         device: Returns the device that serves. Raises HealthError while there is none.
-        limits: What may wait, and what is computed together.
+        limits: What may wait.
         on_answer: Each is called after each answer, in a thread of its own. Whatever it raises is
             logged. If it is too slow, answers are not told.
+        room: What is computed together, and how large an image may be.
+        count: Gets the answers of each batch, in the thread that computes.
     """
 
     def __init__(
@@ -87,8 +86,11 @@ class Batcher(Closing):
         device: Callable[[], Device],
         limits: Limits | None = None,
         on_answer: Sequence[OnAnswer] = (),
+        room: Room | None = None,
+        count: Callable[[list[Prediction]], object] | None = None,
     ) -> None:
         self._device, self.limits, self._on_answer = device, limits or Limits(), on_answer
+        self._room, self._count = room or Room(None, BATCH, MAX_PIXELS), count
         self._changed = threading.Condition()
         self._ready: deque[_Job] = deque()
         self._admitted = self._decoding = 0  # images
@@ -169,7 +171,7 @@ class Batcher(Closing):
             device = self._device()
             for image in job.images:
                 try:
-                    job.found.append(device.prepare(image, self.limits.pixels))
+                    job.found.append(device.prepare(image, self._room.pixels))
                 except (InputError, ResourceError) as error:
                     job.found.append(error)
         except Exception as error:
@@ -193,15 +195,14 @@ class Batcher(Closing):
         with self._changed:
             self._changed.wait_for(lambda: self._ready or (self._closed and not self._decoding))
             end = time.monotonic() + self.limits.wait
-            while self._decoding and len(self._ready) < self.limits.batch:
+            batch = self._room.batch
+            while self._decoding and len(self._ready) < batch:
                 if (left := end - time.monotonic()) <= 0:
                     break
                 self._changed.wait(left)
             jobs: list[_Job] = []
             count = 0
-            while self._ready and (
-                not jobs or count + len(self._ready[0].images) <= self.limits.batch
-            ):
+            while self._ready and (not jobs or count + len(self._ready[0].images) <= batch):
                 jobs.append(self._ready.popleft())
                 count += len(jobs[-1].images)
             return jobs
@@ -209,11 +210,14 @@ class Batcher(Closing):
     def _answer(self, jobs: list[_Job]) -> None:
         pixels = [one for job in jobs for one in job.pixels]
         asked = Asked(max(job.asked.top for job in jobs))
-        answers = iter(
-            self._device().answer_prepared(pixels, asked, self.limits.batch) if pixels else ()
-        )
+        batch = self._room.batch
+        answers = self._device().answer_prepared(pixels, asked, batch) if pixels else []
+        if self._count:
+            self._count([one.prediction for one in answers if isinstance(one, Answered)])
+        self._room.computed(min(len(pixels), batch))
+        rest = iter(answers)
         for job in jobs:
-            found = [next(answers) if isinstance(one, np.ndarray) else one for one in job.found]
+            found = [next(rest) if isinstance(one, np.ndarray) else one for one in job.found]
             self._settle(job, [_as_asked(one, job.asked) for one in found])
 
     def _settle(self, job: _Job, outcome: list[Answer] | Exception) -> None:
