@@ -10,8 +10,8 @@ from pathlib import Path
 from ..device.answers import Asked
 from ..errors import UsageError
 from ..fleet.mqtt_link import Options
+from .agent import Agent
 from .feeding import Feed
-from .service import Agent
 from .sinks import STDOUT, Sink, sink
 from .sources import camera
 from .unknowns import Unknowns, blur_of

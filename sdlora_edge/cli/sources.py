@@ -11,8 +11,8 @@ import typer
 from .output import output
 
 if TYPE_CHECKING:
+    from ..agent.agent import Agent
     from ..agent.attaching import Attached
-    from ..agent.service import Agent
 
 PANEL = "Cameras and unknown images"
 Camera = Annotated[

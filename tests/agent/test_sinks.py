@@ -10,11 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 
 import paho.mqtt.client as mqtt
 import pytest
+from webhook import Hook, until
 
 from sdlora_edge.agent import sinks
 from sdlora_edge.agent.sinks import Outcome, document, sink
@@ -26,13 +26,6 @@ from sdlora_edge.fleet.mqtt_link import Options
 QUICK = Options(timeout=3.0)
 ANSWER = Prediction((("bolt", 0.75), ("cup", 0.25)), 7, True, 1.5, 1.25)
 FRAME = Frame("/in/a.png", "rtsp://camera/1", 1_800_000_000.25)
-
-
-def until(done: Callable[[], object], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
@@ -105,48 +98,6 @@ def test_a_broker_gets_each_answer_and_keeps_none(broker: int) -> None:
     client.disconnect()
     client.loop_stop()
     assert late == [], "nobody who comes later learns an old answer"
-
-
-class Hook:
-    """A real HTTP server that answers POST requests with `status`."""
-
-    def __init__(self) -> None:
-        self.status, self.bodies, self.tokens = 200, list[bytes](), list[str | None]()
-        self.connections = 0
-        self.held = threading.Event()
-        hook = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def setup(self) -> None:
-                super().setup()
-                hook.connections += 1
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                while hook.held.is_set():
-                    time.sleep(0.01)
-                if hook.status == 200:
-                    hook.bodies.append(body)
-                    hook.tokens.append(self.headers["Authorization"])
-                self.send_response(hook.status)
-                self.send_header("Content-Length", "2")
-                self.end_headers()
-                self.wfile.write(b"no")
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=lambda: self.server.serve_forever(0.05), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/answers"
-
-    def end(self) -> None:
-        self.held.clear()
-        self.server.shutdown()
-        self.server.server_close()
 
 
 @pytest.fixture
