@@ -171,7 +171,7 @@ class Telling:
             self._reporter = Reporter(self._store, who, self._options) if who.report_to else None
             if self._reporter:
                 self._reporter.connect()
-        changed = done is not None and bool(done.applied or done.failures) or self._has_moved()
+        changed = (done is not None and bool(done.applied or done.failures)) or self._has_moved()
         due = changed or time.monotonic() - self._told >= self._every
         if self._reporter is not None and due:
             sent = self._reporter.report(self._status())
