@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +18,8 @@ from ..fleet.closing import Closing
 log = logging.getLogger(__name__)
 LOOK = 1.0
 """seconds between two looks at the store, for what another process has committed"""
-LONGEST_WAIT = 60
-"""looks until the next try to open a store that cannot be opened, at most"""
+LONGEST_WAIT = 60.0
+"""seconds until the next try to open a store that cannot be opened, at most"""
 
 
 class Unserved(HealthError):
@@ -74,20 +76,16 @@ class Held(Closing):
         self._stopped = True
 
     def _run(self) -> None:
-        looks, wait = 0, 1
+        due, wait = time.monotonic(), LOOK
         while not self._stopped:
             if self._found is not None:
                 self._guarded(self._found.refresh)
-            elif looks % wait == 0:
+            elif time.monotonic() >= due:
                 self._guarded(self._open)
-                looks, wait = 0, min(2 * wait, LONGEST_WAIT)
-            looks += 1
+                due, wait = time.monotonic() + wait, min(2 * wait, LONGEST_WAIT)
             self._guarded(self._look)
-            try:
-                order = self._orders.get(timeout=LOOK)
-            except queue.Empty:
-                continue
-            self._guarded(order)
+            with contextlib.suppress(queue.Empty):
+                self._guarded(self._orders.get(timeout=LOOK))
 
     def _open(self) -> None:
         device = Device.open(self._store, self._threads)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import logging
 import signal
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -75,17 +77,35 @@ def _is_this_machine(host: str) -> bool:
 
 
 class Server(uvicorn.Server):
-    """Tells when it listens, and takes SIGTERM and Ctrl-C as a wish, not as a failure."""
+    """Tells when it listens, and takes SIGTERM and Ctrl-C as a wish, not as a failure.
 
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:
+    Args:
+        config: As `configured` makes it.
+        ready: Called when the server listens.
+        local: A bound socket in the file system to listen at too, without TLS.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        ready: Callable[[], object],
+        local: socket.socket | None = None,
+    ) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._ready, self._local = ready, local
 
     async def startup(self, sockets: Any = None) -> None:
         """Called by uvicorn."""
         await super().startup(sockets)
-        if self.started:
-            self._ready()
+        if not self.started:
+            return
+        if self._local is not None:
+            loop = asyncio.get_running_loop()
+            self.servers.append(await loop.create_unix_server(self._protocol, sock=self._local))
+        self._ready()
+
+    def _protocol(self) -> CertifiedProtocol:
+        return CertifiedProtocol(self.config, self.server_state, self.lifespan.state)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
