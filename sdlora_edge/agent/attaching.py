@@ -46,6 +46,16 @@ class Wanted:
         if self.blur and self.keep_unknown is None:
             raise UsageError("--blur changes images that are kept: give --keep-unknown too")
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where the answers go."""
+        return self.answers or ((STDOUT,) if self.cameras else ())
+
+    @property
+    def to_stdout(self) -> bool:
+        """Whether answers go to stdout, where nothing else may stand then."""
+        return STDOUT in self.places
+
 
 @dataclass(frozen=True)
 class Attached:
@@ -75,8 +85,7 @@ def attach(agent: Agent, wanted: Wanted, options: Options | None = None) -> Iter
             agent.on_answer.append(unknowns)
             stack.callback(agent.on_answer.remove, unknowns)
         cameras = [stack.enter_context(camera(c, wanted.interval)) for c in wanted.cameras]
-        places = wanted.answers or ((STDOUT,) if cameras else ())
-        sinks = tuple(stack.enter_context(sink(place, options)) for place in places)
+        sinks = tuple(stack.enter_context(sink(place, options)) for place in wanted.places)
         submit, asked = agent.batcher.submit, Asked(wanted.top)
         feeds = tuple(stack.enter_context(Feed(c, submit, asked, sinks)) for c in cameras)
         yield Attached(feeds, sinks, unknowns)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -11,8 +10,9 @@ import typer
 from .output import output
 
 if TYPE_CHECKING:
-    from ..agent.agent import Agent
-    from ..agent.attaching import Attached
+    from ..agent.attaching import Wanted
+
+    pass
 
 PANEL = "Cameras and unknown images"
 Camera = Annotated[
@@ -87,8 +87,7 @@ Blur = Annotated[
 ]
 
 
-def attached(
-    agent: Agent,
+def wanted(
     camera: Camera,
     interval: Interval,
     answers: Answers,
@@ -96,11 +95,11 @@ def attached(
     keep_mb: KeepMb,
     keep_per_day: KeepPerDay,
     blur: Blur,
-) -> AbstractContextManager[Attached]:
-    """While this block runs, the agent does what these options say."""
-    from ..agent.attaching import Wanted, attach
+) -> Wanted:
+    """These options as one value. Raises UsageError if they do not fit together."""
+    from ..agent.attaching import Wanted
 
-    wanted = Wanted(
+    return Wanted(
         tuple(camera or ()),
         interval,
         tuple(answers or ()),
@@ -109,4 +108,3 @@ def attached(
         keep_per_day=keep_per_day,
         blur=blur,
     )
-    return attach(agent, wanted)

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
@@ -23,8 +21,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 
 from ..errors import SdloraError
-from ..fleet.collector.listening import Server
-from ..fleet.collector.web import HEADERS
+from ..fleet.doors import HEADERS, Door, Server, configured, url_of
 from ..inputs.image import as_pillow, refuse_unusable, upright
 from ..inputs.sizes import MAX_PIXELS
 from .board import THROWN, Board, Written
@@ -180,24 +177,9 @@ def serve(seen: Seen, place: Place, distance: float, ready: Callable[[str], obje
     def end() -> None:
         server.should_exit = True
 
-    config = uvicorn.Config(
-        Page(board, seen, place, end).application(token),
-        host="127.0.0.1",
-        port=place.port,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level=logging.WARNING,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=2,
-    )
-
-    def opened() -> None:
-        port = server.servers[0].sockets[0].getsockname()[1]
-        ready(f"http://127.0.0.1:{port}/{token}/")
-
-    server = Server(config, opened)
+    door = Door("127.0.0.1", place.port)
+    site = Page(board, seen, place, end).application(token)
+    server = Server(configured(door, site, 2), lambda: ready(f"{url_of(door, server)}/{token}/"))
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
     return board.written

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Fleet, images
+from conftest import Fleet, Result, images, within
 from PIL import Image
 from streaming import streaming
 from telling import packets
 from webhook import Hook, until
 
-from sdlora_edge.agent.agent import Agent
+from sdlora_edge.agent.agent import Agent, Serving
 from sdlora_edge.agent.attaching import Wanted, attach
 from sdlora_edge.agent.feeding import Feed
 from sdlora_edge.agent.sources import Camera
+from sdlora_edge.agent.updating import Source
 from sdlora_edge.device import Device
 from sdlora_edge.device.answers import Answered, Asked
-from sdlora_edge.errors import ResourceError, UsageError
+from sdlora_edge.errors import HealthError, ResourceError, UsageError
 from sdlora_edge.inputs.image import ImageLike
 from sdlora_edge.train.run import Run
 
@@ -46,12 +51,27 @@ def incoming(tmp_path: Path) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def opened(store: Path) -> Iterator[Agent]:
+    """An agent that has opened its store."""
+    with Agent(store, Serving(), Source(), lambda *_: None) as agent:
+        until(lambda: is_open(agent), 30)
+        yield agent
+
+
+def is_open(agent: Agent) -> bool:
+    try:
+        return agent.device is not None
+    except HealthError:
+        return False
+
+
 def test_each_image_of_a_folder_is_answered_as_device_predict_does(
     store: Path, incoming: Path, hook: Hook
 ) -> None:
     device = Device.open(store)
     right = [device.predict(path, top=3) for path in sorted(incoming.glob("[0-5].png"))]
-    with Agent(store) as agent:
+    with opened(store) as agent:
         wanted = Wanted((str(incoming),), 0, (hook.url,), top=3)
         with attach(agent, wanted) as attached:
             until(lambda: len(hook.bodies) == 7)
@@ -74,7 +94,7 @@ def test_unknown_images_of_a_camera_are_kept_by_the_way(
         shutil.copy(incoming / "0.png", incoming / f"{n}.png")
     kept = tmp_path / "kept"
     wanted = Wanted((str(incoming),), 0, (hook.url,), keep_unknown=kept)
-    with Agent(store) as agent, attach(agent, wanted) as attached:
+    with opened(store) as agent, attach(agent, wanted) as attached:
         until(lambda: len(hook.bodies) == 11)
         assert attached.unknowns is not None
         until(lambda: attached.unknowns.kept + attached.unknowns.left_out == 10)
@@ -88,7 +108,7 @@ def test_unknown_images_of_a_camera_are_kept_by_the_way(
 
 
 def test_an_agent_ends_while_a_stream_goes_on(store: Path, hook: Hook) -> None:
-    with streaming() as stream, Agent(store) as agent:
+    with streaming() as stream, opened(store) as agent:
         with attach(agent, Wanted((stream.url,), 0, (hook.url,))):
             until(lambda: len(hook.bodies) > 3, 30)
             begun = time.monotonic()
@@ -141,3 +161,45 @@ def test_options_that_do_nothing_alone_are_refused(tmp_path: Path) -> None:
         Wanted(answers=("-",))
     with pytest.raises(UsageError, match="give --keep-unknown too"):
         Wanted(blur="a:b")
+
+
+def test_device_run_answers_a_folder_on_stdout_and_nothing_else_stands_there(
+    store: Path, incoming: Path, tmp_path: Path
+) -> None:
+    words = ["device", "run", "--store", store, "--listen", "127.0.0.1:0", "--camera", incoming]
+    words += ["--interval", "0", "--keep-unknown", tmp_path / "unknown"]
+    command = [sys.executable, "-m", "sdlora_edge", *map(str, words)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    answers = [json.loads(within(60, child.stdout.readline)) for _ in range(7)]
+    child.send_signal(signal.SIGTERM)
+    rest, said = child.communicate(timeout=30)
+    assert (child.returncode, rest) == (0, ""), said
+    assert [one["source"] for one in answers] == [str(incoming / f"{n}.png") for n in range(7)]
+    assert "agent: http://127.0.0.1:" in said
+    assert (tmp_path / "unknown").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--answers", "-"], 2, "give --camera too"),
+        (["--keep-unknown", "STORE/unknown"], 2, "lies in the store"),
+        (["--keep-unknown", "u", "--blur", "nowhere:f"], 2, "give MODULE:FUNCTION"),
+        (["--camera", "nowhere"], 2, "there is no such file or folder"),
+        (["--camera", "nowhere", "--interval", "-1"], 2, "interval"),
+    ],
+)
+def test_wrong_options_of_device_run_are_errors_at_the_start(
+    cli: Callable[..., Result],
+    store: Path,
+    words: list[str],
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("STORE", str(store)) for word in words]
+    result = cli("device", "run", "--store", store, "--listen", "127.0.0.1:0", *words)
+    assert (result.code, said in result.err) == (code, True), result

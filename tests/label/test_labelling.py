@@ -234,7 +234,7 @@ def test_a_person_names_groups_and_gets_the_folder_of_a_task(
         assert "Moved 4 images." in html
         html = page.post(("do", "move"), ("to", 0), *(("image", i) for i in (4, 5, 6)))
         first, second = re.findall(r'name="name-(\d+)"', html)
-        html = page.post((f"name-{first}", "gear"), (f"name-{second}", "../x"), ("do", "write"))
+        html = page.post((f"name-{first}", "gear"), (f"name-{second}", "a/b"), ("do", "write"))
         assert "holds a path separator: choose another" in html
         assert not out.exists()
         html = page.post((f"name-{first}", "gear"), (f"name-{second}", ""), ("do", "write"))
@@ -278,9 +278,11 @@ def test_a_shown_image_is_small_and_upright(fleet: Fleet, tmp_path: Path) -> Non
     (tmp_path / "unknown").mkdir()
     wide = Image.fromarray(np.zeros((300, 1200, 3), np.uint8))
     wide.save(tmp_path / "unknown" / "a.jpg", exif=exif)
-    with serving(tmp_path / "unknown", tmp_path / "new", fleet) as page:
-        with Image.open(io.BytesIO(page.get("image/0").data)) as image:
-            assert (image.format, image.size) == ("JPEG", (60, 240))
+    with (
+        serving(tmp_path / "unknown", tmp_path / "new", fleet) as page,
+        Image.open(io.BytesIO(page.get("image/0").data)) as image,
+    ):
+        assert (image.format, image.size) == ("JPEG", (60, 240))
 
 
 def test_the_command_checks_what_it_is_asked_before_it_loads_a_model(
