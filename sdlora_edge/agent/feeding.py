@@ -1,5 +1,7 @@
-"""From cameras to answers to places that take them. A camera has one image in the agent at a time:
-while that one is answered, the next ones pass by."""
+"""From cameras to answers to places that take them.
+
+A camera has one image in the agent at a time. Of a live camera, others pass by meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +12,18 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 
 from ..device.answers import Answered, Asked
-from ..errors import ResourceError, SdloraError
+from ..errors import SdloraError
 from ..fleet.closing import Closing
 from ..inputs.image import ImageLike
+from .batching import Busy
+from .held import Unserved
 from .sinks import Outcome, Sink, document
 from .sources import Camera, Frame
 
 log = logging.getLogger("sdlora_edge")
 Submit = Callable[[ImageLike, Asked], "Future[Answered]"]
 LOOK = 0.5
-"""seconds between two looks whether the feed was closed"""
+"""seconds between two tries, and between two looks whether the feed was closed"""
 
 
 class Feed(Closing):
@@ -32,7 +36,8 @@ class Feed(Closing):
         sinks: Get each answer. They are not closed with it.
 
     Attributes:
-        passed: Number of images that were not answered because the agent had no room.
+        passed: Number of images of a live camera that were not answered: the agent had no room, or
+            no model to serve.
         over: Set once the camera gives no more images, such as after the end of a video file.
     """
 
@@ -61,15 +66,18 @@ class Feed(Closing):
             self.over.set()
 
     def _take(self, frame: Frame) -> None:
-        try:
-            outcome = self._outcome(self._submit(frame.image, self._asked))
-        except ResourceError:  # the agent has no room
-            self.passed += 1
-        except SdloraError as error:
-            self._tell(frame, error)
-        else:
-            if outcome is not None:
-                self._tell(frame, outcome.prediction)
+        while not self._closed.is_set():
+            try:
+                outcome = self._outcome(self._submit(frame.image, self._asked))
+            except (Busy, Unserved):
+                if not self._camera.waits:
+                    self.passed += 1
+                    return
+                self._closed.wait(LOOK)
+            except SdloraError as error:
+                return self._tell(frame, error)
+            else:
+                return self._tell(frame, outcome.prediction) if outcome else None
 
     def _outcome(self, future: Future[Answered]) -> Answered | None:
         while not self._closed.is_set():

@@ -88,6 +88,9 @@ class Camera(Closing):
         """End `frames`, at once. Any thread may call it."""
         self._stopped.set()
 
+    waits = False
+    """Whether an image is worth another try if the agent has no room for it. Of a live camera,
+    another one comes."""
     _is_live = True
     """Whether time passes at the source while nobody looks."""
 
@@ -127,6 +130,8 @@ def without_password(place: str) -> str:
 
 class Folder(Camera):
     """Images as they appear in a folder, by name; each version of a file once."""
+
+    waits = True
 
     def _images(self) -> Iterator[tuple[ImageLike, str]]:
         done: dict[str, tuple[int, int]] = {}
@@ -168,7 +173,7 @@ class Video(Camera):
     Raises InputError if the file is no video.
     """
 
-    _is_live = False
+    waits, _is_live = True, False
 
     def __init__(self, place: str, interval: float) -> None:
         super().__init__(place, interval)

@@ -21,14 +21,18 @@ from streaming import streaming
 from telling import packets
 from webhook import Hook, until
 
+from sdlora_edge.agent import feeding
 from sdlora_edge.agent.agent import Agent, Serving
 from sdlora_edge.agent.attaching import Wanted, attach
+from sdlora_edge.agent.batching import Busy
 from sdlora_edge.agent.feeding import Feed
-from sdlora_edge.agent.sources import Camera
+from sdlora_edge.agent.held import Unserved
+from sdlora_edge.agent.sinks import sink
+from sdlora_edge.agent.sources import Camera, camera
 from sdlora_edge.agent.updating import Source
 from sdlora_edge.device import Device
-from sdlora_edge.device.answers import Answered, Asked
-from sdlora_edge.errors import HealthError, ResourceError, UsageError
+from sdlora_edge.device.answers import Answered, Asked, Prediction
+from sdlora_edge.errors import HealthError, UsageError
 from sdlora_edge.inputs.image import ImageLike
 from sdlora_edge.train.run import Run
 
@@ -128,12 +132,39 @@ class Still(Camera):
             yield np.zeros((4, 4, 3), np.uint8), "still"
 
 
-def test_a_busy_agent_lets_images_pass_and_a_hanging_one_does_not_keep_a_feed_open() -> None:
-    def busy(image: ImageLike, asked: Asked) -> Future[Answered]:
-        raise ResourceError("too many images wait")
+class Times:
+    """Refuses the first three times."""
 
-    with Feed(Still("still", 0.01), busy, Asked()) as feed:
-        until(lambda: feed.passed > 3)
+    def __init__(self, error: Exception) -> None:
+        self.error, self.asked = error, 0
+
+    def __call__(self, image: ImageLike, asked: Asked) -> Future[Answered]:
+        self.asked += 1
+        if self.asked <= 3:
+            raise self.error
+        found: Future[Answered] = Future()
+        found.set_result(Answered(Prediction((("bolt", 1.0),), 1, True, 1.0, None), None))
+        return found
+
+
+@pytest.mark.parametrize("error", [Busy("too many wait"), Unserved("it is being opened")])
+def test_images_of_a_live_camera_pass_by_a_busy_agent_and_those_of_a_folder_wait(
+    monkeypatch: pytest.MonkeyPatch, incoming: Path, hook: Hook, error: Exception
+) -> None:
+    monkeypatch.setattr(feeding, "LOOK", 0.05)
+    times = Times(error)
+    with sink(hook.url) as place:
+        with Feed(Still("still", 0.01), times, Asked(), [place]) as feed:
+            until(lambda: times.asked > 5)
+        assert feed.passed == 3
+        with Feed(camera(str(incoming), 0), Times(error), Asked(), [place]) as feed:
+            until(lambda: b"6.png" in b"".join(hook.bodies))
+    assert feed.passed == 0
+    found = [json.loads(body)["source"] for body in hook.bodies]
+    assert [f for f in found if f != "still"] == [str(incoming / f"{n}.png") for n in range(7)]
+
+
+def test_a_hanging_agent_does_not_keep_a_feed_open() -> None:
     hanging: Future[Answered] = Future()
     feed = Feed(Still("still", 0), lambda *_: hanging, Asked())
     time.sleep(0.1)
