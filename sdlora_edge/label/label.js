@@ -12,29 +12,39 @@ function told() {
   }
 }
 
+// After a name, only what says something about it changes: somebody may be clicking on the rest.
+function update(page) {
+  for (const fresh of page.querySelectorAll(".live")) {
+    const old = document.getElementById(fresh.id);
+    if (old && old.outerHTML !== fresh.outerHTML) old.replaceWith(fresh);
+  }
+}
+
+function replace(page, isMove) {
+  const ids = [...document.querySelectorAll("[name=image]:checked")].map((box) => box.id);
+  const id = document.activeElement?.id;
+  const to = document.querySelector("#to").value;
+  document.querySelector("main").replaceWith(page.querySelector("main"));
+  for (const one of isMove ? [] : ids) document.getElementById(one).checked = true;
+  const select = document.querySelector("#to");
+  if ([...select.options].some((option) => option.value === to)) select.value = to;
+  if (id) (document.getElementById(id) ?? select).focus({ preventScroll: true });
+}
+
 let waiting = Promise.resolve(); // one request after the other: each has all names
 async function send(form, what) {
   const data = new URLSearchParams(new FormData(form));
-  for (const [name, value] of Object.entries(what)) data.set(name, value);
+  data.set("do", what);
   const answer = await fetch(form.action, { method: "POST", body: data });
   if (!answer.ok) throw new Error(answer.statusText);
   const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  const moved = what.do === "move" || what.do === "throw";
-  const keep = moved ? [] : [...document.querySelectorAll("[name=image]:checked")].map((box) => box.id);
-  const typed = document.activeElement;
-  const [id, value, to] = [typed?.id, typed?.value, document.querySelector("#to").value];
-  document.querySelector("main").replaceWith(page.querySelector("main"));
-  for (const one of keep) document.getElementById(one).checked = true;
-  const select = document.querySelector("#to");
-  if ([...select.options].some((option) => option.value === to)) select.value = to;
-  const again = (id && document.getElementById(id)) || document.querySelector("#to");
-  if (id?.startsWith("name-") && again.id === id) again.value = value; // what is typed meanwhile stays
-  if (id) again.focus({ preventScroll: true });
+  if (what === "names") update(page);
+  else replace(page, what === "move" || what === "throw");
   told();
 }
 
-function submit(form, what) {
-  waiting = waiting.then(() => send(form, what)).catch(() => {
+function submit(what) {
+  waiting = waiting.then(() => send(document.querySelector("form"), what)).catch(() => {
     const said = document.querySelector("#said");
     said.textContent = "The program does not answer: is it still running?";
     said.className = "alarm";
@@ -43,10 +53,10 @@ function submit(form, what) {
 
 document.addEventListener("submit", (event) => {
   event.preventDefault();
-  submit(event.target, { do: event.submitter?.value ?? "names" });
+  submit(event.submitter?.value ?? "names");
 });
 document.addEventListener("change", (event) => {
-  if (event.target.name?.startsWith("name-")) submit(event.target.form, { do: "names" });
+  if (event.target.name?.startsWith("name-")) submit("names");
   told();
 });
 document.addEventListener("click", (event) => {

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jinja2
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.requests import Request
@@ -73,10 +74,14 @@ class Page:
             Route("/image/{number:int}", self.image),
             *(Route(f"/{name}", self.file) for name in FILES),
         ]
-        return Starlette(routes=[Mount(f"/{token}", routes=routes)])
+        icon = Route("/favicon.ico", lambda _: Response(status_code=204))
+        return Starlette(routes=[icon, Mount(f"/{token}", routes=routes)])
 
     async def show(self, request: Request) -> Response:
         """The page as it is now."""
+        return self._page()
+
+    def _page(self, after: BackgroundTask | None = None) -> Response:
         text = self._template.render(
             board=self._board,
             unread=self._seen.unread,
@@ -84,16 +89,17 @@ class Page:
             is_error=self._is_error,
             place=self._place,
         )
-        return Response(text, media_type="text/html", headers=HEADERS)
+        return Response(text, media_type="text/html", headers=HEADERS, background=after)
 
     async def act(self, request: Request) -> Response:
         """Take the names of all groups, and do what a button says."""
         async with request.form(max_fields=FIELDS, max_files=0) as form:
-            self._said, self._is_error = "", False
             try:
-                self._said = self._done(form)
+                self._said, self._is_error = self._done(form), False
             except SdloraError as error:
                 self._said, self._is_error = str(error), True
+            if form.get("do") == "end":  # nobody would answer a redirection
+                return self._page(BackgroundTask(self._end))
         return RedirectResponse(request.url.path, 303, HEADERS)
 
     def _done(self, form: FormData) -> str:
@@ -116,7 +122,6 @@ class Page:
         elif do == "write":
             return _told(self._board.write(self._place.out), self._place)
         elif do == "end":
-            self._end()
             return "The program has ended. You can close this page."
         return ""
 
