@@ -1,11 +1,14 @@
 """How much memory the agent may take, and what fits into it: small devices get smaller batches.
 
 A model's memory for a batch is not known before it has computed one. So batches begin with one
-image and double while the process, by what the last doubling took, stays within its limit.
+image and double while the process, by what the last doubling took, stays within its limit. If that
+is low, memory is given back to the system as soon as it is free, at the cost of some speed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import os
 from pathlib import Path
@@ -15,6 +18,10 @@ from ..errors import ResourceError
 log = logging.getLogger(__name__)
 CGROUP, MEMINFO = Path("/sys/fs/cgroup/memory.max"), Path("/proc/meminfo")
 MB = 10**6
+SMALL = 1000 * MB
+"""A lower limit is that of a small device."""
+ARENA = "SDLORA_EDGE_ONNX_ARENA"
+"""of `engines.onnx_runtime`, which is imported only when a model is opened"""
 DECODED = 8
 """bytes that a pixel takes while an image is decoded and turned"""
 BODIES = 64 * MB
@@ -43,6 +50,12 @@ def usual_limit() -> int:
         return 1 << 30
 
 
+def give_back() -> None:
+    """Give memory that is free back to the system: opening a model, or an update, leaves much."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Room:
     """What fits into the memory.
 
@@ -60,6 +73,8 @@ class Room:
         self.limit = usual_limit() if megabytes is None else megabytes * MB
         self.batch = 1
         self._before = 0
+        if self.limit < SMALL:
+            os.environ.setdefault(ARENA, "0")
 
     def opened(self) -> None:
         """Begin with the memory that the model has taken.
@@ -67,6 +82,7 @@ class Room:
         Raises:
             ResourceError: It is more than the limit that was given.
         """
+        give_back()
         self._before = resident()
         if self._given is not None and self._left() < DECODED * MB:
             raise ResourceError(

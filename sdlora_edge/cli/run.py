@@ -52,6 +52,8 @@ def run(
         Optional[float],
         typer.Option(
             metavar="SECONDS",
+            min=0.01,
+            max=86400,
             help="Seconds between two looks for updates. Default: 5 at a folder, 300 at a "
             "repository.",
         ),
@@ -175,7 +177,7 @@ def run(
     from ..agent.agent import Agent, Serving
     from ..agent.batching import Limits
     from ..agent.logs import logging_as
-    from ..agent.updating import Source
+    from ..agent.origin import Source
     from ..fleet.doors import Door
 
     emit = logging_as(log_format.value)
