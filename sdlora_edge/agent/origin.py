@@ -17,8 +17,8 @@ class Source:
     """Where updates come from, and how often the device looks and reports.
 
     Attributes:
-        url: Of a fleet repository; None for none.
-        folder: That packets appear in; None for none.
+        url: Of a fleet repository. None takes the one of the device's identity, if it has one.
+        folder: That packets appear in, instead of a repository.
         link: How to reach the repository, and where reports go.
         every: Seconds between two looks; None takes what is usual.
         report_every: Seconds between two reports if nothing changes.

@@ -19,6 +19,7 @@ from ..fleet.client import Client, Synced
 from ..fleet.closing import Closing
 from ..fleet.fetching import Link
 from ..fleet.follow import Follower, Telling
+from ..fleet.identity import identity, is_configured
 from ..fleet.mqtt_link import Options
 from ..fleet.tally import reports
 from .origin import Source
@@ -95,17 +96,17 @@ class Updating(Closing):
 
     def _made(self) -> Follower | Watcher | None:
         store, source = self._store, self._source
-        if source.url is not None:
-
-            def client() -> Client:
-                return Client(store, source.url, source.link, device=self._device)
-
-            every = 300.0 if source.every is None else source.every
-            return Follower(client, every, source.status, self._told.emit, self._looked)
         if source.folder is not None:
             emit, here = self._told.emit, self._device
             return Watcher(source.folder, store, source.status, emit, opens=lambda: here)
-        return None
+        if source.url is None and not (is_configured(store) and identity(store).url):
+            return None
+
+        def client() -> Client:
+            return Client(store, source.url, source.link, device=self._device)
+
+        every = 300.0 if source.every is None else source.every
+        return Follower(client, every, source.status, self._told.emit, self._looked)
 
     def _looked(self, done: Synced | None) -> None:
         if done is not None:

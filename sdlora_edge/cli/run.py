@@ -167,8 +167,9 @@ def run(
 ) -> None:
     """Serve predictions over HTTP, take updates, and report, until SIGTERM or Ctrl-C.
 
-    Updates come from a fleet repository (--from) or a folder (--watch); those of another process
-    are served too. SIGHUP reads the token and the certificates again, and looks for updates.
+    Updates come from a fleet repository (--from, or the one that device configure keeps) or a
+    folder (--watch). Those of another process are served too. SIGHUP reads the token and the
+    certificates again, and looks for updates.
     """
     from ..fleet.extras import need
 

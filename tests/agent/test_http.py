@@ -8,6 +8,8 @@ import json
 import socket
 import stat
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -258,6 +260,19 @@ def test_strings_are_packed_as_triton_packs_them(running: Running, device: Devic
     best = device.predict(np.full((2, 2, 3), 7, np.uint8)).label
     assert found.data[length + 4 :].decode() == best
     assert size == len(best)
+
+
+def test_the_health_check_of_the_container_passes_and_fails(running: Running) -> None:
+    file = Path(__file__).resolve().parents[2] / "examples" / "device.Dockerfile"
+    (line,) = [x for x in file.read_text().splitlines() if x.strip().startswith('CMD ["python')]
+    _, *rest = json.loads(line.strip().removeprefix("CMD "))
+
+    def check(host: str) -> int:
+        words = [word.replace("127.0.0.1:8080", host) for word in rest]
+        return subprocess.run([sys.executable, *words], capture_output=True, check=False).returncode
+
+    assert check(running.host) == 0
+    assert check("127.0.0.1:9") != 0
 
 
 def test_prometheus_sees_what_was_answered(running: Running) -> None:
