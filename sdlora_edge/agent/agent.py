@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..device.answers import BATCH
 from ..device.device import Device
@@ -20,13 +21,17 @@ from ..errors import InputError, SdloraError, UsageError
 from ..fleet.closing import Closing
 from ..fleet.doors import Door, Server, access_of, configured, url_of
 from ..inputs.sizes import MAX_PIXELS
+from ..results import Served
 from .batching import Batcher, Limits, OnAnswer
 from .bodies import BODY, Bodies
 from .held import Held
 from .http_api import Counter, Gate, application
 from .meters import Counting, Meters
-from .room import Room
-from .updating import Source, Told, Updating
+from .origin import Source
+from .room import Room, give_back
+
+if TYPE_CHECKING:
+    from .updating import Updating
 
 PATIENCE = 30
 """seconds that requests have to end after SIGTERM"""
@@ -95,9 +100,9 @@ class Agent(Closing):
         self._server: Server | None = None
         # systemd hears from this thread alone, not from the watcher's
         self._systemd = os.environ.pop(NOTIFY, "")
-        self._listens = False
+        self._listens, self._served = False, Served(0, 0)
         self.on_answer: list[OnAnswer] = []
-        self._held = Held(store, serving.threads, self._opened, self._look)
+        self._held = Held(store, serving.threads, self._checked, self._opened, self._look)
         self.batcher = Batcher(
             lambda: self.device, serving.limits, self.on_answer, self._room, self._counting.note
         )
@@ -152,8 +157,8 @@ class Agent(Closing):
         self._counting.close()
         self._emit("stopped", {})
 
-    def _opened(self, device: Device) -> None:
-        """In the thread of the store: the device is open."""
+    def _checked(self, device: Device) -> None:
+        """In the thread of the store: the device is open, and does not serve yet."""
         try:
             self._room.opened()
         except SdloraError as error:
@@ -161,14 +166,23 @@ class Agent(Closing):
             if self._server is not None:
                 self._server.should_exit = True
             raise
+
+    def _opened(self, device: Device) -> None:
+        """In the thread of the store: the device serves."""
         serves = device.serves
         self._emit("opened", {"generation": serves.generation, "task": serves.task})
+        from .updating import Told, Updating  # slow to import: the first answer comes before it
+
         told = Told(self._emit, self._meters.synced, lambda: self._counting.keep(self._store))
         self._updating = Updating(device, self._store, self._source, told)
 
     def _look(self) -> None:
         """In the thread of the store, every second."""
         self._counting.settle()
+        with contextlib.suppress(SdloraError):
+            if (serves := self.device.serves) != self._served:
+                self._served = serves
+                give_back()
         if self._listens:
             notify("READY=1\nWATCHDOG=1", self._systemd)
 

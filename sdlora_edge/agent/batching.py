@@ -211,14 +211,14 @@ class Batcher(Closing):
         pixels = [one for job in jobs for one in job.pixels]
         asked = Asked(max(job.asked.top for job in jobs))
         batch = self._room.batch
-        answers = self._device().answer_prepared(pixels, asked, batch) if pixels else []
-        if self._count:
-            self._count([one.prediction for one in answers if isinstance(one, Answered)])
-        self._room.computed(min(len(pixels), batch))
-        rest = iter(answers)
+        rest = iter(self._device().answer_prepared(pixels, asked, batch) if pixels else ())
         for job in jobs:
             found = [next(rest) if isinstance(one, np.ndarray) else one for one in job.found]
-            self._settle(job, [_as_asked(one, job.asked) for one in found])
+            answers = [_as_asked(one, job.asked) for one in found]
+            if self._count:
+                self._count([one.prediction for one in answers if isinstance(one, Answered)])
+            self._settle(job, answers)
+        self._room.computed(min(len(pixels), batch))
 
     def _settle(self, job: _Job, outcome: list[Answer] | Exception) -> None:
         if job.future.done():

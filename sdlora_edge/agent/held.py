@@ -32,7 +32,8 @@ class Held(Closing):
     Args:
         store: The device's directory.
         threads: Of the engine; 0: its own choice.
-        opened: Called in the thread, once the store is open.
+        checked: Called in the thread with a device before it serves. If it raises, it never serves.
+        opened: Called in the thread once the device serves.
         look: Called in the thread after each look.
 
     Raises:
@@ -43,11 +44,12 @@ class Held(Closing):
         self,
         store: Path,
         threads: int,
+        checked: Callable[[Device], object],
         opened: Callable[[Device], object],
         look: Callable[[], object],
     ) -> None:
         self._store, self._threads = Store(store).path, threads
-        self._opened, self._look = opened, look
+        self._checked, self._opened, self._look = checked, opened, look
         self._found: Device | None = None
         self._trouble = "it is being opened"
         self._stopped = False
@@ -89,8 +91,9 @@ class Held(Closing):
 
     def _open(self) -> None:
         device = Device.open(self._store, self._threads)
-        self._opened(device)
+        self._checked(device)
         self._found = device
+        self._opened(device)
 
     def _guarded(self, call: Callable[[], object]) -> None:
         """Call it. A lasting trouble is told once."""

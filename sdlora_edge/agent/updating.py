@@ -15,41 +15,17 @@ from pathlib import Path
 from ..device.device import Device
 from ..device.watch.events import Emit
 from ..device.watch.service import Watcher
-from ..errors import UsageError
 from ..fleet.client import Client, Synced
 from ..fleet.closing import Closing
 from ..fleet.fetching import Link
 from ..fleet.follow import Follower, Telling
+from ..fleet.identity import identity, is_configured
 from ..fleet.mqtt_link import Options
 from ..fleet.tally import reports
+from .origin import Source
 
 REPORT_LOOK = 30.0
 """seconds between two looks at whether a report is due"""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where updates come from, and how often the device looks and reports.
-
-    Attributes:
-        url: Of a fleet repository; None for none.
-        folder: That packets appear in; None for none.
-        link: How to reach the repository, and where reports go.
-        every: Seconds between two looks; None takes what is usual.
-        report_every: Seconds between two reports if nothing changes.
-        status: The JSON file to keep for monitoring.
-    """
-
-    url: str | None = None
-    folder: Path | None = None
-    link: Link | None = None
-    every: float | None = None
-    report_every: float = 3600.0
-    status: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.url is not None and self.folder is not None:
-            raise UsageError("--from and --watch are two places to look at: give one of them")
 
 
 @dataclass(frozen=True)
@@ -120,17 +96,17 @@ class Updating(Closing):
 
     def _made(self) -> Follower | Watcher | None:
         store, source = self._store, self._source
-        if source.url is not None:
-
-            def client() -> Client:
-                return Client(store, source.url, source.link, device=self._device)
-
-            every = 300.0 if source.every is None else source.every
-            return Follower(client, every, source.status, self._told.emit, self._looked)
         if source.folder is not None:
             emit, here = self._told.emit, self._device
             return Watcher(source.folder, store, source.status, emit, opens=lambda: here)
-        return None
+        if source.url is None and not (is_configured(store) and identity(store).url):
+            return None
+
+        def client() -> Client:
+            return Client(store, source.url, source.link, device=self._device)
+
+        every = 300.0 if source.every is None else source.every
+        return Follower(client, every, source.status, self._told.emit, self._looked)
 
     def _looked(self, done: Synced | None) -> None:
         if done is not None:

@@ -52,6 +52,8 @@ def run(
         Optional[float],
         typer.Option(
             metavar="SECONDS",
+            min=0.01,
+            max=86400,
             help="Seconds between two looks for updates. Default: 5 at a folder, 300 at a "
             "repository.",
         ),
@@ -172,8 +174,9 @@ def run(
 ) -> None:
     """Serve predictions over HTTP, take updates, and report, until SIGTERM or Ctrl-C.
 
-    Updates come from a fleet repository (--from) or a folder (--watch); those of another process
-    are served too. SIGHUP reads the token and the certificates again, and looks for updates.
+    Updates come from a fleet repository (--from, or the one that device configure keeps) or a
+    folder (--watch). Those of another process are served too. SIGHUP reads the token and the
+    certificates again, and looks for updates.
     """
     from ..fleet.extras import need
 
@@ -183,7 +186,7 @@ def run(
     from ..agent.attaching import attach
     from ..agent.batching import Limits
     from ..agent.logs import logging_as
-    from ..agent.updating import Source
+    from ..agent.origin import Source
     from ..fleet.doors import Door
     from ..fleet.mqtt_link import Options
 
