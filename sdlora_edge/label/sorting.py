@@ -41,12 +41,15 @@ def sorted_by_hand(request: Request, tell: Callable[[str], object]) -> Written:
     from .labelling import Place, serve
 
     paths = eyes.images_in(request.folder)
-    run = request.run
-    if request.bundle is None:
-        run = run or newest()
+    run = request.run or (newest() if request.bundle is None else None)
+    if run is not None:
         require_begun(run)
     with stage(f"looking at {len(paths)} images"):
-        seen = eyes.by_run(run, paths) if run else eyes.by_bundle(request.bundle, paths)
+        if run is not None:
+            seen = eyes.by_run(run, paths)
+        else:
+            assert request.bundle is not None
+            seen = eyes.by_bundle(request.bundle, paths)
     for reason in seen.unread:
         tell(f"not used: {reason}")
     words = "sdlora-edge", "train", "--run", str(run or "RUN"), "--data", str(request.out)
