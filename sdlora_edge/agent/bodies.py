@@ -83,7 +83,8 @@ class Bodies:
                 with contextlib.suppress(TooSlow, ClientDisconnect):
                     await _discard(request, self.each)
                 raise
-            yield bytes(body.data)
+            data, body.data = bytes(body.data), bytearray()
+            yield data
         finally:
             self.held -= body.taken
 
