@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -23,17 +24,46 @@ class TooSlow(SdloraError):
     """A body does not arrive in time."""
 
 
+@dataclass
+class _Body:
+    """A body that arrives. taken: Bytes of it that count as held."""
+
+    bodies: Bodies
+    data: bytearray
+    taken: int = 0
+
+    async def read(self, request: Request) -> None:
+        # what is declared is taken at once: else many would begin, and none could end
+        self._take(_length(request))
+        async for chunk in _in_time(request):
+            self.data += chunk
+            self._take(len(self.data))
+
+    def _take(self, size: int) -> None:
+        """Count so many bytes as held. Raises LimitError and Busy."""
+        bodies, more = self.bodies, max(0, size - self.taken)
+        if size > bodies.each:
+            raise LimitError(f"the body has more than {bodies.each} bytes: send less at once")
+        if bodies.held > self.taken and bodies.held + more > bodies.together():
+            raise Busy("too many bytes wait for an answer: try again later")
+        bodies.held += more
+        self.taken += more
+
+
 class Bodies:
     """Holds the bodies of requests until they are answered.
 
     Args:
         each: Bytes of a body, at most.
-        together: Returns how many bytes all of them may have now.
+        together: Returns how many bytes all of them may have now. A single one is always held.
+
+    Attributes:
+        held: Bytes that are held now.
     """
 
     def __init__(self, each: int, together: Callable[[], int]) -> None:
-        self._each, self._together = each, together
-        self._held = 0
+        self.each, self.together = each, together
+        self.held = 0
 
     @contextlib.asynccontextmanager
     async def of(self, request: Request) -> AsyncIterator[bytes]:
@@ -44,31 +74,19 @@ class Bodies:
             Busy: All bodies together have.
             TooSlow: It does not arrive in time.
         """
-        taken = 0
+        body = _Body(self, bytearray())
         try:
-            # what is declared is taken at once: else many would begin, and none could end
-            taken = self._take(_length(request))
-            data = bytearray()
-            async for chunk in _in_time(request):
-                data += chunk
-                if len(data) > taken:
-                    taken += self._take(len(data) - taken, len(data))
-            yield bytes(data)
-        except (LimitError, Busy):
-            # a client that still sends would not read the answer
-            with contextlib.suppress(TooSlow, ClientDisconnect):
-                await _discard(request, self._each)
-            raise
+            try:
+                await body.read(request)
+            except (LimitError, Busy):
+                # a client that still sends would not read the answer
+                with contextlib.suppress(TooSlow, ClientDisconnect):
+                    await _discard(request, self.each)
+                raise
+            data, body.data = bytes(body.data), bytearray()
+            yield data
         finally:
-            self._held -= taken
-
-    def _take(self, more: int, size: int | None = None) -> int:
-        if (more if size is None else size) > self._each:
-            raise LimitError(f"the body has more than {self._each} bytes: send less at once")
-        if self._held and self._held + more > self._together():
-            raise Busy("too many bytes wait for an answer: try again later")
-        self._held += more
-        return more
+            self.held -= body.taken
 
 
 def _length(request: Request) -> int:
@@ -104,7 +122,7 @@ async def parts(headers: Headers, data: bytes, most: int) -> list[tuple[str, byt
         UsageError: It is malformed, or has too many files, none, or other fields.
     """
 
-    async def stream() -> AsyncIterator[bytes]:
+    async def stream() -> AsyncGenerator[bytes, None]:
         yield data
 
     parser = MultiPartParser(headers, stream(), max_files=most, max_fields=0)

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
@@ -182,8 +183,8 @@ class _Routes:
         return generation
 
 
-def _told(answer: Answer) -> dict[str, object]:
-    return answer.prediction.to_dict() if isinstance(answer, Answered) else refused(answer)[1]
+def _told(answer: Answer) -> dict[str, Any]:
+    return answer.prediction.to_dict() if isinstance(answer, Answered) else {**refused(answer)[1]}
 
 
 def _asked(request: Request) -> Asked:

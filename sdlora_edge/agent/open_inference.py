@@ -35,13 +35,13 @@ class Wanted:
     """A request.
 
     Attributes:
-        images: uint8 (H, W, 3) each.
+        images: uint8 (N, H, W, 3).
         asked: Classes and threshold.
         outputs: {name: whether it is to be binary}.
         id: What the client calls the request.
     """
 
-    images: Sequence[np.ndarray]
+    images: np.ndarray
     asked: Asked
     outputs: Mapping[str, bool]
     id: str | None = None
@@ -158,7 +158,11 @@ def answer(name: str, wanted: Wanted, found: Sequence[Prediction]) -> tuple[byte
     outputs, binary = [], []
     for output, is_binary in wanted.outputs.items():
         column = columns[output]
-        entry = {"name": output, "datatype": OUTPUTS[output][0], "shape": list(column.shape)}
+        entry: dict[str, Any] = {
+            "name": output,
+            "datatype": OUTPUTS[output][0],
+            "shape": list(column.shape),
+        }
         if is_binary:
             data = _bytes(column)
             entry["parameters"] = {"binary_data_size": len(data)}
