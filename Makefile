@@ -59,7 +59,7 @@ lint: .venv/installed
 	ln -s $(CURDIR)/sdlora_edge/* $(CURDIR)/export build/typed/sdlora_edge/
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file ../../pyproject.toml -p sdlora_edge
 
-bench: bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-chain bench-one-class bench-precision
+bench: bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-agent bench-fleet bench-chain bench-one-class bench-precision
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
@@ -107,6 +107,10 @@ bench-device: .venv/installed
 
 bench-providers: .venv/installed
 	$(BIN)/python tests/bench/execution_providers.py
+	$(MAKE) figures
+
+bench-agent: .venv/installed
+	$(BIN)/python tests/bench/agent.py
 	$(MAKE) figures
 
 bench-fleet: .venv/installed

@@ -43,6 +43,7 @@ ORDER = [
     "device",
     "selftest",
     "fleet",
+    "agent",
     "method",
     "train",
     "export",

@@ -18,10 +18,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import SdloraError
+from ..access import COOKIE, SESSION, Access
 from ..report import SIZE_LIMIT
 from . import inbox as boxes
 from . import openapi, paper
-from .access import COOKIE, SESSION, Access
 from .inbox import Inbox
 from .lookups import CONDITIONS, Filter, event_rows
 from .measures import metrics_page
