@@ -47,6 +47,7 @@ ORDER = [
     "method",
     "train",
     "export",
+    "label",
     "demo",
     "cli",
 ]
