@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+PROVIDERS = DOCS / "guides" / "execution-providers.md"
 BENCHMARKS, PLATFORMS, FIGURES = DOCS / "benchmarks.md", DOCS / "platforms.md", DOCS / "figures"
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "numpy", "securesystemslib")
 
@@ -496,6 +497,29 @@ def agent(figure: dict[str, Any]) -> str:
 
 
 Tables = dict[str, Callable[[dict[str, Any]], str]]
+
+
+def providers(figure: dict[str, Any]) -> str:
+    head = (
+        "precision | computed by | one image | beside the CPU with constants | "
+        "open a store | an update | largest logit difference"
+    )
+    rows = [
+        [
+            cell["precision"],
+            name,
+            f"{one['ms']:.1f} ms",
+            f"{one['ratio']:.2f}",
+            f"{one['open_ms']} ms",
+            f"{one['update_ms']} ms",
+            f"{one['difference']:.1e}",
+        ]
+        for cell in figure["cells"]
+        for name, one in cell["contestants"].items()
+    ]
+    return table(head, rows)
+
+
 TABLES: Tables = {
     "loop": loop,
     "step_cost": step_cost,
@@ -511,7 +535,11 @@ TABLES: Tables = {
     "agent": agent,
 }
 
-PAGES: dict[Path, Tables] = {BENCHMARKS: TABLES, PLATFORMS: {"matrix": matrix}}
+PAGES: dict[Path, Tables] = {
+    BENCHMARKS: TABLES,
+    PLATFORMS: {"matrix": matrix},
+    PROVIDERS: {"providers": providers},
+}
 
 
 def rendered(page: Path) -> str:
