@@ -167,6 +167,7 @@ function tapsOf(n, m, { from, count }, interpolation) {
     while (places.length < from + count) places.push(places[places.length - 1] + scale);
     return kept.map((i) => ({ first: Math.trunc(places[i]), weights: whole }));
   }
+  if (!(interpolation in FILTERS)) throw new RangeError(`interpolation ${interpolation} is not known`);
   const [support, filter] = FILTERS[interpolation];
   const stretch = Math.max(scale, 1);
   return kept.map((i) => {
