@@ -2,14 +2,16 @@
 
 import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs";
 import { bundleAt, dropped, sorted } from "./drops.js";
-import { IndexedDbStore, webEngine } from "./src/browser.js";
+import { IndexedDbStore } from "./src/browser.js";
 import { decode } from "./src/decode.js";
+import { onnxEngine } from "./src/engine.js";
 import { Device, Refused, openBundle } from "./src/index.js";
 import { answer, element, logged, spoken, verdict } from "./view.js";
 
 /** @typedef {import("./view.js").Prediction} Prediction */
 /** @typedef {{blob: Blob, name: string, card: HTMLElement, last: Prediction | null}} Shown */
 
+const TOP = 3; // classes that an answer shows
 const MAX_ANSWERS = 48;
 const CAMERA_PAUSE = 250; // milliseconds between two answers, for the rest of the page
 /** @type {Record<number, string>} */
@@ -23,7 +25,7 @@ const REASONS = {
 /** @type {(id: string) => any} */
 const by = (id) => document.getElementById(id);
 const store = new IndexedDbStore("sdlora-edge");
-const engine = webEngine(ort);
+const engine = onnxEngine(ort);
 /** @type {Device | null} */
 let device = null;
 /** Whether the browser keeps the page's files. */
@@ -77,17 +79,27 @@ function showDevice() {
   by("without").hidden = Boolean(device);
   for (const id of ["image-files", "packet-files", "camera"]) by(id).disabled = !device;
   if (!device) return;
-  const { model, task, task_name, state, keys_version, classes } = device.status();
+  const { model, task, task_name, state, packets, trust_version, classes } = device.status();
   by("name").textContent = model;
   by("task").textContent = `${task}${task_name ? ` (${task_name})` : ""}`;
+  by("packets").textContent = packets;
   by("state").textContent = state.slice(0, 16);
   by("state").title = state;
-  by("keys").textContent = `version ${keys_version}`;
+  by("keys").textContent = `version ${trust_version}`;
   by("classes-title").textContent = `${classes.length} classes`;
   by("classes").replaceChildren(
     ...classes.map((text) => element("li", { text, class: fresh.includes(text) ? "new" : "" })),
   );
   by("no-answers").textContent = "Drop an image: its answer appears here.";
+}
+
+/** Serve what the store holds. */
+async function wake() {
+  by("again").hidden = false; // even if it cannot be served
+  device = await Device.open(store, engine);
+  const { damage } = device.status();
+  if (damage) tell(damage);
+  showDevice();
 }
 
 /** @param {import("./drops.js").Read} read */
@@ -99,9 +111,9 @@ function open(read) {
         by("working").querySelector("span").textContent = `Reading ${name}`;
         return read(name);
       });
-      device = await Device.init(bundle, store, engine);
+      await Device.init(bundle, store);
       await navigator.storage.persist?.(); // else the browser may delete it to make room
-      showDevice();
+      await wake();
       say("The bundle is open.");
     }),
   );
@@ -141,7 +153,7 @@ async function predict(one) {
   if (!device) return;
   const before = one.last;
   try {
-    one.last = await device.predict(await decode(one.blob));
+    one.last = await device.predict(await decode(one.blob), { top: TOP });
   } catch (error) {
     one.card.className = "answer refused";
     one.card.lastElementChild?.replaceWith(element("p", { class: "verdict", text: unreadable(error) }));
@@ -211,7 +223,7 @@ async function watch() {
   while (button.getAttribute("aria-pressed") === "true") {
     await next(async () => {
       if (!device) return;
-      const found = await device.predict(await decode(video));
+      const found = await device.predict(await decode(video), { top: TOP });
       by("live-answer").replaceChildren(answer(found, ""));
       if (verdict(found) !== last) say(spoken(found));
       last = verdict(found);
@@ -270,20 +282,18 @@ async function workOffline() {
 }
 
 async function start() {
+  listen();
+  showDevice();
   if (!isSecureContext) {
     throw new Error("a browser verifies signatures on secure pages only: use https or localhost");
   }
   workOffline().catch((error) => console.warn(`this page does not work offline: ${error.message}`));
   if (await store.exists()) {
-    await working("Checking the model", async () => {
-      device = await Device.open(store, engine);
-    });
+    await next(() => working("Checking the model", wake));
   }
-  showDevice();
-  listen();
   const url = new URLSearchParams(location.search).get("bundle");
   if (url) by("bundle-url").value = url;
-  if (url && !device) open(bundleAt(url));
+  if (url && by("again").hidden) open(bundleAt(url));
 }
 
 start().catch(tell);

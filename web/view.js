@@ -1,7 +1,7 @@
 /** What the page shows. Names come from packets and files: they become text, never markup. */
 
 /**
- * @typedef {{known: boolean, score: number, threshold: number | null, generation: any,
+ * @typedef {{known: boolean, score: number, threshold: number | null, generation: number,
  *   top: {class: string, probability: number}[]}} Prediction
  */
 
@@ -38,7 +38,7 @@ export function spoken({ known, top }) {
  */
 export function answer(prediction, was) {
   const { known, top, score, threshold, generation } = prediction;
-  const bars = top.slice(0, 3).map(({ class: name, probability }) => {
+  const bars = top.map(({ class: name, probability }) => {
     const fill = element("i");
     fill.style.transform = `scaleX(${probability})`;
     return element(
@@ -50,7 +50,7 @@ export function answer(prediction, was) {
     );
   });
   const limit = threshold === null ? "every image is known" : `known from ${threshold.toFixed(2)}`;
-  const facts = `Score ${score.toFixed(2)}, ${limit}. Task ${generation}.`;
+  const facts = `Score ${score.toFixed(2)}, ${limit}. Generation ${generation}.`;
   return element(
     "div",
     { class: known ? "known" : "unknown" },
