@@ -27,7 +27,6 @@ export function parse(bytes) {
     else if (/^[-\d]/.test(token)) exact(token);
   }
   const value = JSON.parse(text); // the grammar is its part
-  need(isObject(value), "JSON is not an object: get it again");
   need(keys(value) === pairs, "JSON has a key twice: get it again");
   return value;
 }
@@ -124,4 +123,18 @@ export function concat(parts) {
     end += part.length;
   }
   return all;
+}
+
+/**
+ * An object without a prototype: any name is a name.
+ *
+ * @template T
+ * @param {string[]} names
+ * @param {(name: string) => T} value
+ * @returns {Record<string, T>}
+ */
+export function byName(names, value) {
+  const found = Object.create(null);
+  for (const name of names) found[name] = value(name);
+  return found;
 }

@@ -69,9 +69,8 @@ export async function reading(read) {
   try {
     return await read();
   } catch (error) {
-    const malformed = [TypeError, RangeError, SyntaxError].some((kind) => error instanceof kind);
-    const atob = error instanceof DOMException && error.name === "InvalidCharacterError";
-    if (!malformed && !atob) throw error;
-    throw new Refused(`the file is malformed (${error.message}): get it again`, 3, error);
+    const malformed = [TypeError, RangeError, SyntaxError, DOMException]; // the last of `atob`
+    if (!malformed.some((kind) => error instanceof kind)) throw error;
+    throw new Refused(`the file is malformed (${error}): get it again`, 3, error);
   }
 }

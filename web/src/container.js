@@ -1,6 +1,6 @@
 /** A packet's bytes, its signatures and its tensors: section 1 of docs/packet.md. */
 
-import { concat, dump, encode, isHex, parse, sha256, sorted, unbase64 } from "./canonical.js";
+import { byName, concat, dump, encode, isHex, parse, sha256, sorted, unbase64 } from "./canonical.js";
 import { fields, need, whole } from "./check.js";
 import { hasSigned, isScalar } from "./ed25519.js";
 
@@ -98,27 +98,48 @@ export async function verified(envelope, trust) {
  * @param {Record<string, any>} table
  * @param {Uint8Array} content
  */
-export function tensorsOf(table, content) {
+function tensorsOf(table, content) {
   /** @type {Tensors} */
   const found = Object.create(null);
   /** @param {string} name */
   const size = (name) => DTYPES[table[name].dtype][1].BYTES_PER_ELEMENT;
   let end = 0;
   for (const name of sorted(Object.keys(table)).sort((a, b) => size(b) - size(a))) {
-    const { data_offsets: offsets, dtype, shape } = fields(table[name], "data_offsets dtype shape", name);
-    const [begin, stop] = offsets;
-    need(begin === end && offsets.length === 2, `${name} begins at ${begin}, not ${end}: get it again`);
-    need(shape.length <= 2, `${name} has ${shape.length} dimensions: get the packet again`);
-    for (const side of shape) whole(side, name, LARGEST);
-    const numbers = shape.reduce((/** @type {number} */ a, /** @type {number} */ b) => a * b, 1);
-    need(stop - begin === numbers * size(name), `${name} does not fit its shape: get it again`);
-    whole(stop, name, content.length);
-    const [kind, array] = DTYPES[dtype];
-    found[name] = { dtype: kind, shape, data: new array(content.slice(begin, stop).buffer) };
+    const [begin, stop, ...more] = fields(table[name], "data_offsets dtype shape", name).data_offsets;
+    need(begin === end && !more.length, `${name} begins at ${begin}, not ${end}: get it again`);
+    found[name] = tensorAt(table[name], content, name);
     end = stop;
   }
   need(end === content.length, "bytes belong to no tensor: get the packet again");
   return found;
+}
+
+/**
+ * The tensor of one entry, as a copy.
+ *
+ * @param {any} entry
+ * @param {Uint8Array} content
+ * @param {string} name
+ * @returns {Tensor}
+ */
+function tensorAt({ data_offsets: [begin, stop], dtype, shape }, content, name) {
+  const [kind, array] = DTYPES[dtype];
+  for (const side of shape) whole(side, name, LARGEST);
+  const numbers = shape.reduce((/** @type {number} */ a, /** @type {number} */ b) => a * b, 1);
+  const bytes = whole(stop, name, content.length) - begin;
+  need(bytes === numbers * array.BYTES_PER_ELEMENT, `${name} does not fit its shape: get it again`);
+  return { dtype: kind, shape, data: new array(new Uint8Array(content.subarray(begin, stop)).buffer) };
+}
+
+/**
+ * The tensors of any safetensors file.
+ *
+ * @param {Uint8Array} data
+ */
+export function safetensors(data) {
+  const content = 8 + Number(new DataView(data.buffer, data.byteOffset).getBigUint64(0, true));
+  const { __metadata__: about, ...table } = parse(data.subarray(8, content));
+  return byName(Object.keys(table), (name) => tensorAt(table[name], data.subarray(content), name));
 }
 
 /**

@@ -16,3 +16,4 @@
 export { openBundle } from "./bundle.js";
 export { Refused } from "./check.js";
 export { Device } from "./device.js";
+export { onnxEngine } from "./engine.js";

@@ -1,6 +1,6 @@
 /** What one task does to a state: section 2 of docs/packet.md. */
 
-import { dump, sha256, unhex } from "./canonical.js";
+import { byName, dump, sha256, unhex } from "./canonical.js";
 import { need, whole } from "./check.js";
 import { checkConfidence, CONFIDENCE, requireKinds } from "./confidence.js";
 import { tensorsDigest } from "./container.js";
@@ -70,16 +70,6 @@ export async function follow(state, task, own, { encoding, projections }) {
     confidence: byName(CONFIDENCE, (name) => own[name]),
     before: [...state.before, state.digest],
   };
-}
-
-/**
- * @template T
- * @param {string[]} names
- * @param {(name: string) => T} value
- * @returns {Record<string, T>}
- */
-export function byName(names, value) {
-  return Object.assign(Object.create(null), Object.fromEntries(names.map((name) => [name, value(name)])));
 }
 
 /**
