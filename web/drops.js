@@ -1,4 +1,4 @@
-/** What people drop or choose, and where a bundle is read from. */
+/** What people drop or choose. */
 
 /** @typedef {{file: File, path: string}} Found `path` begins with the dropped folder, if any. */
 /** @typedef {(name: string) => Promise<Uint8Array>} Read */
@@ -69,26 +69,5 @@ function filesAsBundle(found, manifest) {
     const place = found.find(({ path }) => path === folder + name);
     if (!place) throw new Error(`${folder || "the bundle"} has no ${name}: copy the whole folder`);
     return new Uint8Array(await place.file.arrayBuffer());
-  };
-}
-
-/**
- * @param {string} url Of the folder, relative to the page.
- * @returns {Read}
- */
-export function bundleAt(url) {
-  const base = new URL(url.endsWith("/") ? url : `${url}/`, document.baseURI);
-  return async (name) => {
-    const place = new URL(name, base).href;
-    const answer = await fetch(place, { cache: "no-store" }).catch((error) => {
-      throw new Error(
-        `${place} cannot be fetched (${error.message}): check the URL; ` +
-          "another site must allow this one (Access-Control-Allow-Origin)",
-      );
-    });
-    if (!answer.ok) {
-      throw new Error(`${place}: the server answered ${answer.status}: check the URL`);
-    }
-    return new Uint8Array(await answer.arrayBuffer());
   };
 }

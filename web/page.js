@@ -1,9 +1,9 @@
 /** The page: what people drop goes to the device, and what it answers is shown. */
 
+// @ts-ignore: it has no types
 import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs";
-import { bundleAt, dropped, sorted } from "./drops.js";
-import { IndexedDbStore } from "./src/browser.js";
-import { decode } from "./src/decode.js";
+import { dropped, sorted } from "./drops.js";
+import { decode, IndexedDbStore, urlReader } from "./src/browser.js";
 import { onnxEngine } from "./src/engine.js";
 import { Device, Refused, openBundle } from "./src/index.js";
 import { answer, element, logged, spoken, verdict } from "./view.js";
@@ -246,7 +246,7 @@ function listen() {
   }
   by("bundle-form").addEventListener("submit", (/** @type {Event} */ event) => {
     event.preventDefault();
-    open(bundleAt(by("bundle-url").value));
+    open(urlReader(by("bundle-url").value));
   });
   by("camera").addEventListener("click", () => {
     const on = by("camera").getAttribute("aria-pressed") === "true";
@@ -293,7 +293,7 @@ async function start() {
   }
   const url = new URLSearchParams(location.search).get("bundle");
   if (url) by("bundle-url").value = url;
-  if (url && by("again").hidden) open(bundleAt(url));
+  if (url && by("again").hidden) open(urlReader(url));
 }
 
 start().catch(tell);

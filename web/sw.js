@@ -2,6 +2,11 @@
 
 const CACHE = "sdlora-edge";
 const ORT = "node_modules/onnxruntime-web/dist/";
+const MODULES = [
+  "accept", "browser", "bundle", "canary", "canonical", "check", "confidence", "container",
+  "control", "decode", "device", "ed25519", "encoding", "engine", "image", "index", "merge",
+  "task",
+];
 const FILES = [
   "./",
   "page.css",
@@ -10,7 +15,7 @@ const FILES = [
   "view.js",
   "icon.svg",
   "manifest.webmanifest",
-  ...["browser", "decode", "image", "index"].map((name) => `src/${name}.js`),
+  ...MODULES.map((name) => `src/${name}.js`),
   `${ORT}ort.wasm.bundle.min.mjs`,
   `${ORT}ort-wasm-simd-threaded.wasm`,
 ];

@@ -13,6 +13,8 @@ from conftest import Fleet
 from forge import Draft
 from PIL import Image
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -97,7 +99,8 @@ class Page:
         self.driver.get(f"{self.url}/web/{query}")
 
     def until(self, what: Callable[[], T]) -> T:
-        return WebDriverWait(self.driver, 30, 0.05).until(lambda _: what())
+        wait = WebDriverWait(self.driver, 30, 0.05, [StaleElementReferenceException])
+        return wait.until(lambda _: what())
 
     def text(self, selector: str) -> str:
         return self.driver.find_element(By.CSS_SELECTOR, selector).text
@@ -231,6 +234,7 @@ def test_it_survives_reload_and_works_offline(
         page.logged(1)
         state = page.text("#state")
         page.until(lambda: page.text("#offline") == "Works offline")
+    browser.execute_cdp_cmd("Network.clearBrowserCache", {})
     page.open()  # the server is gone
     page.until(lambda: page.text("#state") == state)
     page.choose("image-files", photos[3])
@@ -249,8 +253,8 @@ def forged(fleet: Fleet, folder: Path) -> list[tuple[Path, str, str]]:
     data[-9] ^= 1
     cut.write_bytes(data)
     return [
-        (other, "Refused: not trusted (exit code 4)", "signature"),
-        (cut, "Refused: damaged (exit code 3)", "get it again"),
+        (other, "Refused: not trusted (exit code 4)", "trusted keys have signed"),
+        (cut, "Refused: damaged (exit code 3)", "get the packet again"),
         (fleet.packets[1], "Refused: not for this device (exit code 5)", ""),
     ]
 
@@ -288,7 +292,7 @@ def test_a_bundle_from_a_folder(page: Page, web_bundle: Path) -> None:
     page.open()
     page.driver.execute_script("document.getElementById('bundle-url').value = '/nothing'")
     page.driver.find_element(By.CSS_SELECTOR, "#bundle-form button").click()
-    assert "/nothing/manifest.json: the server answered 404" in page.until(
+    assert "/nothing/manifest.json answers 404" in page.until(
         lambda: page.text("#problem")
     )
     page.choose("bundle-files", web_bundle)
@@ -329,7 +333,7 @@ def test_the_keyboard_reaches_everything_and_everything_has_a_name(page: Page) -
     page.opened()
     reached = []
     for _ in range(5):
-        page.driver.switch_to.active_element.send_keys(Keys.TAB)
+        ActionChains(page.driver).send_keys(Keys.TAB).perform()
         active = page.driver.switch_to.active_element
         reached.append(active.get_attribute("id") or active.tag_name)
     assert reached[:4] == ["image-files", "camera", "packet-files", "summary"]
