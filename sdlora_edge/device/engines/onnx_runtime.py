@@ -105,10 +105,10 @@ class OnnxEngine(Engine):
             raise verdict(
                 error, InputError(f"{self._path}: ONNX Runtime cannot load it: {error}")
             ) from error
-        overridable = {value.name for value in session.get_overridable_initializers()}
-        if not constants and (unknown := set(self._dtypes) - overridable):
+        taken = [*session.get_overridable_initializers(), *session.get_inputs()]
+        if not constants and (unknown := set(self._dtypes) - {value.name for value in taken}):
             raise InputError(
-                f"{MODEL} has no overridable initializer {', '.join(sorted(unknown))}: "
+                f"{MODEL} takes no weight {', '.join(sorted(unknown))} as an input: "
                 "export the bundle again"
             )
         return session
