@@ -3,8 +3,12 @@
 import { readFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 
-export const VECTORS = fileURLToPath(new URL("../../tests/vectors/", import.meta.url));
-export const SRC = fileURLToPath(new URL("../src/", import.meta.url));
+/** @param {string} path */
+const place = (path) => fileURLToPath(new URL(path, import.meta.url));
+
+export const VECTORS = place("../../tests/vectors/");
+export const SRC = place("../src/");
+export const FIXTURE = place("../../build/web/"); // of tests/web_fixture.py
 
 /** @param {string} path */
 export const readVectors = (path) => readFile(VECTORS + path);
