@@ -1,48 +1,80 @@
-"""A real web server with the page, and a real browser."""
+"""A real web server with the page, a real browser, and a real bundle for it."""
 
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import debian
 import pytest
+from conftest import Fleet
+from sdlora_edge.export.bundles import export_bundle
+from sdlora_edge.export.requests import ExportOptions
 from selenium import webdriver
+from site_kit import ROOT, WEB, served
 
-WEB = Path(__file__).resolve().parents[2] / "web"
+from sdlora_edge.train.run import Run
+
+ORT = WEB / "node_modules" / "onnxruntime-web" / "dist" / "ort-wasm-simd-threaded.wasm"
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `web` in it; tests put their files beside."""
+    """A folder with `web` and the test vectors in it; tests put their files beside."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "web").symlink_to(WEB)
+    (folder / "vectors").symlink_to(ROOT / "tests" / "vectors")
     return folder
 
 
 @pytest.fixture(scope="session")
 def url(site: Path) -> Iterator[str]:
-    """Of `site`, served by python -m http.server."""
-    port = debian.free_port()
-    words = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
-    command = [*words, "--directory", str(site)]
-    with debian.running(command, port, site.with_suffix(".log"), signal.SIGKILL):
-        yield f"http://127.0.0.1:{port}"
+    with served(site) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[webdriver.Chrome]:
+    """With a camera that shows a moving shape."""
     options = webdriver.ChromeOptions()
     options.binary_location = debian.program("chromium")
-    words = ["--headless=new", "--disable-dev-shm-usage", "--enable-unsafe-swiftshader"]
-    for word in [*words, *(["--no-sandbox"] if os.geteuid() == 0 else [])]:
-        options.add_argument(word)
+    words = ["headless=new", "disable-dev-shm-usage", "enable-unsafe-swiftshader"]
+    words += ["use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"]
+    for word in [*words, *(["no-sandbox"] if os.geteuid() == 0 else [])]:
+        options.add_argument(f"--{word}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(debian.program("chromedriver"))
     found = webdriver.Chrome(options=options, service=service)
-    found.set_script_timeout(60)
+    found.set_script_timeout(120)
     yield found
     found.quit()
+
+
+@pytest.fixture(scope="session")
+def web_bundle(fleet: Fleet, site: Path) -> Path:
+    """The fleet's bundle for JavaScript, where the server serves it."""
+    if not ORT.is_file():
+        pytest.skip("onnxruntime-web is not here: run npm ci in web/, or make test-web")
+    public = next(fleet.key.parent.glob("*.pub"))
+    if "web" not in ExportOptions.__dataclass_fields__:  # XXX until export --for web
+        import onnx
+        from conftest import with_file
+        from sdlora_edge.formats.bundle import MANIFEST
+        from sdlora_edge.formats.canonical import parse_json
+        f=fleet.bundle
+        m=onnx.load(f/'model.onnx', load_external_data=False)
+        w=parse_json((f/MANIFEST).read_bytes(),MANIFEST)['weights']
+        keep=[i for i in m.graph.initializer if i.name not in w]
+        del m.graph.initializer[:]; m.graph.initializer.extend(keep)
+        return with_file(f, site/'bundle', 'model.onnx', m.SerializeToString())
+    options = ExportOptions(web=True)
+    export_bundle(Run.open(fleet.run), site / "bundle", 0, [str(public)], options)
+    return site / "bundle"
+
+
+@pytest.fixture(scope="session")  # XXX
+def fleet():
+    from sdlora_edge.formats import signing
+    r = Path("/tmp/fleetrun"); key=next((r/"keys").glob("*.key")); pub=next((r/"keys").glob("*.pub"))
+    return Fleet(next((r/"runs").iterdir()), r/"bundle", sorted((r/"packets").glob("*.sdlora")), key, signing.Trust((signing.load_public(pub),),1))

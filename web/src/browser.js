@@ -1,6 +1,8 @@
-/** A device's store in IndexedDB, for browsers. */
+/** For browsers: a device's store in IndexedDB, reading a bundle, decoding images. */
 
 import { need, Refused } from "./check.js";
+
+export { decode } from "./decode.js";
 
 /** @typedef {import("./device.js").Record} Record */
 /** @typedef {import("./device.js").Store} Store */
@@ -8,13 +10,17 @@ import { need, Refused } from "./check.js";
 /**
  * Read files below a URL, for `openBundle`.
  *
- * @param {string} base Ends with "/".
+ * @param {string} base Of the folder, relative to the page.
  * @returns {(name: string) => Promise<Uint8Array>}
  */
 export function urlReader(base) {
+  const folder = new URL(base.endsWith("/") ? base : `${base}/`, document.baseURI);
   return async (name) => {
-    const url = new URL(name, new URL(base, document.baseURI));
-    const response = await fetch(url);
+    const url = new URL(name, folder);
+    const response = await fetch(url, { cache: "no-store" }).catch((error) => {
+      const remedy = "check it; another site must allow this one (Access-Control-Allow-Origin)";
+      throw new Refused(`${url} cannot be fetched (${error.message}): ${remedy}`, 3, error);
+    });
     need(response.ok, `${url} answers ${response.status}: correct the address of the bundle`);
     return new Uint8Array(await response.arrayBuffer());
   };
@@ -63,6 +69,11 @@ export class IndexedDbStore {
   /** Whether a device was made here. */
   async exists() {
     return this.#read("record").then(() => true, () => false);
+  }
+
+  /** Delete the device. */
+  async clear() {
+    await done(indexedDB.deleteDatabase(this.#name));
   }
 
   /**

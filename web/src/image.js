@@ -48,8 +48,9 @@ export function prepare(image, preprocessing) {
   const step = image.data.length / (width * height);
   const strip = 3 * columns.count;
   const alongRows = { lines: height, lineStep: width * step, step, outLineStep: strip, outStep: 3 };
-  const alongColumns = { lines: columns.count, lineStep: 3, step: strip, outLineStep: 3, outStep: strip };
-  const shown = resample(resample(image.data, alongRows, across), alongColumns, down);
+  const alongColumns = { lines: columns.count, lineStep: 3, step: strip, outLineStep: 3 };
+  const narrow = resample(image.data, alongRows, across);
+  const shown = resample(narrow, { ...alongColumns, outStep: strip }, down);
 
   const pixels = new Uint8Array(size * size * 3);
   const border = preprocessing.crop_mode === "border";
@@ -167,7 +168,9 @@ function tapsOf(n, m, { from, count }, interpolation) {
     while (places.length < from + count) places.push(places[places.length - 1] + scale);
     return kept.map((i) => ({ first: Math.trunc(places[i]), weights: whole }));
   }
-  if (!(interpolation in FILTERS)) throw new RangeError(`interpolation ${interpolation} is not known`);
+  if (!(interpolation in FILTERS)) {
+    throw new RangeError(`interpolation ${interpolation} is not known`);
+  }
   const [support, filter] = FILTERS[interpolation];
   const stretch = Math.max(scale, 1);
   return kept.map((i) => {
