@@ -5,7 +5,7 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test test-fleet docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet figures clean
+.PHONY: demo test test-fleet test-web docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-web figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
@@ -17,6 +17,12 @@ test: .venv/installed lint docs
 test-fleet: .venv/installed
 	$(BIN)/python tests/fleet/install.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "debian or long" -rs
+
+# the JavaScript device in Node and in Chromium; says so if it cannot install them
+test-web: .venv/installed
+	$(BIN)/python tests/fleet/install.py node npm chromium chromedriver
+	$(BIN)/python tests/web_suite.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m debian tests/web -rs
 
 # the site, in build/site; dead links are errors
 docs: .venv/installed
@@ -53,7 +59,7 @@ lint: .venv/installed
 	ln -s $(CURDIR)/sdlora_edge/* $(CURDIR)/export build/typed/sdlora_edge/
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file ../../pyproject.toml -p sdlora_edge
 
-bench: bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-chain bench-one-class bench-precision
+bench: bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-web bench-chain bench-one-class bench-precision
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
@@ -101,6 +107,11 @@ bench-device: .venv/installed
 
 bench-fleet: .venv/installed
 	$(BIN)/python tests/bench/fleet.py
+	$(MAKE) figures
+
+bench-web: .venv/installed
+	$(BIN)/python tests/fleet/install.py node npm
+	$(BIN)/python tests/bench/web.py
 	$(MAKE) figures
 
 figures: .venv/installed

@@ -128,7 +128,13 @@ class ResourceError(SdloraError):
 
 
 class LinkError(ResourceError):
-    """A server or a broker cannot be reached, or answers with an error."""
+    """A server or a broker cannot be reached, or answers with an error.
+
+    Attributes:
+        retry_after: Seconds that the server asks to wait; None if it does not.
+    """
+
+    retry_after: float | None = None
 
 
 UNWRITTEN = (StorageError, ResourceError)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from .. import __version__
 from ..device.device import IN_PLACE, Device
 from ..device.records import Generation
 from ..device.store import Store
+from ..device.watch.memory import Memory
 from ..errors import (
     UNWRITTEN,
     InputError,
@@ -38,6 +40,7 @@ from ..formats.canonical import dump_json, sha256
 from ..formats.control import read_any
 from ..results import Result
 from ..storage import atomic
+from . import surviving
 from .fetching import Fetcher, Link
 from .handled import HANDLED, MOST_FAILED, Facts, Handled
 from .identity import Identity, identity
@@ -47,6 +50,8 @@ from .sync_state import NEWEST_ERRORS, SYNC, Failure, Progress, SyncState, canar
 from .targets import REVOCATION, TRUST, UPDATE, Target
 from .trusted import Expired, TrustedMetadata, View
 
+PAUSED = 3600
+"""Seconds between two looks while a packet pauses because it killed processes."""
 ROOT_EVERY = 86_400
 """Seconds after which a device asks for a newer root even if nothing is new: whoever holds an old
 timestamp key could otherwise keep it from looking."""
@@ -90,6 +95,7 @@ class _Found:
     facts: Facts = field(default_factory=Facts)
     expired: bool = False
     behind: bool = False
+    paused: bool = False
 
 
 class Client:
@@ -175,13 +181,19 @@ class Client:
             after = Handled(
                 view.snapshot,
                 self._standing(),
-                view.plan(self.identity.channel).wakes(clock) or 0,
+                self._wakes(view, found, clock),
                 int(clock),
                 tuple(dict.fromkeys(found.failed))[-MOST_FAILED:],
                 found.facts,
             )
         self._incoming.keep(set())
         atomic.write(self._folder / HANDLED, after.to_json(), like=self._store.path)
+
+    def _wakes(self, view: View, found: _Found, clock: float) -> int:
+        """Unix seconds when there is something to do even if nothing is new; 0 if never."""
+        planned = view.plan(self.identity.channel).wakes(clock)
+        again = int(clock) + PAUSED if found.paused else None
+        return min((when for when in (planned, again) if when), default=0)
 
     def _as_before(self, found: _Found) -> None:
         """Where the device stands in the roll-out, if nothing new was learnt of it."""
@@ -293,11 +305,16 @@ class Client:
 
         A packet that is refused for good is remembered, and the others are looked at all the same.
         """
-        files = [self._incoming.fetch(_wanted(view, target, self.fetcher)) for target in targets]
+        with self._remembered(found) as memory:
+            paused = memory.paused().intersection(target.digest for target in targets)
+        if paused:
+            found.paused, found.waiting = True, f"packet {min(paused)} has killed processes"
+            return Facts.of(self._opened())
+        files = {t.digest: self._incoming.fetch(_wanted(view, t, self.fetcher)) for t in targets}
         held, device = set(self._store.current().digests), self._opened()
         try:
-            done = device.apply_all(files)
-            found.canary = done.canary_difference
+            with self._remembered(found) as memory:
+                found.canary = surviving.apply_all(device, files, memory)
         except (*UNWRITTEN, UsageError):  # no packet is at fault: the disk is full, the store held
             raise
         except SdloraError as error:
@@ -311,6 +328,9 @@ class Client:
         for target in targets:
             self._incoming.drop(target.digest)
         return Facts.of(device)
+
+    def _remembered(self, found: _Found) -> AbstractContextManager[Memory]:
+        return surviving.remembered(self._store, lambda error: self._fail(found, error))
 
     def _fail(self, found: _Found, error: SdloraError) -> None:
         found.errors.append(Failure(int(self._clock()), error.exit_code, str(error)))

@@ -64,7 +64,7 @@ class Follower:
             )
         self._client, self._interval, self._status = client, interval, status
         self._events, self._tell = Events(emit), tell
-        self._troubles, self._trouble = 0, ""
+        self._troubles, self._trouble, self._asked = 0, "", 0.0
         self._stopped = False
         # a queue, because a signal handler that sets an Event would wait for the Event's lock
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -97,7 +97,7 @@ class Follower:
         self._report(done)
         if self._trouble:
             self._events.tell("recovered", {"from": self._trouble})
-        self._troubles, self._trouble = 0, ""
+        self._troubles, self._trouble, self._asked = 0, "", 0.0
         for failure in done.failures:
             self._events.tell("refused", failure.to_dict())
         if done.applied:
@@ -106,10 +106,11 @@ class Follower:
         return done
 
     def wait_seconds(self) -> float:
-        """Seconds until the next look."""
+        """Seconds until the next look: never fewer than the server asks for."""
         longest = max(self._interval, LONGEST_WAIT)
         wait = min(self._interval * 2.0 ** min(self._troubles, 30), longest)
-        return wait * random.uniform(1 - SPREAD, 1 + SPREAD)  # noqa: S311
+        spread = random.uniform(1 - SPREAD, 1 + SPREAD)  # noqa: S311
+        return max(wait * spread, self._asked * (1 + abs(spread - 1)))
 
     def _report(self, done: Synced | None) -> None:
         if self._tell is not None:
@@ -120,6 +121,7 @@ class Follower:
 
     def _note(self, text: str, error: Exception) -> None:
         self._troubles += 1
+        self._asked = min(getattr(error, "retry_after", None) or 0.0, LONGEST)
         if text != self._trouble:  # a lasting trouble is told once
             self._trouble = text
             code = getattr(error, "exit_code", 1)

@@ -150,7 +150,9 @@ def status(repository: Repository) -> RepositoryStatus:
         path=repository.path,
         settled=settled(roles),
         roles=found,
-        targets=tuple(_target(one) for one in sorted(repository.targets(), key=_order)),
+        targets=tuple(
+            _target(one, _size(repository, one)) for one in sorted(repository.targets(), key=_order)
+        ),
         channels={channel: repository.plan(channel) for channel in repository.channels()},
     )
 
@@ -206,7 +208,16 @@ def _order(one: Target) -> tuple[str, bool, int, int, str]:
     return published.lineage, first, published.sequence, published.revision, one.path
 
 
-def _target(one: Target) -> TargetStatus:
+def _size(repository: Repository, target: Target) -> int:
+    """Bytes of a packet, or of all files of a bundle."""
+    if target.published.kind != BUNDLE:
+        return target.size
+    folder = target.path[: target.path.rindex("/") + 1]
+    listed = repository.roles.targets().signed.targets
+    return sum(file.length for path, file in listed.items() if path.startswith(folder))
+
+
+def _target(one: Target, size: int) -> TargetStatus:
     published = one.published
     return TargetStatus(
         kind=published.kind,
@@ -218,5 +229,5 @@ def _target(one: Target) -> TargetStatus:
         end=published.end,
         path=one.path,
         digest=one.digest,
-        bytes=one.size,
+        bytes=size,
     )

@@ -321,7 +321,9 @@ def told() -> Iterator[None]:
     except RepositoryError as error:
         raise TrustError(f"the repository's metadata is refused: {error}") from error
     except DownloadError as error:
-        raise LinkError(f"the repository cannot be read: {error}") from error
+        failed = LinkError(f"the repository cannot be read: {error}")
+        failed.retry_after = getattr(error, "retry_after", None)
+        raise failed from error
 
 
 class Expired(TrustError):

@@ -33,6 +33,8 @@ PACKAGES = {
     "mender-artifact": "mender-artifact",
     "mosquitto": "mosquitto",
     "nginx": "nginx-light",
+    "node": "nodejs",
+    "npm": "npm",
     "postgres": "postgresql",
 }
 """The package of each program. `make test-fleet` installs them all."""

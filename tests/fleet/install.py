@@ -1,5 +1,6 @@
 """Installs the Debian packages of `debian.PACKAGES`, if this is Debian and the user is root.
 
+Arguments are names of programs; without any, those that `make test-fleet` needs.
 Whatever cannot be installed is named; its tests are skipped. No service is started.
 """
 
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,8 +21,8 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 """Debian asks it before a package starts a service."""
 
 
-def missing() -> list[str]:
-    return sorted({package for name, package in debian.PACKAGES.items() if not debian.found(name)})
+def missing(programs: Iterable[str]) -> list[str]:
+    return sorted({debian.PACKAGES[name] for name in programs if not debian.found(name)})
 
 
 @contextmanager
@@ -51,7 +52,8 @@ def apt(*words: str) -> bool:
 
 
 def main() -> None:
-    if not (wanted := missing()):
+    programs = sys.argv[1:] or debian.PACKAGES.keys() - {"node", "npm"}
+    if not (wanted := missing(programs)):
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         print(f"not root, or not Debian: {', '.join(wanted)} cannot be installed", file=sys.stderr)
@@ -60,7 +62,7 @@ def main() -> None:
     with nothing_started():
         for package in wanted:  # one by one: a release may lack one of them
             apt("install", "--no-install-recommends", "--no-upgrade", package)
-    if left := missing():
+    if left := missing(programs):
         print(f"not installed: {', '.join(left)}", file=sys.stderr)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Fleet
+from faulty_server import faulty_server, statuses
 from fleet_kit import Made, Server, made, served
 
 from sdlora_edge.cli import main
@@ -159,3 +160,19 @@ def test_stop_ends_a_wait(site: Made, tmp_path: Path, fleet: Fleet) -> None:
     assert not thread.is_alive()
     with pytest.raises(UsageError):
         Follower(lambda: Client(store), 0.0)
+
+
+def test_a_server_may_ask_for_hours(site: Made, tmp_path: Path, fleet: Fleet) -> None:
+    store = tmp_path / "store"
+    Device.init(fleet.bundle, store)
+    configure(store, Changes(url=f"file://{site.path}"))
+    Client(store).trust(site.root)
+    with faulty_server(site.path) as server:
+        server.fault = statuses(503, Retry_After="7200")
+        follower = Follower(
+            lambda: Client(store, server.url), 60.0, emit=lambda event, fields: None
+        )
+        assert follower.look() is None
+        assert 7200 <= follower.wait_seconds() <= 1.2 * 7200
+        assert follower.look() is not None
+    assert follower.wait_seconds() <= 72, "it answers again"

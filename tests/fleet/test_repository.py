@@ -15,6 +15,7 @@ from fleet_kit import Clock, Made, client, made, served
 from sdlora_edge.export.issuing import KeyChange, revoke, rotate_keys, squash_packets
 
 from sdlora_edge.errors import InputError, NotForThisDevice, NothingToDo, ResourceError, TrustError
+from sdlora_edge.fleet import overview
 from sdlora_edge.fleet.pruning import PruneOptions
 from sdlora_edge.fleet.repository import Repository
 from sdlora_edge.fleet.roles import Metadata, TargetFile
@@ -294,3 +295,9 @@ def test_encrypted_keys_of_two_people_on_the_command_line(
     assert "onnx fp32" in cli("fleet", "status").out
     assert cli("fleet", "init", "--repository", "other", "--keys", "k", "--threshold", 2).code == 2
     assert not (tmp_path / "k").exists()
+
+
+def test_the_status_of_a_repository_counts_all_files_of_a_bundle(full: Made, fleet: Fleet) -> None:
+    found = overview.status(full.repository).targets
+    (bundle,) = [one for one in found if one.kind == BUNDLE]
+    assert bundle.bytes == sum(file.stat().st_size for file in fleet.bundle.iterdir())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,13 +16,15 @@ from faults.scenarios import Orders
 from fleet_kit import Clock, Made, Server, made, served
 
 from sdlora_edge.device.device import Device
-from sdlora_edge.errors import InputError, TrustError, UsageError
+from sdlora_edge.device.watch import memory
+from sdlora_edge.errors import HealthError, InputError, TrustError, UsageError
 from sdlora_edge.fleet import provision
 from sdlora_edge.fleet.client import Client
 from sdlora_edge.fleet.fetching import Fetcher
 from sdlora_edge.fleet.identity import Changes, configure, identity
 from sdlora_edge.fleet.provision import Source, init_from
 from sdlora_edge.fleet.rollout import Plan, Step
+from sdlora_edge.fleet.sync_state import last_sync
 from sdlora_edge.fleet.targets import UPDATE
 
 pytestmark = pytest.mark.long
@@ -123,3 +128,46 @@ def test_a_store_that_was_cut_off_while_it_was_made_is_completed(
     assert Client(store).sync().failures == ()
     with pytest.raises(UsageError, match="exists already"):
         init_from(source, store, Fetcher(), changes)
+
+
+KILLED = """
+import os, signal, sys
+from sdlora_edge.device import Device
+from sdlora_edge.fleet.client import Client
+def killed(self, paths):
+    os.kill(os.getpid(), signal.SIGKILL)
+Device.apply_all = killed
+Client(sys.argv[1], sys.argv[2]).sync()
+"""
+
+
+def test_a_packet_that_kills_its_process_is_left_alone_for_a_while(
+    client: Client, server: Server, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update that takes all memory must not restart a device for ever.
+
+    The first process dies over all packets as one, and nobody knows yet which one is at fault.
+    """
+    store, died = client._store.path, 0
+    while (done := die(store, server.url)).returncode == -signal.SIGKILL and died < 10:
+        died += 1
+    assert (done.returncode, died) == (0, 4), done.stderr.decode()
+    state = last_sync(store)
+    assert state is not None
+    assert "has killed processes" in state.waiting
+    assert [error.code for error in state.errors] == [HealthError.exit_code]
+    assert Device.open(store).status().task == 0, "it serves"
+
+    before, clock.now = len(server.requests), time.time()
+    assert Client(store, server.url, clock=clock).sync().applied == ()
+    assert len(server.requests) - before == 1, "nothing is fetched until the pause is over"
+    clock.now += 3700
+    monkeypatch.setattr(memory, "BOOT", store / "another boot")
+    assert Client(store, server.url, clock=clock).sync().task == 3, "the machine has restarted"
+
+
+def die(store: Path, url: str) -> subprocess.CompletedProcess[bytes]:
+    """A process that is killed as soon as it applies anything."""
+    return subprocess.run(
+        [sys.executable, "-c", KILLED, store, url], stderr=subprocess.PIPE, check=False
+    )

@@ -196,6 +196,16 @@ export class Device {
   }
 
   /**
+   * Logits of live rows, for inputs that were prepared.
+   *
+   * @param {Float32Array} inputs (count, 3, size, size)
+   * @param {number} count
+   */
+  async logits(inputs, count) {
+    return (await this.#run(this.live, inputs, count)).logits;
+  }
+
+  /**
    * One change after the other.
    *
    * @param {() => Promise<unknown>} work

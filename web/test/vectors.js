@@ -160,7 +160,7 @@ const near = (found, right) =>
  *
  * @param {any} library
  */
-function network({ floats }) {
+export function network({ floats }) {
   return {
     async load(/** @type {Uint8Array} */ _, /** @type {any} */ fixed) {
       const made = Object.entries(fixed).map(([name, x]) => [name, { ...x, data: floats(x) }]);

@@ -1,6 +1,6 @@
-"""What a watcher remembers beyond its own process: packets that failed, packets that killed it.
+"""What outlives a process that applies packets: those that failed, and those that killed it.
 
-It lies in the store, under the watcher's lock:
+`device watch` and `device sync` share it. It lies in the store, under a lock of its own:
 
     failed    digests of packets whose canary failed, oldest first
     trying    digest of the packet that is being applied alone, or null
@@ -13,8 +13,9 @@ It lies in the store, under the watcher's lock:
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ...errors import HealthError, InputError
@@ -26,6 +27,7 @@ from . import policy
 
 FAILED_LIMIT = 1000
 KILLED_COUNT_LIMIT = 100
+LOCK = "watch.lock"
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -41,13 +43,16 @@ class Memory:
 
     def left_alone(self) -> set[str]:
         """Packets not to try now."""
+        return {*self.failed, *self.paused()}
+
+    def paused(self) -> set[str]:
+        """Packets that killed processes and are not to be tried now."""
         boot, clock = _boot(), time.time()
-        paused = {
+        return {
             digest
             for digest, (until, when) in self._paused.items()
             if when == boot and policy.paused(until, clock)
         }
-        return {*self.failed, *paused}
 
     def may_go_together(self, digests: Iterable[str]) -> bool:
         """Whether no process was killed while it applied any of these packets."""
@@ -101,15 +106,27 @@ class Memory:
             raise InputError(f"{self._path} is malformed: {error!r}") from error
         return last if isinstance(last, str) else ""
 
-    def tried(self, digest: str) -> None:
-        """This process was not killed while it applied the packet."""
-        self._singly.pop(digest, None)
-        self._killed.pop(digest, None)
-        self._paused.pop(digest, None)
-        self.write()
+    @contextlib.contextmanager
+    def trying(self, digests: Sequence[str]) -> Iterator[None]:
+        """Around the application of these packets as one.
+
+        Leaving it is skipped if the process is killed: that is how the next one knows.
+
+        Raises:
+            StorageError: As applying a packet would: the disk is full, or read-only.
+        """
+        alone = digests[0] if len(digests) == 1 else None
+        self.write(alone, () if alone else digests)
+        try:
+            yield
+        finally:
+            if alone:
+                for known in (self._singly, self._killed, self._paused):
+                    known.pop(alone, None)
+            self.write()
 
     def write(self, trying: str | None = None, together: Sequence[str] = ()) -> None:
-        """Raises StorageError, as applying a packet would: the disk is full, or read-only."""
+        """Raises StorageError."""
         self.failed = dict.fromkeys(list(self.failed)[-FAILED_LIMIT:])
         memory = {
             "failed": list(self.failed),

@@ -35,7 +35,7 @@ from ..store import Store
 from . import policy
 from .events import Emit, notify, now, to_stderr
 from .journal import Journal, Served, WatchReport
-from .memory import Memory
+from .memory import LOCK, Memory
 from .policy import Verdict
 from .scan import Scan
 
@@ -160,7 +160,7 @@ class Watcher:
         self._scan.look()
         record = self._store.current()
         wanted = self._wanted(record, settled)
-        with self._store.lock("watch.lock") if wanted else contextlib.nullcontext():
+        with self._store.lock(LOCK) if wanted else contextlib.nullcontext():
             if wanted:  # the lock kept other watchers out: only now is it known who was killed
                 self._recollect()
                 left_alone = self._memory.left_alone()
@@ -257,11 +257,8 @@ class Watcher:
         digests = [digest for digest, _ in ordered]
         done: set[Path] = set()
         if len(ordered) > 1 and not self._stopped and self._memory.may_go_together(digests):
-            self._memory.write(together=digests)
-            try:
+            with self._memory.trying(digests):
                 self._apply_all(device, ordered, done)
-            finally:  # is skipped if this process is killed, as in `_try`
-                self._memory.write()
             notify("WATCHDOG=1")
         for digest, path in ordered:
             if path in done:
@@ -296,11 +293,8 @@ class Watcher:
 
         Raises if the packet is not at fault.
         """
-        self._memory.write(trying=digest)
-        try:
+        with self._memory.trying([digest]):
             return self._apply(device, digest, path)
-        finally:  # is skipped if this process is killed: that is how the next one knows
-            self._memory.tried(digest)
 
     def _apply(self, device: Device, digest: str, path: Path) -> Verdict | None:
         try:
