@@ -46,7 +46,7 @@ def browser() -> Iterator[webdriver.Chrome]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(debian.program("chromedriver"))
     found = webdriver.Chrome(options=options, service=service)
-    found.set_script_timeout(120)
+    found.set_script_timeout(300)
     yield found
     found.quit()
 

@@ -14,11 +14,12 @@ from site_kit import ROOT, WEB
 pytestmark = pytest.mark.debian
 SCRIPT = """
 const [folder, name, done] = [...arguments];
-const read = async (path) => {
+const kept = (window.kept ??= {}); // from one script to the next
+const read = (path) => (kept[path] ??= (async () => {
   const answer = await fetch(`/vectors/${path}`);
   if (!answer.ok) throw new Error(`${path}: ${answer.status}`);
   return new Uint8Array(await answer.arrayBuffer());
-};
+})());
 const load = (module) => import(`/${folder}/${module}`);
 const run = async () => {
   const { readings, wrong } = await import("/web/test/vectors.js");
