@@ -20,6 +20,7 @@ const REASONS = {
   4: "not trusted",
   5: "not for this device",
   6: "the canary failed",
+  8: "it could not be kept",
 };
 
 /** @type {(id: string) => any} */
@@ -112,8 +113,12 @@ function open(read) {
         return read(name);
       });
       await Device.init(bundle, store);
-      await navigator.storage.persist?.(); // else the browser may delete it to make room
-      await wake();
+      navigator.storage.persist?.(); // else the browser may delete it to make room
+      await wake().catch(async (error) => {
+        await store.clear(); // so that another bundle can be opened
+        by("again").hidden = true;
+        throw error;
+      });
       say("The bundle is open.");
     }),
   );
@@ -206,7 +211,7 @@ function take(found) {
   if (images.length && !device) tell("no bundle is open: open one first, then drop images");
   else images.forEach(add);
   if (others.length) {
-    tell(`${others[0].name} is neither an image, a packet (.sdlora) nor a bundle's folder`);
+    tell(`${others[0].name} is no image, packet or bundle: drop a JPEG, a .sdlora or a folder`);
   }
 }
 

@@ -57,18 +57,7 @@ def web_bundle(fleet: Fleet, site: Path) -> Path:
     if not ORT.is_file():
         pytest.skip("onnxruntime-web is not here: run npm ci in web/, or make test-web")
     public = next(fleet.key.parent.glob("*.pub"))
-    if "web" not in ExportOptions.__dataclass_fields__:  # XXX until export --for web
-        import onnx
-        from conftest import with_file
-        from sdlora_edge.formats.bundle import MANIFEST
-        from sdlora_edge.formats.canonical import parse_json
-        f=fleet.bundle
-        m=onnx.load(f/'model.onnx', load_external_data=False)
-        w=parse_json((f/MANIFEST).read_bytes(),MANIFEST)['weights']
-        keep=[i for i in m.graph.initializer if i.name not in w]
-        del m.graph.initializer[:]; m.graph.initializer.extend(keep)
-        return with_file(f, site/'bundle', 'model.onnx', m.SerializeToString())
-    options = ExportOptions(web=True)
+    options = ExportOptions(runs_in="web")
     export_bundle(Run.open(fleet.run), site / "bundle", 0, [str(public)], options)
     return site / "bundle"
 
@@ -76,5 +65,14 @@ def web_bundle(fleet: Fleet, site: Path) -> Path:
 @pytest.fixture(scope="session")  # XXX
 def fleet():
     from sdlora_edge.formats import signing
-    r = Path("/tmp/fleetrun"); key=next((r/"keys").glob("*.key")); pub=next((r/"keys").glob("*.pub"))
-    return Fleet(next((r/"runs").iterdir()), r/"bundle", sorted((r/"packets").glob("*.sdlora")), key, signing.Trust((signing.load_public(pub),),1))
+
+    r = Path("/tmp/fleetrun")
+    key = next((r / "keys").glob("*.key"))
+    pub = next((r / "keys").glob("*.pub"))
+    return Fleet(
+        next((r / "runs").iterdir()),
+        r / "bundle",
+        sorted((r / "packets").glob("*.sdlora")),
+        key,
+        signing.Trust((signing.load_public(pub),), 1),
+    )

@@ -44,7 +44,8 @@ export function merged(name, bundle, state) {
  * @param {number | number[]} magnitude Of a task.
  * @param {number} projection
  */
-const of = (magnitude, projection) => [magnitude].flat()[Array.isArray(magnitude) ? projection : 0];
+const of = (magnitude, projection) =>
+  Array.isArray(magnitude) ? magnitude[projection] : magnitude;
 
 /**
  * sums += b a, in one rounding for each number.
