@@ -27,7 +27,14 @@ export class FolderStore {
   constructor(path) {
     this.path = path;
     this.file = folderReader(join(path, "bundle"));
-    this.packet = folderReader(join(path, "packets"));
+  }
+
+  /** @param {string} digest */
+  async packet(digest) {
+    return folderReader(join(this.path, "packets"))(digest).catch((error) => {
+      const problem = `packet ${digest} cannot be read (${error.code}): apply it again`;
+      throw new Refused(problem, 3, error);
+    });
   }
 
   /**
