@@ -14,6 +14,7 @@ import { follow, live } from "./task.js";
  * @property {number} revision Of the packet that led to it.
  * @property {Version} highest The highest (revision, task) ever confirmed here; revision first.
  * @property {Version[]} revoked
+ * @property {boolean} allowOlder Take what is not above `highest`.
  */
 
 /**
@@ -29,31 +30,33 @@ import { follow, live } from "./task.js";
  * @param {import("./container.js").Tensors} tensors
  * @param {any} bundle The manifest of the bundle.
  * @param {Standing} standing
- * @param {boolean} allowOlder
  * @returns {Promise<Update>}
  */
-export async function accepted(manifest, tensors, bundle, standing, allowOlder) {
+export async function accepted(manifest, tensors, bundle, standing) {
   const { tasks, encoding } = manifest;
   const t = whole(manifest.sequence, "the task");
   const a = t - tasks.length;
-  need(1 <= tasks.length && tasks.length <= 1000 && a >= 0, `${tasks.length} tasks lead to task ${t}`);
+  const count = tasks.length;
+  need(1 <= count && count <= 1000 && a >= 0, `${count} tasks lead to task ${t}: get it again`);
+  /** @type {number[]} */
   const revisions = tasks.map((/** @type {any} */ task) => whole(task.revision, "the revision"));
-  const rising = revisions.every((/** @type {number} */ r, /** @type {number} */ i) => !i || revisions[i - 1] <= r);
+  const rising = revisions.every((r, i) => i === 0 || revisions[i - 1] <= r);
   need(rising, "revisions fall: get the packet again");
-  const revision = revisions.at(-1);
+  const revision = revisions[count - 1];
   const canary = checkedCanary(manifest, tensors);
 
   const s = standing.state.task;
   const digest = standing.state.digest;
-  need(manifest.lineage === bundle.states[0], "another lineage: build packets from this bundle's run", 5);
+  const lineage = manifest.lineage === bundle.states[0];
+  need(lineage, "it is of another lineage: build packets from this bundle's run", 5);
   const held = [digest, ...standing.state.before].includes(manifest.to);
   need(!held, `packet ${t} is applied already`, 7);
   const newer = a < s && revision > standing.revision;
-  need(!newer, `packet ${t} is a newer revision of a task that this device holds: roll back first`, 5);
+  need(!newer, `packet ${t} is a newer revision of a task that is held: roll back first`, 5);
   need(t > s, `packet ${t} is a replay: this device is at task ${s} already`, 4);
-  const squash = `it begins before task ${s}: apply the packets of single tasks`;
-  const problem = a < s ? squash : a > s ? `apply packet ${s + 1} first` : "it follows another state";
-  need(a === s && manifest.from === digest, `packet ${t} does not follow: ${problem}`, 5);
+  const remedy = a < s ? "apply the packets of single tasks" : `apply packet ${s + 1} first`;
+  const problem = a === s ? "it was built on another state: build it again" : remedy;
+  need(a === s && manifest.from === digest, `packet ${t} does not follow task ${s}: ${problem}`, 5);
 
   let state = standing.state;
   const own = perTask(tensors, a, t);
@@ -67,13 +70,13 @@ export async function accepted(manifest, tensors, bundle, standing, allowOlder) 
   need(shown, "canary.logits has no column for each class: get the packet again");
 
   /** @type {Version[]} */
-  const versions = revisions.map((/** @type {number} */ r, /** @type {number} */ i) => [a + 1 + i, r]);
+  const versions = revisions.map((r, i) => [a + 1 + i, r]);
   const revoked = versions.some((version) => isRevoked(standing.revoked, ...version));
   need(!revoked, `packet ${t} was revoked: get a newer revision of it`, 4);
-  const above = isAbove([revision, t], standing.highest);
-  need(allowOlder || above, `packet ${t} was rolled back: pass allowOlder to take it again`, 4);
+  const newest = standing.allowOlder || isAbove([revision, t], standing.highest);
+  need(newest, `packet ${t} was rolled back: pass allowOlder to take it again`, 4);
   const room = bundle.capacity === 0 || state.classes.length <= bundle.capacity;
-  need(room, `${state.classes.length} rows exceed the capacity of ${bundle.capacity}: export again`, 5);
+  need(room, `${state.classes.length} rows exceed ${bundle.capacity}: export a larger bundle`, 5);
   return { state, revision, versions, canary };
 }
 
@@ -91,7 +94,8 @@ function checkedCanary(manifest, tensors) {
   const { dtype, shape } = tensors["canary.logits"];
   const count = whole(manifest.canary.count, "the number of canary images", 16, 1);
   const seed = whole(manifest.canary.seed, "the seed", 2 ** 53 - 1);
-  need(dtype === "float32" && shape.length === 2, `canary.logits is ${dtype} ${shape}: get it again`);
+  const kind = dtype === "float32" && shape.length === 2;
+  need(kind, `canary.logits is ${dtype} ${shape}: get the packet again`);
   const logits = floats(tensors["canary.logits"]);
   const within = logits.every((x) => Math.abs(x) <= 1_000_000);
   need(within, "canary.logits holds a value out of bounds: get the packet again");

@@ -45,7 +45,8 @@ export class IndexedDbStore {
    */
   create(files, record) {
     return this.#changed(async (store) => {
-      need(!(await done(store.get("record"))), `database ${this.#name} exists: open it, or choose another`, 2);
+      const taken = await done(store.get("record"));
+      need(!taken, `database ${this.#name} exists: open it, or choose another name`, 2);
       for (const [name, bytes] of Object.entries(files)) store.put(bytes, `bundle/${name}`);
       store.put(record, "record");
     });

@@ -1,12 +1,11 @@
 /** The bundle that a device is flashed with: section 6 of docs/packet.md. */
 
-import { dump, parse, sha256 } from "./canonical.js";
+import { byName, parse, sha256 } from "./canonical.js";
 import { need, reading } from "./check.js";
 import { checkConfidence, CONFIDENCE } from "./confidence.js";
-import { byName } from "./canonical.js";
 import { safetensors } from "./container.js";
 import { checkedTrust } from "./control.js";
-import { decoded, floats, parts } from "./encoding.js";
+import { decoded, floats } from "./encoding.js";
 import { live } from "./task.js";
 
 const FORMAT = "sdlora-edge/bundle/4";
@@ -47,7 +46,8 @@ export async function openBundle(read) {
       files[name] = bytes;
     }
     const stored = safetensors(files["factors.safetensors"]);
-    const weights = byName(Object.keys(manifest.weights), (name) => weightOf(manifest, files, name));
+    const named = Object.keys(manifest.weights);
+    const weights = byName(named, (name) => floats(weightOf(manifest.weights[name], files)));
     const { "head.weight": head, "head.bias": bias, ...adapted } = weights;
     const { classes } = parse(files["classes.json"]);
     const features = manifest.weights["head.weight"].shape[1];
@@ -63,7 +63,7 @@ export async function openBundle(read) {
       features,
       weight: head.slice(0, classes.length * features),
       bias: bias.slice(0, classes.length),
-      factors: before.map((/** @type {string} */ _, /** @type {number} */ k) => factorsOf(manifest, stored, k + 1)),
+      factors: [...before.keys()].map((k) => factorsOf(manifest, stored, k + 1)),
       confidence: byName(CONFIDENCE, (name) => stored[name]),
       before,
     };
@@ -75,16 +75,14 @@ export async function openBundle(read) {
 }
 
 /**
- * @param {any} manifest
+ * @param {{file: string, offset: number, dtype: string, shape: number[]}} place
  * @param {Record<string, Uint8Array>} files
- * @param {string} name
  */
-function weightOf(manifest, files, name) {
-  const { file, offset, dtype, shape } = manifest.weights[name];
-  const numbers = shape.reduce((/** @type {number} */ a, /** @type {number} */ b) => a * b, 1);
+function weightOf({ file, offset, dtype, shape }, files) {
   const array = dtype === "float16" ? Uint16Array : Float32Array;
-  const end = offset + numbers * array.BYTES_PER_ELEMENT;
-  return floats({ dtype, shape, data: new array(new Uint8Array(files[file].subarray(offset, end)).buffer) });
+  const length = shape.reduce((a, b) => a * b, array.BYTES_PER_ELEMENT);
+  const bytes = new Uint8Array(files[file].subarray(offset, offset + length)); // a copy is aligned
+  return { dtype, shape, data: new array(bytes.buffer) };
 }
 
 /**

@@ -94,7 +94,7 @@ function keccak(a) {
     }
     for (let row = 0; row < 25; row += 5) {
       const old = a.slice(row, row + 5);
-      for (let x = 0; x < 5; x++) a[row + x] = old[x] ^ (~old[(x + 1) % 5] & LANE & old[(x + 2) % 5]);
+      for (let x = 0; x < 5; x++) a[row + x] ^= ~old[(x + 1) % 5] & LANE & old[(x + 2) % 5];
     }
     for (let j = 0; j < 7; j++) {
       constants = ((constants << 1) ^ ((constants >> 7) * 0x71)) % 256;

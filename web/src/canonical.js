@@ -73,9 +73,10 @@ const escaped = (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")
 /**
  * By code point. JavaScript's own order, by 16-bit units, differs above U+FFFF.
  *
- * @param {Iterable<string>} names
+ * @param {string[]} names
  */
 export function sorted(names) {
+  if (!/[\ud800-\udfff]/.test(names.join(""))) return names.toSorted();
   /** @param {string} name */
   const points = (name) =>
     Array.from(name, (c) => Number(c.codePointAt(0)).toString(16).padStart(6, "0")).join();

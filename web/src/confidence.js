@@ -1,4 +1,4 @@
-/** What logits are worth: a probability, and whether the class is known. Section 6 of docs/packet.md. */
+/** What logits are worth, and whether a class is known: section 6 of docs/packet.md. */
 
 import { need } from "./check.js";
 import { floats } from "./encoding.js";
@@ -30,7 +30,8 @@ export function requireKinds(own, chosen, expected) {
  * @param {number} width Number of features.
  */
 export function checkConfidence(own, live, width) {
-  const [k, seen, given] = ["scale", "mean", "threshold"].map((part) => own[`head.unknown.${part}`].shape[0]);
+  const sizes = ["scale", "mean", "threshold"].map((part) => own[`head.unknown.${part}`].shape[0]);
+  const [k, seen, given] = sizes;
   requireKinds(own, (name) => CONFIDENCE.includes(name), {
     "head.temperature": "float32 1",
     "head.unknown.weight": `int8 ${[k, live]}`,
@@ -64,7 +65,8 @@ export const thresholdOf = (own) => own["head.unknown.threshold"].data[0] ?? nul
  * @param {ArrayLike<number>} features
  */
 export function answer(own, logits, features) {
-  const [temperature, q, scale, bias, mean, precision] = CONFIDENCE.map((name) => floats(own[name]));
+  const parts = CONFIDENCE.map((name) => floats(own[name]));
+  const [temperature, q, scale, bias, mean, precision] = parts;
   const z = Array.from(logits);
   const largest = z.reduce((a, b) => Math.max(a, b));
   let score = largest;

@@ -1,6 +1,7 @@
 /** A packet's bytes, its signatures and its tensors: section 1 of docs/packet.md. */
 
-import { byName, concat, dump, encode, isHex, parse, sha256, sorted, unbase64 } from "./canonical.js";
+import { byName, concat, dump, encode, isHex } from "./canonical.js";
+import { parse, sha256, sorted, unbase64 } from "./canonical.js";
 import { fields, need, whole } from "./check.js";
 import { hasSigned, isScalar } from "./ed25519.js";
 
@@ -49,7 +50,8 @@ export async function openPacket(data, trust) {
   const envelope = parse(encode(about.envelope));
   need(about.envelope === dump(envelope), "the envelope is not canonical: get the packet again");
   const manifest = parse(await verified(envelope, trust));
-  need(manifest.format === FORMAT, `format ${manifest.format} is not ${FORMAT}: update this program`);
+  const { format } = manifest;
+  need(format === FORMAT, `format ${format} is not ${FORMAT}: update this program`);
   const digest = await sha256(dump(table), content);
   need(manifest.content === digest, "the content is damaged: get the packet again");
   return { manifest, tensors: tensorsOf(table, content), envelope };
@@ -68,7 +70,8 @@ const equal = (a, b) => a.length === b.length && a.every((byte, i) => byte === b
  * @param {Trust} trust
  */
 export async function verified(envelope, trust) {
-  const { payloadType, signatures } = fields(envelope, "payload payloadType signatures", "the envelope");
+  fields(envelope, "payload payloadType signatures", "the envelope");
+  const { payloadType, signatures } = envelope;
   const payload = unbase64(envelope.payload);
   const count = signatures.length;
   need(1 <= count && count <= 16, `${count} signatures are not 1 to 16: sign the packet again`);
@@ -105,7 +108,8 @@ function tensorsOf(table, content) {
   const size = (name) => DTYPES[table[name].dtype][1].BYTES_PER_ELEMENT;
   let end = 0;
   for (const name of sorted(Object.keys(table)).sort((a, b) => size(b) - size(a))) {
-    const [begin, stop, ...more] = fields(table[name], "data_offsets dtype shape", name).data_offsets;
+    fields(table[name], "data_offsets dtype shape", name);
+    const [begin, stop, ...more] = table[name].data_offsets;
     need(begin === end && !more.length, `${name} begins at ${begin}, not ${end}: get it again`);
     found[name] = tensorAt(table[name], content, name);
     end = stop;
@@ -128,7 +132,8 @@ function tensorAt({ data_offsets: [begin, stop], dtype, shape }, content, name) 
   const numbers = shape.reduce((/** @type {number} */ a, /** @type {number} */ b) => a * b, 1);
   const bytes = whole(stop, name, content.length) - begin;
   need(bytes === numbers * array.BYTES_PER_ELEMENT, `${name} does not fit its shape: get it again`);
-  return { dtype: kind, shape, data: new array(new Uint8Array(content.subarray(begin, stop)).buffer) };
+  const copy = new Uint8Array(content.subarray(begin, stop)); // its own buffer is aligned
+  return { dtype: kind, shape, data: new array(copy.buffer) };
 }
 
 /**
@@ -139,7 +144,8 @@ function tensorAt({ data_offsets: [begin, stop], dtype, shape }, content, name) 
 export function safetensors(data) {
   const content = 8 + Number(new DataView(data.buffer, data.byteOffset).getBigUint64(0, true));
   const { __metadata__: about, ...table } = parse(data.subarray(8, content));
-  return byName(Object.keys(table), (name) => tensorAt(table[name], data.subarray(content), name));
+  const rest = data.subarray(content);
+  return byName(Object.keys(table), (name) => tensorAt(table[name], rest, name));
 }
 
 /**

@@ -39,7 +39,8 @@ export async function checkedTrust(trust) {
  * @param {Trust} current
  */
 export async function rotated(manifest, envelope, current) {
-  const trust = await checkedTrust(fields(manifest, "content format kind trust", "a trust packet").trust);
+  fields(manifest, "content format kind trust", "a trust packet");
+  const trust = await checkedTrust(manifest.trust);
   await verified(envelope, trust);
   need(dump(trust) !== dump(current), `keys of version ${trust.version} are in force already`, 7);
   const newer = trust.version > current.version;

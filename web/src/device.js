@@ -32,8 +32,10 @@ import { live as liveRows, UNUSED } from "./task.js";
  * @property {(name: string) => Promise<Uint8Array>} file Of the bundle.
  * @property {(digest: string) => Promise<Uint8Array>} packet
  * @property {() => Promise<Record>} record The one in force.
- * @property {(record: Record, packet?: [digest: string, bytes: Uint8Array]) => Promise<void>} commit
+ * @property {(record: Record, packet?: Packet) => Promise<void>} commit
  *   Put a record in force whose counter is one above the one in force, else refuse.
+ *
+ * @typedef {[digest: string, bytes: Uint8Array]} Packet
  *
  * @typedef {object} Outputs Of one or more images, row by row.
  * @property {Float32Array} logits
@@ -125,10 +127,11 @@ export class Device {
       }
       const opened = await reading(() => openPacket(packet, trust));
       const { kind } = opened.manifest;
-      if (kind === "update") return this.#update(opened, digest, packet, allowOlder);
-      need(kind === "trust" || kind === "revocation", `kind ${kind} is not known: update this program`);
+      if (kind === "update") return this.#update(opened, [digest, packet], allowOlder);
       need(!Object.keys(opened.tensors).length, "a control packet has tensors: get it again");
-      await (kind === "trust" ? this.#rotate(opened, digest, packet) : this.#revoke(opened.manifest));
+      if (kind === "trust") return this.#rotate(opened, [digest, packet]);
+      need(kind === "revocation", `kind ${kind} is not known: update this program`);
+      await this.#revoke(opened.manifest);
     });
   }
 
@@ -218,48 +221,47 @@ export class Device {
 
   /**
    * @param {{manifest: any, tensors: import("./container.js").Tensors}} opened
-   * @param {string} digest
-   * @param {Uint8Array} packet
+   * @param {Packet} packet
    * @param {boolean} allowOlder
    */
-  async #update({ manifest, tensors }, digest, packet, allowOlder) {
+  async #update({ manifest, tensors }, packet, allowOlder) {
     const { live, bundle } = this;
     // what is damaged beyond its keys is left out from here on
     const record = without(live.record, live.versions.length);
-    const standing = { ...live, ...record };
-    const update = await reading(() => accepted(manifest, tensors, bundle.manifest, standing, allowOlder));
+    const standing = { ...live, ...record, allowOlder };
+    const update = await reading(() => accepted(manifest, tensors, bundle.manifest, standing));
     const newest = /** @type {Version} */ ([update.revision, update.state.task]);
     const revoked = update.versions.reduce(
       (known, [task, revision]) => (revision ? withRevoked(known, [task, revision - 1]) : known),
       record.revoked,
     );
     const highest = isAbove(newest, record.highest) ? newest : record.highest;
-    const next = { ...record, packets: [...record.packets, digest], revoked, highest };
-    const served = [...live.served, digest];
+    const next = { ...record, packets: [...record.packets, packet[0]], revoked, highest };
+    const served = [...live.served, packet[0]];
     const versions = [...live.versions, update.versions];
     const after = { ...live, ...update, served, versions, damage: "" };
-    await this.#commit(next, () => this.#proved(after), [digest, packet]);
+    await this.#commit(next, () => this.#proved(after), packet);
   }
 
   /**
    * @param {{manifest: any, envelope: any}} opened
-   * @param {string} digest
-   * @param {Uint8Array} packet
+   * @param {Packet} packet
    */
-  async #rotate({ manifest, envelope }, digest, packet) {
+  async #rotate({ manifest, envelope }, packet) {
     const { live } = this;
     const trust = await reading(() => rotated(manifest, envelope, live.trust));
     const { record } = live;
-    const next = { ...record, trust: [...record.trust, pair(digest, record.packets.length)] };
-    const after = { ...live, trust, served: [...live.served, digest] };
-    await this.#commit(next, async () => after, [digest, packet]);
+    const next = { ...record, trust: [...record.trust, pair(packet[0], record.packets.length)] };
+    const after = { ...live, trust, served: [...live.served, packet[0]] };
+    await this.#commit(next, async () => after, packet);
   }
 
   /** @param {any} manifest */
   async #revoke(manifest) {
     const { record, versions } = this.live;
-    const named = await reading(async () => revocation(manifest, this.bundle.manifest, record.revoked));
-    const first = versions.findIndex((own) => own.some((version) => covers(named, ...version)));
+    const own = this.bundle.manifest;
+    const named = await reading(async () => revocation(manifest, own, record.revoked));
+    const first = versions.findIndex((each) => each.some((version) => covers(named, ...version)));
     const left = first < 0 ? record : without(record, first);
     await this.#rebuild({ ...left, revoked: withRevoked(record.revoked, named) });
   }
@@ -274,7 +276,7 @@ export class Device {
    *
    * @param {Record} record
    * @param {() => Promise<Live>} build
-   * @param {[digest: string, bytes: Uint8Array]} [packet] A new one.
+   * @param {Packet} [packet] A new one.
    */
   async #commit(record, build, packet) {
     const next = { ...record, counter: this.live.record.counter + 1 };
@@ -328,12 +330,12 @@ export class Device {
     const revision = bundle.manifest.revisions.at(-1) ?? 0;
     const { state, canary } = bundle;
     /** @type {Live} */
-    let live = { record, served, versions: [], state, revision, trust, canary, loaded: null, damage };
+    let live = { record, served, versions: [], state, revision, trust, canary, loaded: 0, damage };
     for (const [i, digest] of record.packets.entries()) {
       const own = keys.findLast(({ place }) => place <= i)?.trust ?? NOBODY;
       const { manifest, tensors } = await this.#stored(digest, own);
-      const standing = { ...live, revoked: record.revoked, highest: pairOf(-1, -1) };
-      const update = await reading(() => accepted(manifest, tensors, bundle.manifest, standing, false));
+      const standing = { ...live, ...record, allowOlder: true };
+      const update = await reading(() => accepted(manifest, tensors, bundle.manifest, standing));
       const versions = [...live.versions, update.versions];
       live = { ...live, ...update, versions, served: [...live.served, digest] };
     }
@@ -361,8 +363,8 @@ export class Device {
     /** @type {{[name: string]: Tensor}} */
     const feeds = {};
     for (const [name, { dtype, shape }] of Object.entries(manifest.weights)) {
-      const values = stored(this.weight(name, live.state), dtype);
-      feeds[name] = { dtype, shape: [values.length / (shape[1] ?? 1), ...shape.slice(1)], data: values };
+      const data = stored(this.weight(name, live.state), dtype);
+      feeds[name] = { dtype, shape: [data.length / (shape[1] ?? 1), ...shape.slice(1)], data };
       await new Promise((resume) => setTimeout(resume)); // a page goes on answering
     }
     const proved = { ...live, loaded: await this.engine.load(model, feeds) };
@@ -401,8 +403,8 @@ export class Device {
     const needed = state.confidence["head.unknown.mean"].data.length;
     need(features || !needed, "the model has no output `features`: export the bundle again", 6);
     const [wide, rows] = [logits.length / count, liveRows(state.classes)];
-    const chosen = Array.from({ length: count }, (_, i) => rows.map((row) => logits[i * wide + row]));
-    return { logits: chosen.flat(), features };
+    const images = [...Array(count).keys()];
+    return { logits: images.flatMap((i) => rows.map((row) => logits[i * wide + row])), features };
   }
 }
 
@@ -412,13 +414,6 @@ export class Device {
  * @returns {[string, number]}
  */
 const pair = (digest, place) => [digest, place];
-
-/**
- * @param {number} revision
- * @param {number} task
- * @returns {Version}
- */
-const pairOf = (revision, task) => [revision, task];
 
 /**
  * A record with its first updates only. Its keys stay.

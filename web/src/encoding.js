@@ -3,7 +3,10 @@
 import { need } from "./check.js";
 
 /** @typedef {import("./container.js").Tensor} Tensor */
-/** @typedef {{rank: number, A: Float32Array, B: Float32Array}} Factors (rank, columns), (rows, rank) */
+/**
+ * @typedef {{rank: number, A: Float32Array, B: Float32Array}} Factors (rank, columns) and
+ *   (rows, rank).
+ */
 
 const BLOCK = 32; // numbers of int4 that share a scale
 

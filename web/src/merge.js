@@ -17,25 +17,26 @@ import { UNIT } from "./task.js";
  */
 export function merged(name, bundle, state) {
   const weight = bundle.weights[name].slice();
-  bundle.manifest.projections.forEach((/** @type {any} */ { name: own, tensor, rows, shape }, /** @type {number} */ i) => {
-    if (tensor !== name) return;
+  for (const [i, { name: own, tensor, rows, shape }] of bundle.manifest.projections.entries()) {
+    if (tensor !== name) continue;
     const columns = shape[1];
     const terms = state.factors.flatMap((task, k) => {
-      const coefficient = of(state.magnitudes[k], i) - of(bundle.state.magnitudes[k] ?? 0, i);
-      return own in task && coefficient ? [{ ...task[own], c: Math.fround(coefficient * UNIT) }] : [];
+      const away = of(state.magnitudes[k], i) - of(bundle.state.magnitudes[k] ?? 0, i);
+      return own in task && away ? [{ ...task[own], c: Math.fround(away * UNIT) }] : [];
     });
     const sums = new Float32Array(columns);
     for (let row = 0; terms.length && row < shape[0]; row++) {
       sums.fill(0);
       for (const { rank, A, B, c } of terms) {
         for (let r = 0; r < rank; r++) {
-          addProduct(sums, Math.fround(B[row * rank + r] * c), A.subarray(r * columns, (r + 1) * columns));
+          const a = A.subarray(r * columns, (r + 1) * columns);
+          addProduct(sums, Math.fround(B[row * rank + r] * c), a);
         }
       }
       const start = (rows[0] + row) * columns;
       for (let j = 0; j < columns; j++) weight[start + j] += sums[j];
     }
-  });
+  }
   return weight;
 }
 
@@ -43,7 +44,8 @@ export function merged(name, bundle, state) {
  * @param {number | number[]} magnitude Of a task.
  * @param {number} projection
  */
-const of = (magnitude, projection) => (Array.isArray(magnitude) ? magnitude[projection] : magnitude);
+const of = (magnitude, projection) =>
+  Array.isArray(magnitude) ? magnitude[projection] : magnitude;
 
 /**
  * sums += b a, in one rounding for each number.

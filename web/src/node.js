@@ -27,7 +27,14 @@ export class FolderStore {
   constructor(path) {
     this.path = path;
     this.file = folderReader(join(path, "bundle"));
-    this.packet = folderReader(join(path, "packets"));
+  }
+
+  /** @param {string} digest */
+  async packet(digest) {
+    return folderReader(join(this.path, "packets"))(digest).catch((error) => {
+      const problem = `packet ${digest} cannot be read (${error.code}): apply it again`;
+      throw new Refused(problem, 3, error);
+    });
   }
 
   /**
@@ -40,11 +47,16 @@ export class FolderStore {
     for (const folder of ["bundle", "packets", "generations"]) {
       await fs.mkdir(join(made, folder), { recursive: true, mode: 0o700 });
     }
-    for (const [name, bytes] of Object.entries(files)) await durable(join(made, "bundle", name), bytes);
+    for (const [name, bytes] of Object.entries(files)) {
+      await durable(join(made, "bundle", name), bytes);
+    }
     await durable(join(made, "generations", String(record.counter)), written(record));
-    for (const folder of ["bundle", "packets", "generations", "."]) await synced(join(made, folder));
+    for (const folder of ["bundle", "packets", "generations", "."]) {
+      await synced(join(made, folder));
+    }
     await fs.rename(made, this.path).catch((error) => {
-      throw new Refused(`${this.path} cannot be made (${error.code}): choose a new folder`, 2, error);
+      const problem = `${this.path} cannot be made (${error.code}): choose a new folder`;
+      throw new Refused(problem, 2, error);
     });
     await synced(dirname(this.path));
   }
@@ -95,11 +107,11 @@ export class FolderStore {
    */
   async #sweep(record) {
     const counters = await this.#counters();
-    const kept = [record, await this.#read(record.counter - 1)].flatMap((one) => (one ? named(one) : []));
+    const kept = [...named(record), ...named(await this.#read(record.counter - 1))];
     for (const counter of counters.filter((one) => one < record.counter - 1)) {
-      const old = await this.#read(counter);
-      for (const digest of old ? named(old) : []) {
-        if (!kept.includes(digest)) await fs.rm(join(this.path, "packets", digest), { force: true });
+      const old = named(await this.#read(counter));
+      for (const digest of old.filter((one) => !kept.includes(one))) {
+        await fs.rm(join(this.path, "packets", digest), { force: true });
       }
       await fs.rm(join(this.path, "generations", String(counter)), { force: true });
     }
@@ -135,8 +147,9 @@ function written(record) {
   return Buffer.from(`${body}\n${sum(body)}`);
 }
 
-/** @param {Record} record Digests of all packets that it needs. */
-export const named = (record) => [...record.packets, ...record.trust.map(([digest]) => digest)];
+/** @param {Record} [record] Digests of all packets that it needs. */
+const named = (record) =>
+  record ? [...record.packets, ...record.trust.map(([digest]) => digest)] : [];
 
 /**
  * Write a file that a power cut cannot take back once its folder is synced.

@@ -56,7 +56,8 @@ export async function follow(state, task, own, { encoding, projections }) {
   need(ascending(index), "head.old.index does not ascend: get the packet again");
   need(index.every((row) => changeable.has(row)), "head.old.index names other rows: get it again");
   const { deltas, renamed, retired } = task;
-  const payload = { classes: task.classes, deltas, renamed, retired, tensors: await tensorsDigest(own) };
+  const tensors = await tensorsDigest(own);
+  const payload = { classes: task.classes, deltas, renamed, retired, tensors };
   const head = headAfter(state, own, index, task.retired);
   return {
     digest: await sha256(unhex(state.digest), unhex(await sha256(dump(payload)))),
@@ -125,7 +126,8 @@ function added(before, deltas, number, projections) {
   need(deltas.length === number, `${deltas.length} deltas for ${number} tasks: get it again`);
   const each = deltas.map((delta) => (Array.isArray(delta) ? delta : [delta]));
   const lists = deltas.filter(Array.isArray).length;
-  const kinds = lists === 0 || (lists === number && each.every((row) => row.length === projections));
+  const full = lists === number && each.every((row) => row.length === projections);
+  const kinds = lists === 0 || full;
   const same = kinds && before.every((one) => Array.isArray(one) === lists > 0);
   need(same, "deltas are of another kind than the lineage's: get the packet again");
   return each.map((row, k) => {

@@ -68,12 +68,15 @@ test("a damaged packet is left out, said, and repaired by applying it again", as
   const device = await open(path);
   for (const packet of PACKETS) await device.apply(await readFile(packet));
   const digest = device.live.record.packets[1];
-  await writeFile(join(path, "packets", digest), "nothing");
-  const damaged = await open(path);
-  assert.match(damaged.status().damage, /damaged/);
-  assert.equal(damaged.status().task, 1);
-  const repaired = await damaged.apply(await readFile(PACKETS[1]));
-  assert.deepEqual([repaired.task, repaired.damage], [3, ""]);
+  const place = join(path, "packets", digest);
+  for (const damage of [() => writeFile(place, "nothing"), () => rm(place)]) {
+    await damage();
+    const damaged = await open(path);
+    assert.match(damaged.status().damage, /apply it again/);
+    assert.equal(damaged.status().task, 1);
+    const repaired = await damaged.apply(await readFile(PACKETS[1]));
+    assert.deepEqual([repaired.task, repaired.damage], [3, ""]);
+  }
 });
 
 test("a damaged record gives way to the one before it", async () => {
