@@ -5,7 +5,7 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test test-fleet test-arm docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-agent bench-providers figures clean
+.PHONY: demo test test-fleet test-arm test-web docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-agent bench-providers bench-web figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
@@ -23,6 +23,12 @@ test-fleet: .venv/installed
 test-arm: .venv/installed
 	$(BIN)/python tests/fleet/install.py arm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m arm -rs tests/arm
+
+# the JavaScript device in Node and in Chromium; says so if it cannot install them
+test-web: .venv/installed
+	$(BIN)/python tests/fleet/install.py web
+	$(BIN)/python tests/web_suite.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m debian tests/web -rs
 
 # the site, in build/site; dead links are errors
 docs: .venv/installed
@@ -60,6 +66,8 @@ lint: .venv/installed
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file ../../pyproject.toml -p sdlora_edge
 
 bench: bench-agent bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-agent bench-fleet bench-chain bench-one-class bench-precision
+
+bench: bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-web bench-chain bench-one-class bench-precision
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
@@ -115,6 +123,11 @@ bench-agent: .venv/installed
 
 bench-fleet: .venv/installed
 	$(BIN)/python tests/bench/fleet.py
+	$(MAKE) figures
+
+bench-web: .venv/installed
+	$(BIN)/python tests/fleet/install.py node npm
+	$(BIN)/python tests/bench/web.py
 	$(MAKE) figures
 
 figures: .venv/installed

@@ -163,7 +163,9 @@ class Preprocessing:
         image = upright(image)
         shape = self._resized(*image.size)
         if image.size != shape:
-            image = image.resize(shape, _FILTERS[self.interpolation])
+            # rows first, as docs/packet.md says: Pillow 13 begins with the columns of a tall image
+            filter = _FILTERS[self.interpolation]
+            image = image.resize((shape[0], image.height), filter).resize(shape, filter)
         fill = tuple(round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0, 0, 0)
         cropped = Image.new("RGB", (self.size, self.size), fill)
         # torchvision rounds half a pixel to even when it crops, and down when it pads

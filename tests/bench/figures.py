@@ -520,6 +520,24 @@ def providers(figure: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def web(figure: dict[str, Any]) -> str:
+    head = "JavaScript device | "
+    rows = [
+        ["test vectors passed", f"{figure['vectors_passed']} of {figure['vectors']}"],
+        ["sabotages caught", f"{figure['sabotages_caught']} of {figure['sabotages']}"],
+        ["largest logit difference to Python", f"{figure['max_logit_difference']:.1e}"],
+        ["lines of code in web/src", str(figure["lines"])],
+        [
+            "ViT-Tiny, 224 px, one image, one thread: onnxruntime-node",
+            f"{figure['native_ms']:.0f} ms",
+        ],
+        ["the same, onnxruntime-web (wasm)", f"{figure['wasm_ms']:.0f} ms"],
+        ["wasm / native", f"{figure['wasm_over_native']:.1f}"],
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in figure["npm"].items())
+    return table(head, rows) + f"\n\nNode {figure['node'].removeprefix('v')}, {versions}."
+
+
 TABLES: Tables = {
     "loop": loop,
     "step_cost": step_cost,
@@ -533,6 +551,7 @@ TABLES: Tables = {
     "faults": faults,
     "device": device,
     "agent": agent,
+    "web": web,
 }
 
 PAGES: dict[Path, Tables] = {

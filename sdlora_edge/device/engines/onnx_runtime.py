@@ -113,10 +113,10 @@ class OnnxEngine(Engine):
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
             raise verdict(error, self._unloaded(error)) from error
         chosen.require_used(session)
-        overridable = {value.name for value in session.get_overridable_initializers()}
-        if not constants and (unknown := set(self._dtypes) - overridable):
+        taken = [*session.get_overridable_initializers(), *session.get_inputs()]
+        if not constants and (unknown := set(self._dtypes) - {value.name for value in taken}):
             raise InputError(
-                f"{MODEL} has no overridable initializer {', '.join(sorted(unknown))}: "
+                f"{MODEL} takes no weight {', '.join(sorted(unknown))} as an input: "
                 "export the bundle again"
             )
         return session
