@@ -183,6 +183,7 @@ class Agent(Closing):
             if (serves := self.device.serves) != self._served:
                 self._served = serves
                 give_back()
+            self._room.warn()
         if self._listens:
             notify("READY=1\nWATCHDOG=1", self._systemd)
 
