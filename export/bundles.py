@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from ..device import adapter
 from ..device.engines import open_engine
+from ..device.export_weights import write_weights
 from ..errors import HealthError, InputError, NotForThisDevice, UsageError
 from ..formats import bundle
 from ..formats.bundle import (
@@ -30,6 +30,7 @@ from ..formats.bundle import (
     HEAD_WEIGHT,
     INPUTS,
     MANIFEST,
+    PLAIN_INPUTS,
     TRUST,
     Bundle,
     Manifest,
@@ -154,7 +155,7 @@ def export(run: Run, request: BundleRequest, keys: Trust) -> BundleExport:
         proved = check_bundle(run, folder, options.tolerance, options.min_agreement)
         opened = open_bundle(folder)
         if request.adapter is not None:
-            adapter.write_adapter(opened, weights, opened.state, request.adapter)
+            write_weights(opened, weights, opened.state, ("adapter", request.adapter))
     return BundleExport(
         bundle=request.out,
         adapter=request.adapter,
@@ -201,6 +202,8 @@ def _form(run: Run, state: TaskState, options: ExportOptions) -> ModelForm:
         options.weights_as is None and backbones.convolutions(run.backbone, run.projections)
     )
     weights_as = CONSTANTS if constants else options.weights_as or INPUTS
+    if options.runs_in is not None:
+        weights_as = PLAIN_INPUTS
     if options.also and weights_as != INPUTS:
         raise UsageError(
             f"--also {options.also} needs weights as {INPUTS}, which is not the default of "

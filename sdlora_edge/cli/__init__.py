@@ -35,6 +35,7 @@ try:
         fleet,
         identity,
         keys,
+        label,
         output,
         packet,
         peft,
@@ -78,6 +79,7 @@ app = typer.Typer(
 app.command("train", cls=Command)(train.train)
 app.command("eval", cls=Command)(eval.evaluate)
 app.command("report", cls=Command)(report.report)
+app.command("label", cls=Command)(label.label)
 app.command("export", cls=Command)(export.export)
 app.add_typer(keys.app, name="keys")
 app.add_typer(bundle.app, name="bundle")

@@ -10,7 +10,7 @@ import typer
 
 from ..errors import UsageError
 from ..inputs.sizes import MAX_PIXELS
-from . import arguments, sync
+from . import arguments, sources, sync
 from .output import output, say
 
 _ACCESS, _LIMITS = "Access", "Limits"
@@ -164,6 +164,13 @@ def run(
     ca: sync.Ca = None,
     client_cert: sync.ClientCert = None,
     client_key: sync.ClientKey = None,
+    camera: sources.Camera = None,
+    interval: sources.Interval = 1,
+    answers: sources.Answers = None,
+    keep_unknown: sources.KeepUnknown = None,
+    keep_mb: sources.KeepMb = 100,
+    keep_per_day: sources.KeepPerDay = 50,
+    blur: sources.Blur = None,
 ) -> None:
     """Serve predictions over HTTP, take updates, and report, until SIGTERM or Ctrl-C.
 
@@ -176,10 +183,12 @@ def run(
     for package in ("starlette", "uvicorn", "prometheus_client", "python_multipart"):
         need(package, "agent")
     from ..agent.agent import Agent, Serving
+    from ..agent.attaching import attach
     from ..agent.batching import Limits
     from ..agent.logs import logging_as
     from ..agent.origin import Source
     from ..fleet.doors import Door
+    from ..fleet.mqtt_link import Options
 
     emit = logging_as(log_format.value)
     door = None
@@ -199,8 +208,11 @@ def run(
     )
     link = sync.link_of(max_rate, proxy, ca, client_cert, client_key)
     source = Source(url, watch, link, every, report_every, status)
-    with Agent(store, serving, source, emit) as agent:
-        agent.run(lambda address: say(f"agent: {address}"))
+    options = Options.given(ca, client_cert, client_key)
+    wanted = sources.wanted(camera, interval, answers, keep_unknown, keep_mb, keep_per_day, blur)
+    with Agent(store, serving, source, emit) as agent, attach(agent, wanted, options):
+        # stdout is for the answers to cameras, if they go there
+        agent.run(lambda address: say(f"agent: {address}", err=wanted.to_stdout))
 
 
 def _address(listen: str) -> tuple[str, int]:

@@ -47,6 +47,7 @@ class Serving(Predictor):
         threads: int = 0,
         unproved: bool = False,
         swap: str = DOUBLE_BUFFER,
+        provider: str = "",
     ) -> None:
         if swap not in (DOUBLE_BUFFER, IN_PLACE):
             raise UsageError(f"swap {swap!r} is unknown: choose {DOUBLE_BUFFER} or {IN_PLACE}")
@@ -64,7 +65,7 @@ class Serving(Predictor):
             )
         with noticed(f"while the model was loaded, {self._need}"):
             require_memory(ENGINE + bundle.model_bytes)
-            self._engine = open_engine(bundle, threads, store.workspace, unproved)
+            self._engine = open_engine(bundle, threads, store.workspace, unproved, provider)
             self._generations = Generations(store, bundle, self._engine)
             self._live = self._generations.longest(record)
         if swap == IN_PLACE:

@@ -22,6 +22,17 @@ from ..errors import UsageError
 from .access import LOCAL, TOKEN, Access, CertifiedProtocol, read_token
 
 MOST_CONNECTIONS = 500
+POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cache-control": "no-store",
+}
+"""of every page for people"""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+PROVIDERS = DOCS / "guides" / "execution-providers.md"
 BENCHMARKS, PLATFORMS, FIGURES = DOCS / "benchmarks.md", DOCS / "platforms.md", DOCS / "figures"
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "numpy", "securesystemslib")
 
@@ -496,6 +497,47 @@ def agent(figure: dict[str, Any]) -> str:
 
 
 Tables = dict[str, Callable[[dict[str, Any]], str]]
+
+
+def providers(figure: dict[str, Any]) -> str:
+    head = (
+        "precision | computed by | one image | beside the CPU with constants | "
+        "open a store | an update | largest logit difference"
+    )
+    rows = [
+        [
+            cell["precision"],
+            name,
+            f"{one['ms']:.1f} ms",
+            f"{one['ratio']:.2f}",
+            f"{one['open_ms']} ms",
+            f"{one['update_ms']} ms",
+            f"{one['difference']:.1e}",
+        ]
+        for cell in figure["cells"]
+        for name, one in cell["contestants"].items()
+    ]
+    return table(head, rows)
+
+
+def web(figure: dict[str, Any]) -> str:
+    head = "JavaScript device | "
+    rows = [
+        ["test vectors passed", f"{figure['vectors_passed']} of {figure['vectors']}"],
+        ["sabotages caught", f"{figure['sabotages_caught']} of {figure['sabotages']}"],
+        ["largest logit difference to Python", f"{figure['max_logit_difference']:.1e}"],
+        ["lines of code in web/src", str(figure["lines"])],
+        [
+            "ViT-Tiny, 224 px, one image, one thread: onnxruntime-node",
+            f"{figure['native_ms']:.0f} ms",
+        ],
+        ["the same, onnxruntime-web (wasm)", f"{figure['wasm_ms']:.0f} ms"],
+        ["wasm / native", f"{figure['wasm_over_native']:.1f}"],
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in figure["npm"].items())
+    return table(head, rows) + f"\n\nNode {figure['node'].removeprefix('v')}, {versions}."
+
+
 TABLES: Tables = {
     "loop": loop,
     "step_cost": step_cost,
@@ -509,9 +551,14 @@ TABLES: Tables = {
     "faults": faults,
     "device": device,
     "agent": agent,
+    "web": web,
 }
 
-PAGES: dict[Path, Tables] = {BENCHMARKS: TABLES, PLATFORMS: {"matrix": matrix}}
+PAGES: dict[Path, Tables] = {
+    BENCHMARKS: TABLES,
+    PLATFORMS: {"matrix": matrix},
+    PROVIDERS: {"providers": providers},
+}
 
 
 def rendered(page: Path) -> str:

@@ -29,6 +29,7 @@ from sdlora_edge.train.evaluator import Evaluator
 from sdlora_edge.train.run import Run
 
 Cli = Callable[..., Result]
+EXPORT = ("device", "export-weights", "--format", "adapter", "--store")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +131,7 @@ def test_current_json_follows_the_packets(
         packets(run, fleet, tmp_path / "telling", values), values, strict=True
     ):
         assert cli("device", "apply", file, "--store", store).code == 0
-        assert cli("device", "export-adapter", "--store", store, "--out", out).code == 0
+        assert cli(*EXPORT, store, "--out", out).code == 0
         current, device = Current.read(out.parent), Device.open(store)
         assert current is not None
         assert (current.confidence["threshold"], current.confidence["temperature"]) == (

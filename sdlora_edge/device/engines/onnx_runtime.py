@@ -21,6 +21,7 @@ from ...formats.bundle import CONSTANTS, DTYPES, HEAD_BIAS, Bundle
 from ...platforms import cannot_import
 from ...shortage import verdict
 from . import Engine, Outputs, with_room
+from .providers import CPU, named
 
 try:
     import onnxruntime as ort
@@ -56,7 +57,12 @@ class _Loaded(NamedTuple):
 class OnnxEngine(Engine):
     """Runs model.onnx."""
 
-    def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
+    takes_provider = True
+
+    def __init__(self, bundle: Bundle, threads: int, workspace: Path, provider: str = "") -> None:
+        self._provider = named(provider)
+        if self._provider.name != CPU:
+            self.advice = f"use --provider {CPU}"
         self._path = bundle.path / MODEL
         self._threads = threads
         self._capacity = bundle.manifest.capacity
@@ -100,21 +106,29 @@ class OnnxEngine(Engine):
         options = self._options(fixed=bool(constants))
         if constants:
             options.add_external_initializers(list(constants), list(constants.values()))
+        chosen = self._provider
+        more = chosen.add(ort, options, self._threads)
         try:
-            session = ort.InferenceSession(
-                str(self._path), options, providers=["CPUExecutionProvider"]
-            )
+            session = ort.InferenceSession(str(self._path), options, **more)
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
-            raise verdict(
-                error, InputError(f"{self._path}: ONNX Runtime cannot load it: {error}")
-            ) from error
-        overridable = {value.name for value in session.get_overridable_initializers()}
-        if not constants and (unknown := set(self._dtypes) - overridable):
+            raise verdict(error, self._unloaded(error)) from error
+        chosen.require_used(session)
+        taken = [*session.get_overridable_initializers(), *session.get_inputs()]
+        if not constants and (unknown := set(self._dtypes) - {value.name for value in taken}):
             raise InputError(
-                f"{MODEL} has no overridable initializer {', '.join(sorted(unknown))}: "
+                f"{MODEL} takes no weight {', '.join(sorted(unknown))} as an input: "
                 "export the bundle again"
             )
         return session
+
+    def _unloaded(self, error: Exception) -> InputError:
+        told = f"{self._path}: ONNX Runtime cannot load it"
+        if self._provider.name == CPU:
+            return InputError(f"{told}: {error}")
+        return InputError(
+            f"{told} with provider {self._provider.name}: {error}: use --provider {CPU}, "
+            f"or export the bundle with --weights-as {CONSTANTS}"
+        )
 
     def _options(self, fixed: bool) -> ort.SessionOptions:
         """Options of a session. fixed: whether the weights are constants."""
