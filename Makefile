@@ -5,22 +5,28 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test test-fleet test-web docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-web figures clean
+.PHONY: demo test test-fleet test-arm test-web docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-agent bench-providers bench-web figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
 
 test: .venv/installed lint docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not debian and not long"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not debian and not long and not arm"
 
 # the fleet's long tests, and those against real servers of Debian: installs these if it may, and says which tests it skips for want of one
 test-fleet: .venv/installed
 	$(BIN)/python tests/fleet/install.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "debian or long" -rs
 
+# the device suite in all precisions and the C++ programs, on an emulated ARM64 machine in build/arm: installs
+# an emulator and a cross compiler if it may, and says which tests it skips for want of one
+test-arm: .venv/installed
+	$(BIN)/python tests/fleet/install.py arm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m arm -rs tests/arm
+
 # the JavaScript device in Node and in Chromium; says so if it cannot install them
 test-web: .venv/installed
-	$(BIN)/python tests/fleet/install.py node npm chromium chromedriver
+	$(BIN)/python tests/fleet/install.py web
 	$(BIN)/python tests/web_suite.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m debian tests/web -rs
 
@@ -58,6 +64,8 @@ lint: .venv/installed
 	rm -rf build/typed/sdlora_edge && mkdir -p build/typed/sdlora_edge  # export/ where it is installed: mypy follows no editable install
 	ln -s $(CURDIR)/sdlora_edge/* $(CURDIR)/export build/typed/sdlora_edge/
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file ../../pyproject.toml -p sdlora_edge
+
+bench: bench-agent bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-agent bench-fleet bench-chain bench-one-class bench-precision
 
 bench: bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-web bench-chain bench-one-class bench-precision
 
@@ -103,6 +111,14 @@ bench-faults: .venv/installed
 
 bench-device: .venv/installed
 	$(BIN)/python tests/bench/device.py
+	$(MAKE) figures
+
+bench-providers: .venv/installed
+	$(BIN)/python tests/bench/execution_providers.py
+	$(MAKE) figures
+
+bench-agent: .venv/installed
+	$(BIN)/python tests/bench/agent.py
 	$(MAKE) figures
 
 bench-fleet: .venv/installed

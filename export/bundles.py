@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from ..device import adapter
 from ..device.engines import open_engine
+from ..device.export_weights import write_weights
 from ..errors import HealthError, InputError, NotForThisDevice, UsageError
 from ..formats import bundle
 from ..formats.bundle import (
@@ -155,7 +155,7 @@ def export(run: Run, request: BundleRequest, keys: Trust) -> BundleExport:
         proved = check_bundle(run, folder, options.tolerance, options.min_agreement)
         opened = open_bundle(folder)
         if request.adapter is not None:
-            adapter.write_adapter(opened, weights, opened.state, request.adapter)
+            write_weights(opened, weights, opened.state, ("adapter", request.adapter))
     return BundleExport(
         bundle=request.out,
         adapter=request.adapter,

@@ -116,6 +116,16 @@ MinAgreement = Annotated[
     ),
 ]
 All = Annotated[bool, typer.Option("--all", help="Show every entry, not only a summary.")]
+Provider = Annotated[
+    str,
+    typer.Option(
+        "--provider",
+        metavar="cpu|cuda|tensorrt|openvino|coreml|qnn",
+        help="Execution provider of ONNX Runtime. Default: that of SDLORA_EDGE_ONNX_PROVIDER in "
+        "the environment, else cpu.",
+        show_default=False,
+    ),
+]
 Unproved = Annotated[
     bool,
     typer.Option(

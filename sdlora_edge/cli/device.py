@@ -16,7 +16,7 @@ from ..errors import InputError, LimitError, NothingToDo, UsageError
 from ..inputs.sizes import MAX_FILE
 from ..results import AppliedPacket, SkippedPacket
 from . import arguments, sync
-from .arguments import Store, Unproved
+from .arguments import Provider, Store, Unproved
 from .help import CONTEXT, Command, Group
 from .output import Json, answered, completing, emit, facts, fields, output, say
 
@@ -71,6 +71,7 @@ def init(
             help="Group whose members may read the store and predict. Default: nobody else may.",
         ),
     ] = None,
+    provider: Provider = "",
     max_rate: sync.MaxRate = 0,
     proxy: sync.Proxy = None,
     ca: sync.Ca = None,
@@ -88,7 +89,7 @@ def init(
 
     def make(bundle: Path, store: Path) -> Device:
         with stage("checking the bundle and running its canary"):
-            return Device.init(bundle, store, unproved, group)
+            return Device.init(bundle, store, unproved, group, provider)
 
     if url is None:
         if bundle is None:
@@ -108,6 +109,7 @@ def apply(
         bool, typer.Option("--allow-older", help="Accept packets that were rolled back before.")
     ] = False,
     unproved: Unproved = False,
+    provider: Provider = "",
     json: Json = False,
 ) -> None:
     """Verify packets and apply them in the given order.
@@ -120,7 +122,7 @@ def apply(
     """
     from ..device.device import IN_PLACE, Device
 
-    device = Device.open(store, unproved=unproved, swap=IN_PLACE)
+    device = Device.open(store, unproved=unproved, swap=IN_PLACE, provider=provider)
     result: dict[str, list[dict[str, Any]]] = {"applied": [], "skipped": []}
     alone = len(packets) == 1
 
@@ -185,6 +187,7 @@ def predict(
             help="Count the predictions for the next report. Default: if the device reports.",
         ),
     ] = None,
+    provider: Provider = "",
     json: Json = False,
 ) -> None:
     """Name the classes of images, or say that an image is unknown.
@@ -198,7 +201,7 @@ def predict(
 
     names = deque(name for argument in images for name in _images(argument))
     found: list[dict[str, Any]] = []
-    device = Device.open(store)
+    device = Device.open(store, provider=provider)
     with completing({"predictions": found}), counting(store, count) as tally:
         sources = (_stdin if name == "-" else name for name in list(names))
         pixels = max_megapixels * 10**6
@@ -307,24 +310,37 @@ def rollback(store: Store, unproved: Unproved = False, json: Json = False) -> No
 app.command("sync", cls=Command)(sync.sync)
 
 
-@app.command("export-adapter", cls=Command)
-def export_adapter(
+@app.command("export-weights", cls=Command)
+def export_weights(
     store: Store,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="safetensors|adapter|ptd",
+            help="safetensors for any runtime, adapter (.onnx_adapter) for ONNX Runtime, ptd for "
+            "ExecuTorch.",
+        ),
+    ],
     out: Annotated[
         Path,
         typer.Option(
             metavar="FILE",
             callback=output,
-            help="The .onnx_adapter file. An existing one is replaced.",
+            help="File to write, with current.json beside it. Existing ones are replaced.",
         ),
     ],
+    unproved: Unproved = False,
     json: Json = False,
 ) -> None:
-    """Write the current weights as an adapter file, for a C or C++ program that runs model.onnx."""
-    from ..device.adapter import export_adapter as write
-    from ..device.device import Device
+    """Write the current weights as a file, for a program in another language that runs the model.
 
-    value = write(Device.open(store), out)
+    current.json beside the file says which run, task and classes it holds, with its SHA-256.
+    """
+    from ..device.device import Device
+    from ..device.export_weights import export_weights as write
+
+    value = write(Device.open(store, unproved=unproved), kind, out)
     emit(value, json, lambda: facts(value, *fields(value)))
 
 

@@ -22,7 +22,12 @@ class Device(Intake):
 
     @classmethod
     def init(
-        cls, bundle: Path | str, store: Path | str, unproved: bool = False, group: str | None = None
+        cls,
+        bundle: Path | str,
+        store: Path | str,
+        unproved: bool = False,
+        group: str | None = None,
+        provider: str = "",
     ) -> Device:
         """Make a store from a bundle, if this device computes what the host computed.
 
@@ -31,6 +36,7 @@ class Device(Intake):
             store: The new store; it belongs to this user alone.
             unproved: As for `open`.
             group: Name or number of a group whose members may read the store, and so predict.
+            provider: As for `open`. The store does not remember it.
 
         Raises:
             InputError: The bundle is damaged.
@@ -41,15 +47,24 @@ class Device(Intake):
         Store.create(
             Path(store),
             opened,
-            lambda new: cls.open(trial.tried(new, unproved, open_store), unproved=unproved),
+            lambda new: cls.open(
+                trial.tried(new, unproved, open_store, provider),
+                unproved=unproved,
+                provider=provider,
+            ),
             group,
         )
-        return cls.open(store, unproved=unproved)
+        return cls.open(store, unproved=unproved, provider=provider)
 
     @classmethod
     @noticed("while the store was opened")
     def open(
-        cls, store: Path | str, threads: int = 0, unproved: bool = False, swap: str = DOUBLE_BUFFER
+        cls,
+        store: Path | str,
+        threads: int = 0,
+        unproved: bool = False,
+        swap: str = DOUBLE_BUFFER,
+        provider: str = "",
     ) -> Device:
         """Open a store in the generation in force. Verifies every file and runs the canary.
 
@@ -68,13 +83,16 @@ class Device(Intake):
             swap: DOUBLE_BUFFER builds an update beside the weights that serve, and no prediction
                 ever waits. IN_PLACE frees those first, for a device without memory for both:
                 predictions wait until the new weights are proved, or the old ones are back.
+            provider: ONNX Runtime's execution provider: cpu, cuda, tensorrt, openvino, coreml or
+                qnn. Default: that of SDLORA_EDGE_ONNX_PROVIDER in the environment, else cpu.
 
         Raises:
             InputError, TrustError, HealthError: Nothing can be served.
             ResourceError: Memory ran out.
+            UsageError: There is no such provider.
         """
         opened = Store(Path(store))
-        device = cls(opened, open_bundle(opened.path / "bundle"), threads, unproved, swap)
+        device = cls(opened, open_bundle(opened.path / "bundle"), threads, unproved, swap, provider)
         device._publish()
         return device
 
@@ -135,7 +153,7 @@ class Device(Intake):
         return self.status()
 
 
-def open_store(store: str) -> None:
+def open_store(store: str, provider: str = "") -> None:
     """Load the model and run its canary: what the child process of `trial` does."""
     print(trial.BEGUN, flush=True)
-    Device(Store(Path(store)), open_bundle(Path(store) / "bundle"))
+    Device(Store(Path(store)), open_bundle(Path(store) / "bundle"), provider=provider)

@@ -34,11 +34,13 @@ CRASHES = {
 }
 """Signals that a process causes itself; others come from outside."""
 
-_survived: set[str] = set()
-"""Ids of bundles that a child of this process has opened."""
+_survived: set[tuple[str, str]] = set()
+"""(id, provider) of bundles that a child of this process has opened."""
 
 
-def tried(store: Path, unproved: bool, opens: Callable[[str], None]) -> Path:
+def tried(
+    store: Path, unproved: bool, opens: Callable[[str, str], None], provider: str = ""
+) -> Path:
     """The same path, after a child process has opened the store.
 
     Each bundle is tried once in the life of this process.
@@ -49,15 +51,17 @@ def tried(store: Path, unproved: bool, opens: Callable[[str], None]) -> Path:
         store: The store's folder.
         unproved: No model runs here, so nothing is tried.
         opens: What the child does: print BEGUN, load the model and run its canary.
+        provider: What computes it.
 
     Raises:
         HealthError: The child crashed.
         ResourceError: The child ran out of memory.
     """
     data = atomic.read(store / "bundle" / MANIFEST)
-    if unproved or sha256(data) in _survived or not sys.executable or getattr(sys, "frozen", False):
+    own = sha256(data), provider
+    if unproved or own in _survived or not sys.executable or getattr(sys, "frozen", False):
         return store
-    command = child(opens, store.absolute())
+    command = child(opens, store.absolute(), provider)
     try:
         done = subprocess.run(
             command,
@@ -70,7 +74,7 @@ def tried(store: Path, unproved: bool, opens: Callable[[str], None]) -> Path:
     except OSError:  # no process can be had now
         return store
     if done.returncode == 0:
-        _survived.add(sha256(data))
+        _survived.add(own)
     elif done.returncode < 0 and done.stdout.startswith(BEGUN):
         raise _error(_signal(-done.returncode), done.stderr, Manifest.from_json(data))
     return store

@@ -154,15 +154,8 @@ class Preprocessing:
             InputError: It cannot be read, or has more than `max_pixels` pixels; the message names
                 it.
         """
-        with reading(str(image) if isinstance(image, (str, Path)) else "the image"):
-            if isinstance(image, bytes):
-                image = io.BytesIO(image)
-            if isinstance(image, (str, Path, io.BytesIO)):
-                with open_image(image) as opened:
-                    return self.prepared(opened, max_pixels)
-            return self.prepared(
-                Image.fromarray(image) if isinstance(image, np.ndarray) else image, max_pixels
-            )
+        with as_pillow(image) as opened:
+            return self.prepared(opened, max_pixels)
 
     def prepared(self, image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """The same of an open image. Raises whatever Pillow does: call it inside `reading`."""
@@ -256,6 +249,19 @@ def reading(name: str, kind: str = "an image") -> Iterator[None]:
     except Exception as error:  # Pillow raises whatever a damaged file leads it to
         damaged = InputError(f"{name} cannot be read as {kind}: {str(error) or repr(error)}")
         raise shortage(error, f"while {name} was read") or damaged from error
+
+
+@contextmanager
+def as_pillow(image: ImageLike) -> Iterator[Image.Image]:
+    """Open whatever is an image. What goes wrong with it in this block is an InputError."""
+    with reading(str(image) if isinstance(image, (str, Path)) else "the image"):
+        if isinstance(image, bytes):
+            image = io.BytesIO(image)
+        if isinstance(image, (str, Path, io.BytesIO)):
+            with open_image(image) as opened:
+                yield opened
+        else:
+            yield Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
 def open_image(file: str | Path | io.BytesIO) -> Image.Image:

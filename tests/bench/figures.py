@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+PROVIDERS = DOCS / "guides" / "execution-providers.md"
 BENCHMARKS, PLATFORMS, FIGURES = DOCS / "benchmarks.md", DOCS / "platforms.md", DOCS / "figures"
 PACKAGES = ("torch", "timm", "onnx", "onnxruntime", "numpy", "securesystemslib")
 
@@ -474,7 +475,49 @@ def fleet(figure: dict[str, Any]) -> str:
     return table(f"{title} | ", rows)
 
 
+def agent(figure: dict[str, Any]) -> str:
+    def pair(name: str) -> list[str]:
+        return [f"{figure[f'{p}_{name}ms']:.1f} ms" for p in ("p50", "p99")]
+
+    rows = [
+        ["over HTTP, while updates come in", *pair("")],
+        ["over HTTP, without updates", *pair("quiet_")],
+        ["`Device.predict` in a program, while updates come in", *pair("in_process_")],
+        ["`Device.predict` in a program, without updates", *pair("in_process_quiet_")],
+    ]
+    title = f"{figure['requests_per_s']:g} requests a second, ViT-Tiny at {figure['image_size']} px"
+    return (
+        table(f"{title} | median | 99th percentile", rows)
+        + f"\n\n{figure['updates']} updates, {figure['requests']:,} requests: {figure['failed']} "
+        f"failed, {figure['mixed']} mixed the classes of two generations. Resident memory: "
+        f"{figure['rss_mb']:.0f} MB, after {figure['minutes']:g} minutes of load "
+        f"{figure['rss_growth_mb']:+.1f} MB. From the start of the process to the first answer: "
+        f"{figure['cold_start_s']:.2f} s."
+    )
+
+
 Tables = dict[str, Callable[[dict[str, Any]], str]]
+
+
+def providers(figure: dict[str, Any]) -> str:
+    head = (
+        "precision | computed by | one image | beside the CPU with constants | "
+        "open a store | an update | largest logit difference"
+    )
+    rows = [
+        [
+            cell["precision"],
+            name,
+            f"{one['ms']:.1f} ms",
+            f"{one['ratio']:.2f}",
+            f"{one['open_ms']} ms",
+            f"{one['update_ms']} ms",
+            f"{one['difference']:.1e}",
+        ]
+        for cell in figure["cells"]
+        for name, one in cell["contestants"].items()
+    ]
+    return table(head, rows)
 
 
 def web(figure: dict[str, Any]) -> str:
@@ -507,10 +550,15 @@ TABLES: Tables = {
     "packet": packet,
     "faults": faults,
     "device": device,
+    "agent": agent,
     "web": web,
 }
 
-PAGES: dict[Path, Tables] = {BENCHMARKS: TABLES, PLATFORMS: {"matrix": matrix}}
+PAGES: dict[Path, Tables] = {
+    BENCHMARKS: TABLES,
+    PLATFORMS: {"matrix": matrix},
+    PROVIDERS: {"providers": providers},
+}
 
 
 def rendered(page: Path) -> str:

@@ -563,7 +563,7 @@ def test_every_command_has_help(cli: Cli) -> None:
             "to-peft",
             "from-peft",
         ],
-        "device": ["init", "apply", "predict", "status", "verify", "rollback", "export-adapter"],
+        "device": ["init", "apply", "predict", "status", "verify", "rollback", "export-weights"],
     }
     words = [
         [],

@@ -30,7 +30,7 @@ INPUTS = {
         "online_keys",
         "root",
     ),
-    *("tls_cert", "tls_key", "token_file"),
+    *("socket", "tls_cert", "tls_key", "token_file", "watch"),
 }
 
 

@@ -150,15 +150,17 @@ else:
     python(program, home=home)
 
 
-@pytest.mark.parametrize("command", ["init", "export-adapter"])
+@pytest.mark.parametrize("command", ["init", "export-weights"])
 def test_without_onnxruntime_the_command_says_where_it_runs(
     fleet: Fleet, store: Path, tmp_path: Path, command: str
 ) -> None:
     arguments = {
         "init": ["device", "init", "--bundle", str(fleet.bundle), "--store", str(tmp_path / "new")],
-        "export-adapter": [
+        "export-weights": [
             "device",
-            "export-adapter",
+            "export-weights",
+            "--format",
+            "safetensors",
             "--store",
             str(store),
             "--out",

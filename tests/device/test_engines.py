@@ -10,7 +10,7 @@ import pytest
 from conftest import Fleet, retargeted
 
 from sdlora_edge.device import Device
-from sdlora_edge.errors import InputError
+from sdlora_edge.errors import InputError, UsageError
 
 ENGINE = '''
 import numpy as np
@@ -70,6 +70,8 @@ def test_an_engine_of_another_package_serves_and_hears_of_every_generation(
     inputs = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
     np.testing.assert_allclose(device.logits(inputs), ours.logits(inputs), atol=1e-5)
     assert device.status().target == "counting"
+    with pytest.raises(UsageError, match="target counting has no provider openvino"):
+        Device.open(tmp_path / "mine", provider="openvino")
 
 
 def test_without_it_the_target_is_named(fleet: Fleet, tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ for arguments in (
     ["packet", "verify", packets[0], "--bundle", bundle],
     ["packet", "inspect", packets[0]],
     ["bundle", "inspect", "--bundle", bundle],
-    ["device", "export-adapter", *store, "--out", folder + "/a.onnx_adapter"],
+    ["device", "export-weights", *store, "--format", "adapter", "--out", folder + "/a.onnx_adapter"],
+    ["device", "export-weights", *store, "--format", "safetensors", "--out", folder + "/a.st"],
 ):
     assert main(arguments) == 0, arguments
 assert Device.open(folder + "/s").status().task == len(packets) - 1

@@ -14,8 +14,9 @@ from conftest import Fleet
 from faults.simulator import Restarts, Simulator, Tree
 
 from sdlora_edge.device import Device
-from sdlora_edge.device.adapter import export_adapter
 from sdlora_edge.device.engines import with_room
+from sdlora_edge.device.export_weights import export_weights
+from sdlora_edge.errors import UsageError
 from sdlora_edge.formats.bundle import (
     CLASSES,
     CONSTANTS,
@@ -136,13 +137,13 @@ def test_an_adapter_and_its_current_are_each_the_old_one_or_the_new(
     out = root / "served" / "a.onnx_adapter"
     out.parent.mkdir(parents=True)
     device = Device.open(store, threads=1)
-    export_adapter(device, out)
+    export_weights(device, "adapter", out)
     old = Current.read(out.parent)
     device.apply(fleet.packets[0])
     left: list[Tree] = []
     simulator = Simulator(root, left.extend)
     with simulator.installed():
-        export_adapter(device, out)
+        export_weights(device, "adapter", out)
     new = Current.read(out.parent)
     assert old is not None
     assert new is not None
@@ -164,6 +165,22 @@ def test_an_adapter_and_its_current_are_each_the_old_one_or_the_new(
         current = current_in(tree, "served")
         assert current is not None
         assert files_in(tree, "served", current) == current.files == new.files
+
+
+def test_an_exported_ptd_is_the_one_that_the_device_publishes(
+    fleet: Fleet, bundle: Path, tmp_path: Path
+) -> None:
+    store, out = tmp_path / "store", tmp_path / "served" / "now.ptd"
+    device = Device.init(bundle, store, unproved=True)
+    for packet in fleet.packets:
+        device.apply(packet)
+        exported = export_weights(device, "ptd", out)
+        published, current = Current.read(store / "engine"), Current.read(out.parent)
+        assert published is not None
+        assert current == replace(published, files={out.name: exported.sha256})
+        assert (store / "engine" / f"{exported.sha256}.ptd").read_bytes() == out.read_bytes()
+    with pytest.raises(UsageError, match=r"takes no file of format adapter: .*--target onnx"):
+        export_weights(device, "adapter", tmp_path / "a.onnx_adapter")
 
 
 @pytest.mark.parametrize("name", ["../a.ptd", "/a.ptd", "a/b.ptd", "..", ""])

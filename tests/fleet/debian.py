@@ -1,4 +1,4 @@
-"""Real servers of Debian's packages, as children of a test: nginx, mosquitto, PostgreSQL.
+"""What Debian's packages bring: programs, headers, and real servers as children of a test.
 
 `make test-fleet` installs the packages. Without one, `program` skips the test. Nothing outside a
 folder of the test is read or written, and every server is stopped at the end. A test that uses any
@@ -33,11 +33,26 @@ PACKAGES = {
     "mender-artifact": "mender-artifact",
     "mosquitto": "mosquitto",
     "nginx": "nginx-light",
-    "node": "nodejs",
-    "npm": "npm",
+    "nlohmann/json.hpp": "nlohmann-json3-dev",
+    "onnxruntime/onnxruntime_cxx_api.h": "libonnxruntime-dev",
+    "openssl/evp.h": "libssl-dev",
     "postgres": "postgresql",
 }
-"""The package of each program. `make test-fleet` installs them all."""
+"""The package of each program and each header. `make test-fleet` installs them all."""
+ARM_PACKAGES = {
+    "aarch64-linux-gnu-g++": "g++-aarch64-linux-gnu",
+    "mmdebstrap": "mmdebstrap",
+    "qemu-aarch64-static": "qemu-user-static",
+}
+"""What `make test-arm` needs beside them."""
+WEB_PACKAGES = {"node": "nodejs", "npm": "npm"} | {
+    name: package for name, package in PACKAGES.items() if name.startswith("chrom")
+}
+GROUPS = {"fleet": PACKAGES, "arm": PACKAGES | ARM_PACKAGES, "web": WEB_PACKAGES}
+"""What each of `make test-fleet`, `test-arm` and `test-web` installs."""
+UNPACKED = Path(__file__).resolve().parents[2] / "build" / "debian"
+"""where install.py puts headers of a later release"""
+HEADERS = (Path("/usr/include"), UNPACKED / "usr" / "include")
 PLACES = ("/usr/sbin", "/usr/lib/postgresql/*/bin")
 """where Debian puts programs that are not on everyone's PATH"""
 HOSTING = Path(__file__).resolve().parents[2] / "docs" / "guides" / "fleet-hosting.md"
@@ -46,16 +61,19 @@ DEADLINE = 30
 
 
 def found(name: str) -> str | None:
-    """Path of a program, if it is installed."""
+    """Path of a program or a header, if it is installed."""
+    if name.endswith((".h", ".hpp")):
+        return next((str(p / name) for p in HEADERS if (p / name).is_file()), None)
     places = [os.environ.get("PATH", ""), *(p for g in PLACES for p in sorted(glob.glob(g)))]
     return shutil.which(name, path=os.pathsep.join(places))
 
 
 def program(name: str) -> str:
-    """Path of a program; the test is skipped if its package is not installed."""
+    """Path of a program or a header; the test is skipped if its package is not installed."""
     if path := found(name):
         return path
-    pytest.skip(f"{name} is not here: install Debian's {PACKAGES[name]}, or run make test-fleet")
+    target, packages = next((t, packages) for t, packages in GROUPS.items() if name in packages)
+    pytest.skip(f"{name} is not here: install Debian's {packages[name]}, or run make test-{target}")
 
 
 def free_port() -> int:

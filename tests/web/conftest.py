@@ -60,19 +60,3 @@ def web_bundle(fleet: Fleet, site: Path) -> Path:
     options = ExportOptions(runs_in="web")
     export_bundle(Run.open(fleet.run), site / "bundle", 0, [str(public)], options)
     return site / "bundle"
-
-
-@pytest.fixture(scope="session")  # XXX
-def fleet():
-    from sdlora_edge.formats import signing
-
-    r = Path("/tmp/fleetrun")
-    key = next((r / "keys").glob("*.key"))
-    pub = next((r / "keys").glob("*.pub"))
-    return Fleet(
-        next((r / "runs").iterdir()),
-        r / "bundle",
-        sorted((r / "packets").glob("*.sdlora")),
-        key,
-        signing.Trust((signing.load_public(pub),), 1),
-    )

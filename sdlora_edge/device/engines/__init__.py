@@ -77,6 +77,9 @@ class Engine(ABC):
     canary itself."""
     advice = ""
     """What to try if the canary fails on this machine, as an imperative."""
+    takes_provider = False
+    """Whether `__init__` takes a fourth argument, `provider`: the name of what computes, "" for the
+    machine's own choice."""
 
     @abstractmethod
     def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
@@ -141,7 +144,9 @@ class Engine(ABC):
         """
 
 
-def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = False) -> Engine:
+def open_engine(
+    bundle: Bundle, threads: int, workspace: Path, unproved: bool = False, provider: str = ""
+) -> Engine:
     """The engine for a bundle's target.
 
     Args:
@@ -149,10 +154,12 @@ def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = 
         threads: As for `Engine`.
         workspace: As for `Engine`.
         unproved: Without its runtime (`Engine.without_running`).
+        provider: As for `Engine.takes_provider`.
 
     Raises:
         InputError: No engine is installed for the target, or it cannot be loaded.
-        UsageError: `unproved`, and the engine can do nothing without its runtime.
+        UsageError: `unproved`, and the engine can do nothing without its runtime; or the engine
+            takes no provider.
     """
     target = bundle.manifest.target
     others = {entry.name: entry for entry in entry_points(group=GROUP)}
@@ -172,9 +179,15 @@ def open_engine(bundle: Bundle, threads: int, workspace: Path, unproved: bool = 
             f"{', '.join(sorted({*BUILT_IN, *others}))}; "
             "install the package of that engine, or export a bundle for one of these"
         )
-    return (
-        found.without_running(bundle, workspace) if unproved else found(bundle, threads, workspace)
-    )
+    if provider and not found.takes_provider:
+        raise UsageError(
+            f"target {target} has no provider {provider}: leave --provider out, "
+            "or use a bundle with target onnx"
+        )
+    if unproved:
+        return found.without_running(bundle, workspace)
+    chosen: Any = {"provider": provider} if provider else {}
+    return found(bundle, threads, workspace, **chosen)
 
 
 def with_room(name: str, weight: np.ndarray, capacity: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from ...formats.bundle import CONSTANTS, DTYPES, HEAD_BIAS, Bundle
 from ...platforms import cannot_import
 from ...shortage import verdict
 from . import Engine, Outputs, with_room
+from .providers import CPU, named
 
 try:
     import onnxruntime as ort
@@ -33,6 +34,9 @@ LOGITS, FEATURES = "logits", "features"
 CONFIG = "SDLORA_EDGE_ONNX_CONFIG"
 """Environment variable with more entries of the session's configuration: NAME=VALUE, separated by
 spaces."""
+ARENA = "SDLORA_EDGE_ONNX_ARENA"
+"""Environment variable: with 0, ONNX Runtime gives memory back after each prediction, which takes a
+few per cent more time."""
 CRASHES = (1, 23), (1, 30)
 """From the first version to below the second, ONNX Runtime dies (SIGSEGV) when a session with
 float16 inputs that have defaults opens with ORT_ENABLE_ALL. ORT_ENABLE_EXTENDED gives the same
@@ -53,7 +57,12 @@ class _Loaded(NamedTuple):
 class OnnxEngine(Engine):
     """Runs model.onnx."""
 
-    def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
+    takes_provider = True
+
+    def __init__(self, bundle: Bundle, threads: int, workspace: Path, provider: str = "") -> None:
+        self._provider = named(provider)
+        if self._provider.name != CPU:
+            self.advice = f"use --provider {CPU}"
         self._path = bundle.path / MODEL
         self._threads = threads
         self._capacity = bundle.manifest.capacity
@@ -97,14 +106,13 @@ class OnnxEngine(Engine):
         options = self._options(fixed=bool(constants))
         if constants:
             options.add_external_initializers(list(constants), list(constants.values()))
+        chosen = self._provider
+        more = chosen.add(ort, options, self._threads)
         try:
-            session = ort.InferenceSession(
-                str(self._path), options, providers=["CPUExecutionProvider"]
-            )
+            session = ort.InferenceSession(str(self._path), options, **more)
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
-            raise verdict(
-                error, InputError(f"{self._path}: ONNX Runtime cannot load it: {error}")
-            ) from error
+            raise verdict(error, self._unloaded(error)) from error
+        chosen.require_used(session)
         taken = [*session.get_overridable_initializers(), *session.get_inputs()]
         if not constants and (unknown := set(self._dtypes) - {value.name for value in taken}):
             raise InputError(
@@ -113,11 +121,21 @@ class OnnxEngine(Engine):
             )
         return session
 
+    def _unloaded(self, error: Exception) -> InputError:
+        told = f"{self._path}: ONNX Runtime cannot load it"
+        if self._provider.name == CPU:
+            return InputError(f"{told}: {error}")
+        return InputError(
+            f"{told} with provider {self._provider.name}: {error}: use --provider {CPU}, "
+            f"or export the bundle with --weights-as {CONSTANTS}"
+        )
+
     def _options(self, fixed: bool) -> ort.SessionOptions:
         """Options of a session. fixed: whether the weights are constants."""
         options = ort.SessionOptions()
         options.log_severity_level = ERROR_LEVEL
         options.intra_op_num_threads = self._threads
+        options.enable_cpu_mem_arena = os.environ.get(ARENA) != "0"
         # Unpack int8 weights once, when the session opens. Otherwise activations would be rounded
         # to int8 as well.
         options.add_session_config_entry("session.disable_quant_qdq", "1")

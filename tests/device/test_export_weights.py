@@ -1,10 +1,11 @@
-"""The .onnx_adapter file: any ONNX Runtime program gets the device's outputs from the bundle's own model."""
+"""`device export-weights`: any program gets the device's outputs from the bundle's own model."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+import safetensors.numpy
 from conftest import Fleet, Result
 
 from sdlora_edge.device import Device
-from sdlora_edge.device.adapter import export_adapter, write_adapter
 from sdlora_edge.device.answers import Asked, Prediction, best
 from sdlora_edge.device.engines import Outputs
+from sdlora_edge.device.export_weights import export_weights, write_weights
 from sdlora_edge.errors import UsageError
 from sdlora_edge.formats.canonical import sha256
 from sdlora_edge.formats.confidence import Confidence
@@ -27,6 +29,7 @@ from sdlora_edge.state import TaskState
 from sdlora_edge.storage import disk
 
 Cli = Callable[..., Result]
+EXPORT = ("device", "export-weights", "--format")
 
 
 def images() -> np.ndarray:
@@ -56,7 +59,7 @@ def test_a_plain_session_gets_the_devices_outputs_after_each_packet(
     for task, path in enumerate([None, *fleet.packets]):
         if path:
             assert cli("device", "apply", path, "--store", store).code == 0
-        result = cli("device", "export-adapter", "--store", store, "--out", out, "--json")
+        result = cli(*EXPORT, "adapter", "--store", store, "--out", out, "--json")
         assert result.code == 0, result
         device, shown = Device.open(store), json.loads(result.out)
         found = run_plainly(fleet.bundle, out)
@@ -94,7 +97,8 @@ def test_other_precisions_and_other_bundles(fleet: Fleet, tmp_path: Path) -> Non
     device = Device.init(tmp_path / "half", tmp_path / "store")
     for path in fleet.packets[1:]:
         device.apply(path)
-    shown, out = export_adapter(device, tmp_path / "a.onnx_adapter"), tmp_path / "a.onnx_adapter"
+    out = tmp_path / "a.onnx_adapter"
+    shown = export_weights(device, "adapter", out)
     found, known = run_plainly(tmp_path / "half", out), len(shown.classes)
     np.testing.assert_allclose(found[:, :known], device.logits(images()), atol=1e-5)
     assert (found[:, known:] < -1e4).all()  # rows without a class can never win
@@ -105,8 +109,62 @@ def test_other_precisions_and_other_bundles(fleet: Fleet, tmp_path: Path) -> Non
     )
     state, weights = device.current()
     with pytest.raises(UsageError, match="--weights-as inputs"):
-        write_adapter(constants, weights, state, tmp_path / "b.onnx_adapter")
+        write_weights(constants, weights, state, ("adapter", tmp_path / "b.onnx_adapter"))
     assert not (tmp_path / "b.onnx_adapter").exists()
+    the_file_takes_the_place_of_the_bundles(device, tmp_path / "placed")
+
+
+def the_file_takes_the_place_of_the_bundles(device: Device, folder: Path) -> None:
+    """With room for a fixed number of classes: no API but that which opens a model."""
+    export_weights(device, "safetensors", folder / "weights.safetensors")
+    shutil.copy(device.bundle.path / "model.onnx", folder)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"]
+    )
+    (found,) = session.run(["logits"], {"pictures": images()})
+    known = len(device.status().classes)
+    np.testing.assert_allclose(found[:, :known], device.logits(images()), atol=1e-5)
+
+
+def test_safetensors_hold_what_the_model_takes_as_inputs(
+    fleet: Fleet, store: Path, cli: Cli, tmp_path: Path
+) -> None:
+    out = tmp_path / "served" / "now.safetensors"
+    for path in [None, *fleet.packets]:
+        if path:
+            assert cli("device", "apply", path, "--store", store).code == 0
+        shown = json.loads(
+            cli(*EXPORT, "safetensors", "--store", store, "--out", out, "--json").out
+        )
+        device, current = Device.open(store), Current.read(out.parent)
+        state, weights = device.current()
+        held = safetensors.numpy.load_file(out)
+        assert held.keys() == weights.keys()
+        for name, weight in weights.items():
+            np.testing.assert_array_equal(held[name], weight)
+        assert current == Current.of(shown["lineage"], state, {out.name: shown["sha256"]})
+        assert shown["sha256"] == sha256(out.read_bytes())
+        session = ort.InferenceSession(str(fleet.bundle / "model.onnx"))
+        (found,) = session.run(["logits"], {"pictures": images(), **held})
+        np.testing.assert_allclose(found, device.logits(images()), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("ptd", "a.ptd", "--target executorch"),
+        ("onnx", "a.onnx", "choose safetensors, adapter, ptd"),
+        ("safetensors", "current.json", "choose another name"),
+    ],
+)
+def test_what_a_bundle_does_not_take_is_refused_by_name(
+    store: Path, cli: Cli, tmp_path: Path, kind: str, name: str, said: str
+) -> None:
+    refused = cli(*EXPORT, kind, "--store", store, "--out", tmp_path / "new" / name)
+    assert (refused.code, said in refused.err) == (2, True), refused
+    assert not (tmp_path / "new").exists()
 
 
 def test_it_is_written_whole_or_not_at_all(
@@ -120,11 +178,11 @@ def test_it_is_written_whole_or_not_at_all(
 
     with monkeypatch.context() as cut:
         cut.setattr(disk.os, "replace", power_cut)
-        assert cli("device", "export-adapter", "--store", store, "--out", out).code == 130
+        assert cli(*EXPORT, "adapter", "--store", store, "--out", out).code == 130
     assert out.read_bytes() == b"the one before"
     (tmp_path / "file").touch()
     refused = cli(
-        "device", "export-adapter", "--store", store, "--out", tmp_path / "file" / "a.onnx_adapter"
+        *EXPORT, "adapter", "--store", store, "--out", tmp_path / "file" / "a.onnx_adapter"
     )
     assert (refused.code, "cannot be written" in refused.err) == (3, True)
 
