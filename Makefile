@@ -16,7 +16,7 @@ test: .venv/installed lint docs
 # the fleet's long tests, and those against real servers of Debian: installs these if it may, and says which tests it skips for want of one
 test-fleet: .venv/installed
 	$(BIN)/python tests/fleet/install.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "debian or long" -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "debian or long" --ignore=tests/web -rs
 
 # the device suite in all precisions and the C++ programs, on an emulated ARM64 machine in build/arm: installs
 # an emulator and a cross compiler if it may, and says which tests it skips for want of one

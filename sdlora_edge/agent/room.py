@@ -79,7 +79,7 @@ class Room:
         self._given, self._most, self._pixels = megabytes, batch, pixels
         self.limit = usual_limit() if megabytes is None else megabytes * MB
         self.batch = 1
-        self._before = 0
+        self._before, self._warned = 0, False
         if self.limit < SMALL:
             os.environ.setdefault(ARENA, "0")
             for parameter, value in MALLOPT.items():
@@ -101,6 +101,12 @@ class Room:
                 f"an image, but --memory-limit is {self._given}: raise it, or export a smaller "
                 "model or precision"
             )
+
+    def warn(self) -> None:
+        """Warn, once, if the process has taken more than the limit that was given."""
+        if self._given is not None and not self._warned and (most := peak()) > self.limit:
+            self._warned = True
+            log.warning("%d MB are taken: --memory-limit %d is too low", most // MB, self._given)
 
     def computed(self, count: int) -> None:
         """Note that a batch of so many images was computed, and allow the next size if it fits."""

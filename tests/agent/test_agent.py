@@ -208,7 +208,7 @@ def test_a_full_queue_is_429_and_certificates_open_the_door(store: Path, tmp_pat
         assert running.ask("/healthz").status == 200
         assert running.ask("/v1/predict", encoded()).status == 401
         running.tls.load_cert_chain(c.client, c.client_key)
-        large = encoded(kind="PNG", size=(1500, 1500))
+        large = encoded(kind="PNG", size=(600, 600))
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda _: running.ask("/v1/predict", large), range(16)))
         assert {answer.status for answer in answers} == {200, 429}

@@ -10,6 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,17 @@ def test_a_client_that_goes_away_harms_nobody(running: Running) -> None:
         gone.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99\r\n\r\nx")
     assert running.ask("/v1/predict", encoded()).status == 200
     assert not [e for e in running.events() if "failed" in str(e.get("message"))]
+
+
+def test_an_answer_on_a_kept_connection_is_not_delayed(running: Running) -> None:
+    """TCP would keep the end of an answer back for 40 ms, if it were not told to send it."""
+    spent = []
+    with contextlib.closing(running.connection()) as connection:
+        for _ in range(20):
+            begin = time.perf_counter()
+            assert request(connection, "/healthz").status == 200
+            spent.append(time.perf_counter() - begin)
+    assert min(spent) < 0.03
 
 
 def test_the_unix_socket_serves_the_same(running: Running, store: Path, device: Device) -> None:

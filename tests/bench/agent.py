@@ -189,10 +189,8 @@ def fresh(folder: Path, name: str) -> Path:
 def classes_of(folder: Path, packets: list[Path]) -> dict[int, frozenset[str]]:
     """{generation: its classes}"""
     device = Device.open(fresh(folder, "known"), swap=IN_PLACE)
-    found = {(status := device.status()).generation: frozenset(status.classes)}
-    for packet in packets:
-        found[(status := device.apply(packet)).generation] = frozenset(status.classes)
-    return found
+    statuses = [device.status(), *(device.apply(packet) for packet in packets)]
+    return {status.generation: frozenset(status.classes) for status in statuses}
 
 
 def measured(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
