@@ -5,7 +5,7 @@ SHARED ?= ../shared/data
 BIN := .venv/bin
 export SDLORA_EDGE_DATA := $(SHARED)
 
-.PHONY: demo test test-fleet test-arm docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-providers figures clean
+.PHONY: demo test test-fleet test-arm test-web docs release matrix fuzz vectors lint bench bench-chain bench-one-class bench-precision bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-agent bench-providers bench-web figures clean
 
 demo: .venv/installed
 	$(BIN)/sdlora-edge demo --out demo
@@ -16,13 +16,19 @@ test: .venv/installed lint docs
 # the fleet's long tests, and those against real servers of Debian: installs these if it may, and says which tests it skips for want of one
 test-fleet: .venv/installed
 	$(BIN)/python tests/fleet/install.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "debian or long" -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "debian or long" --ignore=tests/web -rs
 
 # the device suite in all precisions and the C++ programs, on an emulated ARM64 machine in build/arm: installs
 # an emulator and a cross compiler if it may, and says which tests it skips for want of one
 test-arm: .venv/installed
 	$(BIN)/python tests/fleet/install.py arm
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m arm -rs tests/arm
+
+# the JavaScript device in Node and in Chromium; says so if it cannot install them
+test-web: .venv/installed
+	$(BIN)/python tests/fleet/install.py web
+	$(BIN)/python tests/web_suite.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m debian tests/web -rs
 
 # the site, in build/site; dead links are errors
 docs: .venv/installed
@@ -59,7 +65,9 @@ lint: .venv/installed
 	ln -s $(CURDIR)/sdlora_edge/* $(CURDIR)/export build/typed/sdlora_edge/
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file ../../pyproject.toml -p sdlora_edge
 
-bench: bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-chain bench-one-class bench-precision
+bench: bench-agent bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-agent bench-fleet bench-chain bench-one-class bench-precision
+
+bench: bench-loop bench-step-cost bench-method bench-inference bench-unknown-cost bench-packet bench-faults bench-device bench-fleet bench-web bench-chain bench-one-class bench-precision
 
 bench-loop: .venv/installed
 	$(BIN)/python tests/bench/loop.py
@@ -109,8 +117,17 @@ bench-providers: .venv/installed
 	$(BIN)/python tests/bench/execution_providers.py
 	$(MAKE) figures
 
+bench-agent: .venv/installed
+	$(BIN)/python tests/bench/agent.py
+	$(MAKE) figures
+
 bench-fleet: .venv/installed
 	$(BIN)/python tests/bench/fleet.py
+	$(MAKE) figures
+
+bench-web: .venv/installed
+	$(BIN)/python tests/fleet/install.py node npm
+	$(BIN)/python tests/bench/web.py
 	$(MAKE) figures
 
 figures: .venv/installed

@@ -30,6 +30,7 @@ from ..formats.bundle import (
     HEAD_WEIGHT,
     INPUTS,
     MANIFEST,
+    PLAIN_INPUTS,
     TRUST,
     Bundle,
     Manifest,
@@ -201,6 +202,8 @@ def _form(run: Run, state: TaskState, options: ExportOptions) -> ModelForm:
         options.weights_as is None and backbones.convolutions(run.backbone, run.projections)
     )
     weights_as = CONSTANTS if constants else options.weights_as or INPUTS
+    if options.runs_in is not None:
+        weights_as = PLAIN_INPUTS
     if options.also and weights_as != INPUTS:
         raise UsageError(
             f"--also {options.also} needs weights as {INPUTS}, which is not the default of "

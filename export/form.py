@@ -15,7 +15,7 @@ class ModelForm:
     Attributes:
         size: side of its square images in pixels.
         precision: of all that is not adapted.
-        weights_as: `bundle.INPUTS` or CONSTANTS.
+        weights_as: `bundle.INPUTS`, CONSTANTS or PLAIN_INPUTS.
         capacity: rows of the head. 0: as many as there are classes, and any number later.
         features: what the head sees.
     """

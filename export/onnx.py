@@ -1,7 +1,8 @@
 """An ONNX model whose adapted weights and head can be replaced.
 
 Either they are inputs with defaults (overridable initializers), and an update needs no new session.
-Or they are constants outside the model's file, and an update makes a new session.
+Or they are inputs without defaults: ONNX Runtime for JavaScript replaces no default. Or they are
+constants outside the model's file, and an update makes a new session.
 
 The file runs as it is in any ONNX Runtime program. Adapted weights and head lie in
 weights.safetensors, which ONNX takes as external data. There is one copy: the engine reads it
@@ -15,7 +16,7 @@ import io
 import json
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from torch import Tensor, nn
 
 from ..device.engines import with_room
 from ..device.engines.onnx_runtime import FEATURES, LOGITS, MODEL
-from ..errors import InputError
-from ..formats.bundle import CONSTANTS, HEAD_BIAS, HEAD_WEIGHT
+from ..errors import InputError, UsageError
+from ..formats.bundle import CONSTANTS, HEAD_BIAS, HEAD_WEIGHT, PLAIN_INPUTS
 from ..method.backbones import shaped
 from ..method.features import Extractor
 from ..storage import atomic
@@ -98,6 +99,8 @@ def write_model(
         model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = len(stored[HEAD_BIAS])
     helper.set_model_props(model, dict(facts))
     places = _store_externally(model.graph, list(stored), folder / WEIGHTS)
+    if form.weights_as == PLAIN_INPUTS:
+        _take_defaults(model.graph, stored)
     _save(model, folder)
     return places
 
@@ -212,6 +215,18 @@ def _store_externally(graph: Any, names: list[str], path: Path) -> dict[str, dic
         }.items():
             tensor.external_data.add(key=key, value=text)
     return places
+
+
+def _take_defaults(graph: Any, names: Collection[str]) -> None:
+    """Leave these inputs without a default. Raises UsageError if JavaScript could not load it."""
+    kept = [tensor for tensor in graph.initializer if tensor.name not in names]
+    if sum(len(tensor.raw_data) for tensor in kept) > LIMIT:
+        raise UsageError(
+            "this model is too large for a browser: leave --for web out, or choose a smaller "
+            "backbone or --precision int8"
+        )
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def _save(model: ModelProto, folder: Path) -> None:

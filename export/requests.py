@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Key = Path | str | signing.Signers
 
 TARGETS = ("onnx", "executorch")
+WEB = "web"
 PRECISIONS = {
     "onnx": ("fp32", "fp16", "int8", "int8-dynamic"),
     "executorch": ("fp32", "int8", "int8-dynamic"),
@@ -44,6 +45,7 @@ class ExportOptions:
         tolerance: largest logit difference to torch. None: the precision's own.
         min_agreement: share of test images that must get the same class as in torch. None: the
             precision's own.
+        runs_in: WEB for onnxruntime-web and onnxruntime-node. None: for every other ONNX Runtime.
         also: ADAPTER writes the merged weights as a file beside the bundle too.
         fleet_root: root of trust of the fleet repository that devices will follow (its
             `1.root.json`), to be a part of the bundle.
@@ -58,10 +60,13 @@ class ExportOptions:
     min_agreement: float | None = None
     also: str | None = None
     fleet_root: Path | None = None
+    runs_in: str | None = None
 
     def require(self) -> None:
         """Raises UsageError for words that are unknown, or exclude each other."""
         self._require_target()
+        if self.runs_in is not None:
+            self._require_web()
         if self.weights_as not in (None, INPUTS, CONSTANTS):
             raise UsageError(
                 f"--weights-as {self.weights_as!r} is unknown: choose {INPUTS} or {CONSTANTS}"
@@ -91,6 +96,15 @@ class ExportOptions:
         if self.target == "executorch" and find_spec("executorch") is None:
             raise UsageError(
                 "target executorch needs the package: pip install 'sdlora-edge[executorch]'"
+            )
+
+    def _require_web(self) -> None:
+        if self.runs_in != WEB:
+            raise UsageError(f"--for {self.runs_in!r} is unknown: choose {WEB}")
+        if self.target != "onnx" or self.weights_as is not None or self.also is not None:
+            raise UsageError(
+                f"--for {WEB} goes with --target onnx only, and decides --weights-as: leave "
+                "--target, --weights-as and --also out"
             )
 
     def require_room(self, known: int) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -63,7 +66,8 @@ def instructions(path: Path) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
 def test_a_dockerfile_ends_as_a_user_without_rights(path: Path) -> None:
     found = instructions(path)
-    known = {"ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "FROM", "RUN", "USER", "VOLUME", "WORKDIR"}
+    known = {"ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK"}
+    known |= {"RUN", "USER", "VOLUME", "WORKDIR"}
     assert {name for name, _ in found} <= known
     assert all("-slim" in words for name, words in found if name == "FROM")
     names = [name for name, _ in found]
@@ -104,14 +108,18 @@ def test_the_device_image_installs_without_torch(source: Path, tmp_path: Path) -
     build, install = (re.sub(r"--mount=\S+ +", "", w) for w in runs if "pip " in w)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
-    places = {"/src": str(source), "/wheels": str(tmp_path / "wheels")}
+    places = {"/src[agent]": f"{source}[agent]", "/wheels": str(tmp_path / "wheels")}
     for command in (build, install):
-        words = [places.get(word, word) for word in command.split()]
+        words = [places.get(word, word) for word in shlex.split(command)]
         assert words[0] == "pip"
         subprocess.run([python, "-m", *words, "--quiet"], check=True)
-    shown = subprocess.run(
-        [python.with_name("sdlora-edge"), "device", "--help"], capture_output=True, check=True
-    )
-    assert b"predict" in shown.stdout
+    cmd = json.loads(dict(instructions(EXAMPLES / "device.Dockerfile"))["CMD"])
+    begun = [python.with_name("sdlora-edge"), *cmd]
+    shown = subprocess.run(begun, capture_output=True, text=True, check=False)
+    assert "lets everybody on the network look: give --token-file" in shown.stderr
+    begun[begun.index("--store") + 1] = str(tmp_path)
+    token = os.environ | {"SDLORA_EDGE_AGENT_TOKEN": "0123456789abcdef"}
+    shown = subprocess.run(begun, capture_output=True, text=True, check=False, env=token)
+    assert f"{tmp_path} is not a store" in shown.stderr
     listed = subprocess.run([python, "-m", "pip", "list"], capture_output=True, check=True)
     assert b"torch" not in listed.stdout

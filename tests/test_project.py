@@ -43,9 +43,11 @@ ORDER = [
     "device",
     "selftest",
     "fleet",
+    "agent",
     "method",
     "train",
     "export",
+    "label",
     "demo",
     "cli",
 ]
@@ -95,6 +97,8 @@ def test_the_wheel_carries_export_and_works_without_the_source(tmp_path: Path) -
     assert (site / "sdlora_edge" / "py.typed").is_file()
     for name in ("page.html", "parts.html", "style.css"):
         assert (site / "sdlora_edge" / "train" / "report" / name).is_file()
+    for name in ("label.html", "label.css", "label.js"):
+        assert (site / "sdlora_edge" / "label" / name).is_file()
     collector = site / "sdlora_edge" / "fleet" / "collector"
     for name in ("fleet.html", "collector.css", "collector.js", "migrations/env.py"):
         assert (collector / name).is_file()

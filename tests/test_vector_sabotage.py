@@ -285,7 +285,7 @@ IMAGE_MISTAKES = {
     "values are rounded down": ("total = 2**21 + ", "total = "),
     "values wrap around": (".clip(0, 255)", ""),
     "pixels lie on corners": ("center = (i + 0.5) * scale", "center = i * scale"),
-    "nearest rounds": ("int((i + 0.5) * scale)", "round(i * scale)"),
+    "nearest rounds": ("int(place)", "round(place)"),
     "the size is rounded": ("width * resize // short", "round(width * resize / short)"),
     "the crop begins at half a pixel rounded down": (
         "round((side - size) / 2)",

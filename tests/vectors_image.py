@@ -5,6 +5,7 @@ Part of `vectors_reader`, which says more.
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable
@@ -81,7 +82,8 @@ def one_pass(image: np.ndarray, m: int, interpolation: str) -> np.ndarray:
         return image
     scale = n / m
     if interpolation == "nearest":
-        return image[:, [int((i + 0.5) * scale) for i in range(m)]]
+        places = itertools.accumulate([scale * 0.5] + [scale] * (m - 1))
+        return image[:, [int(place) for place in places]]
     support, kernel = FILTERS[interpolation]
     stretch = max(scale, 1.0)
     columns = []

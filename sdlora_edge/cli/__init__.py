@@ -35,11 +35,13 @@ try:
         fleet,
         identity,
         keys,
+        label,
         output,
         packet,
         peft,
         report,
         rollout,
+        run,
         stages,
         terminal,
         train,
@@ -55,8 +57,16 @@ _ArgumentError: Any = next(c for c in typer.BadParameter.__mro__ if c.__name__ =
 COMPLETE = "_SDLORA_EDGE_COMPLETE"
 """The variable by which a shell asks for completions."""
 _EXTRAS = {
-    "agent": ("paho", "tuf", "urllib3"),
-    "fleet": ("alembic", "prometheus_client", "sqlalchemy", "starlette", "uvicorn"),
+    "agent": (
+        "paho",
+        "prometheus_client",
+        "python_multipart",
+        "starlette",
+        "tuf",
+        "urllib3",
+        "uvicorn",
+    ),
+    "fleet": ("alembic", "sqlalchemy"),
 }
 """Modules of each extra; those of all others are the host's."""
 
@@ -69,12 +79,14 @@ app = typer.Typer(
 app.command("train", cls=Command)(train.train)
 app.command("eval", cls=Command)(eval.evaluate)
 app.command("report", cls=Command)(report.report)
+app.command("label", cls=Command)(label.label)
 app.command("export", cls=Command)(export.export)
 app.add_typer(keys.app, name="keys")
 app.add_typer(bundle.app, name="bundle")
 packet.app.command("to-peft", cls=Command)(peft.to_peft)
 packet.app.command("from-peft", cls=Command)(peft.from_peft)
 app.add_typer(packet.app, name="packet")
+device.app.command("run", cls=Command)(run.run)
 device.app.command("watch", cls=Command)(watch.watch)
 device.app.command("configure", cls=Command)(identity.configure)
 device.app.command("identity", cls=Command)(identity.identity)

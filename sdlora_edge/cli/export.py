@@ -61,6 +61,14 @@ def export(
             "least 1000 with constants.",
         ),
     ] = None,
+    runs_in: Annotated[
+        Optional[str],
+        typer.Option(
+            "--for",
+            metavar="web",
+            help="web: a bundle for browsers and Node. Python devices run it too.",
+        ),
+    ] = None,
     tolerance: arguments.Tolerance = None,
     min_agreement: arguments.MinAgreement = None,
     also: Annotated[
@@ -95,6 +103,7 @@ def export(
         min_agreement,
         also,
         fleet_root,
+        runs_in,
     )
     request = checks.BundleRequest(out, task, trust, options)
     keys = request.require(path)

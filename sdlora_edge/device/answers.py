@@ -79,6 +79,20 @@ class Prediction(Result):
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """An answer, and what the model saw in the image.
+
+    Args:
+        prediction: The answer.
+        features: float32 (features,), as the unknown score takes them; None if the model has no
+            such output.
+    """
+
+    prediction: Prediction
+    features: np.ndarray | None
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a caller wants of each answer.
@@ -252,21 +266,48 @@ class Predictor(ABC):
 
         One generation answers the whole batch. An update may come between two batches.
         """
-        asked = Asked(top, threshold)
+        for found in self.answer_each(images, Asked(top, threshold), batch_size, max_pixels):
+            yield found.prediction if isinstance(found, Answered) else found
+
+    def answer_each(
+        self,
+        images: Iterable[Source],
+        asked: Asked,
+        batch_size: int = BATCH,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Iterator[Answered | Unanswered]:
+        """As `predict_each`, with the features of each image."""
         if batch_size < 1:
             raise UsageError(f"batch_size {batch_size} must be at least 1")
         for batch in prepared(images, self._prepare, batch_size, max_pixels):
             readable = [image for image in batch if isinstance(image, np.ndarray)]
-            found = self._answered(readable, asked) if readable else iter(())
+            found = iter(self.answer_prepared(readable, asked, batch_size) if readable else ())
             for image in batch:
                 yield next(found) if isinstance(image, np.ndarray) else image
 
-    def _answered(
-        self, pixels: Sequence[np.ndarray], asked: Asked
-    ) -> Iterator[Prediction | HealthError]:
-        with noticed(f"while {len(pixels)} images were answered together"), self._serving() as live:
-            outputs = self._engine.outputs(live.loaded, self._prepare.normalise(np.stack(pixels)))
-        return best(outputs, live.state, live.counter, asked)
+    def prepare(self, image: ImageLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+        """An image as `answer_prepared` takes it, uint8 (size, size, 3).
+
+        Raises:
+            TypeError: It is no image.
+            InputError: It cannot be read, or has too many pixels.
+        """
+        return self._prepare.pixels(require_image(image), max_pixels)
+
+    def answer_prepared(
+        self, pixels: Sequence[np.ndarray], asked: Asked, batch_size: int = BATCH
+    ) -> list[Answered | HealthError]:
+        """As `answer_each`, of what `prepare` made. One generation answers all of them."""
+        doing = f"while {min(len(pixels), batch_size)} images were answered together"
+        found: list[Answered | HealthError] = []
+        with noticed(doing), self._serving() as live:
+            for begin in range(0, len(pixels), batch_size):
+                inputs = self._prepare.normalise(np.stack(pixels[begin : begin + batch_size]))
+                outputs = self._engine.outputs(live.loaded, inputs)
+                features = itertools.repeat(None) if outputs.features is None else outputs.features
+                for one, row in zip(best(outputs, live.state, live.counter, asked), features):
+                    found.append(one if isinstance(one, HealthError) else Answered(one, row))
+        return found
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
         """Preprocessed inputs, float32 (N, 3, size, size), to logits, float32 (N, live classes)."""

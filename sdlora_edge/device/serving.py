@@ -16,7 +16,7 @@ from ..errors import HealthError, InputError, ResourceError, UsageError
 from ..formats.bundle import MANIFEST, Bundle
 from ..formats.signing import Trust
 from ..inputs.image import Preprocessing
-from ..results import Status
+from ..results import Served, Status
 from ..shortage import noticed, require_memory
 from ..state import TaskState
 from .answers import Predictor
@@ -83,6 +83,16 @@ class Serving(Predictor):
         """Digests of all states that led to the one in force, S_0 first."""
         return tuple(self._live.state.states)
 
+    @property
+    def serves(self) -> Served:
+        """The generation and the task that answer now. Reads no file, unlike `status`.
+
+        Raises:
+            HealthError: There is none.
+        """
+        live = _loaded(self._live)
+        return Served(live.counter, live.state.task)
+
     def current(self) -> tuple[TaskState, dict[str, np.ndarray]]:
         """The state in force, and its merged weights and head, float32, computed on each call."""
         live = self._live
@@ -114,13 +124,7 @@ class Serving(Predictor):
     def _serving(self) -> Iterator[Live]:
         """The generation to answer with. Raises HealthError if there is none."""
         with self._gate.inside() if self._gate else contextlib.nullcontext():
-            live = self._live
-            if live.loaded is None:
-                raise HealthError(
-                    "no model is loaded: the update and the previous generation both failed "
-                    "to load; call refresh()"
-                )
-            yield live
+            yield _loaded(self._live)
 
     @contextlib.contextmanager
     def _swapping(self) -> Iterator[None]:
@@ -193,3 +197,12 @@ class Serving(Predictor):
     def _restore(self, record: Generation) -> None:
         with self._swapping():
             self._live = self._generations.longest(record)
+
+
+def _loaded(live: Live) -> Live:
+    if live.loaded is None:
+        raise HealthError(
+            "no model is loaded: the update and the previous generation both failed "
+            "to load; call refresh()"
+        )
+    return live

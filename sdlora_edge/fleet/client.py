@@ -107,6 +107,7 @@ class Client:
         link: How to reach it.
         clock: Unix seconds now.
         fetcher: In place of one made from `link`.
+        device: The store, if this process has opened it. None opens it when it is needed.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Client:
         link: Link | None = None,
         clock: Callable[[], float] = time.time,
         fetcher: Fetcher | None = None,
+        device: Device | None = None,
     ) -> None:
         self._store, self._clock = Store(Path(store)), clock
         self.identity = identity(self._store.path)
@@ -128,7 +130,7 @@ class Client:
         self._folder = self._store.path / "fleet"
         self._metadata = TrustedMetadata(self._store.path, found, self.fetcher)
         self._incoming = Incoming(self._folder / "incoming", self._store.path)
-        self._device: Device | None = None
+        self._device = device
 
     def trust(self, root: bytes) -> None:
         """Keep the root of trust of the repository (`1.root.json`). Raises TrustError."""

@@ -74,6 +74,10 @@ class Follower:
         self._stopped = True
         self._wake.put(None)
 
+    def wake(self) -> None:
+        """Make `run` look now. Signal handlers may call it."""
+        self._wake.put(None)
+
     def run(self) -> None:
         """Look again and again until `stop`."""
         self._events.tell("started", {"interval": self._interval})
@@ -143,10 +147,18 @@ class Telling:
         store: The device's directory.
         every: Seconds between two reports if nothing changes.
         options: How to reach the places. None: as the environment says.
+        status: Where the device stands, if this process has opened the store. None opens it.
     """
 
-    def __init__(self, store: Path, every: float = 3600.0, options: Options | None = None) -> None:
+    def __init__(
+        self,
+        store: Path,
+        every: float = 3600.0,
+        options: Options | None = None,
+        status: Callable[[], Status] | None = None,
+    ) -> None:
         self._store, self._every, self._options = store, every, options
+        self._opened = status or (lambda: Device.open(store, swap=IN_PLACE).status())
         self._told = -math.inf
         self._who: Identity | None = None
         self._reporter: Reporter | None = None
@@ -161,7 +173,7 @@ class Telling:
             self._reporter = Reporter(self._store, who, self._options) if who.report_to else None
             if self._reporter:
                 self._reporter.connect()
-        changed = done is not None and bool(done.applied or done.failures)
+        changed = (done is not None and bool(done.applied or done.failures)) or self._has_moved()
         due = changed or time.monotonic() - self._told >= self._every
         if self._reporter is not None and due:
             sent = self._reporter.report(self._status())
@@ -174,13 +186,19 @@ class Telling:
             self._reporter.close()
             self._reporter = None
 
+    def _has_moved(self) -> bool:
+        """Whether the store has changed since the last report, whoever changed it."""
+        with contextlib.suppress(SdloraError):
+            counter = Store(self._store).current().counter
+            return self._standing is not None and self._standing[0] != counter
+        return False
+
     def _status(self) -> Status | SdloraError:
         """The device's status. The model is opened only if the store has changed."""
         try:
             counter = Store(self._store).current().counter
             if self._standing is None or self._standing[0] != counter:
-                status = Device.open(self._store, swap=IN_PLACE).status()
-                self._standing = counter, status
+                self._standing = counter, self._opened()
             return self._standing[1]
         except SdloraError as error:
             return error

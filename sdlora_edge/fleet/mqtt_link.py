@@ -111,15 +111,17 @@ class MqttLink(Closing):
         if session.will:
             self.publish(session.will, ONLINE.encode())
 
-    def publish(self, topic: str, payload: bytes) -> None:
-        """Publish a retained message, and wait until the broker has it.
+    def publish(self, topic: str, payload: bytes, retain: bool = True) -> None:
+        """Publish a message, and wait until the broker has it.
+
+        retain: The broker keeps it for whoever subscribes later.
 
         Raises:
             LinkError: The broker does not confirm in time. The link is closed.
             InputError: The broker refuses. The link is closed.
         """
         try:
-            sent = self._client.publish(topic, payload, qos=1, retain=True)
+            sent = self._client.publish(topic, payload, qos=1, retain=retain)
             with self._news:
                 done = self._news.wait_for(
                     lambda: sent.mid in self._confirmed, self._options.timeout

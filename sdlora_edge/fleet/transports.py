@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from ..errors import InputError, LinkError, UsageError, printable
 from ..storage import atomic
+from .closing import Closing
 from .extras import need
 from .identity import DESTINATIONS, Identity
 from .mqtt_link import PORTS, MqttLink, Options, Session, report_topic
@@ -50,35 +51,56 @@ def send(sealed: bytes, who: Identity, url: str, options: Options) -> None:
 
 
 def _post(sealed: bytes, url: str, options: Options) -> None:
-    http = need("urllib3", "agent")
-    errors = need("urllib3.exceptions", "agent")
-    headers = {"Content-Type": "application/json", "User-Agent": "sdlora-edge"}
-    if token := os.environ.get(TOKEN):
-        headers["Authorization"] = f"Bearer {token}"
     place = url if urlsplit(url).path not in ("", "/") else url.rstrip("/") + REPORTS_PATH
-    try:
-        with http.PoolManager(
+    with Poster(options, TOKEN) as poster:
+        status, said = poster.post(place, sealed)
+    if status == HELD:
+        log.info("%s has this report already: the answer to the first one was lost", place)
+    elif not 200 <= status < 300:
+        kind = LinkError if status >= 500 or status == 429 else InputError
+        raise kind(
+            f"{place} refused the report ({status}: {said}): enroll this device there, and set "
+            f"{TOKEN} if it asks for a token"
+        )
+
+
+class Poster(Closing):
+    """Sends JSON by HTTP POST over connections that it keeps open.
+
+    Args:
+        options: How to reach the places.
+        token: Name of a variable. If it is set, its value is sent as a bearer token.
+    """
+
+    def __init__(self, options: Options, token: str) -> None:
+        self._headers = {"Content-Type": "application/json", "User-Agent": "sdlora-edge"}
+        if secret := os.environ.get(token):
+            self._headers["Authorization"] = f"Bearer {secret}"
+        self._errors = need("urllib3.exceptions", "agent").HTTPError, OSError, ValueError
+        self._pool = need("urllib3", "agent").PoolManager(
             ca_certs=options.ca,
             cert_file=options.certificate,
             key_file=options.key,
             timeout=options.timeout,
             retries=False,  # a redirection would take the token elsewhere
-        ) as pool:
-            answer = pool.request(
-                "POST", place, body=sealed, headers=headers, preload_content=False
-            )
-            status, said = answer.status, answer.read(ANSWER_LIMIT)
-            answer.close()
-    except (errors.HTTPError, OSError, ValueError) as error:
-        raise LinkError(
-            f"{place} cannot be reached ({error}): check the network, --ca and the certificates"
-        ) from error
-    if status == HELD:
-        log.info("%s has this report already: the answer to the first one was lost", place)
-    elif not 200 <= status < 300:
-        text = printable(said.decode("utf-8", "replace")).strip()
-        kind = LinkError if status >= 500 or status == 429 else InputError
-        raise kind(
-            f"{place} refused the report ({status}: {text}): enroll this device there, and set "
-            f"{TOKEN} if it asks for a token"
         )
+
+    def post(self, url: str, body: bytes) -> tuple[int, str]:
+        """(HTTP status, the beginning of what the server says, on one line). Raises LinkError."""
+        try:
+            answer = self._pool.request(
+                "POST", url, body=body, headers=self._headers, preload_content=False
+            )
+            said = answer.read(ANSWER_LIMIT)
+            if len(said) == ANSWER_LIMIT:
+                answer.close()  # what is left would come before the next answer
+            answer.release_conn()
+        except self._errors as error:
+            raise LinkError(
+                f"{url} cannot be reached ({error}): check the network, --ca and the certificates"
+            ) from error
+        return answer.status, printable(said.decode("utf-8", "replace")).strip()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._pool.clear()

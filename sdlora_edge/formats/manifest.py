@@ -38,9 +38,9 @@ FLEET_ROOT = "fleet-root.json"
 FLEET_ROOT_LIMIT = 512 * 1024
 """bytes of it"""
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
-INPUTS, CONSTANTS = "inputs", "constants"
-"""how the model holds its adapted weights: inputs with defaults, or constants that need a new
-session for new values"""
+INPUTS, CONSTANTS, PLAIN_INPUTS = "inputs", "constants", "plain-inputs"
+"""how the model holds its adapted weights: inputs with defaults, constants that need a new session
+for new values, or inputs without defaults (ONNX Runtime for JavaScript feeds no others)"""
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 """dtypes of weights in a model's files; the arithmetic is float32, whatever the dtype in the
 file"""
@@ -72,7 +72,7 @@ KINDS = {
     "precision": text(),
     "tolerance": whole(1, ONE - 1),
     "min_agreement": whole(0, ONE),
-    "weights_as": one_of(INPUTS, CONSTANTS),
+    "weights_as": one_of(INPUTS, CONSTANTS, PLAIN_INPUTS),
     "capacity": whole(0, LIMITS.rows),
     "encoding": one_of(*ENCODINGS),
     "revisions": listed(whole(0, LIMITS.revision), 0, LIMITS.sequence),
@@ -137,7 +137,7 @@ class Manifest:
         precision: Precision of the weights that are not adapted.
         tolerance: Largest logit difference to torch on images (`export.precision`).
         min_agreement: Smallest share of these images that must get the same class as with torch.
-        weights_as: INPUTS or CONSTANTS.
+        weights_as: INPUTS, CONSTANTS or PLAIN_INPUTS.
         capacity: Number of head rows the model has room for; 0 for any number.
         encoding: Encoding of the factors.
         revisions: Of the tasks 1 to e.

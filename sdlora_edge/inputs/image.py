@@ -154,15 +154,8 @@ class Preprocessing:
             InputError: It cannot be read, or has more than `max_pixels` pixels; the message names
                 it.
         """
-        with reading(str(image) if isinstance(image, (str, Path)) else "the image"):
-            if isinstance(image, bytes):
-                image = io.BytesIO(image)
-            if isinstance(image, (str, Path, io.BytesIO)):
-                with open_image(image) as opened:
-                    return self.prepared(opened, max_pixels)
-            return self.prepared(
-                Image.fromarray(image) if isinstance(image, np.ndarray) else image, max_pixels
-            )
+        with as_pillow(image) as opened:
+            return self.prepared(opened, max_pixels)
 
     def prepared(self, image: Image.Image, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """The same of an open image. Raises whatever Pillow does: call it inside `reading`."""
@@ -170,7 +163,9 @@ class Preprocessing:
         image = upright(image)
         shape = self._resized(*image.size)
         if image.size != shape:
-            image = image.resize(shape, _FILTERS[self.interpolation])
+            # rows first, as docs/packet.md says: Pillow 13 begins with the columns of a tall image
+            filter = _FILTERS[self.interpolation]
+            image = image.resize((shape[0], image.height), filter).resize(shape, filter)
         fill = tuple(round(255 * m) for m in self.mean) if self.crop_mode == "border" else (0, 0, 0)
         cropped = Image.new("RGB", (self.size, self.size), fill)
         # torchvision rounds half a pixel to even when it crops, and down when it pads
@@ -254,6 +249,19 @@ def reading(name: str, kind: str = "an image") -> Iterator[None]:
     except Exception as error:  # Pillow raises whatever a damaged file leads it to
         damaged = InputError(f"{name} cannot be read as {kind}: {str(error) or repr(error)}")
         raise shortage(error, f"while {name} was read") or damaged from error
+
+
+@contextmanager
+def as_pillow(image: ImageLike) -> Iterator[Image.Image]:
+    """Open whatever is an image. What goes wrong with it in this block is an InputError."""
+    with reading(str(image) if isinstance(image, (str, Path)) else "the image"):
+        if isinstance(image, bytes):
+            image = io.BytesIO(image)
+        if isinstance(image, (str, Path, io.BytesIO)):
+            with open_image(image) as opened:
+                yield opened
+        else:
+            yield Image.fromarray(image) if isinstance(image, np.ndarray) else image
 
 
 def open_image(file: str | Path | io.BytesIO) -> Image.Image:

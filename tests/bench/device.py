@@ -52,7 +52,7 @@ DEFAULT = (MODEL, "onnx", INPUTS)
 BUILD = figures.ROOT / "build" / "device"
 
 
-def make(folder: Path, model: str, target: str, weights_as: str) -> None:
+def make(folder: Path, model: str, target: str, weights_as: str, size: int | None = None) -> None:
     """folder/bundle and folder/packets/NNN.sdlora of a random run."""
     import random_runs  # torch: not in the processes that are measured
     from sdlora_edge.export.bundles import export_bundle
@@ -60,7 +60,7 @@ def make(folder: Path, model: str, target: str, weights_as: str) -> None:
     from sdlora_edge.export.requests import ExportOptions
 
     shutil.rmtree(folder, ignore_errors=True)
-    run = random_runs.make_run(model, folder / "run", TASKS, BASE, NEW)
+    run = random_runs.make_run(model, folder / "run", TASKS, BASE, NEW, size)
     key, public = signing.new_key("bench", folder / "keys")
     signer = signing.load_signer(key)
     room = None if weights_as == INPUTS else BASE + TASKS * NEW

@@ -475,6 +475,27 @@ def fleet(figure: dict[str, Any]) -> str:
     return table(f"{title} | ", rows)
 
 
+def agent(figure: dict[str, Any]) -> str:
+    def pair(name: str) -> list[str]:
+        return [f"{figure[f'{p}_{name}ms']:.1f} ms" for p in ("p50", "p99")]
+
+    rows = [
+        ["over HTTP, while updates come in", *pair("")],
+        ["over HTTP, without updates", *pair("quiet_")],
+        ["`Device.predict` in a program, while updates come in", *pair("in_process_")],
+        ["`Device.predict` in a program, without updates", *pair("in_process_quiet_")],
+    ]
+    title = f"{figure['requests_per_s']:g} requests a second, ViT-Tiny at {figure['image_size']} px"
+    return (
+        table(f"{title} | median | 99th percentile", rows)
+        + f"\n\n{figure['updates']} updates, {figure['requests']:,} requests: {figure['failed']} "
+        f"failed, {figure['mixed']} mixed the classes of two generations. Resident memory: "
+        f"{figure['rss_mb']:.0f} MB, after {figure['minutes']:g} minutes of load "
+        f"{figure['rss_growth_mb']:+.1f} MB. From the start of the process to the first answer: "
+        f"{figure['cold_start_s']:.2f} s."
+    )
+
+
 Tables = dict[str, Callable[[dict[str, Any]], str]]
 
 
@@ -499,6 +520,24 @@ def providers(figure: dict[str, Any]) -> str:
     return table(head, rows)
 
 
+def web(figure: dict[str, Any]) -> str:
+    head = "JavaScript device | "
+    rows = [
+        ["test vectors passed", f"{figure['vectors_passed']} of {figure['vectors']}"],
+        ["sabotages caught", f"{figure['sabotages_caught']} of {figure['sabotages']}"],
+        ["largest logit difference to Python", f"{figure['max_logit_difference']:.1e}"],
+        ["lines of code in web/src", str(figure["lines"])],
+        [
+            "ViT-Tiny, 224 px, one image, one thread: onnxruntime-node",
+            f"{figure['native_ms']:.0f} ms",
+        ],
+        ["the same, onnxruntime-web (wasm)", f"{figure['wasm_ms']:.0f} ms"],
+        ["wasm / native", f"{figure['wasm_over_native']:.1f}"],
+    ]
+    versions = ", ".join(f"{name} {version}" for name, version in figure["npm"].items())
+    return table(head, rows) + f"\n\nNode {figure['node'].removeprefix('v')}, {versions}."
+
+
 TABLES: Tables = {
     "loop": loop,
     "step_cost": step_cost,
@@ -511,6 +550,8 @@ TABLES: Tables = {
     "packet": packet,
     "faults": faults,
     "device": device,
+    "agent": agent,
+    "web": web,
 }
 
 PAGES: dict[Path, Tables] = {

@@ -30,7 +30,7 @@ INPUTS = {
         "online_keys",
         "root",
     ),
-    *("tls_cert", "tls_key", "token_file"),
+    *("socket", "tls_cert", "tls_key", "token_file", "watch"),
 }
 
 
@@ -48,8 +48,12 @@ class Parameter:
         own = {"device": ("store",), "fleet": ("repository", "keys")}.get(self.command[0], ())
         return self.name in own and self.command[1] not in ("init", "selftest")
 
+    @property
+    def option(self) -> str:
+        return f"--{self.name.replace('_', '-')}"
+
     def __str__(self) -> str:
-        return " ".join((*self.command, f"--{self.name}"))
+        return " ".join((*self.command, self.option))
 
 
 def parameters(group: typer.Typer = app, words: tuple[str, ...] = ()) -> Iterator[Parameter]:
@@ -95,7 +99,7 @@ def test_no_output_lies_in_a_store(
         store,
         tmp_path / "link" / "x.sdlora",
     ):
-        result = cli(*parameter.command, f"--{parameter.name}", inside)
+        result = cli(*parameter.command, parameter.option, inside)
         assert result.code == 2, result
         assert "lies in the store" in result.err
     assert snapshot(store) == before
@@ -108,7 +112,7 @@ def test_an_output_replaces_no_link_and_no_device(
     (tmp_path / "link").symlink_to("/dev/null")
     os.mkfifo(tmp_path / "pipe")
     for odd in ("link", "pipe"):
-        result = cli(*parameter.command, f"--{parameter.name}", tmp_path / odd)
+        result = cli(*parameter.command, parameter.option, tmp_path / odd)
         assert (result.code, "never replaced" in result.err) == (2, True), result
 
 

@@ -17,9 +17,10 @@ from sdlora_edge.export.parity import host_logits
 from telling import between, packets, telling
 
 from sdlora_edge.device import Device
+from sdlora_edge.device.answers import Answered, Asked
 from sdlora_edge.device.device import DOUBLE_BUFFER, IN_PLACE
 from sdlora_edge.device.watch.service import Watcher
-from sdlora_edge.errors import HealthError
+from sdlora_edge.errors import HealthError, InputError
 from sdlora_edge.formats.current import Current
 from sdlora_edge.selftest import checks
 from sdlora_edge.selftest.kit import Kit
@@ -194,6 +195,24 @@ def test_a_score_may_need_the_features_which_are_another_output(
         assert [answer.score for answer in answers] == pytest.approx(scores.tolist(), abs=1e-2)
     device.rollback()
     assert [answer.top for answer in device.predict(images())] == before
+
+
+def test_an_answer_can_come_with_what_the_model_saw(
+    fleet: Fleet, run: Run, store: Path, tmp_path: Path
+) -> None:
+    device = Device.open(store)
+    right = np.asarray(Evaluator.at(run, 0, exact=True).features_of(inputs(device)))
+    first, error, *rest = device.answer_each([images()[0], b"", *images()[1:]], Asked(2), 4)
+    assert isinstance(error, InputError)
+    for answer, row in zip([first, *rest], right, strict=True):
+        assert isinstance(answer, Answered)
+        assert answer.features is not None
+        np.testing.assert_allclose(answer.features, row, atol=1e-3)
+    assert [a.prediction for a in (first, *rest)] == list(device.predict_each(images(), 2))  # type: ignore[union-attr]
+    without = Device.init(without_features(fleet.bundle, tmp_path / "bundle"), tmp_path / "other")
+    (answer,) = without.answer_each(images()[:1], Asked())
+    assert isinstance(answer, Answered)
+    assert answer.features is None
 
 
 def test_a_packet_whose_score_needs_features_is_refused_if_the_model_gives_none(

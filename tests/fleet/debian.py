@@ -45,6 +45,11 @@ ARM_PACKAGES = {
     "qemu-aarch64-static": "qemu-user-static",
 }
 """What `make test-arm` needs beside them."""
+WEB_PACKAGES = {"node": "nodejs", "npm": "npm"} | {
+    name: package for name, package in PACKAGES.items() if name.startswith("chrom")
+}
+GROUPS = {"fleet": PACKAGES, "arm": PACKAGES | ARM_PACKAGES, "web": WEB_PACKAGES}
+"""What each of `make test-fleet`, `test-arm` and `test-web` installs."""
 UNPACKED = Path(__file__).resolve().parents[2] / "build" / "debian"
 """where install.py puts headers of a later release"""
 HEADERS = (Path("/usr/include"), UNPACKED / "usr" / "include")
@@ -67,9 +72,8 @@ def program(name: str) -> str:
     """Path of a program or a header; the test is skipped if its package is not installed."""
     if path := found(name):
         return path
-    package = (PACKAGES | ARM_PACKAGES)[name]
-    target = "test-fleet" if name in PACKAGES else "test-arm"
-    pytest.skip(f"{name} is not here: install Debian's {package}, or run make {target}")
+    target, packages = next((t, packages) for t, packages in GROUPS.items() if name in packages)
+    pytest.skip(f"{name} is not here: install Debian's {packages[name]}, or run make test-{target}")
 
 
 def free_port() -> int:

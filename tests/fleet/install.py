@@ -1,7 +1,7 @@
-"""Installs the Debian packages of `debian.PACKAGES`, if this is Debian and the user is root.
+"""Installs the Debian packages that `make test-fleet` needs, if this is Debian and the user is root.
 
-With `arm`, those of `debian.ARM_PACKAGES` too. Whatever cannot be installed is named; its tests are
-skipped. No service is started.
+With `arm` or `web`, what `make test-arm` or `make test-web` needs. Whatever cannot be installed is
+named; its tests are skipped. No service is started.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def unpack(package: str, release: str) -> None:
 
 
 def main() -> None:
-    packages = debian.PACKAGES | (debian.ARM_PACKAGES if "arm" in sys.argv[1:] else {})
+    packages = debian.GROUPS[sys.argv[1] if sys.argv[1:] else "fleet"]
     if not (wanted := missing(packages)):
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):

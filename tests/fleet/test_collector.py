@@ -25,10 +25,10 @@ from cameras import NOW, TOKEN, Camera, collector, eventually, predicted
 from conftest import Result
 
 from sdlora_edge.errors import UsageError
-from sdlora_edge.fleet.collector.access import Access, read_token
+from sdlora_edge.fleet.access import Access, read_token
 from sdlora_edge.fleet.collector.inbox import Inbox
-from sdlora_edge.fleet.collector.listening import Door, access_of
 from sdlora_edge.fleet.collector.subscriber import Subscriber
+from sdlora_edge.fleet.doors import Door, access_of
 from sdlora_edge.fleet.mqtt_link import report_topic, status_topic
 from sdlora_edge.fleet.report import SIZE_LIMIT
 

@@ -28,6 +28,7 @@ MODULES = {
     "uvicorn": "uvicorn",
     "jinja2": "jinja2",
     "prometheus-client": "prometheus_client",
+    "python-multipart": "python_multipart",
 }
 """The module of each package of the extras `agent` and `fleet`."""
 OWN = {"device sync", "device configure"}

@@ -34,6 +34,9 @@ LOGITS, FEATURES = "logits", "features"
 CONFIG = "SDLORA_EDGE_ONNX_CONFIG"
 """Environment variable with more entries of the session's configuration: NAME=VALUE, separated by
 spaces."""
+ARENA = "SDLORA_EDGE_ONNX_ARENA"
+"""Environment variable: with 0, ONNX Runtime gives memory back after each prediction, which takes a
+few per cent more time."""
 CRASHES = (1, 23), (1, 30)
 """From the first version to below the second, ONNX Runtime dies (SIGSEGV) when a session with
 float16 inputs that have defaults opens with ORT_ENABLE_ALL. ORT_ENABLE_EXTENDED gives the same
@@ -110,10 +113,10 @@ class OnnxEngine(Engine):
         except Exception as error:  # onnxruntime's exceptions have no common base but Exception
             raise verdict(error, self._unloaded(error)) from error
         chosen.require_used(session)
-        overridable = {value.name for value in session.get_overridable_initializers()}
-        if not constants and (unknown := set(self._dtypes) - overridable):
+        taken = [*session.get_overridable_initializers(), *session.get_inputs()]
+        if not constants and (unknown := set(self._dtypes) - {value.name for value in taken}):
             raise InputError(
-                f"{MODEL} has no overridable initializer {', '.join(sorted(unknown))}: "
+                f"{MODEL} takes no weight {', '.join(sorted(unknown))} as an input: "
                 "export the bundle again"
             )
         return session
@@ -132,6 +135,7 @@ class OnnxEngine(Engine):
         options = ort.SessionOptions()
         options.log_severity_level = ERROR_LEVEL
         options.intra_op_num_threads = self._threads
+        options.enable_cpu_mem_arena = os.environ.get(ARENA) != "0"
         # Unpack int8 weights once, when the session opens. Otherwise activations would be rounded
         # to int8 as well.
         options.add_session_config_entry("session.disable_quant_qdq", "1")

@@ -22,6 +22,7 @@ AT_ONCE, PAUSE = 100, 10.0
 """how many events of files are told at once, and the seconds after which one more may follow"""
 PATIENCE = 1.0
 """seconds to wait for a slow reader of stderr; then the line is lost, and the watcher goes on"""
+NOTIFY = "NOTIFY_SOCKET"
 Emit = Callable[[str, dict[str, Any]], None]
 
 
@@ -32,9 +33,19 @@ def now() -> str:
 
 def to_stderr(event: str, fields: dict[str, Any]) -> None:
     """One JSON line on stderr. It is lost if stderr is full, closed, or a pipe without a reader."""
+    _write(lambda: _line({"time": now(), "event": event, **fields}))
+
+
+def text_to_stderr(event: str, fields: dict[str, Any]) -> None:
+    """As `to_stderr`, for people: the time, the event, and NAME=VALUE for each field."""
+    words = (f"{name}={json.dumps(value)}" for name, value in fields.items())
+    _write(lambda: " ".join((now(), event, *words))[: select.PIPE_BUF - 1] + "\n")
+
+
+def _write(made: Callable[[], str]) -> None:
     with contextlib.suppress(OSError, ValueError):
         if sys.stderr and _takes_a_line():
-            line = _line({"time": now(), "event": event, **fields})
+            line = made()
             try:
                 descriptor = sys.stderr.fileno()
             except (OSError, ValueError):  # it is not a file
@@ -63,10 +74,14 @@ def _takes_a_line() -> bool:
 
 
 class JsonLog(logging.Handler):
-    """Warnings of the library, as events."""
+    """Warnings of the library, as events. tell: gets each."""
+
+    def __init__(self, tell: Emit = to_stderr) -> None:
+        super().__init__()
+        self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        to_stderr("log", {"level": record.levelname.lower(), "message": record.getMessage()})
+        self._tell("log", {"level": record.levelname.lower(), "message": record.getMessage()})
 
 
 class Events:
@@ -103,9 +118,12 @@ class Events:
         return True
 
 
-def notify(message: str) -> None:
-    """Tell systemd, if it has started this process (sd_notify: one datagram)."""
-    if address := os.environ.get("NOTIFY_SOCKET", ""):
+def notify(message: str, address: str | None = None) -> None:
+    """Tell systemd, if it has started this process (sd_notify: one datagram).
+
+    address: In place of the one in the environment.
+    """
+    if address := os.environ.get(NOTIFY, "") if address is None else address:
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to:
             to.setblocking(False)  # a full queue must not stop the watcher
             to.sendto(message.encode(), "\0" + address[1:] if address.startswith("@") else address)

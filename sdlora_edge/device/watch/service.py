@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
@@ -91,12 +91,22 @@ class Watcher:
         status: Path | None = None,
         emit: Emit = to_stderr,
         threads: int = 0,
+        opens: Callable[[], Device] | None = None,
     ) -> None:
-        """status: the JSON file to keep. threads: of the engine; 0: its own choice.
-
-        Raises InputError if `store` is not a store.
         """
-        self._store, self._status, self._threads = Store(store), status, threads
+        Args:
+            folder: where packets appear.
+            store: the device's directory.
+            status: the JSON file to keep.
+            emit: gets each event.
+            threads: of the engine; 0: its own choice.
+            opens: the device, if this process has opened it. None: it is opened for each update.
+
+        Raises:
+            InputError: `store` is not a store.
+        """
+        self._store, self._status = Store(store), status
+        self._opens = opens or (lambda: Device.open(store, threads, swap=IN_PLACE))
         self._journal = Journal(emit)
         self._scan = Scan(folder, self._journal)
         self._memory = Memory(self._store)
@@ -115,6 +125,10 @@ class Watcher:
     def stop(self) -> None:
         """Make `run` return before the next packet. Any thread or signal handler may call it."""
         self._stopped = True
+        self._wake.put(None)
+
+    def wake(self) -> None:
+        """Make `run` look now. Any thread or signal handler may call it."""
         self._wake.put(None)
 
     def run(self, interval: float) -> WatchReport:
@@ -216,7 +230,7 @@ class Watcher:
         return self._damaged
 
     def _open_and_apply(self, record: Generation, wanted: dict[str, Path], bounded: bool) -> None:
-        device = Device.open(self._store.path, self._threads, swap=IN_PLACE)
+        device = self._opens()
         self._note_served(device.status())
         self._generation = record.counter
         ordered = self._in_order(device, wanted, bounded)

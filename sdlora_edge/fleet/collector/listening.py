@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
-import signal
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import uvicorn
-from uvicorn.server import HANDLED_SIGNALS
-
-from ...errors import SdloraError, UsageError
-from .access import LOCAL, Access, CertifiedProtocol, read_token
+from ...errors import SdloraError
+from ..doors import Door, Server, access_of, configured, url_of
 from .database import DEFAULT, Database
 from .inbox import Inbox
 from .registry import find_silent, prune
@@ -29,26 +22,6 @@ if TYPE_CHECKING:
     from .driving import Driver
 
 log = logging.getLogger("sdlora_edge")
-MOST_CONNECTIONS = 500
-
-
-@dataclass(frozen=True)
-class Door:
-    """Where the collector listens, and who may come in.
-
-    Attributes:
-        host, port: Address.
-        token_file: With the token; None to take it from the environment.
-        cert, key: Of this server, for TLS.
-        client_ca: Certificates of authorities whose clients may look.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8470
-    token_file: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    client_ca: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -81,32 +54,6 @@ class Service:
     driver: Callable[[Database], Driver] | None = None
 
 
-def access_of(door: Door) -> Access:
-    """Who may look.
-
-    Raises:
-        UsageError: Everybody on the network could, or the options of TLS do not fit together.
-    """
-    access = Access(read_token(door.token_file), door.client_ca is not None)
-    if (door.cert is None) != (door.key is None):
-        raise UsageError("--tls-cert and --tls-key belong together: give both")
-    if access.certificates and door.cert is None:
-        raise UsageError("--client-ca needs TLS: give --tls-cert and --tls-key too")
-    if access.open and not _is_this_machine(door.host):
-        raise UsageError(
-            f"--host {door.host} lets everybody on the network look: give --token-file, or "
-            "--tls-cert, --tls-key and --client-ca"
-        )
-    return access
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in LOCAL
-
-
 def serve(service: Service, ready: Callable[[str], None] | None = None) -> None:
     """Run until SIGTERM or Ctrl-C.
 
@@ -127,72 +74,11 @@ def serve(service: Service, ready: Callable[[str], None] | None = None) -> None:
         driver = service.driver(database) if service.driver else None
         views = Views(database, service.settings, time.time, driver.plans if driver else None)
         server = Server(
-            _configured(service.door, application(Desk(views, inbox, access))),
-            lambda: ready and ready(_url(service.door, server)),
+            configured(service.door, application(Desk(views, inbox, access))),
+            lambda: ready and ready(url_of(service.door, server)),
         )
         with _subscribed(service.broker, inbox), _regular(service, database, driver):
             server.run()
-
-
-class Server(uvicorn.Server):
-    """Tells when it listens, and takes SIGTERM and Ctrl-C as a wish, not as a failure."""
-
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], object]) -> None:
-        super().__init__(config)
-        self._ready = ready
-
-    async def startup(self, sockets: Any = None) -> None:
-        """Called by uvicorn."""
-        await super().startup(sockets)
-        if self.started:
-            self._ready()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Called by uvicorn, whose own raises the signals again at the end."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in HANDLED_SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def _url(door: Door, server: uvicorn.Server) -> str:
-    port = server.servers[0].sockets[0].getsockname()[1]
-    host = f"[{door.host}]" if ":" in door.host else door.host
-    return f"{'https' if door.cert else 'http'}://{host}:{port}"
-
-
-def _configured(door: Door, app: Any) -> uvicorn.Config:
-    tls: dict[str, Any] = {}
-    if door.cert and door.key:
-        tls = {"ssl_certfile": str(door.cert), "ssl_keyfile": str(door.key)}
-    if door.client_ca:
-        tls |= {"ssl_ca_certs": str(door.client_ca), "ssl_cert_reqs": ssl.CERT_OPTIONAL}
-    config = uvicorn.Config(
-        app,
-        host=door.host,
-        port=door.port,
-        http=CertifiedProtocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level=logging.WARNING,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=MOST_CONNECTIONS,
-        timeout_graceful_shutdown=5,
-        **tls,
-    )
-    try:
-        config.load()
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"the certificates cannot be used: {error}") from error
-    return config
 
 
 @contextlib.contextmanager

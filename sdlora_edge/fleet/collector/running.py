@@ -91,8 +91,9 @@ def require_fleet() -> None:
 def run(choice: Choice, ready: Callable[[str], None]) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises what `listening.serve` does."""
     require_fleet()
+    from ..doors import Door
     from .driver import Pace
-    from .listening import Door, Service, Upkeep, serve
+    from .listening import Service, Upkeep, serve
     from .views import Settings
 
     if choice.online_keys and not choice.repository:

@@ -18,10 +18,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import SdloraError
+from ..access import COOKIE, SESSION, Access
+from ..doors import HEADERS
 from ..report import SIZE_LIMIT
 from . import inbox as boxes
 from . import openapi, paper
-from .access import COOKIE, SESSION, Access
 from .inbox import Inbox
 from .lookups import CONDITIONS, Filter, event_rows
 from .measures import metrics_page
@@ -41,16 +42,6 @@ FREE = "/healthz", "/v1/reports", "/login", "/collector.css", "/favicon.ico"
 FORM_LIMIT = 4096
 SLOWEST = 20
 """Seconds that a body may take to arrive."""
-POLICY = (
-    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-HEADERS = {
-    "content-security-policy": POLICY,
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",
-    "cache-control": "no-store",
-}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import socket
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from starlette.requests import HTTPConnection
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from ...errors import UsageError
+from ..errors import UsageError
 
 TOKEN = "SDLORA_EDGE_FLEET_TOKEN"  # noqa: S105 - the name of a variable
 SHORTEST = 16
@@ -24,7 +25,8 @@ COOKIE = "sdlora-edge-fleet"
 SESSION = 12 * 3600
 """Seconds for which a browser stays logged in."""
 LOCAL = "127.0.0.1", "::1", "localhost"
-CERTIFIED = "client_certificate"
+CERTIFIED, LOCAL_SOCKET = "client_certificate", "local_socket"
+"""what `CertifiedProtocol` knows of a connection"""
 
 
 @dataclass(frozen=True)
@@ -34,20 +36,24 @@ class Access:
     Attributes:
         token: Empty if there is none.
         certificates: Clients with a certificate of the given authority may look.
+        anyone: If there is neither: everybody on the network may look.
     """
 
     token: str = ""
     certificates: bool = False
+    anyone: bool = False
 
     @property
     def open(self) -> bool:
-        """Whether everybody who reaches the collector may look: it listens to this machine only."""
+        """Whether everybody who reaches the server may look."""
         return not self.token and not self.certificates
 
     def allows(self, connection: HTTPConnection, clock: float) -> bool:
-        """Whether a request may see more than the collector's health."""
+        """Whether a request may see more than the server's health."""
+        if connection.scope.get("state", {}).get(LOCAL_SOCKET):
+            return True
         if self.open:
-            return _is_local_name(connection.headers.get("host", ""))
+            return self.anyone or _is_local_name(connection.headers.get("host", ""))
         if self.certificates and connection.scope.get("state", {}).get(CERTIFIED):
             return True
         if not self.token:
@@ -87,15 +93,15 @@ def _is_local_name(host: str) -> bool:
     return name.strip("[]") in LOCAL
 
 
-def read_token(path: Path | None) -> str:
-    """The token, from a file or else the environment; empty if there is none.
+def read_token(path: Path | None, variable: str = TOKEN) -> str:
+    """The token, from a file or else a variable of the environment; empty if there is none.
 
     Raises:
         UsageError: It cannot be read, is too short, or holds a space.
     """
-    where = str(path) if path else TOKEN
+    where = str(path) if path else variable
     try:
-        token = path.read_text(encoding="utf-8").strip() if path else os.environ.get(TOKEN, "")
+        token = path.read_text(encoding="utf-8").strip() if path else os.environ.get(variable, "")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"token file {path} cannot be read: {error}") from error
     if (path or token) and (
@@ -111,12 +117,17 @@ def read_token(path: Path | None) -> str:
 class CertifiedProtocol(H11Protocol):
     """HTTP that tells the application whether the client showed a certificate.
 
-    TLS has checked it. Clients without one are let in too, for they may ask for the health.
+    TLS has checked it. Clients without one are let in too, for they may ask for the health. Who may
+    connect to a socket in the file system is a matter of its mode, and needs no token.
     """
 
     def connection_made(self, transport: Any) -> None:
         """Called by asyncio."""
         found: Callable[[str], ssl.SSLObject | None] = transport.get_extra_info
-        tls = found("ssl_object")
-        self.app_state = {**self.app_state, CERTIFIED: bool(tls and tls.getpeercert())}
+        tls, plain = found("ssl_object"), transport.get_extra_info("socket")
+        self.app_state = {
+            **self.app_state,
+            CERTIFIED: bool(tls and tls.getpeercert()),
+            LOCAL_SOCKET: plain is not None and plain.family == socket.AF_UNIX,
+        }
         super().connection_made(transport)
