@@ -278,7 +278,8 @@ def main() -> None:
         device_bench.make(folder, MODEL, "onnx", device_bench.INPUTS, given.size)
     values = measured(folder, given)
     packages = ("onnxruntime", "numpy", "starlette", "uvicorn")
-    command = "make bench-agent"
+    options = " ".join(sys.argv[1:])
+    command = f"python tests/bench/agent.py {options}" if options else "make bench-agent"
     print(figures.write("agent", command, values, given.out, packages))
 
 
