@@ -13,7 +13,7 @@ demo: .venv/installed
 test: .venv/installed lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not debian and not long and not arm"
 
-# the fleet's long tests, and those against real servers of Debian: installs these if it may, and says which tests it skips for want of one
+# what takes too long for make test, and what runs against real servers of Debian: installs these if it may, and says which tests it skips for want of one
 test-fleet: .venv/installed
 	$(BIN)/python tests/fleet/install.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "debian or long" --ignore=tests/web -rs

@@ -79,6 +79,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_every_command_and_snippet_runs(
     cli: Cli, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,7 +188,7 @@ def test_it_is_written_whole_or_not_at_all(
 
 
 def documented() -> Callable[[np.ndarray, np.ndarray], tuple[str, float, bool]]:
-    """`answer` as docs/guides/other-runtimes.md has it. It reads current.json in this folder."""
+    """`answer` as docs/guides/other-runtimes.md has it. It reads served/current.json."""
     guide = Path(__file__).resolve().parents[2] / "docs" / "guides" / "other-runtimes.md"
     (block,) = (
         b for b in re.findall(r"```python\n(.*?)```", guide.read_text(), re.S) if "told" in b
@@ -231,10 +231,12 @@ def test_current_json_is_all_that_another_program_needs_to_answer(
         none = np.zeros(0, np.float32)
         classes = ("a", None, "b", "c", None, "d")
         state = TaskState(1, "t", "1" * 64, classes, none, none, none, {}, confidence=confidence)
-        Current.of("0" * 64, state, {"a.ptd": "2" * 64}).write(tmp_path)
-        assert Current.read(tmp_path) == Current.of("0" * 64, state, {"a.ptd": "2" * 64})
+        served = tmp_path / "served"
+        served.mkdir(exist_ok=True)
+        Current.of("0" * 64, state, {"a.ptd": "2" * 64}).write(served)
+        assert Current.read(served) == Current.of("0" * 64, state, {"a.ptd": "2" * 64})
         monkeypatch.chdir(tmp_path)
-        current, answer = json.loads((tmp_path / CURRENT).read_text()), documented()
+        current, answer = json.loads((served / CURRENT).read_text()), documented()
         assert current["confidence"]["temperature"] == float(confidence.temperature[0])
         seen = set()
         for logits in random.normal(0, 2, (50, 8)).astype(np.float32):

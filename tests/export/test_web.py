@@ -28,6 +28,7 @@ def exported(fleet: Fleet, out: Path, **options: Any) -> Path:
     return out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", precisions.PRECISIONS)
 def test_a_python_device_runs_it_and_takes_the_same_packets(
     fleet: Fleet, tmp_path: Path, precision: str
