@@ -490,7 +490,7 @@ def agent(figure: dict[str, Any]) -> str:
         table(f"{title} | median | 99th percentile", rows)
         + f"\n\n{figure['updates']} updates, {figure['requests']:,} requests: {figure['failed']} "
         f"failed, {figure['mixed']} mixed the classes of two generations. Resident memory: "
-        f"{figure['rss_mb']:.0f} MB, after {figure['minutes']:g} minutes of load "
+        f"{figure['rss_mb']:.0f} MB, growth over {figure['minutes']:g} min of load "
         f"{figure['rss_growth_mb']:+.1f} MB. From the start of the process to the first answer: "
         f"{figure['cold_start_s']:.2f} s."
     )

@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -330,3 +331,22 @@ def _wait_until_ready(database: Database, child: subprocess.Popen[bytes]) -> Non
             time.sleep(0.05)
         else:
             return
+
+
+@contextlib.contextmanager
+def chromium(*options: str) -> Iterator[Any]:
+    """A headless Chromium, driven by selenium, whose console is recorded."""
+    from selenium import webdriver
+
+    chosen = webdriver.ChromeOptions()
+    chosen.binary_location = program("chromium")
+    words = ["headless=new", "disable-dev-shm-usage", *options]
+    for word in [*words, *(["no-sandbox"] if os.geteuid() == 0 else [])]:
+        chosen.add_argument(f"--{word}")
+    chosen.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.ChromeService(program("chromedriver"))
+    found = webdriver.Chrome(options=chosen, service=driver)
+    try:
+        yield found
+    finally:
+        found.quit()

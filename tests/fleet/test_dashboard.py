@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,16 +68,8 @@ def url(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = debian.program("chromium")
-    words = ["--headless=new", "--disable-gpu", "--disable-dev-shm-usage"]
-    for word in [*words, *(["--no-sandbox"] if os.geteuid() == 0 else [])]:
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(debian.program("chromedriver"))
-    found = webdriver.Chrome(options=options, service=service)
-    yield found
-    found.quit()
+    with debian.chromium("disable-gpu") as found:
+        yield found
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,18 +36,10 @@ def url(site: Path) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[webdriver.Chrome]:
     """With a camera that shows a moving shape."""
-    options = webdriver.ChromeOptions()
-    options.binary_location = debian.program("chromium")
-    words = ["headless=new", "disable-dev-shm-usage", "enable-unsafe-swiftshader"]
-    words += ["use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"]
-    for word in [*words, *(["no-sandbox"] if os.geteuid() == 0 else [])]:
-        options.add_argument(f"--{word}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(debian.program("chromedriver"))
-    found = webdriver.Chrome(options=options, service=service)
-    found.set_script_timeout(300)
-    yield found
-    found.quit()
+    camera = ("use-fake-device-for-media-stream", "use-fake-ui-for-media-stream")
+    with debian.chromium("enable-unsafe-swiftshader", *camera) as found:
+        found.set_script_timeout(300)
+        yield found
 
 
 @pytest.fixture(scope="session")
