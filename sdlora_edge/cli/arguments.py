@@ -134,3 +134,12 @@ Unproved = Annotated[
         "The program that loads the model then runs the check.",
     ),
 ]
+ACCESS = "Access"
+TlsCert = Annotated[
+    Optional[Path],
+    typer.Option(metavar="FILE", rich_help_panel=ACCESS, help="Certificate of this server (PEM)."),
+]
+TlsKey = Annotated[
+    Optional[Path],
+    typer.Option(metavar="FILE", rich_help_panel=ACCESS, help="Its private key (PEM)."),
+]

@@ -7,13 +7,14 @@ from typing import Annotated, Optional
 
 import typer
 
+from . import arguments
 from .output import Json, Line, emit, facts, say, table
 
 DATABASE = Annotated[
     str,
     typer.Option(metavar="URL", help="sqlite:///FILE, or postgresql://USER@HOST/NAME."),
 ]
-_ACCESS, _MQTT, _WAVES = "Access", "MQTT", "Waves"
+_ACCESS, _MQTT, _WAVES = arguments.ACCESS, "MQTT", "Waves"
 
 
 def serve(
@@ -37,16 +38,8 @@ def serve(
             "Default: SDLORA_EDGE_FLEET_TOKEN.",
         ),
     ] = None,
-    tls_cert: Annotated[
-        Optional[Path],
-        typer.Option(
-            metavar="FILE", rich_help_panel=_ACCESS, help="Certificate of this server (PEM)."
-        ),
-    ] = None,
-    tls_key: Annotated[
-        Optional[Path],
-        typer.Option(metavar="FILE", rich_help_panel=_ACCESS, help="Its private key (PEM)."),
-    ] = None,
+    tls_cert: arguments.TlsCert = None,
+    tls_key: arguments.TlsKey = None,
     client_ca: Annotated[
         Optional[Path],
         typer.Option(

@@ -13,7 +13,7 @@ from ..inputs.sizes import MAX_PIXELS
 from . import arguments, sources, sync
 from .output import output, say
 
-_ACCESS, _LIMITS = "Access", "Limits"
+_ACCESS, _LIMITS = arguments.ACCESS, "Limits"
 TOKEN = "SDLORA_EDGE_AGENT_TOKEN"  # noqa: S105 - the name of a variable
 
 
@@ -86,16 +86,8 @@ def run(
             help=f"File with the token that clients must send. Default: {TOKEN}.",
         ),
     ] = None,
-    tls_cert: Annotated[
-        Optional[Path],
-        typer.Option(
-            metavar="FILE", rich_help_panel=_ACCESS, help="Certificate of this server (PEM)."
-        ),
-    ] = None,
-    tls_key: Annotated[
-        Optional[Path],
-        typer.Option(metavar="FILE", rich_help_panel=_ACCESS, help="Its private key (PEM)."),
-    ] = None,
+    tls_cert: arguments.TlsCert = None,
+    tls_key: arguments.TlsKey = None,
     client_ca: Annotated[
         Optional[Path],
         typer.Option(
