@@ -114,3 +114,16 @@ def served(path: Path) -> Iterator[Server]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+AMQTT = """
+import asyncio, sys
+from amqtt.broker import Broker
+anonymous = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
+listener = {"type": "tcp", "bind": "127.0.0.1:" + sys.argv[1]}
+async def serve():
+    await Broker({"listeners": {"default": listener}, "plugins": anonymous}).start()
+    await asyncio.Event().wait()
+asyncio.run(serve())
+"""
+"""A broker of the pip package at the port of its argument: it knows MQTT 3.1.1 alone."""

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import paho.mqtt.client as mqtt
 import pytest
+from fleet_kit import AMQTT
 from webhook import Hook, until
 
 from sdlora_edge.agent import sinks
@@ -49,23 +50,11 @@ def test_a_document_says_when_where_and_what(outcome: Outcome, facts: dict[str, 
 def broker() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
-    process = subprocess.Popen([sys.executable, "-c", BROKER, str(port)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-c", AMQTT, str(port)], stderr=subprocess.DEVNULL)
     until(lambda: reaches(port), 30)
     yield port
     process.kill()
     process.wait()
-
-
-BROKER = """
-import asyncio, sys
-from amqtt.broker import Broker
-anonymous = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-listener = {"type": "tcp", "bind": "127.0.0.1:" + sys.argv[1]}
-async def serve():
-    await Broker({"listeners": {"default": listener}, "plugins": anonymous}).start()
-    await asyncio.Event().wait()
-asyncio.run(serve())
-"""
 
 
 def reaches(port: int) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 
 import paho.mqtt.client as mqtt
 import pytest
+from fleet_kit import AMQTT
 from reported import STATUS, predicted
 
 from sdlora_edge.errors import InputError, LinkError, SdloraError, StorageError, UsageError
@@ -46,18 +47,6 @@ def amqtt() -> Iterator[int]:
     yield port
     process.kill()
     process.wait()
-
-
-AMQTT = """
-import asyncio, sys
-from amqtt.broker import Broker
-anonymous = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-listener = {"type": "tcp", "bind": "127.0.0.1:" + sys.argv[1]}
-async def serve():
-    await Broker({"listeners": {"default": listener}, "plugins": anonymous}).start()
-    await asyncio.Event().wait()
-asyncio.run(serve())
-"""
 
 
 def wait_for(port: int) -> None:
