@@ -81,6 +81,9 @@ class Batcher(Closing):
             logged. If it is too slow, answers are not told.
         room: What is computed together, and how large an image may be.
         count: Gets the answers of each batch, in the thread that computes.
+
+    Attributes:
+        untold: Number of answers that were not told.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class Batcher(Closing):
         count: Callable[[list[Prediction]], object] | None = None,
     ) -> None:
         self._device, self.limits, self._on_answer = device, limits or Limits(), on_answer
-        self._room, self._count = room or Room(None, BATCH, MAX_PIXELS), count
+        self.room, self._count = room or Room(None, BATCH, MAX_PIXELS), count
         self._changed = threading.Condition()
         self._ready: deque[_Job] = deque()
         self._admitted = self._decoding = 0  # images
@@ -182,8 +185,8 @@ class Batcher(Closing):
 
     def _prepared(self, device: Device, image: ImageLike) -> np.ndarray | SdloraError:
         try:
-            with self._room.decoding(decoded_pixels(image)):
-                return device.prepare(image, self._room.pixels)
+            with self.room.decoding(decoded_pixels(image)):
+                return device.prepare(image, self.room.pixels)
         except (InputError, ResourceError) as error:
             let_go(error)  # of the image: it may be decoded but for its end
             return error
@@ -201,7 +204,7 @@ class Batcher(Closing):
         with self._changed:
             self._changed.wait_for(lambda: self._ready or (self._closed and not self._decoding))
             end = time.monotonic() + self.limits.wait
-            batch = self._room.batch
+            batch = self.room.batch
             while self._decoding and len(self._ready) < batch:
                 if (left := end - time.monotonic()) <= 0:
                     break
@@ -216,7 +219,7 @@ class Batcher(Closing):
     def _answer(self, jobs: list[_Job]) -> None:
         pixels = [one for job in jobs for one in job.pixels]
         asked = Asked(max(job.asked.top for job in jobs))
-        batch = self._room.batch
+        batch = self.room.batch
         rest = iter(self._device().answer_prepared(pixels, asked, batch) if pixels else ())
         for job in jobs:
             found = [next(rest) if isinstance(one, np.ndarray) else one for one in job.found]
@@ -224,7 +227,7 @@ class Batcher(Closing):
             if self._count:
                 self._count([one.prediction for one in answers if isinstance(one, Answered)])
             self._settle(job, answers)
-        self._room.computed(min(len(pixels), batch))
+        self.room.computed(min(len(pixels), batch))
 
     def _settle(self, job: _Job, outcome: list[Answer] | Exception) -> None:
         if job.future.done():
@@ -242,7 +245,7 @@ class Batcher(Closing):
     def _tell_later(self, image: ImageLike, answer: Answered) -> None:
         size = _held_bytes(image)
         with self._changed:
-            room = self._to_tell_bytes + size <= self._room.bodies or not self._to_tell
+            room = self._to_tell_bytes + size <= self.room.bodies or not self._to_tell
             if self._to_tell >= UNTOLD or not room:
                 self.untold += 1
                 return

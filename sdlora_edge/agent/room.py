@@ -32,6 +32,10 @@ DECODED = 12
 """bytes that a pixel takes while an image is decoded and turned; up to 20 in a WebP"""
 BODIES = 64 * MB
 """bytes of all bodies that are held at a time, at most"""
+TEXT = 8 * MB
+"""bytes of the JSON of a request, at most: parsing stops every other thread, for up to a second"""
+PARSED = 32
+"""bytes that a byte of JSON takes while it is parsed, at most"""
 
 
 def peak() -> int:
@@ -150,6 +154,11 @@ class Room:
     def bodies(self) -> int:
         """Bytes of all bodies that may be held at a time."""
         return max(MB, min(BODIES, self._left() // 4))
+
+    @property
+    def text(self) -> int:
+        """Bytes of JSON that may be parsed at a time, in half of what is left."""
+        return max(MB, min(TEXT, self._left() // 2 // PARSED))
 
     def _left(self) -> int:
         return self.limit - self._before
