@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import HTTPConnection
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import UsageError
+from .hurrying import HurryingProtocol
 
 TOKEN = "SDLORA_EDGE_FLEET_TOKEN"  # noqa: S105 - the name of a variable
 SHORTEST = 16
@@ -114,7 +114,7 @@ def read_token(path: Path | None, variable: str = TOKEN) -> str:
     return token
 
 
-class CertifiedProtocol(H11Protocol):
+class CertifiedProtocol(HurryingProtocol):
     """HTTP that tells the application whether the client showed a certificate.
 
     TLS has checked it. Clients without one are let in too, for they may ask for the health. Who may

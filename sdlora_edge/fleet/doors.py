@@ -20,6 +20,7 @@ from uvicorn.server import HANDLED_SIGNALS
 
 from ..errors import UsageError
 from .access import LOCAL, TOKEN, Access, CertifiedProtocol, read_token
+from .hurrying import SELDOM
 
 MOST_CONNECTIONS = 500
 POLICY = (
@@ -165,6 +166,7 @@ def configured(door: Door, app: Any, patience: int = 5) -> uvicorn.Config:
         timeout_graceful_shutdown=patience,
         **tls,
     )
+    logging.getLogger("uvicorn.error").addFilter(SELDOM)
     try:
         config.load()
     except (OSError, ssl.SSLError) as error:
