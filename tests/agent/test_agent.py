@@ -22,6 +22,7 @@ from conftest import Fleet, Result
 from faults.scenarios import wrong_canary
 from fleet_kit import made, served
 from test_follow import roll_out
+from webhook import until
 
 from sdlora_edge.device import Device
 from sdlora_edge.fleet.client import Client
@@ -198,6 +199,22 @@ def test_a_store_that_cannot_be_served_says_so_until_it_can(store: Path) -> None
         model.write_bytes(data)
         running.wait("opened")
         assert running.ask("/v1/predict", encoded()).status == 200
+
+
+def test_reports_begin_once_a_damaged_identity_is_repaired(store: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    configure(store, Changes(report_to=(str(report),)))
+    path = store / "fleet" / "device.json"
+    good = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(b"{")
+    with agent(store) as running:
+        running.wait("log", level="error")
+        assert running.ask("/v1/predict", encoded()).status == 200, "it serves meanwhile"
+        time.sleep(1.5)
+        assert len([e for e in running.events() if e["event"] == "log"]) == 1, "told once"
+        path.write_bytes(good)
+        until(lambda: running.process.send_signal(signal.SIGHUP) or report.exists(), 30)
 
 
 def test_a_full_queue_is_429_and_certificates_open_the_door(store: Path, tmp_path: Path) -> None:
