@@ -167,7 +167,10 @@ def test_the_unix_socket_serves_the_same(running: Running, store: Path, device: 
 
 def test_a_web_page_of_another_site_gets_nothing(running: Running) -> None:
     image = encoded()
-    assert refusal(running, "/v1/predict", image, Host="evil.example") == (403, "forbidden")
+    for name in ("evil.example", "127.0.0.1.evil.example", "128.0.0.1", ""):
+        assert refusal(running, "/v1/predict", image, Host=name) == (403, "forbidden"), name
+    for name in ("127.0.0.2:8080", "[::1]:8080", "localhost"):  # --listen takes these too
+        assert running.ask("/v1/predict", image, {"Host": name}).status == 200, name
     assert refusal(running, "/v1/predict", image, Origin="http://evil.example") == (
         403,
         "forbidden",
