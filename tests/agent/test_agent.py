@@ -115,6 +115,7 @@ def test_sigterm_answers_what_is_under_way(store: Path) -> None:
             time.sleep(0.2)  # its request has begun
             running.process.send_signal(signal.SIGTERM)
             load._done.set()
+            time.sleep(0.5)  # after what uvicorn waits for anyway
             slow.send(image[100:])
             assert slow.getresponse().status == 200
         assert running.process.wait(60) == 0
