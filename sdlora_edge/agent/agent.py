@@ -24,7 +24,7 @@ from ..inputs.sizes import MAX_PIXELS
 from ..results import Served
 from .batching import Batcher, Limits, OnAnswer
 from .bodies import BODY, Bodies
-from .held import Held
+from .held import Held, Unserved
 from .http_api import Counter, Gate, application
 from .meters import Counting, Meters
 from .origin import Source
@@ -175,10 +175,6 @@ class Agent(Closing):
         """In the thread of the store: the device serves."""
         serves = device.serves
         self._emit("opened", {"generation": serves.generation, "task": serves.task})
-        from .updating import Told, Updating  # slow to import: the first answer comes before it
-
-        told = Told(self._emit, self._meters.synced, lambda: self._counting.keep(self._store))
-        self._updating = Updating(device, self._store, self._source, told)
 
     def _look(self) -> None:
         """In the thread of the store, every second."""
@@ -190,6 +186,16 @@ class Agent(Closing):
             self._room.warn()
         if self._listens:
             notify("READY=1\nWATCHDOG=1", self._systemd)
+        if self._updating is None:
+            with contextlib.suppress(Unserved):
+                self._begin_updates(self.device)
+
+    def _begin_updates(self, device: Device) -> None:
+        """Raises SdloraError, such as for a damaged identity: it is tried again."""
+        from .updating import Told, Updating  # slow to import: the first answer comes before it
+
+        told = Told(self._emit, self._meters.synced, lambda: self._counting.keep(self._store))
+        self._updating = Updating(device, self._store, self._source, told)
 
     def _reload(self) -> None:
         """SIGHUP: take over new tokens and certificates, and look for updates now."""

@@ -22,9 +22,10 @@ import numpy as np
 
 from ..device.answers import BATCH, Answered, Asked, Prediction
 from ..device.device import Device
+from ..device.gate import let_go
 from ..errors import InputError, ResourceError, SdloraError, UsageError
 from ..fleet.closing import Closing
-from ..inputs.image import ImageLike
+from ..inputs.image import ImageLike, decoded_pixels
 from ..inputs.sizes import MAX_PIXELS
 from .room import Room
 
@@ -33,7 +34,8 @@ Answer = Union[Answered, SdloraError]
 """Of one image: the answer, or why there is none."""
 OnAnswer = Callable[[ImageLike, Answered], None]
 UNTOLD = 32
-"""Answers that wait for `on_answer` at most; beyond it they are not told."""
+"""Answers that wait for `on_answer` at most, if their images take no more than `Room.bodies`.
+Beyond it they are not told."""
 
 
 class Busy(ResourceError):
@@ -79,6 +81,9 @@ class Batcher(Closing):
             logged. If it is too slow, answers are not told.
         room: What is computed together, and how large an image may be.
         count: Gets the answers of each batch, in the thread that computes.
+
+    Attributes:
+        untold: Number of answers that were not told.
     """
 
     def __init__(
@@ -90,13 +95,13 @@ class Batcher(Closing):
         count: Callable[[list[Prediction]], object] | None = None,
     ) -> None:
         self._device, self.limits, self._on_answer = device, limits or Limits(), on_answer
-        self._room, self._count = room or Room(None, BATCH, MAX_PIXELS), count
+        self.room, self._count = room or Room(None, BATCH, MAX_PIXELS), count
         self._changed = threading.Condition()
         self._ready: deque[_Job] = deque()
         self._admitted = self._decoding = 0  # images
         self._closed = False
-        self._told: queue.Queue[tuple[ImageLike, Answered] | None] = queue.Queue(UNTOLD)
-        self.untold = 0
+        self._told: queue.SimpleQueue[tuple[ImageLike, Answered] | None] = queue.SimpleQueue()
+        self._to_tell = self._to_tell_bytes = self.untold = 0
         self._decoders = ThreadPoolExecutor(self.limits.decoders, "decode")
         self._threads = [
             threading.Thread(target=work, name=work.__name__.strip("_"), daemon=True)
@@ -169,11 +174,7 @@ class Batcher(Closing):
     def _decode(self, job: _Job) -> None:
         try:
             device = self._device()
-            for image in job.images:
-                try:
-                    job.found.append(device.prepare(image, self._room.pixels))
-                except (InputError, ResourceError) as error:
-                    job.found.append(error)
+            job.found += [self._prepared(device, image) for image in job.images]
         except Exception as error:
             self._settle(job, error)
         with self._changed:
@@ -181,6 +182,14 @@ class Batcher(Closing):
             if not job.future.done():
                 self._ready.append(job)
             self._changed.notify_all()
+
+    def _prepared(self, device: Device, image: ImageLike) -> np.ndarray | SdloraError:
+        try:
+            with self.room.decoding(decoded_pixels(image)):
+                return device.prepare(image, self.room.pixels)
+        except (InputError, ResourceError) as error:
+            let_go(error)  # of the image: it may be decoded but for its end
+            return error
 
     def _answer_all(self) -> None:
         while jobs := self._next():
@@ -195,7 +204,7 @@ class Batcher(Closing):
         with self._changed:
             self._changed.wait_for(lambda: self._ready or (self._closed and not self._decoding))
             end = time.monotonic() + self.limits.wait
-            batch = self._room.batch
+            batch = self.room.batch
             while self._decoding and len(self._ready) < batch:
                 if (left := end - time.monotonic()) <= 0:
                     break
@@ -210,7 +219,7 @@ class Batcher(Closing):
     def _answer(self, jobs: list[_Job]) -> None:
         pixels = [one for job in jobs for one in job.pixels]
         asked = Asked(max(job.asked.top for job in jobs))
-        batch = self._room.batch
+        batch = self.room.batch
         rest = iter(self._device().answer_prepared(pixels, asked, batch) if pixels else ())
         for job in jobs:
             found = [next(rest) if isinstance(one, np.ndarray) else one for one in job.found]
@@ -218,7 +227,7 @@ class Batcher(Closing):
             if self._count:
                 self._count([one.prediction for one in answers if isinstance(one, Answered)])
             self._settle(job, answers)
-        self._room.computed(min(len(pixels), batch))
+        self.room.computed(min(len(pixels), batch))
 
     def _settle(self, job: _Job, outcome: list[Answer] | Exception) -> None:
         if job.future.done():
@@ -231,10 +240,18 @@ class Batcher(Closing):
         job.future.set_result(outcome)
         for image, answer in zip(job.images, outcome):
             if self._on_answer and isinstance(answer, Answered):
-                try:
-                    self._told.put_nowait((image, answer))
-                except queue.Full:
-                    self.untold += 1
+                self._tell_later(image, answer)
+
+    def _tell_later(self, image: ImageLike, answer: Answered) -> None:
+        size = _held_bytes(image)
+        with self._changed:
+            room = self._to_tell_bytes + size <= self.room.bodies or not self._to_tell
+            if self._to_tell >= UNTOLD or not room:
+                self.untold += 1
+                return
+            self._to_tell += 1
+            self._to_tell_bytes += size
+        self._told.put((image, answer))
 
     def _tell_all(self) -> None:
         while (told := self._told.get()) is not None:
@@ -243,6 +260,16 @@ class Batcher(Closing):
                     tell(*told)
                 except Exception:
                     log.exception("what is called after each answer failed")
+            with self._changed:
+                self._to_tell -= 1
+                self._to_tell_bytes -= _held_bytes(told[0])
+
+
+def _held_bytes(image: ImageLike) -> int:
+    """Bytes of memory that an image takes until it is told of."""
+    if isinstance(image, bytes):
+        return len(image)
+    return image.nbytes if isinstance(image, np.ndarray) else 0
 
 
 def _as_asked(answer: Answer, asked: Asked) -> Answer:

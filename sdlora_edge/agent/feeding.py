@@ -45,7 +45,7 @@ class Feed(Closing):
         self, camera: Camera, submit: Submit, asked: Asked, sinks: Sequence[Sink] = ()
     ) -> None:
         self._camera, self._submit, self._asked, self._sinks = camera, submit, asked, sinks
-        self.passed = 0
+        self.passed, self._trouble = 0, ""
         self.over, self._closed = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"feed {camera.name}", daemon=True)
         self._thread.start()
@@ -59,11 +59,19 @@ class Feed(Closing):
     def _run(self) -> None:
         try:
             for frame in self._camera.frames():
-                self._take(frame)
+                self._try(frame)
         except Exception:
             log.exception("--camera %s: nothing is taken from it any more", self._camera.name)
         finally:
             self.over.set()
+
+    def _try(self, frame: Frame) -> None:
+        try:
+            self._take(frame)
+        except Exception as error:  # the next image may go better
+            if (trouble := repr(error)) != self._trouble:  # a lasting trouble is told once
+                log.exception("--camera %s: an image got no answer", self._camera.name)
+                self._trouble = trouble
 
     def _take(self, frame: Frame) -> None:
         while not self._closed.is_set():

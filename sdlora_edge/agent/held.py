@@ -16,6 +16,7 @@ from ..errors import HealthError, SdloraError
 from ..fleet.closing import Closing
 
 log = logging.getLogger(__name__)
+OPENING = "opening"
 LOOK = 1.0
 """seconds between two looks at the store, for what another process has committed"""
 LONGEST_WAIT = 60.0
@@ -51,7 +52,8 @@ class Held(Closing):
         self._store, self._threads = Store(store).path, threads
         self._checked, self._opened, self._look = checked, opened, look
         self._found: Device | None = None
-        self._trouble = "it is being opened"
+        self._troubles = dict[str, str]()
+        """{what is tried: why it failed}"""
         self._stopped = False
         # a queue, because a signal handler that sets an Event would wait for the Event's lock
         self._orders: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -62,7 +64,8 @@ class Held(Closing):
     def device(self) -> Device:
         """The device. Raises Unserved while the store is not open."""
         if self._found is None:
-            raise Unserved(f"no model is served: {self._trouble}: try again later")
+            trouble = self._troubles.get(OPENING, "it is being opened")
+            raise Unserved(f"no model is served: {trouble}: try again later")
         return self._found
 
     def order(self, call: Callable[[], object]) -> None:
@@ -81,13 +84,13 @@ class Held(Closing):
         due, wait = time.monotonic(), LOOK
         while not self._stopped:
             if self._found is not None:
-                self._guarded(self._found.refresh)
+                self._try("refreshing", self._found.refresh)
             elif time.monotonic() >= due:
-                self._guarded(self._open)
+                self._try(OPENING, self._open)
                 due, wait = time.monotonic() + wait, min(2 * wait, LONGEST_WAIT)
-            self._guarded(self._look)
+            self._try("looking", self._look)
             with contextlib.suppress(queue.Empty):
-                self._guarded(self._orders.get(timeout=LOOK))
+                self._try("an order", self._orders.get(timeout=LOOK))
 
     def _open(self) -> None:
         device = Device.open(self._store, self._threads)
@@ -95,12 +98,14 @@ class Held(Closing):
         self._found = device
         self._opened(device)
 
-    def _guarded(self, call: Callable[[], object]) -> None:
+    def _try(self, what: str, call: Callable[[], object]) -> None:
         """Call it. A lasting trouble is told once."""
         try:
             call()
         except Exception as error:
             known = isinstance(error, SdloraError)
-            if (said := str(error) if known else repr(error)) != self._trouble:
+            if (said := str(error) if known else repr(error)) != self._troubles.get(what):
                 log.error("%s", said, exc_info=not known)
-                self._trouble = said
+                self._troubles[what] = said
+        else:
+            self._troubles.pop(what, None)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -52,7 +51,7 @@ REFUSALS: list[tuple[type[SdloraError], int, str]] = [
     (ResourceError, 503, "short_of_memory"),
 ]
 """(error, HTTP status, code): the first that fits"""
-CODES = {404: "not_found", 405: "method_not_allowed"}
+CODES = {404: "not_found", 405: "method_not_allowed", 415: "compressed"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def application(counter: Counter) -> Starlette:
     routes = _Routes(counter)
     model = "/v2/models/{name}"
     version = model + "/versions/{version}"
-    return Starlette(
+    site = Starlette(
         routes=[
             Route("/healthz", routes.health),
             Route("/metrics", routes.metrics),
@@ -97,6 +96,8 @@ def application(counter: Counter) -> Starlette:
         ],
         exception_handlers={SdloraError: _refusal, HTTPException: _not_there, Exception: _bug},
     )
+    site.router.redirect_slashes = False  # to a host that the client names
+    return site
 
 
 class _Routes:
@@ -105,6 +106,8 @@ class _Routes:
     def __init__(self, counter: Counter) -> None:
         self._held, self._batcher = counter.held, counter.batcher
         self._bodies, self._meters, self._name = counter.bodies, counter.meters, counter.name
+        self._parsing = asyncio.Lock()
+        """one at a time: JSON takes many times its size"""
 
     async def health(self, request: Request) -> Response:
         serves = self._held.device.serves
@@ -152,8 +155,10 @@ class _Routes:
             raise HTTPException(415, "the body is compressed: send it as it is")
         async with self._bodies.of(request) as data:
             header = request.headers.get(open_inference.HEADER)
-            wanted = await run_in_threadpool(open_inference.read, data, header)
-            answers = await self._answers(list(wanted.images), wanted.asked)
+            async with self._parsing:
+                most = open_inference.Most(self._batcher.limits.queue, self._batcher.room.text)
+                wanted = await run_in_threadpool(open_inference.read, data, header, most)
+            answers = await self._answers(wanted.images, wanted.asked)
         found: list[Prediction] = []
         for one in answers:
             if isinstance(one, SdloraError):
@@ -265,7 +270,7 @@ class Gate:
             headers = {"www-authenticate": "Bearer"}
             return JSONResponse({"error": said, "code": "unauthorized"}, 401, headers)
         origin = connection.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != connection.headers.get("host"):
+        if origin is not None and origin.partition("://")[2] != connection.headers.get("host"):
             said = f"a page of {origin} may not ask: call the agent from a program"
             return JSONResponse({"error": said, "code": "forbidden"}, 403)
         return None

@@ -16,7 +16,7 @@ import numpy as np
 
 from .. import __version__
 from ..device.answers import Asked, Prediction
-from ..errors import UsageError
+from ..errors import LimitError, UsageError
 
 HEADER = "inference-header-content-length"
 EXTENSION = "binary_tensor_data"
@@ -35,16 +35,24 @@ class Wanted:
     """A request.
 
     Attributes:
-        images: uint8 (N, H, W, 3).
+        images: Each is uint8 (H, W, 3).
         asked: Classes and threshold.
         outputs: {name: whether it is to be binary}.
         id: What the client calls the request.
     """
 
-    images: np.ndarray
+    images: Sequence[np.ndarray]
     asked: Asked
     outputs: Mapping[str, bool]
     id: str | None = None
+
+
+@dataclass(frozen=True)
+class Most:
+    """What a request may have. images: Number. text: Bytes of JSON."""
+
+    images: int
+    text: int
 
 
 def server_metadata() -> dict[str, Any]:
@@ -66,18 +74,20 @@ def model_metadata(name: str, generation: int) -> dict[str, Any]:
     }
 
 
-def read(body: bytes, header: str | None) -> Wanted:
+def read(body: bytes, header: str | None, most: Most) -> Wanted:
     """A request of `infer`.
 
     Args:
         body: JSON, and the bytes of binary tensors.
         header: The value of HEADER: the length of the JSON. None if there are no binary tensors.
+        most: What is read at most.
 
     Raises:
-        UsageError: It is malformed, or asks for what there is not.
+        UsageError: It is malformed, or asks for what there is not, or has too many images.
+        LimitError: The JSON is too long.
     """
     try:
-        return _read(body, header)
+        return _read(body, header, most)
     except (
         AttributeError,
         KeyError,
@@ -91,18 +101,25 @@ def read(body: bytes, header: str | None) -> Wanted:
         )
 
 
-def _read(body: bytes, header: str | None) -> Wanted:
+def _read(body: bytes, header: str | None, most: Most) -> Wanted:
     length = len(body) if header is None else _whole(int(header))
     if length > len(body):
         raise ValueError(f"the body is shorter than {HEADER}")
+    if length > most.text:
+        raise LimitError(f"the JSON has more than {most.text} bytes: send the tensor as binary")
     request, rest = json.loads(body[:length]), memoryview(body)[length:]
     if [tensor["name"] for tensor in request["inputs"]] != [INPUT]:
         raise UsageError(f"the inputs are not the one that there is: send {INPUT}")
     images = _images(request["inputs"][0], rest)
+    if len(images) > most.images:
+        raise UsageError(f"{len(images)} images at once: send at most {most.images}")
+    name = request.get("id")
+    if not (name is None or isinstance(name, str)):
+        raise TypeError("id must be a string")
     parameters = request.get("parameters", {})
     threshold = parameters.get("threshold")
     asked = Asked(_whole(parameters.get("top", 1)), None if threshold is None else float(threshold))
-    return Wanted(images, asked, _outputs(request, parameters), request.get("id"))
+    return Wanted(list(images), asked, _outputs(request, parameters), name)
 
 
 def _images(tensor: Mapping[str, Any], rest: memoryview) -> np.ndarray:

@@ -11,6 +11,8 @@ import contextlib
 import ctypes
 import logging
 import os
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import ResourceError
@@ -26,10 +28,14 @@ ARENA = "SDLORA_EDGE_ONNX_ARENA"
 MALLOPT = {-1: 1 << 20, -3: 1 << 19, -8: 2}
 """glibc's M_TRIM_THRESHOLD, M_MMAP_THRESHOLD and M_ARENA_MAX on a small device: the first two would
 grow to 64 MB by themselves, and each thread would have a heap of its own"""
-DECODED = 8
-"""bytes that a pixel takes while an image is decoded and turned"""
+DECODED = 12
+"""bytes that a pixel takes while an image is decoded and turned; up to 20 in a WebP"""
 BODIES = 64 * MB
 """bytes of all bodies that are held at a time, at most"""
+TEXT = 8 * MB
+"""bytes of the JSON of a request, at most: parsing stops every other thread, for up to a second"""
+PARSED = 32
+"""bytes that a byte of JSON takes while it is parsed, at most"""
 
 
 def peak() -> int:
@@ -80,6 +86,7 @@ class Room:
         self.limit = usual_limit() if megabytes is None else megabytes * MB
         self.batch = 1
         self._before, self._warned = 0, False
+        self._turn, self._changed, self._decoding = threading.Lock(), threading.Condition(), 0
         if self.limit < SMALL:
             os.environ.setdefault(ARENA, "0")
             for parameter, value in MALLOPT.items():
@@ -128,10 +135,30 @@ class Room:
         """Pixels that an image may have, so that it can be decoded in half of what is left."""
         return max(MB, min(self._pixels, self._left() // 2 // DECODED))
 
+    @contextlib.contextmanager
+    def decoding(self, pixels: int) -> Iterator[None]:
+        """Around the decoding of an image: waits until all that are decoded now fit together."""
+        with self._turn, self._changed:  # in turn: small images would keep a large one waiting
+            self._changed.wait_for(
+                lambda: not self._decoding or self._decoding + pixels <= self.pixels
+            )
+            self._decoding += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._decoding -= pixels
+                self._changed.notify_all()
+
     @property
     def bodies(self) -> int:
         """Bytes of all bodies that may be held at a time."""
         return max(MB, min(BODIES, self._left() // 4))
+
+    @property
+    def text(self) -> int:
+        """Bytes of JSON that may be parsed at a time, in half of what is left."""
+        return max(MB, min(TEXT, self._left() // 2 // PARSED))
 
     def _left(self) -> int:
         return self.limit - self._before

@@ -48,7 +48,8 @@ def document(frame: Frame, outcome: Outcome) -> bytes:
     moment = datetime.fromtimestamp(frame.time, timezone.utc).isoformat(timespec="milliseconds")
     facts = outcome.to_dict() if isinstance(outcome, Prediction) else {"error": outcome.to_dict()}
     head = {"time": moment, "source": frame.source}
-    return json.dumps({**head, **facts}, ensure_ascii=False, allow_nan=False).encode()
+    text = json.dumps({**head, **facts}, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="replace")  # the name of a file may be no text
 
 
 class Sink(Closing):

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import random
+import stat
 import threading
 import time
 from abc import abstractmethod
@@ -159,11 +160,11 @@ def _versions(folder: Path) -> dict[str, tuple[int, int]]:
     found = {}
     with atomic.reading(folder), os.scandir(folder) as entries:
         for entry in entries:
-            is_image = Path(entry.name).suffix.lower() in SUFFIXES
-            if is_image and not entry.name.startswith(".") and entry.is_file():
-                with contextlib.suppress(FileNotFoundError):  # it has gone meanwhile
+            if Path(entry.name).suffix.lower() in SUFFIXES and not entry.name.startswith("."):
+                with contextlib.suppress(OSError):  # it has gone meanwhile, or is a loop of links
                     version = entry.stat()
-                    found[entry.name] = version.st_mtime_ns, version.st_size
+                    if stat.S_ISREG(version.st_mode):
+                        found[entry.name] = version.st_mtime_ns, version.st_size
     return dict(sorted(found.items()))
 
 
@@ -227,7 +228,7 @@ class Live(Camera):
             try:
                 with_frames = self._read_until_lost(_opened(self._place), troubles)
                 error = f"{self.name} gives no more frames"
-            except SdloraError as unopened:
+            except Exception as unopened:  # OpenCV raises whatever a driver leads it to
                 with_frames, error = False, str(unopened)
             if self._stopped.is_set():
                 return

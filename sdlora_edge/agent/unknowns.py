@@ -71,7 +71,7 @@ class Unknowns:
 
     Attributes:
         kept, left_out: Numbers of unknown images since the start: kept, and not kept because they
-            look like a kept one, or because of the limit of the day.
+            look like a kept one, because of the limit of the day, or because their file has gone.
 
     Raises:
         UsageError: The folder lies in a store, or other users can read it.
@@ -102,7 +102,12 @@ class Unknowns:
             if self._is_full_today() or self._is_like_a_kept_one(features):
                 self.left_out += 1
                 return
-            self._keep(self._encoded(image), features, answered)
+            try:
+                data = self._encoded(image)
+            except InputError:  # a file of a camera's folder has gone meanwhile
+                self.left_out += 1
+                return
+            self._keep(data, features, answered)
             self.kept += 1
         except Exception as error:
             known = str(error) if isinstance(error, SdloraError) else repr(error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from ..fleet.mqtt_link import Options
 from ..fleet.tally import reports
 from .origin import Source
 
+LONGEST_END = 8.0
+"""seconds that a server has at the end: containers are killed after ten"""
 REPORT_LOOK = 30.0
 """seconds between two looks at whether a report is due"""
 
@@ -67,16 +70,10 @@ class Updating(Closing):
         self._news: queue.SimpleQueue[Synced | None] = queue.SimpleQueue()
         self._stopped = False
         self._runner = self._made()
-        self._threads = [threading.Thread(target=self._report, name="reports", daemon=True)]
-        if isinstance(self._runner, Follower):
-            self._threads.append(threading.Thread(target=self._runner.run, daemon=True))
-        elif self._runner is not None:
-            every = 5.0 if source.every is None else source.every
-            self._threads.append(
-                threading.Thread(target=self._runner.run, args=(every,), daemon=True)
-            )
-        for thread in self._threads:
-            thread.start()
+        self._reports = threading.Thread(target=self._report, name="reports", daemon=True)
+        self._updates = threading.Thread(target=self._update, name="updates", daemon=True)
+        self._reports.start()
+        self._updates.start()
 
     def wake(self) -> None:
         """Look for updates now, and report if that is due."""
@@ -85,14 +82,31 @@ class Updating(Closing):
         self._news.put(None)
 
     def close(self) -> None:
-        """End after the packet that is being applied, and say goodbye to the brokers."""
+        """End after the packet that is being applied, and say goodbye to the brokers.
+
+        A download or a report that takes longer than LONGEST_END is given up.
+        """
         self._stopped = True
         if self._runner is not None:
             self._runner.stop()
         self._news.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._telling.close()
+        end = time.monotonic() + LONGEST_END
+        while self._updates.is_alive() and (self._must_end or time.monotonic() < end):
+            self._updates.join(0.1)
+        self._reports.join(max(0.0, end - time.monotonic()))
+        if not self._reports.is_alive():
+            self._telling.close()
+
+    @property
+    def _must_end(self) -> bool:
+        """Whether a packet may be under way: it would be taken for one that killed its process."""
+        return isinstance(self._runner, Watcher) or self._device.is_changing
+
+    def _update(self) -> None:
+        if isinstance(self._runner, Follower):
+            self._runner.run()
+        elif self._runner is not None:
+            self._runner.run(5.0 if self._source.every is None else self._source.every)
 
     def _made(self) -> Follower | Watcher | None:
         store, source = self._store, self._source

@@ -188,15 +188,15 @@ def run(
         host, port = _address(listen)
         door = Door(host, port, token_file, tls_cert, tls_key, client_ca, TOKEN, "--listen", anyone)
     serving = Serving(
-        door,
-        socket,
-        model_name,
-        Limits(queue, batch_wait / 1000),
-        batch_size,
-        max_megapixels * 10**6,
-        max_body * 10**6,
-        memory_limit,
-        threads,
+        door=door,
+        socket=socket,
+        name=model_name,
+        limits=Limits(queue, batch_wait / 1000),
+        batch=batch_size,
+        pixels=max_megapixels * 10**6,
+        body=max_body * 10**6,
+        memory=memory_limit,
+        threads=threads,
     )
     link = sync.link_of(max_rate, proxy, ca, client_cert, client_key)
     source = Source(url, watch, link, every, report_every, status)

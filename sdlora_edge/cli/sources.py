@@ -12,8 +12,6 @@ from .output import output
 if TYPE_CHECKING:
     from ..agent.attaching import Wanted
 
-    pass
-
 PANEL = "Cameras and unknown images"
 Camera = Annotated[
     Optional[list[str]],

@@ -93,6 +93,11 @@ class Serving(Predictor):
         live = _loaded(self._live)
         return Served(live.counter, live.state.task)
 
+    @property
+    def is_changing(self) -> bool:
+        """Whether an update, a rollback or a refresh is under way in this process."""
+        return self._changing.locked()
+
     def current(self) -> tuple[TaskState, dict[str, np.ndarray]]:
         """The state in force, and its merged weights and head, float32, computed on each call."""
         live = self._live

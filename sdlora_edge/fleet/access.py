@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import os
 import secrets
 import socket
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from starlette.requests import HTTPConnection
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ..errors import UsageError
+from .hurrying import HurryingProtocol
 
 TOKEN = "SDLORA_EDGE_FLEET_TOKEN"  # noqa: S105 - the name of a variable
 SHORTEST = 16
@@ -24,7 +25,6 @@ SHORTEST = 16
 COOKIE = "sdlora-edge-fleet"
 SESSION = 12 * 3600
 """Seconds for which a browser stays logged in."""
-LOCAL = "127.0.0.1", "::1", "localhost"
 CERTIFIED, LOCAL_SOCKET = "client_certificate", "local_socket"
 """what `CertifiedProtocol` knows of a connection"""
 
@@ -90,7 +90,15 @@ def _same(one: str, other: str) -> bool:
 def _is_local_name(host: str) -> bool:
     """A page elsewhere whose name was made to lead here (DNS rebinding) sends its own name."""
     name = host.rpartition(":")[0] if host.count(":") == 1 or "]:" in host else host
-    return name.strip("[]") in LOCAL
+    return is_this_machine(name.strip("[]"))
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a name or address leads to this machine, whoever resolves it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_token(path: Path | None, variable: str = TOKEN) -> str:
@@ -114,7 +122,7 @@ def read_token(path: Path | None, variable: str = TOKEN) -> str:
     return token
 
 
-class CertifiedProtocol(H11Protocol):
+class CertifiedProtocol(HurryingProtocol):
     """HTTP that tells the application whether the client showed a certificate.
 
     TLS has checked it. Clients without one are let in too, for they may ask for the health. Who may

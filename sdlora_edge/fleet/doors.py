@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import signal
 import socket
@@ -19,7 +18,8 @@ import uvicorn
 from uvicorn.server import HANDLED_SIGNALS
 
 from ..errors import UsageError
-from .access import LOCAL, TOKEN, Access, CertifiedProtocol, read_token
+from .access import TOKEN, Access, CertifiedProtocol, is_this_machine, read_token
+from .hurrying import SELDOM
 
 MOST_CONNECTIONS = 500
 POLICY = (
@@ -72,19 +72,12 @@ def access_of(door: Door) -> Access:
         raise UsageError("--tls-cert and --tls-key belong together: give both")
     if access.certificates and door.cert is None:
         raise UsageError("--client-ca needs TLS: give --tls-cert and --tls-key too")
-    if access.open and not door.anyone and not _is_this_machine(door.host):
+    if access.open and not door.anyone and not is_this_machine(door.host):
         raise UsageError(
             f"{door.option} {door.host} lets everybody on the network look: give --token-file, or "
             "--tls-cert, --tls-key and --client-ca"
         )
     return access
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in LOCAL
 
 
 class Server(uvicorn.Server):
@@ -165,6 +158,7 @@ def configured(door: Door, app: Any, patience: int = 5) -> uvicorn.Config:
         timeout_graceful_shutdown=patience,
         **tls,
     )
+    logging.getLogger("uvicorn.error").addFilter(SELDOM)
     try:
         config.load()
     except (OSError, ssl.SSLError) as error:

@@ -317,10 +317,7 @@ def refuse_unusable(image: Image.Image, max_pixels: int) -> None:
     It has more than `max_pixels`, or a tile of it would; it is a thread of pixels; or its pixels
     have no known range.
     """
-    tags = getattr(
-        image, "tag_v2", {}
-    )  # of a TIFF, of which one small image may be cut from a tile of gigabytes
-    for width, height in (image.size, (tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0))):
+    for width, height in _decoded_sizes(image):
         if width * height > max_pixels:
             raise ValueError(
                 f"its {width} x {height} pixels are more than "
@@ -336,6 +333,22 @@ def refuse_unusable(image: Image.Image, max_pixels: int) -> None:
         raise ValueError(
             "its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits"
         )
+
+
+def _decoded_sizes(image: Image.Image) -> list[tuple[int, int]]:
+    """(width, height) of all that is decoded: of a TIFF, tiles too. A small image may be cut from
+    one of gigabytes."""
+    tags = getattr(image, "tag_v2", {})
+    return [image.size, (tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0))]
+
+
+def decoded_pixels(image: ImageLike) -> int:
+    """Number of pixels that are decoded at a time, from the header alone.
+
+    Raises InputError if it cannot be read.
+    """
+    with as_pillow(image) as opened:
+        return max(width * height for width, height in _decoded_sizes(opened))
 
 
 def refuse_large_file(size: int) -> None:

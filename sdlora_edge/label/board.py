@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,13 +138,18 @@ class Board:
                 by_class.setdefault(group.name, []).extend(group.images)
         if not by_class:
             raise UsageError("no group has a name: name one first")
-        if self.written.out == out:
-            _remove(out)
-        with atomic.new_folder(out, 0o700) as folder:
+        again = self.written.out == out
+        fresh = out.with_name(f".{out.name}.new") if again else out
+        if again:
+            _change(fresh, lambda: atomic.remove(fresh))  # a killed program left it
+        with atomic.new_folder(fresh, 0o700) as folder:
             for name, images in by_class.items():
                 disk.mkdir(folder / name)
                 for target, i in self._named(images):
                     atomic.copy(self.paths[i], folder / name / target)
+        if again:  # what was written before is gone only once the new folder is complete
+            _change(out, lambda: atomic.remove(out))
+            _change(out, lambda: disk.rename(fresh, out))
         self.written = Written(
             out,
             {name: len(images) for name, images in sorted(by_class.items())},
@@ -170,9 +175,9 @@ class Board:
         raise UsageError(f"there is no group {number}: load the page again")
 
 
-def _remove(folder: Path) -> None:
+def _change(folder: Path, change: Callable[[], object]) -> None:
     try:
-        atomic.remove(folder)
+        change()
     except OSError as error:
         raise atomic.unwritten(folder, error) from error
 

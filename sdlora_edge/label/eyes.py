@@ -52,13 +52,15 @@ class Seen:
 def images_in(folder: Path) -> list[Path]:
     """Every image in a folder, and in the folders inside.
 
+    Links are not followed: a device that was taken over may have made them, to files of this host.
+
     Raises:
         InputError: It is no folder, or has no image.
         UsageError: It has too many.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: name one with images")
-    found: list[File] = [file for file in files_in(folder) if not file.problem]
+    found: list[File] = [file for file in files_in(folder, follow=False) if not file.problem]
     if not found:
         raise InputError(f"{folder} has no image: name a folder with images")
     if len(found) > MOST:

@@ -98,6 +98,8 @@ class Page:
                 self._said, self._is_error = self._done(form), False
             except SdloraError as error:
                 self._said, self._is_error = str(error), True
+            except (KeyError, ValueError):
+                self._said, self._is_error = "this form is incomplete: load the page again", True
             if form.get("do") == "end":  # nobody would answer a redirection
                 return self._page(BackgroundTask(self._end))
         return RedirectResponse(request.url.path, 303, HEADERS)

@@ -29,11 +29,12 @@ from ..inputs.image import (
 from ..inputs.sizes import MAX_FILE, MAX_PIXELS
 
 Opener = Callable[[], Image.Image]
-HIDDEN, NO_IMAGE, EMPTY, NOT_UNICODE = (
+HIDDEN, NO_IMAGE, EMPTY, NOT_UNICODE, LINK = (
     "hidden",
     "not an image",
     "an empty folder",
     "its name is not UTF-8",
+    "a link",
 )
 NOT_READ = "an image format that is not read"
 _OTHER_IMAGES = {
@@ -147,14 +148,16 @@ def counted(problems: Iterable[str]) -> str:
     return ", ".join(f"{problem}: {count}" for problem, count in Counter(problems).most_common())
 
 
-def files_in(path: Path) -> list[File]:
+def files_in(path: Path, follow: bool = True) -> list[File]:
     """Return every file and every empty folder of a folder or ZIP, sorted.
+
+    follow: Whether links in a folder are followed.
 
     Raises:
         InputError: if `path` is neither, or cannot be read.
     """
     if path.is_dir():
-        found = {file.path: file for file in _folder(path)}
+        found = {file.path: file for file in _folder(path, follow)}
     elif path.is_file() and zipfile.is_zipfile(path):
         with reading(shown(str(path)), "a ZIP file"):
             found = {file.path: file for file in _zip(path)}
@@ -165,13 +168,14 @@ def files_in(path: Path) -> list[File]:
     return [found[inside] for inside in sorted(found, key=str)]
 
 
-def _folder(path: Path) -> Iterator[File]:
+def _folder(path: Path, follow: bool) -> Iterator[File]:
     failed: list[OSError] = []
-    for folder, folders, names in os.walk(path, followlinks=True, onerror=failed.append):
+    for folder, folders, names in os.walk(path, followlinks=follow, onerror=failed.append):
         inside = PurePosixPath(Path(folder).relative_to(path).as_posix())
         kept = []
         for name in folders:
-            problem = _folder_problem(path, folder, name)
+            refused = not follow and os.path.islink(os.path.join(folder, name))
+            problem = LINK if refused else _folder_problem(path, folder, name)
             if problem:
                 yield _unused(inside / name, problem)
             else:
@@ -180,9 +184,9 @@ def _folder(path: Path) -> Iterator[File]:
             yield _unused(inside, EMPTY)
         folders[:] = kept
         for name in names:
-            yield File(
-                inside / name, partial(open_image, os.path.join(folder, name)), _problem(name)
-            )
+            full = os.path.join(folder, name)
+            problem = LINK if not follow and os.path.islink(full) else _problem(name)
+            yield File(inside / name, partial(open_image, full), problem)
     for error in failed:
         inside = PurePosixPath(Path(error.filename).relative_to(path).as_posix())
         yield _unused(inside, f"cannot be listed ({error.strerror})")

@@ -22,7 +22,11 @@ from conftest import Fleet, Result
 from faults.scenarios import wrong_canary
 from fleet_kit import made, served
 from test_follow import roll_out
+from webhook import until
 
+from sdlora_edge.agent import updating
+from sdlora_edge.agent.agent import Agent, Serving
+from sdlora_edge.agent.origin import Source
 from sdlora_edge.device import Device
 from sdlora_edge.fleet.client import Client
 from sdlora_edge.fleet.identity import Changes, configure, identity
@@ -111,6 +115,7 @@ def test_sigterm_answers_what_is_under_way(store: Path) -> None:
             time.sleep(0.2)  # its request has begun
             running.process.send_signal(signal.SIGTERM)
             load._done.set()
+            time.sleep(0.5)  # after what uvicorn waits for anyway
             slow.send(image[100:])
             assert slow.getresponse().status == 200
         assert running.process.wait(60) == 0
@@ -198,6 +203,42 @@ def test_a_store_that_cannot_be_served_says_so_until_it_can(store: Path) -> None
         model.write_bytes(data)
         running.wait("opened")
         assert running.ask("/v1/predict", encoded()).status == 200
+
+
+def test_a_repository_that_does_not_answer_keeps_no_agent_from_ending_but_a_packet_does(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(updating, "LONGEST_END", 0.5)
+    site = made(tmp_path, time.time)
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        url = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+        configure(store, Changes(url=url))
+        Client(store).trust(site.root)
+        running = Agent(store, Serving(), Source(url), lambda *_: None)
+        connection, _ = hanging.accept()
+        with connection, running.device._changing:  # as while a packet is applied
+            ending = threading.Thread(target=running.close)
+            ending.start()
+            ending.join(2)
+            assert ending.is_alive()
+        ending.join(2)
+        assert not ending.is_alive()
+
+
+def test_reports_begin_once_a_damaged_identity_is_repaired(store: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    configure(store, Changes(report_to=(str(report),)))
+    path = store / "fleet" / "device.json"
+    good = path.read_bytes()
+    path.chmod(0o600)
+    path.write_bytes(b"{")
+    with agent(store) as running:
+        running.wait("log", level="error")
+        assert running.ask("/v1/predict", encoded()).status == 200, "it serves meanwhile"
+        time.sleep(1.5)
+        assert len([e for e in running.events() if e["event"] == "log"]) == 1, "told once"
+        path.write_bytes(good)
+        until(lambda: running.process.send_signal(signal.SIGHUP) or report.exists(), 30)
 
 
 def test_a_full_queue_is_429_and_certificates_open_the_door(store: Path, tmp_path: Path) -> None:

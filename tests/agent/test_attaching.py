@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -162,6 +163,29 @@ def test_images_of_a_live_camera_pass_by_a_busy_agent_and_those_of_a_folder_wait
     assert feed.passed == 0
     found = [json.loads(body)["source"] for body in hook.bodies]
     assert [f for f in found if f != "still"] == [str(incoming / f"{n}.png") for n in range(7)]
+
+
+def test_an_image_that_nobody_expected_does_not_end_its_camera(
+    store: Path, tmp_path: Path, hook: Hook, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Odd(Camera):
+        def _images(self) -> Iterator[tuple[ImageLike, str]]:
+            for channels in (4, 4, 3):
+                yield np.zeros((4, 4, channels), np.uint8), "odd"
+
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    name = os.fsdecode(b"a\xff.png")
+    Image.fromarray(images()[0]).save(folder / "b.png")
+    (folder / "b.png").rename(folder / name)
+    with opened(store) as agent, sink(hook.url) as place:
+        for source in (Odd("odd", 0), camera(str(folder), 0)):
+            before = len(hook.bodies)
+            with Feed(source, agent.batcher.submit, Asked(), [place]):
+                until(lambda before=before: len(hook.bodies) > before)
+    found = [json.loads(body)["source"] for body in hook.bodies]
+    assert found == ["odd", str(folder / "a?.png")]
+    assert caplog.text.count("an image got no answer") == 1, "a lasting trouble is told once"
 
 
 def test_a_hanging_agent_does_not_keep_a_feed_open() -> None:

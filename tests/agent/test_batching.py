@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import logging
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from agents import encoded
 from conftest import within
+from PIL import Image
 
 from sdlora_edge.agent import room
 from sdlora_edge.agent.batching import Batcher, Busy, Limits
@@ -127,3 +131,67 @@ def test_batches_grow_while_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> 
     now[0] = 149
     with pytest.raises(ResourceError, match="--memory-limit is 150"):
         Room(150, 8, 64 * room.MB).opened()
+
+
+def test_images_that_are_decoded_but_for_their_end_take_no_memory_until_all_are_answered(
+    device: Device,
+) -> None:
+    """A request of 2 MB could hold 16 GB: 64 cut PNGs of one colour."""
+    gc.collect()
+    gc.disable()
+    before = sum(issubclass(type(one), Image.Image) for one in gc.get_objects())
+    cut = encoded(size=(300, 300))[:-100]
+    try:
+        with Batcher(lambda: device) as batcher:
+            found = batcher.submit_all([cut] * 9, Asked()).result(60)
+            assert sum(issubclass(type(one), Image.Image) for one in gc.get_objects()) <= before + 1
+    finally:
+        gc.enable()
+    assert [type(one) for one in found] == [InputError] * 9
+    assert "truncated" in str(found[0])
+
+
+def test_large_images_are_not_decoded_at_the_same_time(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, now, most = device.prepare, [0], [0]
+
+    def slow(image: bytes, pixels: int) -> np.ndarray:
+        size = Image.open(io.BytesIO(image)).size
+        now[0] += size[0] * size[1]
+        most[0] = max(most[0], now[0])
+        time.sleep(0.02)
+        now[0] -= size[0] * size[1]
+        return real(image, pixels)
+
+    monkeypatch.setattr(device, "prepare", slow)
+    little = Room(None, 4, 10**6)
+    monkeypatch.setattr(Room, "pixels", property(lambda _: 100_000))
+    images = [encoded(n, size=(200, 200 + 300 * (n % 2))) for n in range(8)]
+    with Batcher(lambda: device, Limits(decoders=4), (), little) as batcher:
+        for one in [batcher.submit(image, Asked()) for image in images]:
+            one.result(60)
+    assert most[0] == 100_000
+
+
+def test_answers_that_wait_to_be_told_hold_no_more_memory_than_bodies_may(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goes, told = threading.Event(), list[object]()
+
+    def slow(image: object, _: Answered) -> None:
+        goes.wait(60)
+        told.append(image)
+
+    image = encoded()
+    monkeypatch.setattr(Room, "bodies", property(lambda _: 3 * len(image)))
+    with Batcher(lambda: device, None, [slow]) as batcher:
+        for _ in range(6):
+            batcher.submit(image, Asked()).result(60)
+        large = image + bytes(9 * len(image))
+        goes.set()
+        while batcher._to_tell:
+            time.sleep(0.01)
+        batcher.submit(large, Asked()).result(60)
+    assert told == [image] * 3 + [large], "a single one is always told"
+    assert batcher.untold == 3

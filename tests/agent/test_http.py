@@ -22,7 +22,10 @@ from agents import Running, UnixConnection, agent, encoded, multipart, request
 from conftest import Fleet
 from PIL import Image
 
+from sdlora_edge.agent import open_inference, room
+from sdlora_edge.agent.room import Room
 from sdlora_edge.device import Device
+from sdlora_edge.errors import LimitError, UsageError
 
 MODEL = "/v2/models/sdlora-edge"
 LIMITS = ("--max-body", 1, "--max-megapixels", 1, "--queue", 6)
@@ -117,7 +120,10 @@ def test_what_cannot_be_answered_is_refused_as_json(running: Running) -> None:
             "malformed",
         )
     assert refusal(running, "/nothing", None) == (404, "not_found")
+    assert refusal(running, f"{predict}/", image) == (404, "not_found")
     assert refusal(running, predict, None) == (405, "method_not_allowed")
+    packed = {"Content_Encoding": "gzip"}
+    assert refusal(running, f"{MODEL}/infer", image, **packed) == (415, "compressed")
     assert running.ask(predict, image).status == 200
     assert "--max" not in "".join(str(event) for event in running.events())
 
@@ -161,11 +167,16 @@ def test_the_unix_socket_serves_the_same(running: Running, store: Path, device: 
 
 def test_a_web_page_of_another_site_gets_nothing(running: Running) -> None:
     image = encoded()
-    assert refusal(running, "/v1/predict", image, Host="evil.example") == (403, "forbidden")
+    for name in ("evil.example", "127.0.0.1.evil.example", "128.0.0.1", ""):
+        assert refusal(running, "/v1/predict", image, Host=name) == (403, "forbidden"), name
+    for name in ("127.0.0.2:8080", "[::1]:8080", "localhost"):  # --listen takes these too
+        assert running.ask("/v1/predict", image, {"Host": name}).status == 200, name
     assert refusal(running, "/v1/predict", image, Origin="http://evil.example") == (
         403,
         "forbidden",
     )
+    for odd in ("null", "http://[", "http://" + running.host + ".evil.example"):
+        assert refusal(running, "/v1/predict", image, Origin=odd) == (403, "forbidden"), odd
     assert running.ask("/v1/predict", image, {"Origin": running.url}).status == 200
 
 
@@ -245,6 +256,9 @@ TENSOR: dict[str, Any] = {
         {"inputs": [TENSOR], "parameters": {"top": 0}},
         {"inputs": [TENSOR], "parameters": {"top": "all"}},
         {"inputs": [TENSOR], "parameters": {"threshold": "x"}},
+        {"inputs": [{**TENSOR, "shape": [7, 1, 1, 3], "data": [7] * 21}]},
+        {"inputs": [TENSOR], "id": float("nan")},
+        {"inputs": [TENSOR], "id": [[]]},
     ],
     ids=lambda wrong: str(wrong)[:60],
 )
@@ -262,6 +276,25 @@ def test_a_wrong_length_of_the_header_is_refused(running: Running) -> None:
     assert good.status == 200
     for length in ("x", "-1", str(len(head) - 1), str(len(head) + 1), str(len(body) + 9)):
         assert refusal(running, f"{MODEL}/infer", body, **{name: length}) == (400, "malformed")
+
+
+def test_long_json_and_a_tensor_of_many_images_cost_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Parsed, 16 MB of `[]` are 500 MB, and as many bytes of 1 x 1 images were 900 MB."""
+    body = json.dumps({"inputs": [TENSOR]}).encode()
+    most = open_inference.Most(1, len(body))
+    assert len(open_inference.read(body, None, most).images) == 1
+    with pytest.raises(LimitError, match="send the tensor as binary"):
+        open_inference.read(body + b" ", None, most)
+    described = {**TENSOR, "shape": [2, 1, 1, 3], "parameters": {"binary_data_size": 6}}
+    head = json.dumps({"inputs": [described]}).encode()
+    with pytest.raises(UsageError, match="2 images at once: send at most 1"):
+        open_inference.read(head + bytes(6), str(len(head)), open_inference.Most(1, 999))
+    monkeypatch.setattr(room, "MALLOPT", {})
+    monkeypatch.setenv(room.ARENA, "0")
+    little = Room(1, 1, 1)
+    assert little.text == room.MB, "a small device parses no more"
 
 
 def test_strings_are_packed_as_triton_packs_them(running: Running, device: Device) -> None:

@@ -90,6 +90,24 @@ def test_a_stream_that_breaks_is_opened_again_later_each_time(
     assert "secret" not in caplog.text
 
 
+def test_a_frame_that_opencv_cannot_convert_does_not_end_the_camera(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sources, "FIRST_WAIT", 0.1)
+    real, count = cv2.cvtColor, [0]
+
+    def fails_once(*arguments: object) -> np.ndarray:
+        count[0] += 1
+        if count[0] == 1:
+            raise cv2.error("an odd frame")
+        return real(*arguments)
+
+    monkeypatch.setattr(cv2, "cvtColor", fails_once)
+    with streaming() as stream, camera(stream.url, 0) as found:
+        take(found, 2)
+    assert "an odd frame: it is opened again" in caplog.text
+
+
 def hanging(_: str) -> str:
     """The address of a server that never answers."""
     server = socket.create_server(("127.0.0.1", 0))
@@ -146,6 +164,8 @@ def test_each_image_of_a_folder_is_taken_once_when_it_is_complete(
         (tmp_path / name).write_bytes(b"1")
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "gone.png").symlink_to("nowhere")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "pipe.png")
     with camera(str(tmp_path), 0) as found:
         frames = found.frames()
 

@@ -243,6 +243,16 @@ def test_a_disk_that_fails_stops_keeping_for_a_while_and_leaves_no_half_image(
     assert len(stems(folder)) == 1
 
 
+def test_a_file_that_has_gone_keeps_no_other_image_from_being_kept(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep = Unknowns(folder)
+    keep(tmp_path / "gone.png", answered(direction(1)))
+    keep(PIXELS, answered(direction(2)))
+    assert (keep.left_out, keep.kept, len(stems(folder))) == (1, 1, 1)
+    assert caplog.text == ""
+
+
 def test_room_for_updates_is_left_on_the_disk(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

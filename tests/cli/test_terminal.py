@@ -145,6 +145,21 @@ def test_events_and_status_are_lines_of_json(capsys: pytest.CaptureFixture[str])
     assert json.loads(err)["message"] == EVIL
 
 
+def test_an_exception_in_a_log_says_what_happened(capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("sdlora_edge.of_a_test")
+    log.addHandler(handler := JsonLog())
+    try:
+        raise ValueError("what happened" + "!" * 5000)
+    except ValueError:
+        log.exception("POST /v1/predict failed")
+    finally:
+        log.removeHandler(handler)
+    told = json.loads(capsys.readouterr().err)
+    assert (told["level"], told["message"]) == ("error", "POST /v1/predict failed")
+    assert "!!!" in told["traceback"]
+    assert len(told["traceback"]) <= 1500
+
+
 def test_names_in_an_archive(cli: Cli, tmp_path: Path) -> None:
     data = make_images(tmp_path / "data", ["a", "b", "c", "d"], 4)
     with zipfile.ZipFile(tmp_path / "data.zip", "w") as archive:

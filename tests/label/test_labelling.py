@@ -71,6 +71,33 @@ def test_groups_with_one_name_become_one_class_and_nameless_ones_are_left_out(
     assert found["gear/0.png"] == (tmp_path / "unknown" / "a" / "0.png").read_bytes()
 
 
+def test_what_was_written_stays_until_the_next_folder_is_complete(tmp_path: Path) -> None:
+    sorting = board(tmp_path, [[0, 1, 2]])
+    sorting.name(1, "gear")
+    sorting.write(tmp_path / "new")
+    before = snapshot(tmp_path / "new")
+    sorting.paths[1].rename(tmp_path / "moved.png")
+    with pytest.raises(SdloraError, match=r"1\.png"):
+        sorting.write(tmp_path / "new")
+    assert snapshot(tmp_path / "new") == before
+    (tmp_path / "moved.png").rename(sorting.paths[1])
+    sorting.name(1, "cog")
+    sorting.write(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == [tmp_path / "new" / "cog"]
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "unknown"}
+
+
+def test_a_link_that_a_device_made_leads_nowhere(tmp_path: Path) -> None:
+    """`rsync --archive` brings links home as links: to files of this host."""
+    folder = unknown(tmp_path / "unknown")
+    private = make_images(tmp_path / "private", ["me"], 1, size=16)
+    (folder / "link.png").symlink_to(private / "me" / "00.png")
+    (folder / "everything").symlink_to(private)
+    found = images_in(folder)
+    assert len(found) == 7
+    assert not [path for path in found if path.is_symlink() or "everything" in path.parts]
+
+
 def test_images_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None:
     both = board(tmp_path, [[0, 1, 2, 3, 4, 5]])
     both.name(1, "gear")
@@ -230,6 +257,8 @@ def test_a_person_names_groups_and_gets_the_folder_of_a_task(
         assert sorted(map(int, name_of)) == numbers
         assert "none selected" not in html
         assert "no image is selected" in page.post(("do", "move"), ("to", 0))
+        for odd in ({}, {"to": "x"}, {"image": "9" * 5000}):
+            assert "form is incomplete" in page.post(("do", "move"), *odd.items())
         html = page.post(("do", "move"), ("to", 0), *(("image", i) for i in range(4)))
         assert "Moved 4 images." in html
         html = page.post(("do", "move"), ("to", 0), *(("image", i) for i in (4, 5, 6)))

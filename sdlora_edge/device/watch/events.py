@@ -13,6 +13,7 @@ import select
 import socket
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -22,6 +23,8 @@ AT_ONCE, PAUSE = 100, 10.0
 """how many events of files are told at once, and the seconds after which one more may follow"""
 PATIENCE = 1.0
 """seconds to wait for a slow reader of stderr; then the line is lost, and the watcher goes on"""
+LAST = 1500
+"""characters of a traceback that are told: its end says what happened"""
 NOTIFY = "NOTIFY_SOCKET"
 Emit = Callable[[str, dict[str, Any]], None]
 
@@ -81,7 +84,11 @@ class JsonLog(logging.Handler):
         self._tell = tell
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._tell("log", {"level": record.levelname.lower(), "message": record.getMessage()})
+        fields = {"level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info and record.exc_info[1]:
+            text = "".join(traceback.format_exception(*record.exc_info))
+            fields["traceback"] = text[-LAST:]
+        self._tell("log", fields)
 
 
 class Events:
