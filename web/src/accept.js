@@ -2,7 +2,7 @@
 
 import { need, whole } from "./check.js";
 import { isRevoked } from "./control.js";
-import { floats } from "./encoding.js";
+import { ENCODINGS, floats } from "./encoding.js";
 import { follow, live } from "./task.js";
 
 /** @typedef {import("./task.js").State} State */
@@ -34,6 +34,7 @@ import { follow, live } from "./task.js";
  */
 export async function accepted(manifest, tensors, bundle, standing) {
   const { tasks, encoding } = manifest;
+  need(ENCODINGS.includes(encoding), `encoding ${encoding} is not known: update this program`);
   const t = whole(manifest.sequence, "the task");
   const a = t - tasks.length;
   const count = tasks.length;
@@ -111,7 +112,7 @@ function checkedCanary(manifest, tensors) {
  */
 function perTask(tensors, a, t) {
   /** @type {Record<string, import("./container.js").Tensors>} */
-  const found = {};
+  const found = Object.create(null); // "__proto__.x" belongs to no task
   for (let i = a + 1; i <= t; i++) found[i] = Object.create(null);
   for (const [name, tensor] of Object.entries(tensors)) {
     if (name === "canary.logits") continue;
