@@ -1,0 +1,12 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { parse } from "../src/canonical.js";
+
+test("nobody's JSON takes more than linear time", () => {
+  const begin = Date.now();
+  for (const text of ['{"a":' + '\\"'.repeat(2 ** 16), "[".repeat(2 ** 20), '{"a":'.repeat(2 ** 17)]) {
+    assert.throws(() => parse(new TextEncoder().encode(text)), SyntaxError);
+  }
+  assert.ok(Date.now() - begin < 3000, "it took 6 s when it was quadratic");
+});
