@@ -26,29 +26,34 @@ async function flashed(/** @type {string} */ name) {
   return store.path;
 }
 
-test("a process that is killed at any write leaves the old generation or the new one", async () => {
-  const fresh = await flashed("killed");
-  const device = await open(fresh);
-  await device.apply(await readFile(PACKETS[0]));
-  const [old, next] = [device.status().state, await readFile(PACKETS[1])];
-  for (let at = 1, seen = new Set(); ; at++) {
-    const path = join(folder, `killed-${at}`);
-    await cp(fresh, path, { recursive: true });
-    const done = spawnSync(process.execPath, ["--no-warnings", CRASHING, path, String(at), PACKETS[1]]);
-    const found = await open(path);
-    const { state, task, damage } = found.status();
-    assert.equal(damage, "");
-    assert.equal(state === old, task === 1);
-    seen.add(task);
-    if (task === 1) assert.equal((await found.apply(next)).task, 2); // and goes on from there
-    if (done.signal === null) {
-      assert.equal(done.status, 0, String(done.stderr));
-      assert.deepEqual([...seen].sort(), [1, 2]);
-      assert.ok(at > 8, `${at} writes`);
-      return;
+for (const how of ["all", "names", "nothing"]) {
+  const what = how === "all" ? "a process that is killed" : `a power cut that leaves ${how} unsynced`;
+  test(`${what}, at any write: the old generation or the new one`, async () => {
+    const fresh = await flashed(`ends-${how}`);
+    const device = await open(fresh);
+    await device.apply(await readFile(PACKETS[0]));
+    await device.apply(await readFile(PACKETS[1])); // so that the last update removes a record
+    const [old, next] = [device.status().state, await readFile(PACKETS[2])];
+    for (let at = 1, seen = new Set(); ; at++) {
+      const path = join(folder, `ends-${how}-${at}`);
+      await cp(fresh, path, { recursive: true });
+      const words = ["--no-warnings", CRASHING, path, String(at), how, PACKETS[2]];
+      const done = spawnSync(process.execPath, words);
+      const found = await open(path);
+      const { state, task, damage } = found.status();
+      assert.equal(damage, "", `write ${at}`);
+      assert.equal(state === old, task === 2);
+      seen.add(task);
+      if (task === 2) assert.equal((await found.apply(next)).task, 3); // and goes on from there
+      if (done.signal === null) {
+        assert.equal(done.status, 0, String(done.stderr));
+        assert.deepEqual([task, seen.has(2)], [3, true]);
+        assert.ok(at > 10, `${at} writes`);
+        break;
+      }
     }
-  }
-});
+  });
+}
 
 test("two processes do not write over each other", async () => {
   const path = await flashed("two");
