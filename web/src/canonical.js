@@ -49,10 +49,6 @@ function keys(value) {
   return inside + (Array.isArray(value) ? 0 : Object.keys(value).length);
 }
 
-/** @param {any} value */
-export const isObject = (value) =>
-  value !== null && typeof value === "object" && !Array.isArray(value);
-
 /**
  * Write canonical JSON.
  *
@@ -61,7 +57,7 @@ export const isObject = (value) =>
  */
 export function dump(value) {
   if (Array.isArray(value)) return `[${value.map(dump)}]`;
-  if (isObject(value)) {
+  if (value !== null && typeof value === "object") {
     return `{${sorted(Object.keys(value)).map((key) => `${dump(key)}:${dump(value[key])}`)}}`;
   }
   return JSON.stringify(value).replace(/[\x7f-\uffff]/g, escaped);

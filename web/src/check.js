@@ -70,8 +70,8 @@ export async function reading(read) {
   try {
     return await read();
   } catch (error) {
-    const malformed = [TypeError, RangeError, SyntaxError, DOMException]; // the last of `atob`
-    if (!malformed.some((kind) => error instanceof kind)) throw error;
+    const kinds = ["TypeError", "RangeError", "SyntaxError", "InvalidCharacterError"]; // of `atob`
+    if (!kinds.includes(/** @type {any} */ (error)?.name)) throw error;
     throw new Refused(`the file is malformed (${error}): get it again`, 3, error);
   }
 }

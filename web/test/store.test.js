@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { cp, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -66,6 +66,30 @@ test("two processes do not write over each other", async () => {
 test("a store that exists is not made again", async () => {
   await flashed("once");
   await assert.rejects(flashed("once"), { exitCode: 2 });
+});
+
+test("a bundle that names a file outside its folder is refused", async () => {
+  const text = new TextDecoder().decode(await readVectors("bundles/fp16/manifest.json"));
+  for (const name of ["../trust.json", "..", "a/../../trust.json", "..\\\\trust.json"]) {
+    const asked = /** @type {string[]} */ ([]);
+    const read = async (/** @type {string} */ file) => {
+      asked.push(file);
+      const manifest = text.replaceAll('"trust.json"', `"${name}"`);
+      return file === "manifest.json" ? new TextEncoder().encode(manifest) : readVectors(`bundles/fp16/${file}`);
+    };
+    await assert.rejects(openBundle(read), { exitCode: 3, message: /outside the bundle/ });
+    assert.ok(asked.every((file) => !file.includes("..")));
+  }
+});
+
+test("a disk that cannot keep an update: exit code 8, and the old generation", async () => {
+  const path = await flashed("full");
+  const device = await open(path);
+  await rm(join(path, "packets"), { recursive: true });
+  await assert.rejects(device.apply(await readFile(PACKETS[0])), { exitCode: 8, message: /free space/ });
+  assert.equal(device.status().task, 0);
+  await mkdir(join(path, "packets"));
+  assert.equal((await device.apply(await readFile(PACKETS[0]))).task, 1);
 });
 
 test("a damaged packet is left out, said, and repaired by applying it again", async () => {
