@@ -5,7 +5,7 @@ export class Refused extends Error {
   /**
    * @param {string} message What is wrong, then what to do.
    * @param {number} [exitCode] As in docs/packet.md: 3 damaged, 4 not trusted, 5 not for this
-   *   device, 6 canary failed, 7 nothing to do.
+   *   device, 6 canary failed, 7 nothing to do, 8 try again.
    * @param {unknown} [cause]
    */
   constructor(message, exitCode = 3, cause) {
