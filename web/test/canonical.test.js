@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { parse } from "../src/canonical.js";
+import { parse, unbase64 } from "../src/canonical.js";
+import { reading } from "../src/check.js";
 
 test("nobody's JSON takes more than linear time", () => {
   const begin = Date.now();
@@ -9,4 +10,10 @@ test("nobody's JSON takes more than linear time", () => {
     assert.throws(() => parse(new TextEncoder().encode(text)), SyntaxError);
   }
   assert.ok(Date.now() - begin < 3000, "it took 6 s when it was quadratic");
+});
+
+test("a browser without Ed25519 does not blame the file", async () => {
+  const error = new DOMException("no Ed25519", "NotSupportedError");
+  await assert.rejects(reading(() => Promise.reject(error)), error);
+  await assert.rejects(reading(async () => unbase64("?")), { exitCode: 3 });
 });
