@@ -124,7 +124,7 @@ def verified(text: bytes, trust: Json) -> bytes:
     payload, signatures = unbase64(envelope["payload"]), envelope["signatures"]
     need(1 <= len(signatures) <= 16)
     need(len({signature["keyid"] for signature in signatures}) == len(signatures))
-    kind = envelope["payloadType"].encode()
+    kind = TYPE.encode()
     signed, good = b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload), 0
     for signature in signatures:
         need(set(signature) == {"keyid", "sig"} and is_hex(signature["keyid"]))

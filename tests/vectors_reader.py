@@ -103,7 +103,8 @@ def decoded(own: Arrays, name: str, encoding: str) -> tuple[np.ndarray, np.ndarr
 def is_name(name: Any) -> bool:
     right = isinstance(name, str) and 0 < len(name) <= 200 and bool(name.strip())
     right = right and unicodedata.is_normalized("NFC", name)
-    return right and not any(unicodedata.category(c).startswith("C") or c in "/\\" for c in name)
+    controls = ("Cc", "Cf", "Cs", "Co")
+    return right and not any(unicodedata.category(c) in controls or c in "/\\" for c in name)
 
 
 def of_task(found: Arrays, number: int) -> Arrays:
@@ -268,6 +269,7 @@ class Reader:
         m, known, width = len(own["head.old.index"]), len(s.classes), s.weight.shape[1]
         rank = len(own["head.old.right"])
         need(rank <= 1024)
+        need(encoding in ("fp32", "fp16", "int8", "int4"))
         expected: dict[str, Kind] = {
             "head.new.weight": ("|i1", (n, width)),
             "head.new.scale": ("<f4", (n,)),

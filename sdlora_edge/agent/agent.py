@@ -54,6 +54,7 @@ class Serving:
         body: Bytes of a request, at most.
         memory: Megabytes that the process may take. None: what is usual.
         threads: Of the engine; 0: its own choice.
+        page: Folder of static files to serve beside them.
     """
 
     door: Door | None = field(default_factory=Door)
@@ -65,10 +66,13 @@ class Serving:
     body: int = BODY
     memory: int | None = None
     threads: int = 0
+    page: Path | None = None
 
     def __post_init__(self) -> None:
         if self.door is None and self.socket is None:
             raise UsageError("the agent listens nowhere: give --listen HOST:PORT or --socket PATH")
+        if self.page is not None and not self.page.is_dir():
+            raise UsageError(f"--page {self.page} is no folder: give the folder of the page")
 
 
 class Agent(Closing):
@@ -127,7 +131,8 @@ class Agent(Closing):
         """
         door = self._serving.door
         bodies = Bodies(self._serving.body, lambda: self._room.bodies)
-        counter = Counter(self._held, self.batcher, bodies, self._meters, self._serving.name)
+        name, page = self._serving.name, self._serving.page
+        counter = Counter(self._held, self.batcher, bodies, self._meters, name, page)
         self._meters.watch(self.batcher)
         self._gate = Gate(application(counter), self._access, self._meters)
 

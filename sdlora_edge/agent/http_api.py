@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -14,7 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..device.answers import Answered, Asked, Prediction
@@ -60,6 +62,7 @@ class Counter:
 
     Attributes:
         name: Of the model, in the Open Inference Protocol.
+        page: Folder of static files for browsers.
     """
 
     held: Held
@@ -67,6 +70,7 @@ class Counter:
     bodies: Bodies
     meters: Meters
     name: str
+    page: Path | None = None
 
 
 def refused(error: SdloraError) -> tuple[int, dict[str, str]]:
@@ -82,6 +86,7 @@ def application(counter: Counter) -> Starlette:
     routes = _Routes(counter)
     model = "/v2/models/{name}"
     version = model + "/versions/{version}"
+    page = [Mount("/", StaticFiles(directory=counter.page, html=True))] if counter.page else []
     site = Starlette(
         routes=[
             Route("/healthz", routes.health),
@@ -93,6 +98,7 @@ def application(counter: Counter) -> Starlette:
             *(Route(base, routes.model) for base in (model, version)),
             *(Route(f"{base}/ready", routes.model_ready) for base in (model, version)),
             *(Route(f"{base}/infer", routes.infer, methods=["POST"]) for base in (model, version)),
+            *page,  # last: it answers to every other address
         ],
         exception_handlers={SdloraError: _refusal, HTTPException: _not_there, Exception: _bug},
     )

@@ -75,6 +75,13 @@ def run(
     model_name: Annotated[
         str, typer.Option(metavar="NAME", help="Name of the model in the Open Inference Protocol.")
     ] = "sdlora-edge",
+    page: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder of static files to serve as well, such as the page for browsers.",
+        ),
+    ] = None,
     log_format: Annotated[
         LogFormat, typer.Option(help="How events are written to stderr: json or text.")
     ] = LogFormat.json,
@@ -197,6 +204,7 @@ def run(
         body=max_body * 10**6,
         memory=memory_limit,
         threads=threads,
+        page=page,
     )
     link = sync.link_of(max_rate, proxy, ca, client_cert, client_key)
     source = Source(url, watch, link, every, report_every, status)

@@ -49,6 +49,9 @@ __all__ = [
 ]
 KIND = "update"
 CANARY = "canary.logits"
+_CONTROLS = ("Cc", "Cf", "Cs", "Co")
+"""Categories of Unicode. Not Cn: what a program finds unassigned depends on its version of Unicode,
+and a host and its devices must agree."""
 _MALFORMED = (AttributeError, KeyError, TypeError, ValueError, OverflowError)
 """What Python raises while it reads what is missing or of another kind."""
 
@@ -377,7 +380,7 @@ def name_problem(name: str, limits: Limits = LIMITS) -> str | None:
         return f"is longer than {limits.name} characters"
     if unicodedata.normalize("NFC", name) != name:
         return "is not in Unicode's NFC form"
-    if any(unicodedata.category(c).startswith("C") for c in name):
+    if any(unicodedata.category(c) in _CONTROLS for c in name):
         return "holds a control character"
     if "/" in name or "\\" in name:
         return "holds a path separator"

@@ -336,3 +336,28 @@ def test_prometheus_sees_what_was_answered(running: Running) -> None:
     assert (after["sdlora_edge_serving"], after["sdlora_edge_generation"]) == (1, 1)
     assert after["sdlora_edge_queue_images"] == 0
     assert after["process_resident_memory_bytes"] > 0
+
+
+def test_the_page_is_served_to_those_who_may_ask(store: Path, tmp_path: Path) -> None:
+    """With the types without which a browser runs nothing, and nothing from outside the folder."""
+    page = tmp_path / "page"
+    page.mkdir()
+    types = {
+        "index.html": "text/html",
+        "page.js": "javascript",
+        "ort.mjs": "javascript",
+        "ort.wasm": "application/wasm",
+    }
+    for name in types:
+        (page / name).write_text(name)
+    (tmp_path / "secret").write_text("secret")
+    (page / "link").symlink_to(tmp_path / "secret")
+    with agent(store, "--page", page) as running:
+        for name, kind in types.items():
+            answer = running.ask(f"/{name}")
+            assert (answer.status, answer.data.decode()) == (200, name)
+            assert kind in answer.headers["content-type"]
+        assert running.ask("/").data == b"index.html"
+        assert running.ask("/healthz").json["status"] == "ok"
+        assert [running.ask(path).status for path in ("/x", "/../secret", "/link")] == [404] * 3
+        assert refusal(running, "/", None, Host="elsewhere.example") == (403, "forbidden")

@@ -11,7 +11,7 @@ import numpy as np
 from book import Book, Canary, by, draft, enveloped, flipped, resigned, signed, update
 from curve import ORDER, PRIME, mirrored, public, scalar, signature
 from forge import Draft, framed, joined, split
-from lives import AGAIN_THREE, BASE, ONE, SMALL, TWO, UNIT
+from lives import AGAIN_THREE, BASE, ONE, SMALL, TWO, UNASSIGNED, UNIT
 
 from sdlora_edge.formats.canonical import dump_json, sha256
 from sdlora_edge.formats.container import FORMAT
@@ -83,6 +83,7 @@ def signatures(book: Book) -> None:
     ):
         v(name, code, file(enveloped(PAYLOAD, found)))
     v("type", 4, file(enveloped(PAYLOAD, [signed(PAYLOAD, "a", OTHER_TYPE)], OTHER_TYPE)))
+    v("type-number", 4, file({**enveloped(PAYLOAD, [a]), "payloadType": 7}))
     v(
         "signature-of-another-nonce",
         BASE,
@@ -336,6 +337,9 @@ def content(book: Book) -> None:
         "tensor-of-another-task": lambda d: d.arrays.update(
             {"2.qkv.q.A": d.arrays[A], "2.qkv.q.B": d.arrays[B]}
         ),
+        "tensor-of-no-task": lambda d: d.arrays.update({"x": np.zeros(0, np.int8)}),
+        "tensor-of-proto": lambda d: d.arrays.update({"__proto__.x": np.zeros(0, np.int8)}),
+        "tensor-of-constructor": lambda d: d.arrays.update({"constructor.x": np.zeros(0, np.int8)}),
         "tensor-missing": lambda d: d.arrays.pop(B),
         "head-missing": lambda d: d.arrays.pop(old + "bias"),
         "projection-unknown": lambda d: d.arrays.update(
@@ -350,6 +354,11 @@ def content(book: Book) -> None:
         "shape": be(A, lambda x: x[:, :-1]),
         "dimensions": be(A, lambda x: x[None]),
         "encoding-unknown": lambda d: d.manifest.update(encoding="fp8"),
+        "encoding-unknown-and-unused": lambda d: (
+            d.arrays.pop(A),
+            d.arrays.pop(B),
+            d.manifest.update(encoding="fp8"),
+        ),
         "sequence-0": lambda d: d.manifest.update(sequence=0),
         "deep": lambda d: d.manifest.update(also=json.loads("[" * 16 + "]" * 16)),
         "no-tasks": lambda d: d.manifest.update(tasks=[]),
@@ -363,6 +372,8 @@ def content(book: Book) -> None:
     v("signed-as-other", 4, resigned(good, lambda s: [signed(split(good)[1], "a", OTHER_TYPE)]))
     v("head-too-large", 3, draft(update(TWO, tasks=2), grown))
     v("field", SMALL, draft(good, lambda d: d.manifest.update(also=1)))
+    v = book.vector("unassigned", "fp16", "A class name may hold a character of a later Unicode")
+    v("class-unassigned", UNASSIGNED, update(UNASSIGNED))
     v = book.vector("near", "fp16", "A canary that is off, and within the tolerance")
     v("canary-near", SMALL, update(SMALL, canary=Canary(off=5e-5)))
     v = book.vector(

@@ -47,6 +47,7 @@ OTHER_ONE = BASE.then("other birds", ["dodo"], [0.5], {"qkv.q": 1})
 OTHER_TWO = OTHER_ONE.then("other insects", ["flea"], [0.25, 0.5], {"qkv.q": 1})
 SMALL = BASE.then("small", ["dove"], [1.0], {"qkv.q": 1}, changed=[0, 2])
 """what packets with one thing wrong are made of"""
+UNASSIGNED = BASE.then("unassigned", ["\u0378"], [1.0], {"qkv.q": 1})
 
 FAR = BASE.then("far", ["dove"], [6000.0], {"qkv.q": 1})
 FAR_TWO = FAR.then("back", ["emu"], [0.0, 1.0])

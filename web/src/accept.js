@@ -1,8 +1,9 @@
 /** May an update follow? Section 3 of docs/packet.md, a rule for each row of the table. */
 
+import { byName } from "./canonical.js";
 import { need, whole } from "./check.js";
 import { isRevoked } from "./control.js";
-import { floats } from "./encoding.js";
+import { ENCODINGS, floats } from "./encoding.js";
 import { follow, live } from "./task.js";
 
 /** @typedef {import("./task.js").State} State */
@@ -34,6 +35,7 @@ import { follow, live } from "./task.js";
  */
 export async function accepted(manifest, tensors, bundle, standing) {
   const { tasks, encoding } = manifest;
+  need(ENCODINGS.includes(encoding), `encoding ${encoding} is not known: update this program`);
   const t = whole(manifest.sequence, "the task");
   const a = t - tasks.length;
   const count = tasks.length;
@@ -59,11 +61,16 @@ export async function accepted(manifest, tensors, bundle, standing) {
   need(a === s && manifest.from === digest, `packet ${t} does not follow task ${s}: ${problem}`, 5);
 
   let state = standing.state;
-  const own = perTask(tensors, a, t);
+  let others = Object.keys(tensors).filter((name) => name !== "canary.logits");
   for (const task of tasks) {
+    const prefix = `${state.task + 1}.`;
+    const own = others.filter((name) => name.startsWith(prefix));
+    others = others.filter((name) => !name.startsWith(prefix));
+    const names = own.map((name) => name.slice(prefix.length));
     const form = { encoding, projections: bundle.projections };
-    state = await follow(state, task, own[state.task + 1], form);
+    state = await follow(state, task, byName(names, (name) => tensors[prefix + name]), form);
   }
+  need(!others.length, `tensor ${others[0]} belongs to no task: get the packet again`);
   need(state.digest === manifest.to, "the tasks do not lead to the state named: get it again");
   const rows = live(state.classes).length;
   const shown = `${canary.count},${rows}` === `${tensors["canary.logits"].shape}`;
@@ -100,23 +107,4 @@ function checkedCanary(manifest, tensors) {
   const within = logits.every((x) => Math.abs(x) <= 1_000_000);
   need(within, "canary.logits holds a value out of bounds: get the packet again");
   return { seed, count, logits };
-}
-
-/**
- * The tensors of each task, without "i.".
- *
- * @param {import("./container.js").Tensors} tensors
- * @param {number} a
- * @param {number} t
- */
-function perTask(tensors, a, t) {
-  /** @type {Record<string, import("./container.js").Tensors>} */
-  const found = {};
-  for (let i = a + 1; i <= t; i++) found[i] = Object.create(null);
-  for (const [name, tensor] of Object.entries(tensors)) {
-    if (name === "canary.logits") continue;
-    const dot = name.indexOf(".");
-    found[name.slice(0, dot)][name.slice(dot + 1)] = tensor; // a TypeError for any other task
-  }
-  return found;
 }

@@ -16,7 +16,7 @@ export { decode } from "./decode.js";
 export function urlReader(base) {
   const folder = new URL(base.endsWith("/") ? base : `${base}/`, document.baseURI);
   return async (name) => {
-    const url = new URL(name, folder);
+    const url = new URL(encodeURIComponent(name), folder);
     const response = await fetch(url, { cache: "no-store" }).catch((error) => {
       const remedy = "check it; another site must allow this one (Access-Control-Allow-Origin)";
       throw new Refused(`${url} cannot be fetched (${error.message}): ${remedy}`, 3, error);
@@ -59,7 +59,7 @@ export class IndexedDbStore {
 
   /** @param {string} digest */
   packet(digest) {
-    return this.#read(`packets/${digest}`);
+    return this.#read(`packets/${digest}`, "apply it again");
   }
 
   /** @returns {Promise<Record>} */
@@ -96,13 +96,14 @@ export class IndexedDbStore {
 
   /**
    * @param {string} key
+   * @param {string} [remedy]
    * @returns {Promise<any>}
    */
-  async #read(key) {
+  async #read(key, remedy = "make the device again") {
     const database = await this.#opened();
     try {
       const found = await done(database.transaction("store").objectStore("store").get(key));
-      need(found, `database ${this.#name} holds no ${key}: make the device again`);
+      need(found, `database ${this.#name} holds no ${key}: ${remedy}`);
       return found;
     } finally {
       database.close();

@@ -38,8 +38,9 @@ export async function openBundle(read) {
     need(format === FORMAT, `format ${format} is not ${FORMAT}: export the bundle again`);
     need(target === "onnx", `target ${target} does not run in JavaScript: export with --for web`);
     /** @type {Record<string, Uint8Array>} */
-    const files = { "manifest.json": written };
+    const files = Object.assign(Object.create(null), { "manifest.json": written });
     for (const [name, { sha256: digest, size }] of Object.entries(manifest.files)) {
+      need(/^(?!\.\.?$)[^/\\]+$/.test(name), `${name} lies outside the bundle: get the bundle again`);
       const bytes = await read(name);
       const same = bytes.length === size && (await sha256(bytes)) === digest;
       need(same, `${name} is not the file that the manifest names: get the bundle again`);

@@ -19,6 +19,7 @@ export function encode(text) {
  */
 export function parse(bytes) {
   const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+  const value = JSON.parse(text); // first: only in sound JSON are tokens found in linear time
   let [depth, pairs] = [0, 0];
   for (const [token] of text.matchAll(TOKENS)) {
     if (token === "{" || token === "[") need(++depth <= DEPTH, "JSON is too deep: get it again");
@@ -26,7 +27,6 @@ export function parse(bytes) {
     else if (token === ":") pairs++;
     else if (/^[-\d]/.test(token)) exact(token);
   }
-  const value = JSON.parse(text); // the grammar is its part
   need(keys(value) === pairs, "JSON has a key twice: get it again");
   return value;
 }
@@ -49,10 +49,6 @@ function keys(value) {
   return inside + (Array.isArray(value) ? 0 : Object.keys(value).length);
 }
 
-/** @param {any} value */
-export const isObject = (value) =>
-  value !== null && typeof value === "object" && !Array.isArray(value);
-
 /**
  * Write canonical JSON.
  *
@@ -61,7 +57,7 @@ export const isObject = (value) =>
  */
 export function dump(value) {
   if (Array.isArray(value)) return `[${value.map(dump)}]`;
-  if (isObject(value)) {
+  if (value !== null && typeof value === "object") {
     return `{${sorted(Object.keys(value)).map((key) => `${dump(key)}:${dump(value[key])}`)}}`;
   }
   return JSON.stringify(value).replace(/[\x7f-\uffff]/g, escaped);

@@ -5,7 +5,7 @@ export class Refused extends Error {
   /**
    * @param {string} message What is wrong, then what to do.
    * @param {number} [exitCode] As in docs/packet.md: 3 damaged, 4 not trusted, 5 not for this
-   *   device, 6 canary failed, 7 nothing to do.
+   *   device, 6 canary failed, 7 nothing to do, 8 try again.
    * @param {unknown} [cause]
    */
   constructor(message, exitCode = 3, cause) {
@@ -48,12 +48,13 @@ export function whole(value, name, most = 1_000_000, least = 0) {
  * An object's values, if it has these fields and no other.
  *
  * @param {any} value
- * @param {string} names Separated by spaces, sorted.
+ * @param {string} names Separated by spaces.
  * @param {string} what
  */
 export function fields(value, names, what) {
-  const found = Object.keys(value).sort().join(" ");
-  need(found === names, `${what} has the fields ${found}, not ${names}: get it again`);
+  const [found, wanted] = [Object.keys(value), names.split(" ")];
+  const right = found.length === wanted.length && found.every((name) => wanted.includes(name));
+  need(right, `${what} has the fields ${found}, not ${names}: get it again`);
   return value;
 }
 
@@ -69,8 +70,8 @@ export async function reading(read) {
   try {
     return await read();
   } catch (error) {
-    const malformed = [TypeError, RangeError, SyntaxError, DOMException]; // the last of `atob`
-    if (!malformed.some((kind) => error instanceof kind)) throw error;
+    const kinds = ["TypeError", "RangeError", "SyntaxError", "InvalidCharacterError"]; // of `atob`
+    if (!kinds.includes(/** @type {any} */ (error)?.name)) throw error;
     throw new Refused(`the file is malformed (${error}): get it again`, 3, error);
   }
 }

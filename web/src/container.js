@@ -77,19 +77,21 @@ export async function verified(envelope, trust) {
   need(1 <= count && count <= 16, `${count} signatures are not 1 to 16: sign the packet again`);
   const signers = new Set(signatures.map((/** @type {any} */ one) => one.keyid));
   need(signers.size === count, "a key has signed twice: sign the packet again");
-  const type = encode(payloadType);
-  const head = encode(`DSSEv1 ${type.length} ${payloadType} ${payload.length} `);
-  const message = concat([head, payload]);
-  let good = 0;
-  for (const signature of signatures) {
-    fields(signature, "keyid sig", "a signature");
-    need(isHex(signature.keyid), `keyid ${signature.keyid} is no digest: sign the packet again`);
-    const bytes = unbase64(signature.sig);
+  /** @type {Uint8Array[]} */
+  const halves = signatures.map((/** @type {any} */ signature) => {
+    const { keyid, sig } = fields(signature, "keyid sig", "a signature");
+    need(isHex(keyid), `keyid ${keyid} is no digest: sign the packet again`);
+    const bytes = unbase64(sig);
     need(bytes.length === 64 && isScalar(bytes), "a signature is malformed: sign the packet again");
-    const key = Object.hasOwn(trust.keys, signature.keyid) && trust.keys[signature.keyid];
-    if (key && (await hasSigned(key.keyval.public, bytes, message))) good++;
-  }
+    return bytes;
+  });
   need(payloadType === TYPE, `payload type ${payloadType} is not ${TYPE}: get a packet`, 4);
+  const message = concat([encode(`DSSEv1 ${TYPE.length} ${TYPE} ${payload.length} `), payload]);
+  let good = 0;
+  for (const [i, { keyid }] of signatures.entries()) {
+    const key = Object.hasOwn(trust.keys, keyid) && trust.keys[keyid];
+    if (key && (await hasSigned(key.keyval.public, halves[i], message))) good++;
+  }
   const least = trust.threshold;
   need(good >= least, `${good} of ${least} trusted keys have signed: get the signed packet`, 4);
   return payload;

@@ -1,6 +1,6 @@
 /** Keys and revocations: section 4 of docs/packet.md. */
 
-import { dump, isHex, isObject, sha256 } from "./canonical.js";
+import { dump, isHex, sha256 } from "./canonical.js";
 import { fields, need, whole } from "./check.js";
 import { verified } from "./container.js";
 import { isKey } from "./ed25519.js";

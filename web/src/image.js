@@ -45,19 +45,15 @@ export function prepare(image, preprocessing) {
   const rows = overlap(high, size);
   const across = tapsOf(width, wide, columns, preprocessing.interpolation);
   const down = tapsOf(height, high, rows, preprocessing.interpolation);
-  const step = image.data.length / (width * height);
-  const strip = 3 * columns.count;
-  const alongRows = { lines: height, lineStep: width * step, step, outLineStep: strip, outStep: 3 };
-  const alongColumns = { lines: columns.count, lineStep: 3, step: strip, outLineStep: 3 };
-  const narrow = resample(image.data, alongRows, across);
-  const shown = resample(narrow, { ...alongColumns, outStep: strip }, down);
+  const narrow = resample(image.data, height, width, across);
+  const shown = resample(narrow, columns.count, height, down);
 
   const pixels = new Uint8Array(size * size * 3);
   const border = preprocessing.crop_mode === "border";
   if (border) pixels.forEach((_, i) => (pixels[i] = roundToEven(255 * (mean[i % 3] * UNIT))));
   for (let y = 0; y < rows.count; y++) {
     const place = ((rows.at + y) * size + columns.at) * 3;
-    pixels.set(shown.subarray(y * strip, (y + 1) * strip), place);
+    pixels.set(shown.subarray(3 * y * columns.count, 3 * (y + 1) * columns.count), place);
   }
   return { pixels, input: normalise(pixels, mean, std) };
 }
@@ -112,28 +108,25 @@ function overlap(side, size) {
 }
 
 /**
- * One pass, along rows or along columns.
+ * One pass, along the lines. They become columns, so the second pass is along the others.
  *
  * @typedef {{first: number, weights: Int32Array}} Taps Pixels of the input that one pixel of the
  *   output is made of, from `first` on, and their weights: fractions with PRECISION bits.
- * @typedef {object} Axis
- * @property {number} lines Number of lines, which lie `lineStep` numbers apart.
- * @property {number} lineStep
- * @property {number} step Numbers between two pixels of a line.
- * @property {number} outStep The same in the result, which is RGB.
- * @property {number} outLineStep
  *
- * @param {Uint8Array | Uint8ClampedArray} data
- * @param {Axis} axis
- * @param {Taps[]} taps One for each pixel of a line of the result.
+ * @param {Uint8Array | Uint8ClampedArray} data (lines, length, 3 or 4)
+ * @param {number} lines
+ * @param {number} length
+ * @param {Taps[]} taps One for each pixel that a line becomes.
+ * @returns {Uint8ClampedArray} (taps, lines, 3)
  */
-function resample(data, { lines, lineStep, step, outStep, outLineStep }, taps) {
+function resample(data, lines, length, taps) {
   const half = 1 << (PRECISION - 1);
+  const step = data.length / (lines * length);
   const result = new Uint8ClampedArray(3 * lines * taps.length);
   for (let line = 0; line < lines; line++) {
-    let out = line * outLineStep;
+    let out = 3 * line;
     for (const { first, weights } of taps) {
-      let place = line * lineStep + first * step;
+      let place = (line * length + first) * step;
       let [red, green, blue] = [half, half, half];
       for (let j = 0; j < weights.length; j++, place += step) {
         red += data[place] * weights[j];
@@ -143,7 +136,7 @@ function resample(data, { lines, lineStep, step, outStep, outLineStep }, taps) {
       result[out] = red >> PRECISION; // and limited to 0..255 by the array
       result[out + 1] = green >> PRECISION;
       result[out + 2] = blue >> PRECISION;
-      out += outStep;
+      out += 3 * lines;
     }
   }
   return result;

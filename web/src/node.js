@@ -71,13 +71,25 @@ export class FolderStore {
   }
 
   /**
-   * Whatever happens before the link, the old record is in force. After it, the new one is. Unlike
-   * a rename, a link refuses the number that another process has taken.
+   * Whatever happens before the link, the old record is in force. After it, the new one is.
    *
    * @param {Record} record
    * @param {[digest: string, bytes: Uint8Array]} [packet]
    */
   async commit(record, packet) {
+    await this.#written(record, packet).catch((error) => {
+      const full = `the disk cannot keep it (${error}): free space, then try again`;
+      const late = "the store has changed: open it again";
+      throw new Refused(error.code === "EEXIST" ? late : full, 8, error);
+    });
+    await this.#sweep(record).catch(() => {}); // what is left is removed next time
+  }
+
+  /**
+   * @param {Record} record
+   * @param {[digest: string, bytes: Uint8Array]} [packet]
+   */
+  async #written(record, packet) {
     if (packet) {
       const [digest, bytes] = packet;
       const place = join(this.path, "packets", digest);
@@ -89,14 +101,11 @@ export class FolderStore {
     const made = `${place}.new-${process.pid}`;
     await durable(made, written(record));
     try {
-      await fs.link(made, place);
-    } catch (error) {
-      throw new Refused(`the store has changed (${error}): open it again`, 8, error);
+      await fs.link(made, place); // a rename would take the number of another process
     } finally {
       await fs.rm(made, { force: true });
     }
     await synced(join(this.path, "generations"));
-    await this.#sweep(record);
   }
 
   /**

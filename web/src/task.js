@@ -95,7 +95,9 @@ function classesAfter(before, { name, classes: added, retired, renamed }) {
   const given = [name, ...added, ...renamed.map((/** @type {any} */ pair) => pair[1])];
   need(given.every(isName), "a name is not allowed: get the packet again");
   need(new Set(names).size === names.length, "a class name is there twice: get the packet again");
-  need(names.length > 0, "no row has a class: get the packet again");
+  const some = names.length > 0 || live(before).length === 0;
+  need(some, "the last class is retired: get the packet again");
+  need(classes.length <= 1_000_000, `${classes.length} rows are too many: flash the device again`);
   return classes;
 }
 
@@ -111,7 +113,7 @@ const hasClass = (classes, row) => Number.isInteger(row) && typeof classes[row] 
 /** @param {any} name */
 export function isName(name) {
   const right = typeof name === "string" && name.trim() !== "" && [...name].length <= 200;
-  return right && name === name.normalize("NFC") && !/[\p{C}/\\]/u.test(name);
+  return right && name === name.normalize("NFC") && !/[\p{Cc}\p{Cf}\p{Cs}\p{Co}/\\]/u.test(name);
 }
 
 /**

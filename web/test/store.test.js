@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { cp, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -26,29 +26,34 @@ async function flashed(/** @type {string} */ name) {
   return store.path;
 }
 
-test("a process that is killed at any write leaves the old generation or the new one", async () => {
-  const fresh = await flashed("killed");
-  const device = await open(fresh);
-  await device.apply(await readFile(PACKETS[0]));
-  const [old, next] = [device.status().state, await readFile(PACKETS[1])];
-  for (let at = 1, seen = new Set(); ; at++) {
-    const path = join(folder, `killed-${at}`);
-    await cp(fresh, path, { recursive: true });
-    const done = spawnSync(process.execPath, ["--no-warnings", CRASHING, path, String(at), PACKETS[1]]);
-    const found = await open(path);
-    const { state, task, damage } = found.status();
-    assert.equal(damage, "");
-    assert.equal(state === old, task === 1);
-    seen.add(task);
-    if (task === 1) assert.equal((await found.apply(next)).task, 2); // and goes on from there
-    if (done.signal === null) {
-      assert.equal(done.status, 0, String(done.stderr));
-      assert.deepEqual([...seen].sort(), [1, 2]);
-      assert.ok(at > 8, `${at} writes`);
-      return;
+for (const how of ["all", "names", "nothing"]) {
+  const what = how === "all" ? "a process that is killed" : `a power cut that leaves ${how} unsynced`;
+  test(`${what}, at any write: the old generation or the new one`, async () => {
+    const fresh = await flashed(`ends-${how}`);
+    const device = await open(fresh);
+    await device.apply(await readFile(PACKETS[0]));
+    await device.apply(await readFile(PACKETS[1])); // so that the last update removes a record
+    const [old, next] = [device.status().state, await readFile(PACKETS[2])];
+    for (let at = 1, seen = new Set(); ; at++) {
+      const path = join(folder, `ends-${how}-${at}`);
+      await cp(fresh, path, { recursive: true });
+      const words = ["--no-warnings", CRASHING, path, String(at), how, PACKETS[2]];
+      const done = spawnSync(process.execPath, words);
+      const found = await open(path);
+      const { state, task, damage } = found.status();
+      assert.equal(damage, "", `write ${at}`);
+      assert.equal(state === old, task === 2);
+      seen.add(task);
+      if (task === 2) assert.equal((await found.apply(next)).task, 3); // and goes on from there
+      if (done.signal === null) {
+        assert.equal(done.status, 0, String(done.stderr));
+        assert.deepEqual([task, seen.has(2)], [3, true]);
+        assert.ok(at > 10, `${at} writes`);
+        break;
+      }
     }
-  }
-});
+  });
+}
 
 test("two processes do not write over each other", async () => {
   const path = await flashed("two");
@@ -61,6 +66,30 @@ test("two processes do not write over each other", async () => {
 test("a store that exists is not made again", async () => {
   await flashed("once");
   await assert.rejects(flashed("once"), { exitCode: 2 });
+});
+
+test("a bundle that names a file outside its folder is refused", async () => {
+  const text = new TextDecoder().decode(await readVectors("bundles/fp16/manifest.json"));
+  for (const name of ["../trust.json", "..", "a/../../trust.json", "..\\\\trust.json"]) {
+    const asked = /** @type {string[]} */ ([]);
+    const read = async (/** @type {string} */ file) => {
+      asked.push(file);
+      const manifest = text.replaceAll('"trust.json"', `"${name}"`);
+      return file === "manifest.json" ? new TextEncoder().encode(manifest) : readVectors(`bundles/fp16/${file}`);
+    };
+    await assert.rejects(openBundle(read), { exitCode: 3, message: /outside the bundle/ });
+    assert.ok(asked.every((file) => !file.includes("..")));
+  }
+});
+
+test("a disk that cannot keep an update: exit code 8, and the old generation", async () => {
+  const path = await flashed("full");
+  const device = await open(path);
+  await rm(join(path, "packets"), { recursive: true });
+  await assert.rejects(device.apply(await readFile(PACKETS[0])), { exitCode: 8, message: /free space/ });
+  assert.equal(device.status().task, 0);
+  await mkdir(join(path, "packets"));
+  assert.equal((await device.apply(await readFile(PACKETS[0]))).task, 1);
 });
 
 test("a damaged packet is left out, said, and repaired by applying it again", async () => {
