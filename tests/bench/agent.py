@@ -8,7 +8,7 @@
     latency           from the time when a request was due, so that a stall counts for all that had to wait
     memory            resident, and its growth over --minutes of load without updates, after the updates
 
-The run is random (`random_runs`). The agent is told to stay within 150 MB.
+The run is random (`random_runs`). The agent is told to stay within 170 MB: it refuses less than 151.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from PIL import Image
 from sdlora_edge.device import Device
 from sdlora_edge.device.device import IN_PLACE
 
-MODEL, NEW, THREADS, MEMORY = "vit_tiny_patch16_224", 1, 2, 150
+MODEL, NEW, THREADS, MEMORY = "vit_tiny_patch16_224", 1, 2, 170
 CLIENTS = 16
 BUILD = figures.ROOT / "build" / "agent"
 
