@@ -123,6 +123,10 @@ bench-fleet: .venv/installed
 	$(BIN)/python tests/bench/fleet.py
 	$(MAKE) figures
 
+# the encoder: MODEL=FOLDER with config.json, model.safetensors and tokenizer.json of all-MiniLM-L6-v2
+bench-text: .venv/installed
+	$(BIN)/python tests/bench/text_streams.py $(MODEL)
+
 bench-web: .venv/installed
 	$(BIN)/python tests/fleet/install.py node npm
 	$(BIN)/python tests/bench/web.py

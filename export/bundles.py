@@ -42,6 +42,7 @@ from ..formats.canonical import dump_json, parse_json, tensors_digest
 from ..formats.manifest import FLEET_ROOT_LIMIT
 from ..formats.signing import Trust
 from ..inputs import canary
+from ..inputs.modality import Inputs, joined, parts
 from ..method import backbones
 from ..progress import stage
 from ..results import Result
@@ -145,6 +146,8 @@ def export(run: Run, request: BundleRequest, keys: Trust) -> BundleExport:
         stored = _stored(run, state) | logits
         atomic.write(folder / FACTORS, safetensors.numpy.save(stored))
         atomic.write(folder / CLASSES, classes_json(state.classes))
+        for name, data in run.preprocessing.files.items():
+            atomic.write(folder / name, data)
         atomic.write(folder / TRUST, dump_json(keys.to_dict()))
         if options.fleet_root is not None:
             atomic.write(folder / FLEET_ROOT, _root_of(options.fleet_root))
@@ -211,7 +214,7 @@ def _form(run: Run, state: TaskState, options: ExportOptions) -> ModelForm:
         )
     room = max(CAPACITY, 2 * len(state.classes)) if weights_as == CONSTANTS else 0
     return ModelForm(
-        run.preprocessing.size,
+        run.preprocessing,
         options.precision,
         weights_as,
         options.max_classes or room,
@@ -243,10 +246,10 @@ def check_bundle(
     _require_same(run, opened)
     bounds = precisions.named(manifest.precision)
     inputs = canary.inputs(manifest.canary.seed, run.preprocessing, manifest.canary.count)
-    known = len(inputs)
+    known = manifest.canary.count
     count = PARITY_IMAGES_QUANTISED if bounds.quantised else PARITY_IMAGES
     if len(pixels := _some_pixels(run, manifest.task, count)):
-        inputs = np.concatenate([inputs, run.preprocessing.normalise(pixels)])
+        inputs = joined([inputs, run.preprocessing.arrays(pixels)])
     else:
         log.warning("no test image can be read: the exported model is compared on its canary only")
     with stage(f"comparing the {manifest.precision} model with torch"):
@@ -330,12 +333,12 @@ def _stored(run: Run, state: TaskState) -> dict[str, np.ndarray]:
     return factors | state.confidence.tensors()
 
 
-def engine_logits(opened: Bundle, inputs: np.ndarray) -> np.ndarray:
+def engine_logits(opened: Bundle, inputs: Inputs) -> np.ndarray:
     """What a bundle's engine computes in the bundle's own state.
 
     Args:
         opened: the bundle.
-        inputs: float32 (N, 3, size, size).
+        inputs: what `Preparation.arrays` makes of N items.
 
     Returns:
         float32 (N, live classes).
@@ -349,13 +352,12 @@ def engine_logits(opened: Bundle, inputs: np.ndarray) -> np.ndarray:
                 HEAD_BIAS: opened.state.head_bias,
             }
         )
-        parts = [inputs[i : i + BATCH] for i in range(0, len(inputs), BATCH)]
-        found = np.concatenate([engine.run(loaded, part) for part in parts])
+        found = np.concatenate([engine.run(loaded, part) for part in parts(inputs, BATCH)])
         return found[:, opened.state.live]
 
 
 def _some_pixels(run: Run, task: int, count: int) -> np.ndarray:
-    """Up to `count` test images, spread over the classes: uint8 (N, size, size, 3)."""
+    """Up to `count` test items, spread over the classes: (N, *shape)."""
     by_class = test_images_by_class(run, task)
     each = -(-count // max(1, len(by_class)))
     few = {c: images[:each] for c, images in by_class.items()}

@@ -26,6 +26,7 @@ from ..device.engines import with_room
 from ..device.engines.executorch_runtime import DATA, PROGRAM, patched
 from ..errors import InputError, UsageError
 from ..formats.bundle import HEAD_BIAS, HEAD_WEIGHT
+from ..inputs.modality import Preparation
 from ..method.features import Extractor
 from ..storage import atomic
 from . import executorch_int8 as int8
@@ -36,9 +37,9 @@ SEED = 0
 
 
 class _Whole(nn.Module):
-    """Images (1, 3, size, size) to logits (1, capacity) and what the head sees (1, features).
+    """One item to logits (1, capacity) and what the head sees (1, features).
 
-    One image, because XNNPACK gains nothing from more: a dynamic batch leaves shapes outside the
+    One, because XNNPACK gains nothing from more: a dynamic batch leaves shapes outside the
     delegate, and costs 16 to 39 % for each image (docs/executorch.md).
     """
 
@@ -46,8 +47,8 @@ class _Whole(nn.Module):
         super().__init__()
         self.features, self.head = features, head
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        seen = self.features(images)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.features(*inputs)
         return self.head(seen), seen
 
 
@@ -57,7 +58,7 @@ def write_program(
     """Write model.pte and model.ptd into a folder.
 
     Args:
-        backbone: maps images to features.
+        backbone: maps its inputs to features.
         weights: {tensor: float32 (rows, columns)} of all adapted weights, and the head.
         folder: where both files are written.
         form: the model's form. The head gets `capacity` rows.
@@ -78,7 +79,7 @@ def write_program(
     model, noise = _with_noise(features, stored)
     if form.precision in int8.PRECISIONS:
         int8.quantise(model, set(noise.values()), form.precision)
-    lowered = _lower(model, form.size, set(noise.values()))
+    lowered = _lower(model, form.prepare, set(noise.values()))
     lowered.write_tensor_data_to_file(str(folder))
     data = atomic.read(folder / DATA)
     places = {
@@ -95,12 +96,13 @@ def write_program(
     return places
 
 
-def _lower(model: nn.Module, size: int, external: set[str]) -> Any:
-    """ExecuTorch's program, with these parameters in a file of their own.
+def _lower(model: nn.Module, prepare: Preparation, external: set[str]) -> Any:
+    """ExecuTorch's program for inputs of full length, with these parameters in a file of their own.
 
     Raises UsageError, InputError.
     """
-    example = (torch.zeros(1, 3, size, size),)
+    full = prepare.arrays(prepare.stacked([np.zeros(prepare.shape, prepare.dtype)]))
+    example = tuple(map(torch.from_numpy, full.values()))
     tag = DATA.removesuffix(".ptd")
     with _quiet():
         try:

@@ -46,9 +46,8 @@ def record(run: Run, images: Path, out: Path, max_pixels: int = MAX_PIXELS) -> R
         UsageError: `out` exists.
     """
     paths = expectation(run.path, images, out)
-    inputs = run.preprocessing.normalise(
-        np.stack([run.preprocessing.pixels(path, max_pixels) for path in paths])
-    )
+    prepare = run.preprocessing
+    inputs = prepare.arrays(np.stack([prepare.item(path, max_pixels) for path in paths]))
     with stage("computing what the host answers"):
         states = {
             state.digest: {

@@ -31,6 +31,7 @@ from ..device.engines import with_room
 from ..device.engines.onnx_runtime import FEATURES, LOGITS, MODEL
 from ..errors import InputError, UsageError
 from ..formats.bundle import CONSTANTS, HEAD_BIAS, HEAD_WEIGHT, PLAIN_INPUTS
+from ..inputs.modality import Preparation
 from ..method.backbones import shaped
 from ..method.features import Extractor
 from ..storage import atomic
@@ -56,9 +57,14 @@ class _Functional(nn.Module):
         self.features = features
 
     def forward(
-        self, images: Tensor, weights: dict[str, Tensor], head_weight: Tensor, head_bias: Tensor
+        self,
+        inputs: dict[str, Tensor],
+        weights: dict[str, Tensor],
+        head_weight: Tensor,
+        head_bias: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        seen = self.features.under(shaped(self.features.backbone, weights), images)
+        adapted = shaped(self.features.backbone, weights)
+        seen = self.features.under(adapted, *inputs.values())
         return nn.functional.linear(seen, head_weight, head_bias), seen
 
 
@@ -72,7 +78,7 @@ def write_model(
     """Write a model into a folder.
 
     Args:
-        backbone: maps images to features.
+        backbone: maps its inputs to features.
         weights: {tensor: float32 (rows, columns)} of all adapted weights, and the head.
         folder: where model.onnx and weights.safetensors are written.
         form: the model's form.
@@ -86,7 +92,7 @@ def write_model(
     """
     stored = {name: with_room(name, weight, form.capacity) for name, weight in weights.items()}
     features = Extractor(backbone.cpu(), form.features).eval()
-    model = _trace(features, form.size, stored)
+    model = _trace(features, form.prepare, stored)
     model = precisions.lower(model, form.precision)
     for name, value in stored.items():
         model.graph.initializer.append(
@@ -95,7 +101,7 @@ def write_model(
     if precisions.named(form.precision).stored == "float16":
         precisions.halve(model, set(stored) - {HEAD_BIAS})
     if form.weights_as == CONSTANTS:
-        del model.graph.input[1:]
+        del model.graph.input[len(form.prepare.axes) :]
         model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = len(stored[HEAD_BIAS])
     helper.set_model_props(model, dict(facts))
     places = _store_externally(model.graph, list(stored), folder / WEIGHTS)
@@ -105,16 +111,22 @@ def write_model(
     return places
 
 
-def _trace(features: Extractor, size: int, weights: Mapping[str, np.ndarray]) -> ModelProto:
+def _trace(
+    features: Extractor, prepare: Preparation, weights: Mapping[str, np.ndarray]
+) -> ModelProto:
     """The graph. Each weight is an input of its name; other constants bear the backbone's names."""
     adapted = {
         name: torch.from_numpy(w)
         for name, w in weights.items()
         if name not in (HEAD_WEIGHT, HEAD_BIAS)
     }
-    example = torch.zeros(2, 3, size, size)
+    # two of everything that may have any length: a dimension of 1 would be taken as fixed
+    example = {name: torch.from_numpy(a) for name, a in prepare.canary(0, 2).items()}
     dynamic = {0: torch.export.Dim.DYNAMIC}
-    # two rows stand for any number: a dimension of 1 would be taken as fixed
+    shapes = {
+        name: dict.fromkeys(range(len(axes)), torch.export.Dim.DYNAMIC)
+        for name, axes in prepare.axes.items()
+    }
     head = torch.zeros(2, weights[HEAD_WEIGHT].shape[1]), torch.zeros(2)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -124,7 +136,7 @@ def _trace(features: Extractor, size: int, weights: Mapping[str, np.ndarray]) ->
             dynamo=True,
             opset_version=OPSET,
             verbose=False,
-            dynamic_shapes=(dynamic, dict.fromkeys(adapted), dynamic, dynamic),
+            dynamic_shapes=(shapes, dict.fromkeys(adapted), dynamic, dynamic),
         )
     if program is None:
         raise InputError("this backbone cannot be exported: torch.onnx.export returned nothing")
@@ -133,25 +145,17 @@ def _trace(features: Extractor, size: int, weights: Mapping[str, np.ndarray]) ->
         # where torch traced it: paths of this machine, and a third of a small model's bytes
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
-    _rename(
-        model.graph,
-        ["pictures", *adapted, HEAD_WEIGHT, HEAD_BIAS],
-        OUTPUTS,
-        ["batch", "classes"],
-        features.backbone,
-    )
+    _rename(model.graph, [*example, *adapted, HEAD_WEIGHT, HEAD_BIAS], prepare, features.backbone)
     return model
 
 
-def _rename(
-    graph: Any, inputs: list[str], outputs: list[str], dynamic: list[str], backbone: nn.Module
-) -> None:
+def _rename(graph: Any, inputs: list[str], prepare: Preparation, backbone: nn.Module) -> None:
     """Give inputs, outputs, constants and dynamic dimensions their names.
 
     Constants get the names of the backbone's own parameters.
     """
     names = dict(
-        zip([v.name for v in (*graph.input, *graph.output)], [*inputs, *outputs], strict=True)
+        zip([v.name for v in (*graph.input, *graph.output)], [*inputs, *OUTPUTS], strict=True)
     )
     names |= _constants(graph, backbone)
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
@@ -159,12 +163,18 @@ def _rename(
     for node in graph.node:
         for field in (node.input, node.output):
             field[:] = [names.get(name, name) for name in field]
-    first = [graph.input[i].type.tensor_type.shape.dim[0].dim_param for i in (0, -1)]
-    dimensions = dict(zip(first, dynamic, strict=True))
+    dimensions = {_dimensions(graph.input[-1])[0].dim_param: "classes"}
+    for value, axes in zip(graph.input, prepare.axes.values()):
+        for dim, name in zip(_dimensions(value), axes):
+            dimensions[dim.dim_param] = name
     for value in (*graph.input, *graph.output, *graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
+        for dim in _dimensions(value):
             if dim.dim_param in dimensions:
                 dim.dim_param = dimensions[dim.dim_param]
+
+
+def _dimensions(value: Any) -> Any:
+    return value.type.tensor_type.shape.dim
 
 
 def _constants(graph: Any, backbone: nn.Module) -> dict[str, str]:

@@ -56,12 +56,13 @@ from torch import nn
 
 from ..acceptance import Standing, accept_update
 from ..device.chain import follow_trust, open_packet
-from ..errors import InputError, NothingToDo, TrustError
+from ..errors import InputError, NothingToDo, TrustError, UsageError
 from ..formats.bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle, open_bundle
 from ..formats.control import Revocation, Rotation
 from ..formats.encoding import Factors
 from ..formats.packet import Packet
 from ..formats.signing import Trust
+from ..inputs.modality import kind_in, of_kind
 from ..method import backbones
 from ..method.feature_spec import LAST
 from ..progress import stage
@@ -151,6 +152,11 @@ def to_peft(
     bundle = open_bundle(bundle_path)
     state, factors = _follow(bundle, packets, after)
     manifest = bundle.manifest
+    if not of_kind(kind_in(manifest.preprocessing)).spatial:
+        raise UsageError(
+            f"{manifest.model} is no model of timm, for which adapters are written: "
+            "use packets, or device export-weights"
+        )
     what = manifest.preprocessing["size"], manifest.projections, manifest.features
     model = AdaptedModel(manifest.model, *what)
     return replace(write_adapter(model, state, factors, out, alone), lineage=manifest.lineage)

@@ -17,6 +17,7 @@ from ..formats import signing
 from ..formats.bundle import CONSTANTS, INPUTS, Bundle, open_bundle
 from ..formats.encoding import ENCODINGS
 from ..formats.limits import LIMITS
+from ..inputs.modality import kind_of, of_kind
 from ..train import folder, splits
 
 if TYPE_CHECKING:
@@ -139,7 +140,12 @@ class BundleRequest:
         Raises UsageError or InputError for what cannot be exported from a run.
         """
         self.options.require()
-        folder.require_begun(run)
+        kind = of_kind(kind_of(folder.require_begun(run).backbone.backbone))
+        if self.options.runs_in == WEB and not kind.spatial:
+            raise UsageError(
+                f"--for {WEB} is for models that read images, and this one reads {kind.noun}s: "
+                "leave it out"
+            )
         task = folder.require_task(run, self.task)
         if not (known := len(folder.classes(run, task))):
             raise UsageError(f"task {task} knows no class yet: export a later one with --task")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import UsageError
-from .inputs.blank import blank
+from .inputs.pictures import blank
 from .results import Result
 from .train.config import resolve
 
@@ -151,7 +151,7 @@ def _compare(run: Run, device: Device, task: int) -> Shipped:
     truth = np.array([names.index(known[target]) for target in decoded.targets])
     answers = np.array([names.index(p.top[0][0]) for p in predictions])
     batches = (decoded.pixels[rows] for rows in slices(len(decoded), BATCH))
-    logits = [device.logits(run.preprocessing.normalise(pixels)) for pixels in batches]
+    logits = [device.logits(run.preprocessing.arrays(pixels)) for pixels in batches]
     return Shipped(
         task=task,
         host_accuracy=float((reference.argmax(axis=1) == truth).mean()),

@@ -205,7 +205,17 @@ def images(count: int = 6) -> list[np.ndarray]:
     return list(np.random.default_rng(0).integers(0, 255, (count, 16, 16, 3)).astype(np.uint8))
 
 
-def inputs(device: Device) -> np.ndarray:
-    """The same images, preprocessed."""
+def square(size: int) -> Preprocessing:
+    """How images of this size are read."""
+    return Preprocessing(size, size, "bilinear", (0.5,) * 3, (0.5,) * 3)
+
+
+def pictures(images: np.ndarray) -> dict[str, np.ndarray]:
+    """float32 (N, 3, size, size), as a model reads it."""
+    return {"pictures": images}
+
+
+def inputs(device: Device) -> dict[str, np.ndarray]:
+    """The same images, as the model reads them."""
     prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
-    return prepare.normalise(np.stack([prepare.pixels(p) for p in images()]))
+    return prepare.arrays(np.stack([prepare.pixels(p) for p in images()]))

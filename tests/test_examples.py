@@ -102,6 +102,7 @@ def test_the_sdist_holds_what_the_repository_holds(source: Path) -> None:
     assert missing == []
 
 
+@pytest.mark.long
 def test_the_device_image_installs_without_torch(source: Path, tmp_path: Path) -> None:
     """The pip commands of device.Dockerfile, in a fresh environment; so are those of the README."""
     runs = [words for name, words in instructions(EXAMPLES / "device.Dockerfile") if name == "RUN"]

@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
     expected: dict[str, Any] = {
         "packets": [str(packet.relative_to(folder)) for packet in fleet.packets],
         "images": [_text(image) for image in images],
-        "inputs": _text(inputs),
+        "inputs": _text(inputs["pictures"]),
         "states": {},
     }
     for precision in PRECISIONS:
@@ -56,7 +56,7 @@ def _text(array: np.ndarray) -> str:
     return base64.b64encode(array.tobytes()).decode()
 
 
-def _state(device: Device, images: np.ndarray, inputs: np.ndarray) -> dict[str, Any]:
+def _state(device: Device, images: np.ndarray, inputs: dict[str, np.ndarray]) -> dict[str, Any]:
     state, weights = device.current()
     factors = [*device.bundle.factors, *device._live.factors]
     names = [name for name in weights if not name.startswith("head.")]

@@ -81,7 +81,10 @@ def attach(agent: Agent, wanted: Wanted, options: Options | None = None) -> Iter
         unknowns = None
         if wanted.keep_unknown is not None:
             blur = blur_of(wanted.blur) if wanted.blur else None
-            unknowns = Unknowns(wanted.keep_unknown, wanted.keep_mb, wanted.keep_per_day, blur)
+            bounds = wanted.keep_mb, wanted.keep_per_day
+            unknowns = Unknowns(
+                wanted.keep_unknown, *bounds, blur, lambda: type(agent.device.preparation)
+            )
             agent.on_answer.append(unknowns)
             stack.callback(agent.on_answer.remove, unknowns)
         cameras = [stack.enter_context(camera(c, wanted.interval)) for c in wanted.cameras]

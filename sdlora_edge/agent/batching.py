@@ -25,7 +25,7 @@ from ..device.device import Device
 from ..device.gate import let_go
 from ..errors import InputError, ResourceError, SdloraError, UsageError
 from ..fleet.closing import Closing
-from ..inputs.image import ImageLike, decoded_pixels
+from ..inputs.image_files import ImageLike
 from ..inputs.sizes import MAX_PIXELS
 from .room import Room
 
@@ -185,7 +185,7 @@ class Batcher(Closing):
 
     def _prepared(self, device: Device, image: ImageLike) -> np.ndarray | SdloraError:
         try:
-            with self.room.decoding(decoded_pixels(image)):
+            with self.room.decoding(device.preparation.decoded(image)):
                 return device.prepare(image, self.room.pixels)
         except (InputError, ResourceError) as error:
             let_go(error)  # of the image: it may be decoded but for its end

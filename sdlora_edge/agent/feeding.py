@@ -14,7 +14,7 @@ from concurrent.futures import TimeoutError as NotYet
 from ..device.answers import Answered, Asked
 from ..errors import SdloraError
 from ..fleet.closing import Closing
-from ..inputs.image import ImageLike
+from ..inputs.image_files import ImageLike
 from .batching import Busy
 from .held import Unserved
 from .sinks import Outcome, Sink, document

@@ -30,7 +30,8 @@ from ..errors import (
     UsageError,
 )
 from ..fleet.access import Access
-from ..inputs.image import ImageLike
+from ..inputs.image_files import ImageLike
+from ..inputs.modality import Preparation
 from . import open_inference
 from .batching import Answer, Batcher, Busy
 from .bodies import Bodies, TooSlow, parts
@@ -115,6 +116,11 @@ class _Routes:
         self._parsing = asyncio.Lock()
         """one at a time: JSON takes many times its size"""
 
+    @property
+    def _reads(self) -> Preparation:
+        """What the model reads. Raises Unserved while there is none."""
+        return self._held.device.preparation
+
     async def health(self, request: Request) -> Response:
         serves = self._held.device.serves
         return JSONResponse({"status": "ok", **serves.to_dict()})
@@ -124,11 +130,11 @@ class _Routes:
         return Response(page, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def predict(self, request: Request) -> Response:
-        asked = _asked(request)
+        asked, noun = _asked(request), self._reads.noun
         async with self._bodies.of(request) as data:
             several = request.headers.get("content-type", "").startswith("multipart/form-data")
             if not data:
-                raise UsageError("the body is empty: send an image")
+                raise UsageError(f"the body is empty: send one {noun}")
             if several:
                 named = await parts(request.headers, data, self._batcher.limits.queue)
             else:
@@ -136,7 +142,7 @@ class _Routes:
             answers = await self._answers([image for _, image in named], asked)
         if not several and isinstance(answers[0], SdloraError):
             raise answers[0]
-        names = [{"image": name} if several else {} for name, _ in named]
+        names = [{noun: name} if several else {} for name, _ in named]
         found = [{**name, **_told(one)} for name, one in zip(names, answers, strict=True)]
         return JSONResponse({"predictions": found})
 
@@ -150,7 +156,9 @@ class _Routes:
         return JSONResponse({"ready": bool(self._held.device.serves)})
 
     async def model(self, request: Request) -> Response:
-        return JSONResponse(open_inference.model_metadata(self._name, self._generation(request)))
+        return JSONResponse(
+            open_inference.model_metadata(self._name, self._generation(request), self._reads.tensor)
+        )
 
     async def model_ready(self, request: Request) -> Response:
         return JSONResponse({"name": self._name, "ready": bool(self._generation(request))})
@@ -162,7 +170,9 @@ class _Routes:
         async with self._bodies.of(request) as data:
             header = request.headers.get(open_inference.HEADER)
             async with self._parsing:
-                most = open_inference.Most(self._batcher.limits.queue, self._batcher.room.text)
+                most = open_inference.Most(
+                    self._batcher.limits.queue, self._batcher.room.text, self._reads.tensor
+                )
                 wanted = await run_in_threadpool(open_inference.read, data, header, most)
             answers = await self._answers(wanted.images, wanted.asked)
         found: list[Prediction] = []

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol, version 2: images as tensors in, answers as tensors out.
+"""The Open Inference Protocol, version 2: images or texts as tensors in, answers as tensors out.
 
 https://github.com/kserve/open-inference-protocol. Tensors are JSON, or binary as Triton's
 extension `binary_tensor_data` has them: the body is JSON, then the bytes of the binary tensors.
@@ -17,10 +17,10 @@ import numpy as np
 from .. import __version__
 from ..device.answers import Asked, Prediction
 from ..errors import LimitError, UsageError
+from ..inputs.modality import Tensor
 
 HEADER = "inference-header-content-length"
 EXTENSION = "binary_tensor_data"
-INPUT, DATATYPE = "images", "UINT8"
 OUTPUTS = {
     "class": ("BYTES", [-1, -1]),
     "probability": ("FP32", [-1, -1]),
@@ -35,13 +35,13 @@ class Wanted:
     """A request.
 
     Attributes:
-        images: Each is uint8 (H, W, 3).
+        images: Each is uint8 (H, W, 3), or a text.
         asked: Classes and threshold.
         outputs: {name: whether it is to be binary}.
         id: What the client calls the request.
     """
 
-    images: Sequence[np.ndarray]
+    images: Sequence[np.ndarray | bytes]
     asked: Asked
     outputs: Mapping[str, bool]
     id: str | None = None
@@ -49,10 +49,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Most:
-    """What a request may have. images: Number. text: Bytes of JSON."""
+    """What a request may have. images: Number. text: Bytes of JSON. tensor: Of the model."""
 
     images: int
     text: int
+    tensor: Tensor
 
 
 def server_metadata() -> dict[str, Any]:
@@ -60,13 +61,13 @@ def server_metadata() -> dict[str, Any]:
     return {"name": "sdlora-edge", "version": __version__, "extensions": [EXTENSION]}
 
 
-def model_metadata(name: str, generation: int) -> dict[str, Any]:
+def model_metadata(name: str, generation: int, tensor: Tensor) -> dict[str, Any]:
     """What `GET /v2/models/NAME` answers."""
     return {
         "name": name,
         "versions": [str(generation)],
         "platform": "sdlora-edge",
-        "inputs": [{"name": INPUT, "datatype": DATATYPE, "shape": [-1, -1, -1, 3]}],
+        "inputs": [{**tensor._asdict(), "shape": list(tensor.shape)}],
         "outputs": [
             {"name": output, "datatype": datatype, "shape": shape}
             for output, (datatype, shape) in OUTPUTS.items()
@@ -96,9 +97,9 @@ def read(body: bytes, header: str | None, most: Most) -> Wanted:
         OverflowError,
         RecursionError,
     ) as error:
-        raise UsageError(f"the request is malformed ({error!r}): see {INPUT} in /v2/models") from (
-            error
-        )
+        raise UsageError(
+            f"the request is malformed ({error!r}): see {most.tensor.name} in /v2/models"
+        ) from error
 
 
 def _read(body: bytes, header: str | None, most: Most) -> Wanted:
@@ -108,36 +109,67 @@ def _read(body: bytes, header: str | None, most: Most) -> Wanted:
     if length > most.text:
         raise LimitError(f"the JSON has more than {most.text} bytes: send the tensor as binary")
     request, rest = json.loads(body[:length]), memoryview(body)[length:]
-    if [tensor["name"] for tensor in request["inputs"]] != [INPUT]:
-        raise UsageError(f"the inputs are not the one that there is: send {INPUT}")
-    images = _images(request["inputs"][0], rest)
-    if len(images) > most.images:
-        raise UsageError(f"{len(images)} images at once: send at most {most.images}")
+    if [tensor["name"] for tensor in request["inputs"]] != [most.tensor.name]:
+        raise UsageError(f"the inputs are not the one that there is: send {most.tensor.name}")
+    images = _items(request["inputs"][0], rest, most)
     name = request.get("id")
     if not (name is None or isinstance(name, str)):
         raise TypeError("id must be a string")
     parameters = request.get("parameters", {})
     threshold = parameters.get("threshold")
     asked = Asked(_whole(parameters.get("top", 1)), None if threshold is None else float(threshold))
-    return Wanted(list(images), asked, _outputs(request, parameters), name)
+    return Wanted(images, asked, _outputs(request, parameters), name)
 
 
-def _images(tensor: Mapping[str, Any], rest: memoryview) -> np.ndarray:
+def _items(tensor: Mapping[str, Any], rest: memoryview, most: Most) -> Sequence[np.ndarray | bytes]:
+    wanted = most.tensor
     shape = [_whole(side) for side in tensor["shape"]]
-    if tensor["datatype"] != DATATYPE or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+    fits = len(shape) == len(wanted.shape) and all(
+        side == own or (own < 0 < side) for side, own in zip(shape, wanted.shape)
+    )
+    if tensor["datatype"] != wanted.datatype or not fits:
         raise UsageError(
-            f"{INPUT} is {tensor['datatype']} {shape}: send {DATATYPE} of shape [N, H, W, 3]"
+            f"{wanted.name} is {tensor['datatype']} {shape}: send {wanted.datatype} of shape "
+            f"{list(wanted.shape)}, any number in place of -1"
         )
+    if shape[0] > most.images:
+        raise UsageError(f"{shape[0]} {wanted.name} at once: send at most {most.images}")
     size = tensor.get("parameters", {}).get("binary_data_size")
-    if size is None:
-        found = np.array(tensor["data"])
+    if size is not None and size != len(rest):
+        raise ValueError(f"binary_data_size is {size}, but {len(rest)} bytes follow the JSON")
+    data, rest_or_none = tensor.get("data"), None if size is None else rest
+    if wanted.datatype == "BYTES":
+        return _texts(data, rest_or_none, shape)
+    return list(_pixels(data, rest_or_none, shape))
+
+
+def _texts(data: Any, rest: memoryview | None, shape: list[int]) -> list[bytes]:
+    """Each as UTF-8. Binary ones are a length, uint32 little endian, and the bytes."""
+    if rest is None:
+        if not isinstance(data, list) or len(data) != shape[0]:
+            raise ValueError(f"data must be a list of {shape[0]} texts")
+        return [text.encode() for text in data]
+    found = []
+    for _ in range(shape[0]):
+        length = int.from_bytes(rest[:4], "little")
+        if len(rest) < 4 + length:
+            raise ValueError(f"the tensor ends before its {shape[0]} texts do")
+        found.append(bytes(rest[4 : 4 + length]))
+        rest = rest[4 + length :]
+    if len(rest):
+        raise ValueError(f"the tensor holds more than its {shape[0]} texts")
+    return found
+
+
+def _pixels(data: Any, rest: memoryview | None, shape: list[int]) -> np.ndarray:
+    """uint8 of a shape."""
+    if rest is None:
+        found = np.array(data)
         if found.dtype.kind not in "iu" or (
             found.size and not 0 <= found.min() <= found.max() < 256
         ):
             raise ValueError("data must be whole numbers from 0 to 255")
         return found.astype(np.uint8).reshape(shape)
-    if size != len(rest):
-        raise ValueError(f"binary_data_size is {size}, but {len(rest)} bytes follow the JSON")
     return np.frombuffer(rest, np.uint8).reshape(shape)
 
 

@@ -29,7 +29,7 @@ from urllib.parse import urlsplit, urlunsplit
 from ..errors import InputError, SdloraError, UsageError
 from ..fleet.closing import Closing
 from ..fleet.extras import need
-from ..inputs.image import SUFFIXES, ImageLike
+from ..inputs.image_files import SUFFIXES, ImageLike
 from ..storage import atomic
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Images that the device does not know, kept so that a person can bring them home.
 
     FOLDER/unknown-20261129T100000-1f6c90.json   features, score, guess: written first
-    FOLDER/unknown-20261129T100000-1f6c90.jpg    the image: upright, at most LONGEST pixels wide
+    FOLDER/unknown-20261129T100000-1f6c90.jpg    the image (`Preparation.kept`); a text is a .txt
 
 Nothing is sent. Only what looks new is kept: an image whose features are as close as NEAR to those
 of a kept one is left out. If the folder is full, the oldest images are removed. What somebody takes
@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import importlib
-import io
 import json
 import logging
 import os
@@ -26,30 +25,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ..device.answers import Answered
 from ..device.store import store_around
-from ..errors import InputError, ResourceError, SdloraError, UsageError
+from ..errors import HealthError, InputError, ResourceError, SdloraError, UsageError
 from ..formats.canonical import parse_json
-from ..inputs.image import ImageLike, as_pillow, refuse_unusable, upright
-from ..inputs.sizes import MAX_PIXELS
+from ..inputs.image import Preprocessing
+from ..inputs.image_files import ImageLike
+from ..inputs.modality import Preparation
 from ..storage import atomic, disk
 
 log = logging.getLogger("sdlora_edge")
 NEAR = 0.25
 """Cosine distance of features below which two images are alike (docs/guides/unknown-images.md)."""
-LONGEST, QUALITY = 1024, 90
-"""of a kept image: pixels of its longer side, and JPEG's quality"""
 LEAST_FREE = 64 << 20
 """bytes of the disk that are left for updates"""
 PAUSE = 60.0
 """seconds after a failure before an image is kept again"""
 _NAME = re.compile(r"unknown-(\d{8})T\d{6}-[0-9a-f]{6}")
 _FACTS_LIMIT = 1 << 18
-Blur = Callable[[Image.Image], Image.Image]
+FACTS = ".json"
+Blur = Callable[[Any], Any]
+"""Gets a Pillow image (8-bit RGB) or a text, and returns the one to keep."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Unknowns:
         folder: Where to keep them; it is made for this user alone.
         megabytes: Of all files together.
         per_day: Images kept in a day (UTC), at most.
-        blur: Gets a Pillow image (8-bit RGB), and returns the one to keep. None keeps it as it is.
+        blur: None keeps an image as it is.
+        kind: Returns what the model reads. It is called once there is an answer.
 
     Attributes:
         kept, left_out: Numbers of unknown images since the start: kept, and not kept because they
@@ -79,16 +80,22 @@ class Unknowns:
     """
 
     def __init__(
-        self, folder: Path, megabytes: float = 100, per_day: int = 50, blur: Blur | None = None
+        self,
+        folder: Path,
+        megabytes: float = 100,
+        per_day: int = 50,
+        blur: Blur | None = None,
+        kind: Callable[[], type[Preparation]] = lambda: Preprocessing,
     ) -> None:
-        self._folder, self._blur = folder, blur
+        self._folder, self._blur, self._kind = folder, blur, kind
         self._most, self._per_day = int(megabytes * 1e6), per_day
         self.kept = self.left_out = 0
         self._changed, self._files = -1, dict[str, _Kept]()
         self._today, self._of_today = "", 0
         self._paused = -np.inf
         _make(folder)
-        self._look()
+        with contextlib.suppress(HealthError):  # no model is served yet: later
+            self._look()
 
     def __call__(self, image: ImageLike, answered: Answered) -> None:
         """Keep an image if it is unknown and looks new."""
@@ -103,7 +110,7 @@ class Unknowns:
                 self.left_out += 1
                 return
             try:
-                data = self._encoded(image)
+                data = self._kind().kept(image, self._blur)
             except InputError:  # a file of a camera's folder has gone meanwhile
                 self.left_out += 1
                 return
@@ -121,20 +128,24 @@ class Unknowns:
             if changed == self._changed:
                 return
             names = disk.names(self._folder)
-            for name in names:
-                stem, suffix = os.path.splitext(name)
-                if _NAME.fullmatch(stem) and suffix == ".json" and f"{stem}.jpg" not in names:
-                    disk.unlink(self._folder / name)  # its image is gone, or was never written
-            stems = [n[:-4] for n in names if n.endswith(".jpg") and _NAME.fullmatch(n[:-4])]
+            suffix, pairs = self._kind().suffix, [os.path.splitext(name) for name in names]
+            for stem, end in pairs:
+                if _NAME.fullmatch(stem) and end == FACTS and f"{stem}{suffix}" not in names:
+                    disk.unlink(self._folder / f"{stem}{end}")  # its image is gone, or never was
+            stems = [stem for stem, end in pairs if end == suffix and _NAME.fullmatch(stem)]
             self._files = {stem: self._files.get(stem) or self._read(stem) for stem in stems}
             self._changed = changed
 
     def _read(self, stem: str) -> _Kept:
-        size = sum(disk.size(self._folder / f"{stem}{end}") or 0 for end in (".jpg", ".json"))
+        size = sum(disk.size(path) or 0 for path in self._both(stem))
         try:
-            return _Kept(size, read_features(self._folder / f"{stem}.jpg"))
+            return _Kept(size, read_features(self._folder / f"{stem}{FACTS}"))
         except InputError:
             return _Kept(size, None)
+
+    def _both(self, stem: str) -> list[Path]:
+        """The image, and what is known of it."""
+        return [self._folder / f"{stem}{end}" for end in (self._kind().suffix, FACTS)]
 
     def _is_full_today(self) -> bool:
         today = datetime.now(timezone.utc).strftime("%Y%m%d")
@@ -151,29 +162,13 @@ class Unknowns:
             for one in self._files.values()
         )
 
-    def _encoded(self, image: ImageLike) -> bytes:
-        with as_pillow(image) as opened:
-            refuse_unusable(opened, MAX_PIXELS)
-            found = upright(opened)
-        found.thumbnail((LONGEST, LONGEST))
-        if self._blur is not None:
-            found = self._blur(found)
-            if not isinstance(found, Image.Image):
-                raise UsageError(
-                    f"the function of --blur returned a {type(found).__name__}: "
-                    "return a Pillow image"
-                )
-        data = io.BytesIO()  # without EXIF, which may say where and when
-        found.convert("RGB").save(data, "JPEG", quality=QUALITY, exif=b"")
-        return data.getvalue()
-
     def _keep(self, data: bytes, features: np.ndarray, answered: Answered) -> None:
         moment = datetime.now(timezone.utc)
         stem = f"unknown-{moment:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
         facts = described(features, answered, moment)
         self._make_room(len(data) + len(facts))
-        path = self._folder / f"{stem}.jpg"
-        atomic.place(path.with_suffix(".json"), facts, 0o600)
+        path = self._folder / f"{stem}{self._kind().suffix}"
+        atomic.place(path.with_suffix(FACTS), facts, 0o600)
         atomic.write(path, data, 0o600)
         self._files[stem] = _Kept(len(data) + len(facts), features)
         self._of_today += 1
@@ -185,9 +180,9 @@ class Unknowns:
             raise UsageError(f"one image takes {size} bytes: raise --keep-mb")
         while sum(one.size for one in self._files.values()) + size > self._most:
             oldest = min(self._files)
-            for end in (".jpg", ".json"):  # the image first: facts alone are removed by `_look`
+            for path in self._both(oldest):  # the image first: facts alone are removed by `_look`
                 with contextlib.suppress(FileNotFoundError):
-                    disk.unlink(self._folder / f"{oldest}{end}")
+                    disk.unlink(path)
             del self._files[oldest]
         found = os.statvfs(self._folder)
         if (free := found.f_bavail * found.f_frsize - size) < LEAST_FREE:
@@ -209,7 +204,7 @@ def described(features: np.ndarray, answered: Answered, moment: datetime) -> byt
 
 def read_features(image: Path) -> np.ndarray:
     """The features beside a kept image: float32, of unit length. Raises InputError."""
-    path = image.with_suffix(".json")
+    path = image.with_suffix(FACTS)
     value = parse_json(atomic.receive(path, _FACTS_LIMIT), str(path))
     try:
         found = np.frombuffer(base64.b64decode(value["features"], validate=True), "<f2")

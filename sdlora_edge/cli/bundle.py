@@ -65,6 +65,8 @@ def _described(bundle: Bundle) -> dict[str, Any]:
     """The manifest without the canary's numbers, with the id and the keys."""
     from json import loads
 
+    from ..inputs.modality import preparation
+
     manifest = bundle.manifest
     fields = loads(manifest.to_json())
     canary = fields.pop("canary")
@@ -90,6 +92,7 @@ def _described(bundle: Bundle) -> dict[str, Any]:
     trust = {"threshold": bundle.trust.threshold, "keys": [key.keyid for key in bundle.trust.keys]}
     return shown | {
         "answers": answers,
+        "reads": preparation(manifest.preprocessing, bundle.path).described,
         "canary": {"seed": canary["seed"], "images": canary["count"]},
         "trust": trust,
     }
@@ -97,7 +100,7 @@ def _described(bundle: Bundle) -> dict[str, Any]:
 
 def _summary(value: dict[str, Any]) -> list[Line]:
     """What fits on a screen of 24 lines and 80 columns."""
-    images, canary, trust = value["preprocessing"], value["canary"], value["trust"]
+    canary, trust = value["canary"], value["trust"]
     answers, least = value["answers"], value["answers"]["threshold"]
     shown = {
         **{name: value[name] for name in ("bundle", "id", "lineage", "state")},
@@ -106,13 +109,12 @@ def _summary(value: dict[str, Any]) -> list[Line]:
         "task": f"{value['task']} ({value['task_name']})",
         "classes": listed(value["classes"])
         + (f" (room for {value['capacity']})" if value["capacity"] else ""),
-        "images": f"{images['size']} x {images['size']} pixels, {images['interpolation']}, "
-        f"{images['crop_mode']} crop",
+        "reads": value["reads"],
         "answers": f"temperature {answers['temperature']:.4g}, "
         + ("no image is unknown" if least is None else f"unknown below a score of {least:.4g}"),
         "projections": listed([p["name"] for p in value["projections"]]),
         "packets": f"factors in {value['encoding']}",
-        "canary": f"{canary['images']} images, tolerance {value['tolerance']:.1e}",
+        "canary": f"{canary['images']} inputs, tolerance {value['tolerance']:.1e}",
         "trust": f"{trust['threshold']} of {listed([key[:12] for key in trust['keys']])}",
         "made with": ", ".join(f"{name} {v}" for name, v in value["made_with"].items()),
     }

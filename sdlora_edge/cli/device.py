@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -21,7 +19,7 @@ from .help import CONTEXT, Command, Group
 from .output import Json, answered, completing, emit, facts, fields, output, say
 
 if TYPE_CHECKING:
-    from ..inputs.image import ImageLike
+    from ..inputs.modality import Preparation
     from ..results import AppliedAll, Status, Verification
 
 app = typer.Typer(
@@ -155,14 +153,21 @@ def _in_force(done: AppliedAll, alone: bool) -> str:
 
 @app.command(cls=Command)
 def predict(
-    images: Annotated[
-        list[str],
+    store: Store,
+    inputs: Annotated[
+        Optional[list[str]],
         typer.Argument(
             metavar="IMAGE",
-            help="Files, folders (all images below them), or - for one image on standard input.",
+            help="Files, folders (all images below them), or - for one image on standard input. "
+            "If the model reads texts: the texts themselves.",
         ),
-    ],
-    store: Store,
+    ] = None,
+    file: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="FILE", help="File with a text on each line, or - for standard input."
+        ),
+    ] = None,
     top: Annotated[
         int, typer.Option(metavar="N", min=1, help="Number of classes to show for each image.")
     ] = 1,
@@ -190,7 +195,7 @@ def predict(
     provider: Provider = "",
     json: Json = False,
 ) -> None:
-    """Name the classes of images, or say that an image is unknown.
+    """Name the classes of images or texts, or say that one is unknown.
 
     An image that cannot be read gets an error in place of an answer. The exit code is then 3, or 8
     if memory ran out for an image, or 6 if the model failed.
@@ -199,22 +204,28 @@ def predict(
     from ..device.device import Device
     from ..fleet.tally import counting
 
-    names = deque(name for argument in images for name in _images(argument))
+    if not (inputs or file):
+        raise UsageError("there is nothing to answer: name an image, or give a text")
     found: list[dict[str, Any]] = []
     device = Device.open(store, provider=provider)
+    read = device.preparation
+    given = [one for argument in inputs or () for one in _given(read, argument)]
+    if file is not None:
+        given += read.streamed(_content(file))
+    names = deque(name for name, _ in given)
     with completing({"predictions": found}), counting(store, count) as tally:
-        sources = (_stdin if name == "-" else name for name in list(names))
+        sources = (raw for _, raw in given)
         pixels = max_megapixels * 10**6
         for answer in device.predict_each(sources, top, batch_size, pixels, threshold):
             name = names.popleft()
             if isinstance(answer, Prediction):
                 if tally is not None:
                     tally.add([answer])
-                found.append({"image": name, **answer.to_dict()})
+                found.append({read.noun: name, **answer.to_dict()})
                 if not json:
                     say(f"{name}: {answered(answer)}")
             else:
-                found.append({"image": name, "error": answer.to_dict()})
+                found.append({read.noun: name, "error": answer.to_dict()})
                 named = str(answer).startswith(name)
                 say(f"error: {answer}" if named else f"error: {name}: {answer}", err=True)
     if json:
@@ -223,36 +234,18 @@ def predict(
         raise typer.Exit(max(failed))
 
 
-def _images(argument: str) -> Iterator[str]:
-    """The images that an argument names.
-
-    Raises:
-        InputError: A folder holds no image, or cannot be read.
-    """
-    from ..inputs.image import SUFFIXES
-
-    def unread(error: OSError) -> None:
-        raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-    if argument == "-" or not os.path.isdir(argument):
-        yield argument
-        return
-    found = False
-    for folder, below, names in os.walk(argument, onerror=unread):
-        below.sort()
-        for name in sorted(names):
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):
-                found = True
-                yield os.path.join(folder, name)
-    if not found:
-        raise InputError(
-            f"{argument} holds no image: name a folder with images ({', '.join(sorted(SUFFIXES))})"
-        )
+def _given(read: Preparation, argument: str) -> Iterable[tuple[str, Any]]:
+    """What an argument stands for. Standard input is read when its turn comes."""
+    return [("-", lambda: _content("-"))] if argument == "-" else read.named(argument)
 
 
-def _stdin() -> ImageLike:
-    from ..inputs.image import reading
+def _content(file: str) -> bytes:
+    """Of a file, or of standard input. Raises InputError, LimitError."""
+    from ..inputs.image_files import reading
+    from ..storage import atomic
 
+    if file != "-":
+        return atomic.read(Path(file), MAX_FILE)
     if sys.stdin is None:
         raise InputError("standard input is closed: name a file")
     with reading("standard input"):
@@ -261,7 +254,7 @@ def _stdin() -> ImageLike:
         raise LimitError(
             f"standard input holds more than the {MAX_FILE} bytes allowed here: name a file"
         )
-    return io.BytesIO(data)
+    return data
 
 
 @app.command(cls=Command)

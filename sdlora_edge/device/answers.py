@@ -13,7 +13,8 @@ from typing import Any, Union, overload
 import numpy as np
 
 from ..errors import HealthError, InputError, NothingToDo, ResourceError, UsageError
-from ..inputs.image import ImageLike, Preprocessing, one_or_many, require_image
+from ..inputs.image_files import ImageLike
+from ..inputs.modality import Inputs, Preparation
 from ..inputs.sizes import MAX_PIXELS
 from ..results import Result
 from ..shortage import noticed
@@ -116,9 +117,9 @@ class Asked:
 
 
 def prepared(
-    images: Iterable[Source], prepare: Preprocessing, size: int, max_pixels: int
+    images: Iterable[Source], prepare: Preparation, size: int, max_pixels: int
 ) -> Iterator[list[np.ndarray | InputError | ResourceError]]:
-    """Batches of uint8 (side, side, 3) arrays.
+    """Batches of items, arrays of `prepare.shape`.
 
     An image that cannot be read, or that memory ran out for, is replaced by its error.
 
@@ -128,7 +129,7 @@ def prepared(
 
     def one(image: Source) -> np.ndarray | InputError | ResourceError:
         try:
-            return prepare.pixels(require_image(image() if callable(image) else image), max_pixels)
+            return prepare.item(image() if callable(image) else image, max_pixels)
         except (InputError, ResourceError) as error:
             let_go(error)  # the next image needs the memory
             return error
@@ -189,7 +190,7 @@ class Predictor(ABC):
     """Names the classes of images, with the generation that `_serving` gives."""
 
     _engine: Engine
-    _prepare: Preprocessing
+    _prepare: Preparation
 
     @abstractmethod
     def _serving(self) -> AbstractContextManager[Live]:
@@ -244,7 +245,7 @@ class Predictor(ABC):
             UsageError: `top` or `batch_size` is below 1, or `threshold` is not finite.
             NothingToDo: The device knows no class yet.
         """
-        each, one = one_or_many(images)
+        each, one = self._prepare.many(images)
         found = []
         for answer in self.predict_each(each, top, batch_size, max_pixels, threshold):
             if not isinstance(answer, Prediction):
@@ -285,14 +286,19 @@ class Predictor(ABC):
             for image in batch:
                 yield next(found) if isinstance(image, np.ndarray) else image
 
+    @property
+    def preparation(self) -> Preparation:
+        """What this model reads, and how."""
+        return self._prepare
+
     def prepare(self, image: ImageLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-        """An image as `answer_prepared` takes it, uint8 (size, size, 3).
+        """An image as `answer_prepared` takes it: an array of `Preparation.shape`.
 
         Raises:
             TypeError: It is no image.
             InputError: It cannot be read, or has too many pixels.
         """
-        return self._prepare.pixels(require_image(image), max_pixels)
+        return self._prepare.item(image, max_pixels)
 
     def answer_prepared(
         self, pixels: Sequence[np.ndarray], asked: Asked, batch_size: int = BATCH
@@ -302,14 +308,14 @@ class Predictor(ABC):
         found: list[Answered | HealthError] = []
         with noticed(doing), self._serving() as live:
             for begin in range(0, len(pixels), batch_size):
-                inputs = self._prepare.normalise(np.stack(pixels[begin : begin + batch_size]))
+                inputs = self._prepare.arrays(np.stack(pixels[begin : begin + batch_size]))
                 outputs = self._engine.outputs(live.loaded, inputs)
                 features = itertools.repeat(None) if outputs.features is None else outputs.features
                 for one, row in zip(best(outputs, live.state, live.counter, asked), features):
                     found.append(one if isinstance(one, HealthError) else Answered(one, row))
         return found
 
-    def logits(self, inputs: np.ndarray) -> np.ndarray:
-        """Preprocessed inputs, float32 (N, 3, size, size), to logits, float32 (N, live classes)."""
+    def logits(self, inputs: Inputs) -> np.ndarray:
+        """What `Preparation.arrays` made of N items to logits, float32 (N, live classes)."""
         with self._serving() as live:
             return self._engine.run(live.loaded, inputs)[:, live.state.live]

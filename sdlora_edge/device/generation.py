@@ -16,7 +16,7 @@ from ..formats.encoding import Factors
 from ..formats.packet import Packet
 from ..formats.signing import Trust
 from ..inputs import canary
-from ..inputs.image import Preprocessing
+from ..inputs.modality import preparation
 from ..results import Status
 from ..state import TaskState
 from .chain import Chain
@@ -115,6 +115,7 @@ class Generations:
         engine: Runs the model.
 
     Attributes:
+        prepare: How the model's inputs are made.
         replaced: The generation whose weights are given up before others are loaded, if there is no
             memory for both.
     """
@@ -124,7 +125,7 @@ class Generations:
         self.chain = Chain(store, bundle)
         self._store, self._bundle = store, bundle
         self.replaced: Live | None = None
-        self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
+        self.prepare = preparation(bundle.manifest.preprocessing, bundle.path)
 
     def longest(self, record: Generation) -> Live:
         """The generation of a record, or its longest intact and healthy prefix.
@@ -244,7 +245,7 @@ class Generations:
         """The largest difference; None if the engine runs no model. Raises HealthError."""
         if not self.engine.runs:
             return None
-        inputs = canary.inputs(live.canary_seed, self._prepare, len(live.canary_logits))
+        inputs = canary.inputs(live.canary_seed, self.prepare, len(live.canary_logits))
         outputs = self.engine.outputs(live.loaded, inputs)
         if len(live.state.confidence.mean) and outputs.features is None:
             raise HealthError(

@@ -15,7 +15,6 @@ import numpy as np
 from ..errors import HealthError, InputError, ResourceError, UsageError
 from ..formats.bundle import MANIFEST, Bundle
 from ..formats.signing import Trust
-from ..inputs.image import Preprocessing
 from ..results import Served, Status
 from ..shortage import noticed, require_memory
 from ..state import TaskState
@@ -55,7 +54,6 @@ class Serving(Predictor):
         self._store = store
         self._changing = threading.Lock()  # held by the one thread that may set `_live`
         self._gate: Gate | None = None
-        self._prepare = Preprocessing.from_manifest(bundle.manifest.preprocessing)
         self._need = f"which needs about {(ENGINE + 2 * bundle.model_bytes) >> 20} MB"
         record = store.current()
         if record.bundle != bundle.id:
@@ -67,6 +65,7 @@ class Serving(Predictor):
             require_memory(ENGINE + bundle.model_bytes)
             self._engine = open_engine(bundle, threads, store.workspace, unproved, provider)
             self._generations = Generations(store, bundle, self._engine)
+            self._prepare = self._generations.prepare
             self._live = self._generations.longest(record)
         if swap == IN_PLACE:
             self._gate, self._generations.replaced = Gate(), self._live

@@ -2,33 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
 from ..errors import HealthError
-from .image import Preprocessing
+from .modality import Preparation
 
 COUNT = 2
-CELLS = 8
 
 
-def inputs(seed: int, preprocessing: Preprocessing, count: int = COUNT) -> np.ndarray:
-    """CELLS x CELLS coloured cells drawn by SHAKE-256, equal on every machine.
-
-    Args:
-        seed: Of the colours.
-        preprocessing: Of the model.
-        count: Number of inputs.
-
-    Returns:
-        float32 (count, 3, size, size).
-    """
-    size = preprocessing.size
-    stream = hashlib.shake_256(b"sdlora-edge canary %d" % seed).digest(count * CELLS * CELLS * 3)
-    cells = np.frombuffer(stream, np.uint8).reshape(count, CELLS, CELLS, 3)
-    index = np.arange(size) * CELLS // size
-    return preprocessing.normalise(cells[:, index][:, :, index])
+def inputs(seed: int, prepare: Preparation, count: int = COUNT) -> dict[str, np.ndarray]:
+    """What the model reads of `count` items that are drawn from a seed (`Preparation.canary`)."""
+    return prepare.canary(seed, count)
 
 
 def largest_difference(logits: np.ndarray, expected: np.ndarray) -> float:

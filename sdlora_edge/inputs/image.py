@@ -6,32 +6,30 @@ evaluation transform, but for mean and std, which are rounded to multiples of 2^
 
 from __future__ import annotations
 
-import functools
 import io
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Union
+from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from ..errors import InputError, SdloraError
+from ..errors import InputError, UsageError
 from ..formats.canonical import UNIT
 from ..formats.fields import in_units
-from ..shortage import shortage
-from ..storage import disk
-from .sizes import MAX_FILE, MAX_PIXELS
+from . import pictures
+from .image_files import (
+    ImageLike,
+    as_pillow,
+    decoded_pixels,
+    images_below,
+    refuse_unusable,
+    upright,
+)
+from .modality import Preparation, Tensor, drawn
+from .sizes import MAX_PIXELS
 
-try:
-    from PIL.AvifImagePlugin import SUPPORTED as _AVIF
-except ImportError:  # Pillow before 11.3
-    _AVIF = False
-
-ImageLike = Union[str, Path, bytes, io.BytesIO, Image.Image, np.ndarray]
-"""A file or its bytes, a Pillow image, or a uint8 array (H, W) or (H, W, 3)."""
 _IMAGES = (str, Path, bytes, io.BytesIO, Image.Image, np.ndarray)
 _NO_COLLECTION = (bytearray, memoryview, io.IOBase, Mapping)
 """Iterable, but what they yield are bytes, lines or keys, never images."""
@@ -40,26 +38,6 @@ ACCEPTED = (
     "or a uint8 array (H, W, 3) or (H, W)"
 )
 
-FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "BMP": (".bmp",),
-    "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-    "AVIF": (".avif",),
-    "HEIF": (".heic", ".heif"),
-}
-"""The formats that are read, by Pillow's names, each with its suffixes. Pillow knows more; some
-start other programs."""
-_NEEDED = {
-    "AVIF": "needs Pillow 11.3 or newer, with AVIF",
-    "HEIF": "needs pip install 'sdlora-edge[heif]'",
-}
-SUFFIXES = frozenset(suffix for own in FORMATS.values() for suffix in own)
-MAX_ASPECT = 50
-"""a thread of pixels would be blown up to gigabytes"""
 MAX_SIDE = 1 << 14
 MAX_SHIFT = 1000
 """of a mean or a standard deviation"""
@@ -69,23 +47,18 @@ _FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_ORIENTATION = 0x0112
-"""the EXIF tag"""
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323
+PICTURES = "pictures"
+"""the model's input: float32 (N, 3, size, size)"""
+_PATCH = 16
+KEPT, KEPT_QUALITY = 1024, 90
+"""of an image that is kept: pixels of its longer side, and JPEG's quality"""
+PREVIEW, PREVIEW_QUALITY = 240, 85
+"""of one that a web page shows"""
 CROP_MODES = ("center", "squash", "border")
 
 
 @dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(Preparation):
     """Resize, crop at the centre, divide by 255, subtract the mean, divide by std. RGB order.
 
     Args:
@@ -98,6 +71,15 @@ class Preprocessing:
             both sides do. "border": the longer side does, and the rest is filled with the mean
             colour. In the other modes the rest (if `resize` is below `size`) is black.
     """
+
+    kind: ClassVar[str] = "image"
+    noun: ClassVar[str] = "image"
+    host: ClassVar[str] = "sdlora_edge.train.image_modality:ImageModality"
+    suffix: ClassVar[str] = ".jpg"
+    tensor: ClassVar[Tensor] = Tensor("images", "UINT8", (-1, -1, -1, 3))
+    spatial: ClassVar[bool] = True
+    axes: ClassVar[Mapping[str, tuple[str, ...]]] = {PICTURES: ("batch",)}
+    dtype: ClassVar[np.dtype[Any]] = np.dtype(np.uint8)
 
     size: int
     resize: int
@@ -126,7 +108,7 @@ class Preprocessing:
             )
 
     @classmethod
-    def from_manifest(cls, value: Mapping[str, Any]) -> Preprocessing:
+    def from_manifest(cls, value: Mapping[str, Any], folder: Path = Path()) -> Preprocessing:
         """The inverse of `to_manifest`.
 
         Raises InputError if a field is missing, unknown or out of bounds.
@@ -146,6 +128,83 @@ class Preprocessing:
         """JSON with integers only: mean and std in units of 2^-24."""
         shifts = {name: [in_units(n) for n in getattr(self, name)] for name in ("mean", "std")}
         return {**asdict(self), **shifts}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.size, self.size, 3
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {"image_size": self.size, "mean": self.mean, "std": self.std}
+
+    @property
+    def described(self) -> str:
+        return (
+            f"images of {self.size} x {self.size} pixels, {self.interpolation}, "
+            f"{self.crop_mode} crop"
+        )
+
+    @property
+    def tokens(self) -> float:
+        return self.size**2 / _PATCH**2
+
+    def item(self, raw: Any, limit: int | None = None) -> np.ndarray:
+        """As `pixels`. limit: pixels. Raises TypeError if it is no image."""
+        return self.pixels(require_image(raw), MAX_PIXELS if limit is None else limit)
+
+    def many(self, value: Any) -> tuple[Iterable[Any], bool]:
+        return one_or_many(value)
+
+    @staticmethod
+    def kept(raw: Any, change: Callable[[Any], Any] | None = None) -> bytes:
+        """A JPEG: upright, at most KEPT pixels wide and high. change: gets a Pillow image."""
+        found = _opened(raw)
+        found.thumbnail((KEPT, KEPT))
+        if change is not None:
+            found = change(found)
+            if not isinstance(found, Image.Image):
+                raise UsageError(
+                    f"the function of --blur returned a {type(found).__name__}: "
+                    "return a Pillow image"
+                )
+        return _jpeg(found, KEPT_QUALITY)
+
+    @staticmethod
+    def preview(path: Path) -> tuple[str, bytes]:
+        """A JPEG of at most PREVIEW pixels."""
+        found = _opened(path)
+        found.thumbnail((PREVIEW, PREVIEW))
+        return "image/jpeg", _jpeg(found, PREVIEW_QUALITY)
+
+    def decoded(self, raw: Any) -> int:
+        return decoded_pixels(require_image(raw))
+
+    def named(self, argument: str) -> Iterator[tuple[str, Any]]:
+        """A file, or all images below a folder."""
+        return ((name, name) for name in images_below(argument))
+
+    def streamed(self, data: bytes) -> Iterator[tuple[str, Any]]:
+        """One image."""
+        yield "-", data
+
+    def arrays(self, items: np.ndarray) -> dict[str, np.ndarray]:
+        return {PICTURES: self.normalise(items)}
+
+    def canary(self, seed: int, count: int) -> dict[str, np.ndarray]:
+        return self.arrays(pictures.cells(self.size, drawn(seed, count * 3 * pictures.CELLS**2)))
+
+    def seen(self, item: np.ndarray) -> np.ndarray | str:
+        return item
+
+    def samples(self, count: int) -> list[Any]:
+        random = np.random.default_rng(0)
+        return list(random.integers(0, 256, (count, 8, 8, 3)).astype(np.uint8))
+
+    def views(self, items: np.ndarray, random: np.random.RandomState) -> np.ndarray:
+        return pictures.views(items, random)
+
+    def blank(self, each: int, seed: int) -> dict[str, np.ndarray]:
+        return pictures.blank(self.size, each, seed)
 
     def pixels(self, image: ImageLike, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         """An image, upright, as uint8 (size, size, 3).
@@ -196,6 +255,19 @@ class Preprocessing:
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
+def _opened(raw: ImageLike) -> Image.Image:
+    """Upright, in 8-bit RGB. Raises InputError if it cannot be read."""
+    with as_pillow(raw) as opened:
+        refuse_unusable(opened, MAX_PIXELS)
+        return upright(opened)
+
+
+def _jpeg(image: Image.Image, quality: int) -> bytes:
+    data = io.BytesIO()  # without EXIF, which may say where and when
+    image.convert("RGB").save(data, "JPEG", quality=quality, exif=b"")
+    return data.getvalue()
+
+
 def one_or_many(value: ImageLike | Iterable[ImageLike]) -> tuple[Iterable[ImageLike], bool]:
     """The images in a value, and whether the value is itself one image.
 
@@ -234,160 +306,3 @@ def _no_image(value: object) -> TypeError:
 
 def _within(least: float, channels: tuple[float, ...]) -> bool:
     return len(channels) == 3 and all(least <= number <= MAX_SHIFT for number in channels)
-
-
-@contextmanager
-def reading(name: str, kind: str = "an image") -> Iterator[None]:
-    """Turn whatever Pillow raises in this block into an InputError that begins with `name`.
-
-    Raises ResourceError instead if the machine ran short: that says nothing about the image.
-    """
-    try:
-        yield
-    except SdloraError:
-        raise
-    except Exception as error:  # Pillow raises whatever a damaged file leads it to
-        damaged = InputError(f"{name} cannot be read as {kind}: {str(error) or repr(error)}")
-        raise shortage(error, f"while {name} was read") or damaged from error
-
-
-@contextmanager
-def as_pillow(image: ImageLike) -> Iterator[Image.Image]:
-    """Open whatever is an image. What goes wrong with it in this block is an InputError."""
-    with reading(str(image) if isinstance(image, (str, Path)) else "the image"):
-        if isinstance(image, bytes):
-            image = io.BytesIO(image)
-        if isinstance(image, (str, Path, io.BytesIO)):
-            with open_image(image) as opened:
-                yield opened
-        else:
-            yield Image.fromarray(image) if isinstance(image, np.ndarray) else image
-
-
-def open_image(file: str | Path | io.BytesIO) -> Image.Image:
-    """Read the header of an image in one of FORMATS.
-
-    Raises whatever Pillow does: call it inside `reading`.
-    """
-    if isinstance(file, io.BytesIO):
-        return _identified(file)
-    stream = disk.opened(
-        Path(file)
-    )  # not by its name, which may be another file's, or a pipe's, a moment later
-    try:
-        refuse_large_file(os.fstat(stream.fileno()).st_size)
-        image = _identified(stream)
-    except BaseException:
-        stream.close()
-        raise
-    # As Pillow does with files it opens: the file is closed with the image.
-    image._exclusive_fp = True  # type: ignore[attr-defined]
-    return image
-
-
-def _identified(stream: BinaryIO) -> Image.Image:
-    try:
-        return Image.open(stream, formats=readable())
-    except UnidentifiedImageError:  # it names an address in memory
-        raise ValueError(f"it is damaged, or none of {', '.join(readable())}") from None
-
-
-@functools.cache
-def readable() -> tuple[str, ...]:
-    """Those of FORMATS that can be read here."""
-    try:
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-        optional = {"AVIF": _AVIF, "HEIF": True}
-    except ImportError:
-        optional = {"AVIF": _AVIF, "HEIF": False}
-    return tuple(name for name in FORMATS if optional.get(name, True))
-
-
-def suffix_problem(suffix: str) -> str:
-    """Why files of this suffix (one of SUFFIXES) cannot be read here; empty if they can."""
-    name = next(name for name, own in FORMATS.items() if suffix in own)
-    return "" if name in readable() else _NEEDED[name]
-
-
-def refuse_unusable(image: Image.Image, max_pixels: int) -> None:
-    """Raises ValueError if no model input can be made of an image. It need not be decoded yet.
-
-    It has more than `max_pixels`, or a tile of it would; it is a thread of pixels; or its pixels
-    have no known range.
-    """
-    for width, height in _decoded_sizes(image):
-        if width * height > max_pixels:
-            raise ValueError(
-                f"its {width} x {height} pixels are more than "
-                f"the {max_pixels / 1e6:g} megapixels allowed: "
-                "make it smaller (train and device predict have --max-megapixels)"
-            )
-    width, height = image.size
-    if not 0 < max(width, height) <= MAX_ASPECT * min(width, height):
-        raise ValueError(
-            f"its shape is {width} x {height}; one side may be up to {MAX_ASPECT} times the other"
-        )
-    if image.mode == "F":
-        raise ValueError(
-            "its pixels are floating-point numbers of unknown range; save it with 8 or 16 bits"
-        )
-
-
-def _decoded_sizes(image: Image.Image) -> list[tuple[int, int]]:
-    """(width, height) of all that is decoded: of a TIFF, tiles too. A small image may be cut from
-    one of gigabytes."""
-    tags = getattr(image, "tag_v2", {})
-    return [image.size, (tags.get(_TILE_WIDTH, 0), tags.get(_TILE_HEIGHT, 0))]
-
-
-def decoded_pixels(image: ImageLike) -> int:
-    """Number of pixels that are decoded at a time, from the header alone.
-
-    Raises InputError if it cannot be read.
-    """
-    with as_pillow(image) as opened:
-        return max(width * height for width, height in _decoded_sizes(opened))
-
-
-def refuse_large_file(size: int) -> None:
-    """Raises ValueError for a file of more than MAX_FILE bytes."""
-    if size > MAX_FILE:
-        raise ValueError(f"its {size} bytes are more than the {MAX_FILE} allowed: make it smaller")
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """The image as people see it, in 8-bit RGB.
-
-    It is turned as its EXIF or XMP says. A damaged EXIF block counts as none. Colours are those of
-    Pillow's `convert("RGB")`: transparency is dropped, so a transparent pixel shows the colour
-    stored under it. Two kinds of images differ, because `convert` makes them all white. 16-bit grey
-    (and 32-bit, read as 0 to 65535) keeps its high byte. Floating-point pixels have no known range:
-    `refuse_unusable` refuses them before.
-    """
-    _load(image)
-    try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # whatever a damaged table leads Pillow to: the pixels are intact
-        turn = None
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif isinstance(image.info.get("transparency"), bytes):
-        # Otherwise Pillow warns about each such image.
-        image = image.copy()
-        del image.info["transparency"]
-    image = image.convert("RGB")
-    return image if turn is None else image.transpose(turn)
-
-
-def _load(image: Image.Image) -> None:
-    """Read the pixels now: a TIFF turns itself then; a PNG may have its EXIF behind the pixels."""
-    filename = getattr(image, "filename", "")
-    # If an image has a file name, Pillow maps it into memory, and (13 at least) scrambles the rows
-    # of a turned TIFF.
-    if filename:
-        image.filename = ""  # type: ignore[attr-defined]
-    image.load()
-    if filename:
-        image.filename = filename  # type: ignore[attr-defined]

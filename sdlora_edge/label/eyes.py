@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,11 @@ from ..device.device import Device
 from ..device.engines import Outputs
 from ..errors import InputError, UsageError
 from ..formats.bundle import open_bundle
+from ..inputs.image import Preprocessing
+from ..inputs.modality import IMAGE, Preparation, of_kind
 from ..inputs.sizes import MAX_PIXELS
 from ..state import TaskState
-from ..train.images import File, files_in
+from ..train.kinds import modality
 
 if TYPE_CHECKING:
     from ..train.run import Run
@@ -39,6 +42,7 @@ class Seen:
         centre: float32 (features,), the mean over the known classes; None if the model has none.
         classes: Names of the classes that the model knows.
         unread: Why each other image is not used.
+        kind: What the model reads.
     """
 
     paths: tuple[Path, ...]
@@ -47,10 +51,28 @@ class Seen:
     centre: np.ndarray | None
     classes: tuple[str, ...]
     unread: tuple[str, ...]
+    kind: type[Preparation] = Preprocessing
+
+    def preview(self, path: Path) -> tuple[str, bytes]:
+        """As `Preparation.preview`."""
+        return self.kind.preview(path)
+
+    @cached_property
+    def texts(self) -> tuple[str, ...]:
+        """What the page shows in place of pictures; empty if there are pictures."""
+        if self.kind.spatial:
+            return ()
+        found = []
+        for path in self.paths:
+            try:
+                found.append(self.preview(path)[1].decode(errors="replace"))
+            except InputError as error:  # it was removed meanwhile
+                found.append(str(error))
+        return tuple(found)
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Every image in a folder, and in the folders inside.
+def images_in(folder: Path, kind: str = IMAGE) -> list[Path]:
+    """Every image (or text) in a folder, and in the folders inside.
 
     Links are not followed: a device that was taken over may have made them, to files of this host.
 
@@ -58,14 +80,15 @@ def images_in(folder: Path) -> list[Path]:
         InputError: It is no folder, or has no image.
         UsageError: It has too many.
     """
+    noun = of_kind(kind).noun
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: name one with images")
-    found: list[File] = [file for file in files_in(folder, follow=False) if not file.problem]
+        raise InputError(f"{folder} is no folder: name one with {noun}s")
+    found = [file for file in modality(kind).files(folder, follow=False) if not file.problem]
     if not found:
-        raise InputError(f"{folder} has no image: name a folder with images")
+        raise InputError(f"{folder} has no {noun}: name a folder with {noun}s")
     if len(found) > MOST:
         raise UsageError(
-            f"{folder} has {len(found)} images: sort at most {MOST} at a time, "
+            f"{folder} has {len(found)} {noun}s: sort at most {MOST} at a time, "
             "such as those of one week"
         )
     return [folder / file.path for file in found]
@@ -81,7 +104,8 @@ def by_bundle(bundle: Path, paths: Sequence[Path]) -> Seen:
     state = open_bundle(bundle).state
     with tempfile.TemporaryDirectory() as scratch:
         device = Device.init(bundle, Path(scratch) / "store")
-        return _seen(state, paths, device.answer_each(paths, Asked(GUESSES)))
+        answers = device.answer_each(paths, Asked(GUESSES))
+        return _seen(state, paths, answers, type(device.preparation))
 
 
 def by_run(run: Path, paths: Sequence[Path]) -> Seen:
@@ -93,7 +117,7 @@ def by_run(run: Path, paths: Sequence[Path]) -> Seen:
 
     opened = Run.open(run)
     state = opened.state(None)
-    return _seen(state, paths, _answers_of(opened, state, paths))
+    return _seen(state, paths, _answers_of(opened, state, paths), type(opened.preprocessing))
 
 
 def _answers_of(
@@ -107,7 +131,7 @@ def _answers_of(
         readable = [image for image in batch if isinstance(image, np.ndarray)]
         found: Iterator[Answered | Unanswered] = iter(())
         if readable:
-            seen = evaluator.features_of(run.preprocessing.normalise(np.stack(readable)))
+            seen = evaluator.features_of(run.preprocessing.arrays(np.stack(readable)))
             answers = best(Outputs(logits_of(state, seen), seen), state, 0, Asked(GUESSES))
             found = (
                 Answered(answer, row) if isinstance(answer, Prediction) else answer
@@ -118,7 +142,10 @@ def _answers_of(
 
 
 def _seen(
-    state: TaskState, paths: Sequence[Path], answers: Iterator[Answered | Unanswered]
+    state: TaskState,
+    paths: Sequence[Path],
+    answers: Iterator[Answered | Unanswered],
+    kind: type[Preparation],
 ) -> Seen:
     good: list[tuple[Path, Answered]] = []
     unread = []
@@ -128,7 +155,7 @@ def _seen(
         else:
             unread.append(str(answer))
     if not good:
-        raise InputError(f"no image can be read, such as: {unread[0]}")
+        raise InputError(f"no {kind.noun} can be read, such as: {unread[0]}")
     rows = [answer.features for _, answer in good]
     if any(row is None for row in rows):
         raise UsageError(
@@ -142,4 +169,5 @@ def _seen(
         mean.astype(np.float32) if len(mean) else None,
         state.names,
         tuple(unread),
+        kind,
     )

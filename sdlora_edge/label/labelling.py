@@ -6,7 +6,6 @@ It listens on 127.0.0.1 only, and answers only below a random token, which no ot
 from __future__ import annotations
 
 import contextlib
-import io
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,14 +22,10 @@ from starlette.routing import Mount, Route
 
 from ..errors import SdloraError
 from ..fleet.doors import HEADERS, Door, Server, configured, url_of
-from ..inputs.image import as_pillow, refuse_unusable, upright
-from ..inputs.sizes import MAX_PIXELS
 from .board import THROWN, Board, Written
 from .eyes import Seen
 from .grouping import grouped
 
-SIDE = 240
-"""pixels of the longer side of a shown image"""
 FILES = {"label.css": "text/css", "label.js": "text/javascript"}
 FIELDS = 20_000
 """of a form: one for each image and each group"""
@@ -84,7 +79,8 @@ class Page:
     def _page(self, after: BackgroundTask | None = None) -> Response:
         text = self._template.render(
             board=self._board,
-            unread=self._seen.unread,
+            seen=self._seen,
+            noun=self._seen.kind.noun,
             said=self._said,
             is_error=self._is_error,
             place=self._place,
@@ -111,32 +107,33 @@ class Page:
             if kind == "name" and number.isdecimal():
                 self._board.name(int(number), str(value))
         do, _, more = str(form.get("do", "")).partition(" ")
+        noun = self._seen.kind.noun
         images = {int(str(i)) for i in form.getlist("image") if str(i).isdecimal()}
         if do == "move":
             self._board.move(images, int(str(form["to"])))
-            return f"Moved {_images(len(images))}."
+            return f"Moved {_counted(len(images), noun)}."
         if do == "throw":
             self._board.move(images, THROWN)
-            return f"Threw away {_images(len(images))}. They are at the end of the page."
+            return f"Threw away {_counted(len(images), noun)}. They are at the end of the page."
         if do == "use":
             number, _, name = more.partition(" ")
             self._board.name(int(number), name)
         elif do == "write":
-            return _told(self._board.write(self._place.out), self._place)
+            return _told(self._board.write(self._place.out), self._place, noun)
         elif do == "end":
             return "The program has ended. You can close this page."
         return ""
 
     async def image(self, request: Request) -> Response:
-        """A small image, upright."""
+        """A small image, or the beginning of a text."""
         number = request.path_params["number"]
         if number >= len(self._board.paths):
-            return PlainTextResponse("no such image", 404, HEADERS)
+            return PlainTextResponse(f"no such {self._seen.kind.noun}", 404, HEADERS)
         try:
-            data = await run_in_threadpool(_small, self._board.paths[number])
+            media, data = await run_in_threadpool(self._seen.preview, self._board.paths[number])
         except SdloraError as error:  # it was removed meanwhile
             return PlainTextResponse(str(error), 404, HEADERS)
-        return Response(data, media_type="image/jpeg", headers=HEADERS)
+        return Response(data, media_type=media, headers=HEADERS)
 
     async def file(self, request: Request) -> Response:
         """The script and the style."""
@@ -145,24 +142,16 @@ class Page:
         return Response(data, media_type=FILES[name], headers=HEADERS)
 
 
-def _images(count: int) -> str:
-    return f"{count} image{'s' * (count != 1)}"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def _told(written: Written, place: Place) -> str:
+def _told(written: Written, place: Place, noun: str) -> str:
     classes = ", ".join(f"{name} {count}" for name, count in written.classes.items())
-    left = f" {_images(written.unnamed)} without a class name left out." * bool(written.unnamed)
+    left = f" {_counted(written.unnamed, noun)} without a class name left out." * bool(
+        written.unnamed
+    )
     return f"Wrote {written.out}: {classes}.{left} Now run: {place.train}"
-
-
-def _small(path: Path) -> bytes:
-    with as_pillow(path) as opened:
-        refuse_unusable(opened, MAX_PIXELS)
-        image = upright(opened)
-    image.thumbnail((SIDE, SIDE))
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=85)
-    return data.getvalue()
 
 
 def serve(seen: Seen, place: Place, distance: float, ready: Callable[[str], object]) -> Written:

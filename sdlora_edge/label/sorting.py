@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..fleet.extras import need
+from ..formats.bundle import open_bundle
+from ..inputs.modality import kind_in, kind_of, of_kind
 from ..progress import stage
 from ..train.folder import newest, require_begun
 from .board import Written
@@ -40,11 +42,14 @@ def sorted_by_hand(request: Request, tell: Callable[[str], object]) -> Written:
     from . import eyes
     from .labelling import Place, serve
 
-    paths = eyes.images_in(request.folder)
     run = request.run or (newest() if request.bundle is None else None)
     if run is not None:
-        require_begun(run)
-    with stage(f"looking at {len(paths)} images"):
+        kind = kind_of(require_begun(run).backbone.backbone)
+    else:
+        assert request.bundle is not None
+        kind = kind_in(open_bundle(request.bundle).manifest.preprocessing)
+    paths = eyes.images_in(request.folder, kind)
+    with stage(f"looking at {len(paths)} {of_kind(kind).noun}s"):
         if run is not None:
             seen = eyes.by_run(run, paths)
         else:

@@ -32,6 +32,12 @@ _FAMILIES = (
     # ViT, DeiT, DINOv2, BEiT, Swin, small EVA-02: query and value, as in the paper
     "*.qkv:q,*.qkv:v",
     "*.q_proj,*.v_proj",  # EVA-02 base and large
+    # text encoders: BERT, MiniLM and RoBERTa; DistilBERT; DeBERTa; ModernBERT; T5
+    "*.self.query,*.self.value",
+    "*.q_lin,*.v_lin",
+    "*.query_proj,*.value_proj",
+    "*.Wqkv:q,*.Wqkv:v",
+    "*.SelfAttention.q,*.SelfAttention.v",
     # EfficientNet, its Lite, MobileNetV2 and V3; no squeeze-excite
     "blocks.*.conv_pw,blocks.*.conv_pwl,blocks.*.conv",
     "blocks.*.pw_exp.conv,blocks.*.pw_proj.conv,blocks.*.conv",  # MobileNetV4
@@ -269,7 +275,7 @@ def _fused(model: nn.Module, matrices: Mapping[str, tuple[int, int]]) -> frozens
     names = [
         name
         for name, (rows, _) in matrices.items()
-        if name.split(".")[-1] == "qkv" and rows % 3 == 0
+        if name.split(".")[-1] in ("qkv", "Wqkv") and rows % 3 == 0
     ]
     kinds = {
         name: type(model.get_submodule(name.rpartition(".")[0])).__module__.split(".")[-1]

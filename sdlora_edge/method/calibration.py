@@ -17,7 +17,7 @@ class means, and G = M S^-1 M' = W S W' / a^2 with eigenvalues g_j and eigenvect
 
 The distance from m in all features that the score adds weighs each feature by how far images that
 show nothing lie away in it. With v the variance of the features, and z the features of blank images
-(`inputs.blank`) under the same weights:
+(`Preparation.blank`) under the same weights:
 
     sum_f u_f (f - m)_f^2 / v_f,   u = mean over z of  r_z / mean_f r_zf,   r_zf = (z - m)_f^2 / v_f
 """

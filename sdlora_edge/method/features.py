@@ -1,4 +1,4 @@
-"""What the head sees of an image: tokens of the backbone's last blocks, in one forward pass.
+"""What the head sees of an item: tokens of the backbone's last blocks, in one forward pass.
 
     f(x) = [ what the backbone itself returns | the other tokens of the last block |
              the tokens of the block before it | ... ]
@@ -19,7 +19,7 @@ Everything but pooling is computed once, by timm's `forward_intermediates`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import UsageError
+from ..inputs.modality import Inputs
 from ..shortage import shortage
 from . import backbones
 from .feature_spec import AUTO, CLS, LAST, MEAN, FeatureSpec
@@ -50,31 +51,31 @@ class Extractor(nn.Module):
         super().__init__()
         self.backbone, self.spec = backbone, spec
 
-    def under(self, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+    def under(self, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
         """Compute `forward` with some of the backbone's parameters and buffers replaced.
 
         weights: By their names in the backbone, such as blocks.0.attn.qkv.weight.
         """
         named = {f"backbone.{name}": tensor for name, tensor in weights.items()}
-        found: Tensor = functional_call(self, named, (images,))
+        found: Tensor = functional_call(self, named, inputs)
         return found
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Features of images (N, 3, H, W): (N, `width`)."""
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Features of the model's inputs, such as images (N, 3, H, W): (N, `width`)."""
         if not self.spec.tokens:
-            own: Tensor = self.backbone(images)
+            own: Tensor = self.backbone(*inputs)
             return own
-        parts = _of_tokens if _has_tokens(self.backbone) else _of_stages
-        own, last, before = parts(self.backbone, self.spec, images)
+        parts = _parts_of(self.backbone)
+        own, last, before = parts(self.backbone, self.spec, *inputs)
         return torch.cat([own, *last, *before], dim=1)
 
 
-def last_under(backbone: nn.Module, weights: Mapping[str, Tensor], images: Tensor) -> Tensor:
+def last_under(backbone: nn.Module, weights: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
     """What the backbone itself returns with some of its parameters replaced: (N, d).
 
     Training calls it: a direction is learned behind these features, whatever the head sees.
     """
-    found: Tensor = functional_call(backbone, dict(weights), (images,))
+    found: Tensor = functional_call(backbone, dict(weights), inputs)
     return found
 
 
@@ -90,25 +91,25 @@ def width(backbone: nn.Module, spec: FeatureSpec) -> int:
     return own + sum(int(model.feature_info[i]["num_chs"]) for i in _before(backbone, spec))
 
 
-def resolve(backbone: nn.Module, text: str, size: int, head: str) -> FeatureSpec:
+def resolve(backbone: nn.Module, text: str, example: Inputs, head: str) -> FeatureSpec:
     """Choose what the head sees.
 
     Args:
         backbone: timm's model.
         text: `auto` or what `FeatureSpec.parse` reads.
-        size: Side of an image in pixels.
+        example: What the backbone reads of one item.
         head: The setting `head`. The head `paper` is trained with its task, so it sees `last`.
 
     Raises:
         UsageError: The backbone does not have these tokens.
     """
     if text != AUTO:
-        _require(backbone, spec := FeatureSpec.parse(text), size)
+        _require(backbone, spec := FeatureSpec.parse(text), example)
         return spec
     if head == "paper":
         return LAST
     try:
-        _require(backbone, spec := _default(backbone), size)
+        _require(backbone, spec := _default(backbone), example)
     except UsageError:
         return LAST
     return spec
@@ -116,19 +117,19 @@ def resolve(backbone: nn.Module, text: str, size: int, head: str) -> FeatureSpec
 
 def _default(backbone: nn.Module) -> FeatureSpec:
     """The default of the backbone's family."""
-    if not hasattr(backbone, "forward_intermediates"):
+    if not _shows_blocks(backbone):
         return LAST
     if not _has_tokens(backbone):
         return FeatureSpec((MEAN,), STAGES)
     return FeatureSpec((_pooled(backbone) or MEAN,), min(BLOCKS, _depth(backbone)))
 
 
-def _require(backbone: nn.Module, spec: FeatureSpec, size: int) -> None:
+def _require(backbone: nn.Module, spec: FeatureSpec, example: Inputs) -> None:
     """Raise UsageError unless the backbone has these tokens."""
     kind = type(backbone).__name__
     if not spec.tokens:
         return
-    if not hasattr(backbone, "forward_intermediates"):
+    if not _shows_blocks(backbone):
         raise UsageError(f"features is {spec}, but {kind} shows no blocks: choose last")
     if spec.blocks > (depth := _depth(backbone)):
         parts = "blocks" if _has_tokens(backbone) else "stages"
@@ -139,16 +140,16 @@ def _require(backbone: nn.Module, spec: FeatureSpec, size: int) -> None:
             f"features is {spec}, but the blocks of {kind} have no class token: choose {mean} or "
             "last"
         )
-    _try(backbone, spec, size)
+    _try(backbone, spec, example)
 
 
 @torch.no_grad()
-def _try(backbone: nn.Module, spec: FeatureSpec, size: int) -> None:
-    """Raise UsageError unless an image becomes a vector whose first part is the backbone's own."""
-    image = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    kind, own = type(backbone).__name__, backbone(image)
+def _try(backbone: nn.Module, spec: FeatureSpec, example: Inputs) -> None:
+    """Raise UsageError unless an item becomes a vector whose first part is the backbone's own."""
+    inputs = [torch.from_numpy(array) for array in example.values()]
+    kind, own = type(backbone).__name__, backbone(*inputs)
     try:
-        found = Extractor(backbone, spec)(image)
+        found = Extractor(backbone, spec)(*inputs)
     except Exception as error:  # each of timm's families raises its own kinds
         if short := shortage(error):
             raise short from error
@@ -156,7 +157,7 @@ def _try(backbone: nn.Module, spec: FeatureSpec, size: int) -> None:
         raise UsageError(
             f"features is {spec}, but the blocks of {kind} cannot be read ({reason}): choose last"
         ) from error
-    alike = found.shape == (1, width(backbone, spec)) and bool(
+    alike = found.shape == (len(own), width(backbone, spec)) and bool(
         (found[:, : own.shape[1]] - own).abs().max() <= CLOSE * own.abs().max()
     )
     if not alike:
@@ -164,6 +165,21 @@ def _try(backbone: nn.Module, spec: FeatureSpec, size: int) -> None:
             f"features is {spec}, but the blocks of {kind} do not lead to its own features: "
             "choose last"
         )
+
+
+def _parts_of(backbone: nn.Module) -> Callable[..., _Parts]:
+    if hasattr(backbone, "token_parts"):
+        return _of_texts
+    return _of_tokens if _has_tokens(backbone) else _of_stages
+
+
+def _of_texts(backbone: nn.Module, spec: FeatureSpec, *inputs: Tensor) -> _Parts:
+    """The parts of a text encoder (`method.encoders`)."""
+    model: Any = backbone
+    own, blocks = model.token_parts(spec.blocks, *inputs)
+    last, *before = [[block[token] for token in spec.tokens] for block in blocks]
+    others = [part for token, part in zip(spec.tokens, last) if token != _pooled(backbone)]
+    return own, others, [part for block in before for part in block]
 
 
 _Parts = tuple[Tensor, list[Tensor], list[Tensor]]
@@ -221,8 +237,14 @@ def _depth(backbone: nn.Module) -> int:
     return len(model.blocks) if _has_tokens(backbone) else len(model.feature_info)
 
 
+def _shows_blocks(backbone: nn.Module) -> bool:
+    return hasattr(backbone, "forward_intermediates") or hasattr(backbone, "token_parts")
+
+
 def _has_tokens(backbone: nn.Module) -> bool:
     """Tell whether blocks pass on tokens, or stages pass on maps."""
+    if hasattr(backbone, "token_parts"):
+        return True
     method: Any = getattr(backbone, "forward_intermediates", None)
     return method is not None and "return_prefix_tokens" in inspect.signature(method).parameters
 

@@ -19,7 +19,8 @@ class Merged:
     """A backbone under merged weights, which are uploaded once.
 
     Args:
-        backbone: Maps images (N, 3, H, W) to features (N, features). It is not changed.
+        backbone: Maps its inputs, such as images (N, 3, H, W), to features (N, features). It is
+            not changed.
         weights: W_t of every adapted weight, {tensor: float32 (rows, columns)}; empty for W_0.
         exact: Compute in float64, so that a device differs by its own rounding alone. (Measured on
             ViT-Tiny with logits up to 48: ONNX Runtime in float32 is up to 1e-4 away from float64,
@@ -48,14 +49,16 @@ class Merged:
         }
 
     @torch.no_grad()
-    def features(self, inputs: np.ndarray | Tensor) -> np.ndarray:
-        """Compute what the head sees of preprocessed images.
+    def features(self, *inputs: np.ndarray | Tensor) -> np.ndarray:
+        """Compute what the head sees of N items.
 
-        inputs: float32 (N, 3, H, W), on any device. Returns (N, features), float32, or float64 if
-        exact. The first of them are the backbone's own, whatever else the head sees.
+        inputs: the model's, such as float32 (N, 3, H, W), on any device. Returns (N, features),
+        float32, or float64 if exact. The first of them are the backbone's own, whatever else the
+        head sees.
         """
-        images = torch.as_tensor(inputs).to(self.device, self.dtype)
-        return _numpy(self._extractor.under(self._tensors, images).to(self.dtype))
+        given = [torch.as_tensor(array) for array in inputs]
+        moved = [t.to(self.device, self.dtype if t.is_floating_point() else None) for t in given]
+        return _numpy(self._extractor.under(self._tensors, *moved).to(self.dtype))
 
 
 def logits_of(state: TaskState, seen: np.ndarray) -> np.ndarray:

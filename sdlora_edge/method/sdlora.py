@@ -144,7 +144,8 @@ class SDLoRA(nn.Module):
     """The frozen backbone and directions of the tasks so far, and the task that is learned.
 
     Args:
-        backbone: Maps images (N, 3, H, W) to features (N, features). It is frozen here.
+        backbone: Maps its inputs, such as images (N, 3, H, W), to features (N, features). It is
+            frozen here.
         past: What the tasks before have left.
         head: The rows of the new task's classes to start from. `zero_head` gives no random logits,
             which at 14 images a class never quite go away.
@@ -250,19 +251,19 @@ class SDLoRA(nn.Module):
             }
         return shaped(self.backbone, folded)
 
-    def features(self, images: Tensor) -> Tensor:
-        """The backbone's own features of images (N, 3, H, W): (N, d), never in half precision.
+    def features(self, *inputs: Tensor) -> Tensor:
+        """The backbone's own features of N items: (N, d), never in half precision.
 
         Whatever the shipped head sees, a direction is trained behind these: it drifts less.
         """
-        return last_under(self.backbone, self.weights(), images).to(self.head.weight.dtype)
+        return last_under(self.backbone, self.weights(), *inputs).to(self.head.weight.dtype)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Logits of the new task's classes, (N, classes), never in half precision.
 
         The loss never sees another task's row.
         """
-        seen = self.features(images)
+        seen = self.features(*inputs)
         with torch.autocast(seen.device.type, enabled=False):
             logits: Tensor = self.head(seen)
         return logits

@@ -14,7 +14,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from ..device.answers import Asked, Prediction
 from ..device.device import Device
 from ..errors import HealthError, SdloraError
 from ..formats import packet
 from ..formats.bundle import open_bundle
 from ..inputs import canary
-from ..inputs.blank import blank
-from ..inputs.image import Preprocessing
+from ..inputs.modality import Inputs, Preparation, count, preparation, rows
 from ..results import Result
 from ..storage import atomic
 from .kit import Expected, Kit
@@ -169,16 +169,19 @@ def _followed(
             canaries.append(found)
         if (wanted := known.logits.get(device.status().state)) is not None:
             # one image at a time, as a camera hands them over
-            compared.append((np.concatenate([device.logits(one[None]) for one in inputs]), wanted))
+            alone = (rows(inputs, slice(i, i + 1)) for i in range(count(inputs)))
+            compared.append((np.concatenate([*map(device.logits, alone)]), wanted))
     return canaries, compared
 
 
-def _prepared(device: Device, known: Expected) -> np.ndarray:
-    """float32 (images, 3, size, size)."""
-    prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
-    if not known.images:
-        return np.empty((0, 3, prepare.size, prepare.size), np.float32)
-    return prepare.normalise(np.stack([prepare.pixels(path) for path in known.images]))
+def _prepared(device: Device, known: Expected) -> Inputs:
+    """What the model reads of the images that the host has answered."""
+    prepare = _preparation(device)
+    return prepare.arrays(prepare.stacked([*map(prepare.item, known.images)]))
+
+
+def _preparation(device: Device) -> Preparation:
+    return preparation(device.bundle.manifest.preprocessing, device.bundle.path)
 
 
 @dataclass(frozen=True)
@@ -191,35 +194,45 @@ class Strangeness(Result):
 
 
 def unknown(kit: Kit) -> Strangeness:
-    """Ask for images that show nothing, in every state that tells unknown: see `inputs.blank`.
+    """Ask for images that show nothing, in every state that tells unknown: see `Preparation.blank`.
 
     Raises HealthError if one of them is known.
     """
     told, wrong = list[bool](), list[str]()
     with kit.store() as store:
         device = Device.open(store)
-        found = blank(device.bundle.manifest.preprocessing["size"], each=3, seed=1)
-        images = {
-            f"{kind} {i}": image for kind, of in found.items() for i, image in enumerate(of, 1)
+        prepare = _preparation(device)
+        items = {
+            f"{kind} {i}": item
+            for kind, own in prepare.blank(each=3, seed=1).items()
+            for i, item in enumerate(own, 1)
         }
         for path in (None, *kit.chain):
             status = device.status() if path is None else device.apply(path)
             told.append(status.threshold is not None)
             if told[-1]:
-                answers = zip(images, device.predict(images.values()), strict=True)
                 wrong += [
-                    f"an image of {name} is {answer.label} in task {status.task} "
+                    f"{prepare.noun} {name!r} is {answer.label} in task {status.task} "
                     f"(score {answer.score:.4g}, threshold {answer.threshold:.4g})"
-                    for name, answer in answers
+                    for name, answer in _answers(device, items)
                     if answer.known
                 ]
     if wrong:
         raise HealthError(
-            f"{len(wrong)} of {sum(told) * len(images)} images that show nothing are known: "
-            f"{wrong[0]}: predict with a higher --threshold, "
+            f"{len(wrong)} of {sum(told) * len(items)} {prepare.noun}s that show nothing are "
+            f"known: {wrong[0]}: predict with a higher --threshold, "
             "unless a class of yours looks like this"
         )
-    return Strangeness(len(told), sum(told), sum(told) * len(images))
+    return Strangeness(len(told), sum(told), sum(told) * len(items))
+
+
+def _answers(device: Device, items: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Prediction]]:
+    """What a device answers to prepared items, by name. Raises HealthError."""
+    answers = device.answer_prepared([*items.values()], Asked())
+    for name, answer in zip(items, answers, strict=True):
+        if isinstance(answer, HealthError):
+            raise answer
+        yield name, answer.prediction
 
 
 def cost(kit: Kit, seconds: float = 1.0) -> Cost:

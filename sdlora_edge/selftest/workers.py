@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-import numpy as np
-
 from ..device.answers import Prediction
 from ..device.device import Device
 from ..device.trial import child
@@ -44,8 +42,7 @@ def endless_updates(device: Device, chain: Sequence[Path]) -> Iterator[Status]:
 
 def ask(device: Device) -> list[Prediction]:
     """The answers to two images made from a seed, with all classes."""
-    random = np.random.default_rng(0)
-    images = list(random.integers(0, 256, (2, 8, 8, 3)).astype(np.uint8))
+    images = device.preparation.samples(2)
     return device.predict(images, top=len(device.bundle.state.classes) + 10_000)
 
 

@@ -1,12 +1,10 @@
-"""Random views of images: for training, and for measuring how the features move.
+"""Random views of images for training.
 
-Those for training are drawn for a whole batch at once, so a seed gives the same views on any number
-of processes.
+They are drawn for a whole batch at once, so a seed gives the same views on any number of processes.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
@@ -52,25 +50,3 @@ def augment(images: Tensor, chances: Tensor, kind: str) -> Tensor:
         images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
     return found.contiguous(memory_format=torch.channels_last)
-
-
-def views(pixels: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    """Make one random view of every image, uint8 (N, S, S, 3).
-
-    An image is turned by quarters, mirrored and shifted by up to a twelfth, and half of it is
-    replaced by another's. Views need not look real: they stand where images of other classes might.
-    """
-    size, reach = pixels.shape[1], pixels.shape[1] // 12
-    found = np.empty_like(pixels)
-    others = random.permutation(len(pixels))
-    for i, j in enumerate(others):
-        image = pixels[i].copy()
-        cut = random.randint(size // 4, 3 * size // 4)
-        half = (slice(cut), slice(None)) if random.rand() < 0.5 else (slice(None), slice(cut))
-        image[half] = pixels[j][half]
-        image = np.rot90(image, random.randint(4))[:, :: random.choice((1, -1))]
-        top, left = random.randint(0, 2 * reach + 1, 2)
-        found[i] = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), "edge")[
-            top : top + size, left : left + size
-        ]
-    return found

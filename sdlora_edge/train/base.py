@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..errors import DivergedError
-from ..inputs.image import Preprocessing
+from ..inputs.modality import Preparation
 from ..method import backbones
 from .fit import Checkpoint
 from .settings import Settings
@@ -31,7 +31,7 @@ PEAK_LR = 2e-3
 def train_base(
     backbone: nn.Module,
     images: Decoded,
-    prepare: Preprocessing,
+    prepare: Preparation,
     settings: Settings,
     checkpoint: Checkpoint,
 ) -> nn.Linear:
@@ -43,7 +43,8 @@ def train_base(
     device = next(backbone.parameters()).device
     head = nn.Linear(backbones.features(backbone), TURNS * classes).to(device)
     model = nn.ModuleList([backbone.requires_grad_(True), head])
-    upright = torch.from_numpy(prepare.normalise(images.pixels))
+    (pictures,) = prepare.arrays(images.pixels).values()
+    upright = torch.from_numpy(pictures)
     turned = torch.cat([torch.rot90(upright, k, (2, 3)) for k in range(TURNS)])
     targets = torch.cat([torch.from_numpy(images.targets) + k * classes for k in range(TURNS)])
     steps = -(-len(turned) // settings.training.batch_size)

@@ -28,11 +28,13 @@ def with_crops(evaluator: Evaluator, images: Images, seed: int) -> np.ndarray:
         float32 (views, n, d), the images themselves first.
     """
     found, generator = [evaluator.features(images)], torch.Generator().manual_seed(seed)
-    for _ in range(min(CROPS, UP_TO // max(1, len(images)) - 1)):
+    prepare = evaluator.run.preprocessing
+    for _ in range(min(CROPS, UP_TO // max(1, len(images)) - 1) * prepare.spatial):
         parts = [found[0][:0]]
         for pixels in images.batches(slices(len(images))):
-            inputs = torch.from_numpy(evaluator.run.preprocessing.normalise(pixels))
-            shown = augment(inputs, draw(len(pixels), "crop", generator), "crop")
-            parts.append(evaluator.features_of(shown.numpy()))
+            ((name, array),) = prepare.arrays(pixels).items()
+            chances = draw(len(pixels), "crop", generator)
+            shown = augment(torch.from_numpy(array), chances, "crop")
+            parts.append(evaluator.features_of({name: shown.numpy()}))
         found.append(np.concatenate(parts))
     return np.stack(found)

@@ -18,13 +18,15 @@ from PIL import Image
 
 from ..errors import InputError
 from ..formats.packet import name_problem
-from ..inputs.image import open_image
+from ..inputs.image_files import open_image
 from ..storage import atomic
-from .images import ImageFile, files_in, shown
-from .source import SeedSplit, Source, images_in, source_of
+from .files import shown
+from .images import ImageFile, image_files, images_in
+from .items import Item
+from .source import SeedSplit, Source, source_of
 
 log = logging.getLogger("sdlora_edge")
-Split = dict[str, list[ImageFile]]
+Split = dict[str, list[Item]]
 """Images under "train" and "test", or all under "" if the dataset has no split of its own."""
 Reader = Callable[[Path], Split]
 
@@ -224,7 +226,7 @@ def _frames(domain: str, path: Path) -> Split:
     Synonyms of live and spoof, such as real and attack, stand in `_KINDS`.
     """
     by_split: Split = {"train": [], "test": []}
-    for file in files_in(path):
+    for file in image_files(path):
         split, *folders = [part.casefold() for part in file.path.parts[:-1]] or [""]
         kind = next((_KINDS[part] for part in folders if part in _KINDS), "")
         problem = file.problem or (

@@ -13,27 +13,30 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..inputs.modality import Inputs, parts
 from ..method.merged import Merged, logits_of
 from ..results import Result
 from ..state import TaskState
 from . import metrics, reliability, splits, unknown_images
+from .files import counted
 from .fit import precision
 from .folder import names_after, require_known, training_images
-from .images import ImageFile, counted
+from .items import Item
+from .kinds import modality
 from .metrics import Confusion, Hter
 from .reliability import Acceptance, Calibration, Rejection
 from .run import Run
 from .source import Source
 from .splits import Decoded, Images
 from .unknown_images import UnknownImages
-from .upload import Upload, to_device
+from .upload import to_device
 
 log = logging.getLogger("sdlora_edge")
 BATCH = 128
 """images in a batch, if nothing else is said"""
-PIXELS = {"cpu": 32 * 224**2, "cuda": 256 * 224**2}
-"""in a batch. On a CPU more do not fit its caches: at 224 pixels each of 128 takes 1.2 to 1.3
-of the time of each of 32. An accelerator wants many."""
+TOKENS = {"cpu": 32 * 196, "cuda": 256 * 196}
+"""in a batch. On a CPU more do not fit its caches: at 224 pixels (196 tokens) each of 128 images
+takes 1.2 to 1.3 of the time of each of 32. An accelerator wants many."""
 
 
 class Evaluator:
@@ -49,7 +52,7 @@ class Evaluator:
     def __init__(self, run: Run, weights: Mapping[str, np.ndarray], exact: bool = False) -> None:
         self.run, self.exact = run, exact
         self.model = Merged(run.backbone, weights, exact, run.features)
-        self._upload = Upload(run.preprocessing, self.model.device)
+        self._upload = modality(run.preprocessing.kind).upload(run.preprocessing, self.model.device)
 
     @classmethod
     def at(cls, run: Run, task: int, exact: bool = False) -> Evaluator:
@@ -61,13 +64,15 @@ class Evaluator:
         batches = images.batches(slices(len(images), self._batch), self.run.config.training.workers)
         return self._features(map(self._upload, batches))
 
-    def features_of(self, inputs: np.ndarray) -> np.ndarray:
-        """The same for preprocessed images, float32 (N, 3, size, size)."""
-        batches = (torch.from_numpy(inputs[rows]) for rows in slices(len(inputs), self._batch))
-        return self._features(to_device(batch, self.model.device) for batch in batches)
+    def features_of(self, inputs: Inputs) -> np.ndarray:
+        """The same for what the model reads of them (`Preparation.arrays`)."""
+        return self._features(
+            tuple(to_device(torch.from_numpy(a), self.model.device) for a in part.values())
+            for part in parts(inputs, self._batch)
+        )
 
     def class_features(
-        self, images: Mapping[str, Sequence[ImageFile]]
+        self, images: Mapping[str, Sequence[Item]]
     ) -> Iterator[tuple[str, np.ndarray]]:
         """Yield (class, features of its readable images).
 
@@ -79,13 +84,13 @@ class Evaluator:
     @property
     def _batch(self) -> int:
         """Images in a batch: half as many in float64, which takes twice the memory."""
-        pixels = PIXELS[self.model.device.type] // (2 if self.exact else 1)
-        return max(1, pixels // self.run.preprocessing.size**2)
+        tokens = TOKENS[self.model.device.type] // (2 if self.exact else 1)
+        return max(1, int(tokens / self.run.preprocessing.tokens))
 
-    def _features(self, batches: Iterator[Tensor]) -> np.ndarray:
+    def _features(self, batches: Iterator[tuple[Tensor, ...]]) -> np.ndarray:
         empty = np.zeros((0, self.run.states[0].head_weight.shape[1]), np.float32)
         with self._precision():
-            return np.concatenate([empty, *map(self.model.features, batches)])
+            return np.concatenate([empty, *(self.model.features(*batch) for batch in batches)])
 
     def _precision(self) -> AbstractContextManager[None]:
         if self.exact:
@@ -93,10 +98,10 @@ class Evaluator:
         return precision(self.run.backbone, self.run.config.training.precision, self.model.device)
 
 
-def host_logits(run: Run, task: int, inputs: np.ndarray) -> np.ndarray:
+def host_logits(run: Run, task: int, inputs: Inputs) -> np.ndarray:
     """Compute in float64 what the model answers after a task.
 
-    inputs: float32 (N, 3, size, size), preprocessed. Returns float32 (N, live classes): rows of
+    inputs: what `Preparation.arrays` makes of N items. Returns float32 (N, live classes): rows of
     retired classes have no logit.
     """
     state = run.states[task]
@@ -119,7 +124,7 @@ class Answers:
     truth: np.ndarray
 
 
-def class_answers(run: Run, state: TaskState, images: Mapping[str, Sequence[ImageFile]]) -> Answers:
+def class_answers(run: Run, state: TaskState, images: Mapping[str, Sequence[Item]]) -> Answers:
     """Answer images of known classes under a state of the run."""
     logits, known = [np.zeros((0, len(state.classes)), np.float32)], [np.zeros(0)]
     truth = [np.zeros(0, np.int64)]
@@ -130,7 +135,7 @@ def class_answers(run: Run, state: TaskState, images: Mapping[str, Sequence[Imag
     return Answers(np.concatenate(logits), np.concatenate(known), np.concatenate(truth))
 
 
-def unknown_scores(run: Run, state: TaskState, images: Sequence[ImageFile]) -> np.ndarray:
+def unknown_scores(run: Run, state: TaskState, images: Sequence[Item]) -> np.ndarray:
     """How well known each readable image is to a state of the run: float64 (N,)."""
     batches = {str(rows[0]): [images[i] for i in rows] for rows in slices(len(images))}
     seen = (found for _, found in Evaluator.at(run, state.task).class_features(batches))
@@ -150,7 +155,7 @@ def known_scores(state: TaskState, logits: np.ndarray, features: np.ndarray) -> 
 
 
 def decoded_by_class(
-    run: Run, images: Mapping[str, Sequence[ImageFile]]
+    run: Run, images: Mapping[str, Sequence[Item]]
 ) -> Iterator[tuple[str, Decoded]]:
     """(class, its readable images), decoded one class after the other."""
     for label, own in images.items():
@@ -237,7 +242,8 @@ def evaluate(
     require_known(list(images), run.path, state.task, folder)
     if isinstance(unknown, (str, Path)):
         most = run.config.data.max_megapixels * 10**6
-        unknown = unknown_images.find(str(unknown), state.names, most)
+        kind = run.preprocessing.kind
+        unknown = unknown_images.find(str(unknown), state.names, most, kind)
     found = class_answers(run, state, images)
     if not len(truth := found.truth):
         raise InputError(f"{folder} has no readable test image: add images, or name another folder")
@@ -293,7 +299,7 @@ def _acceptance(
 
 def images_of(
     run: Run, folder: str, source: Source | None = None, task: int | None = None
-) -> tuple[dict[str, Sequence[ImageFile]], str]:
+) -> tuple[dict[str, Sequence[Item]], str]:
     """Choose the images of a source that count: (images by class, in words which they are).
 
     They are those of test/ if the source is split, else all. Of a source that the run was trained

@@ -22,15 +22,16 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..errors import DivergedError, UsageError
-from ..inputs.image import Preprocessing
+from ..inputs.modality import Preparation
 from ..method.sdlora import SDLoRA
 from ..storage import atomic
 from . import distributed
 from .augment import augment, draw
+from .kinds import modality
 from .settings import Settings
 from .splits import Images
 from .turns import TURNS, draw_turns, rows_for_turns, turn
-from .upload import Upload, to_device
+from .upload import to_device
 
 log = logging.getLogger("sdlora_edge")
 PARTIAL = "partial.pt"
@@ -87,7 +88,7 @@ class Training:
     """
 
     settings: Settings
-    prepare: Preprocessing
+    prepare: Preparation
     task: int
     checkpoint: Checkpoint
     note: Note = lambda name, value, step: None
@@ -117,7 +118,7 @@ def fit(model: SDLoRA, images: Images, training: Training) -> list[float]:
     The backbone stays in eval mode: it is frozen. Returns the mean loss of each epoch, of those
     before a restart too. Raises DivergedError if the loss or a trained number is no longer finite.
     """
-    turned = training.settings.training.turned if model.rank else 0.0
+    turned = training.settings.training.turned if model.rank and training.prepare.spatial else 0.0
     with rows_for_turns(model) if turned else contextlib.nullcontext():
         return _Fitting(model, images, training, turned).run()
 
@@ -126,7 +127,7 @@ def fit(model: SDLoRA, images: Images, training: Training) -> list[float]:
 class _Share:
     """What one process trains on in a step.
 
-    pixels: uint8 (n, S, S, 3). chances: of `draw`, (n, 5). targets: int64 (n,).
+    pixels: items (n, *shape). chances: of `draw`, (n, 5). targets: int64 (n,).
     """
 
     pixels: Tensor
@@ -155,7 +156,7 @@ class _Fitting:
         settings, self.turned = training.settings, turned
         self.model, self.images, self.training, self.settings = model, images, training, settings
         self.device = next(model.parameters()).device
-        self.upload = Upload(training.prepare, self.device)
+        self.upload = modality(training.prepare.kind).upload(training.prepare, self.device)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=settings.training.precision == "fp16"
         )
@@ -223,11 +224,13 @@ class _Fitting:
         total = torch.zeros((), device=self.device)
         parts = share.to(self.device).parts(self.settings.training.accumulate)
         for part in parts:
-            inputs = self.upload.normalise(part.pixels)
-            inputs = augment(inputs, part.chances, self.settings.data.augment)
+            inputs = self.upload.arrays(part.pixels)
+            if self.training.prepare.spatial:
+                (pictures,) = inputs
+                inputs = (augment(pictures, part.chances, self.settings.data.augment),)
             with self._synchronised(part is parts[-1]):
                 with precision(self.model.backbone, self.settings.training.precision, self.device):
-                    logits = self.call(inputs)
+                    logits = self.call(*inputs)
                 loss = nn.functional.cross_entropy(logits, part.targets, reduction="sum") / batch
                 # DistributedDataParallel averages gradients over processes; the sum is wanted.
                 self.scaler.scale(loss * distributed.size()).backward()

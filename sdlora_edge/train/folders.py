@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from ..errors import InputError
 from ..formats.packet import name_problem
-from .images import EMPTY, NOT_UNICODE, File, ImageFile, counted, not_unicode, shown
+from .files import EMPTY, NOT_UNICODE, File, Format, counted, not_unicode, shown
+from .items import Item
 
 log = logging.getLogger("sdlora_edge")
 SPLITS = {
@@ -29,15 +30,17 @@ class _Layout:
 
     Attributes:
         data: The source, for messages.
-        common: Number of folders that all images lie in.
+        format: Of its files.
+        common: Number of folders that all items lie in.
         split: True if folders such as train/ lie around the classes.
         domains: True if folders of domains lie around the classes.
-        holders: The folders that hold images themselves.
+        holders: The folders that hold items themselves.
         above: The folders around them.
         named: {(domain, class): class folder}, filled by `names`.
     """
 
     data: str
+    format: Format
     common: int
     split: bool
     domains: bool
@@ -51,7 +54,7 @@ class _Layout:
         return self.common + self.split + self.domains
 
     def class_folder(self, around: _Parts) -> _Parts:
-        """Return the outermost folder around a file that holds images; () if none does."""
+        """Return the outermost folder around a file that holds items; () if none does."""
         return next(
             (
                 around[:n]
@@ -89,12 +92,14 @@ class _Layout:
         return domain, label
 
 
-def labelled(data: str, files: Sequence[File], domains: bool) -> dict[str, list[ImageFile]]:
-    """Return the images by split ("" if there is none), labelled by their class folders.
+def labelled(
+    data: str, files: Sequence[File], format: Format, domains: bool
+) -> dict[str, list[Item]]:
+    """Return the items by split ("" if there is none), labelled by their class folders.
 
-    A class is the outermost folder that holds images. Its name is the path of that folder joined
-    with dots, without the folders that all images share. With `domains`, the outermost folder is
-    the domain instead. Images with a `problem` are not used.
+    A class is the outermost folder that holds items. Its name is the path of that folder joined
+    with dots, without the folders that all items share. With `domains`, the outermost folder is
+    the domain instead. Items with a `problem` are not used.
 
     Raises:
         InputError: if the folders make no classes.
@@ -103,29 +108,46 @@ def labelled(data: str, files: Sequence[File], domains: bool) -> dict[str, list[
     if not inner:
         why = counted(file.problem or OUTSIDE for file in files)
         raise InputError(
-            f"{data} has no class folders with images{why and f' ({why})'}:"
-            " put the images of each class into a folder with its name"
+            f"{data} has no class folders with {format.noun}s{why and f' ({why})'}:"
+            f" put the {format.noun}s of each class into a folder with its name"
         )
     common = _common(inner, domains)
-    _refuse_ambiguous(data, inner, common)
+    _refuse_ambiguous(data, inner, common, format.noun)
     holders = frozenset(path.parts[:-1] for path in inner)
     above = frozenset(holder[:n] for holder in holders for n in range(len(holder)))
-    layout = _Layout(data, common, _is_split(data, inner, common), domains, holders, above)
-    by_split: dict[str, list[ImageFile]] = {}
+    layout = _Layout(data, format, common, _is_split(data, inner, common), domains, holders, above)
+    by_split: dict[str, list[Item]] = {}
     for file in files:
         by_split.setdefault("" if file.problem else layout.split_of(file.path), []).append(
-            _image(layout, file)
+            _item(layout, file)
         )
     return by_split
 
 
-def _image(layout: _Layout, file: File) -> ImageFile:
+def unlabelled(
+    data: str, files: Sequence[File], format: Format
+) -> Iterator[tuple[Iterator[str], Item]]:
+    """Yield every item, and every class that the folders around it may name (`labelled`)."""
+    for file in files:
+        name = shown(f"{data}/{file.path}")
+        yield _labels(file.path), format.make(name, "", file.open, problem=file.problem)
+
+
+def _labels(path: PurePosixPath) -> Iterator[str]:
+    """Yield every class that the folders around a file may name (`labelled`)."""
+    around = [unicodedata.normalize("NFC", part) for part in path.parts[:-1]]
+    for start in range(len(around)):
+        for stop in range(start + 1, len(around) + 1):
+            yield ".".join(around[start:stop])
+
+
+def _item(layout: _Layout, file: File) -> Item:
     name = shown(f"{layout.data}/{file.path}")
     around = file.path.parts if file.problem == EMPTY else file.path.parts[:-1]
     folder = layout.class_folder(around)
     if not file.problem and folder:
         domain, label = layout.names(folder)
-        return ImageFile(name, label, file.open, domain, nested=folder != around)
+        return layout.format.make(name, label, file.open, domain, nested=folder != around)
     if not file.problem and layout.domains and len(around) == layout.start:
         raise InputError(
             f"{layout.data} is not laid out as <domain>/<class>/: {file.path} lies in no class"
@@ -136,7 +158,7 @@ def _image(layout: _Layout, file: File) -> ImageFile:
         if around in layout.above and not folder
         else shown(".".join((folder or around)[layout.start :]))
     )
-    return ImageFile(name, label, file.open, problem=file.problem or OUTSIDE)
+    return layout.format.make(name, label, file.open, problem=file.problem or OUTSIDE)
 
 
 def _split_of(folder: str) -> str:
@@ -144,7 +166,7 @@ def _split_of(folder: str) -> str:
 
 
 def _common(paths: Sequence[PurePosixPath], domains: bool) -> int:
-    """Return how many folders all images lie in, not counting a split, a domain or a class."""
+    """Return how many folders all items lie in, not counting a split, a domain or a class."""
 
     def shared(common: int) -> bool:
         return len({path.parts[common] for path in paths}) == 1 and not _split_of(
@@ -154,21 +176,22 @@ def _common(paths: Sequence[PurePosixPath], domains: bool) -> int:
     common, depth = 0, min(len(path.parts) for path in paths) - 2 - domains
     while common < depth and shared(common):
         common += 1
-    # one more if splits lie inside it: a folder with splits is no class, even beside images
+    # one more if splits lie inside it: a folder with splits is no class, even beside items
     return common + (shared(common) and bool(_splits(paths, common + 1)))
 
 
-def _refuse_ambiguous(data: str, paths: Sequence[PurePosixPath], common: int) -> None:
+def _refuse_ambiguous(data: str, paths: Sequence[PurePosixPath], common: int, noun: str) -> None:
     """Raise InputError if a single class lies deep inside: the folder above may name the class."""
     if common and len({path.parts[:-1] for path in paths}) == 1 and Path(data).is_dir():
         raise InputError(
-            f"{data}: all images lie in {'/'.join(paths[0].parts[:-1])}, and it is not certain"
+            f"{data}: all {noun}s lie in {'/'.join(paths[0].parts[:-1])}, and it is not certain"
             " which folder names the class: move them into one folder with the name of the class"
         )
     if common:
         log.info(
-            "%s: all images lie in %s/, which is not part of the class names",
+            "%s: all %ss lie in %s/, which is not part of the class names",
             data,
+            noun,
             "/".join(paths[0].parts[:common]),
         )
 

@@ -1,41 +1,27 @@
-"""The files of a folder or ZIP: which are images, how to open each, why others are not used."""
+"""Images as items of a dataset."""
 
 from __future__ import annotations
 
-import functools
-import io
-import os
-import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ..errors import InputError, printable
-from ..inputs.image import (
+from ..inputs.image import Preprocessing
+from ..inputs.image_files import (
     SUFFIXES,
-    Preprocessing,
     open_image,
     reading,
-    refuse_large_file,
     refuse_unusable,
     suffix_problem,
     upright,
 )
-from ..inputs.sizes import MAX_FILE, MAX_PIXELS
+from ..inputs.modality import Preparation
+from ..inputs.sizes import MAX_PIXELS
+from .files import File, Format, files_in
+from .folders import labelled
+from .items import Item
 
-Opener = Callable[[], Image.Image]
-HIDDEN, NO_IMAGE, EMPTY, NOT_UNICODE, LINK = (
-    "hidden",
-    "not an image",
-    "an empty folder",
-    "its name is not UTF-8",
-    "a link",
-)
 NOT_READ = "an image format that is not read"
 _OTHER_IMAGES = {
     *(
@@ -54,199 +40,55 @@ _OTHER_IMAGES = {
     ),
     *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 }
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Of compression. Python reads others too, some of them without a bound on memory."""
 
 
 @dataclass(frozen=True)
-class ImageFile:
-    """One image of a source.
+class ImageFile(Item):
+    """One image of a source. max_pixels: one with more is refused before it is decoded."""
 
-    Attributes:
-        name: For messages.
-        label: Its class.
-        open: Opens it.
-        domain: "" if the dataset has no domains.
-        problem: Why it is not used, in a few words by which such files are counted; "" if it is.
-        detail: The problem in full.
-        nested: True if it lies in a folder inside its class folder.
-        max_pixels: An image with more is refused before it is decoded.
-    """
+    max_pixels: int = field(default=MAX_PIXELS, kw_only=True)
 
-    name: str
-    label: str
-    open: Opener
-    domain: str = ""
-    problem: str = ""
-    detail: str = ""
-    nested: bool = False
-    max_pixels: int = MAX_PIXELS
-
-    def pixels(self, prepare: Preprocessing) -> np.ndarray:
-        """Return uint8 (size, size, 3). Raises InputError if the image cannot be read."""
+    def array(self, prepare: Preparation) -> np.ndarray:
+        assert isinstance(prepare, Preprocessing)
         with reading(self.name), self.open() as image:
             return prepare.prepared(image, self.max_pixels)
 
     def examine(self, decode: bool) -> int:
-        """Read its header, or all of it (`decode`), and return its number of pixels.
-
-        Raises:
-            InputError: if it cannot be read.
-        """
         with reading(self.name), self.open() as image:
             refuse_unusable(image, self.max_pixels)
             if decode:
                 upright(image)
-            return image.size[0] * image.size[1]
+            width, height = image.size
+            return int(width * height)
+
+    def limited(self, max_pixels: int) -> ImageFile:
+        return replace(self, max_pixels=max_pixels)
 
 
-@dataclass(frozen=True)
-class File:
-    """A file of a folder or ZIP, or an empty folder.
+def _problem(suffix: str) -> str:
+    if suffix not in SUFFIXES:
+        return f"{NOT_READ} ({suffix})" if suffix in _OTHER_IMAGES else IMAGES.no_item
+    return suffix_problem(suffix)
 
-    Attributes:
-        path: Inside the folder or ZIP.
-        open: Opens it as an image.
-        problem: Why it is not used; "" if it is.
+
+IMAGES = Format("image", ImageFile, open_image, _problem)
+
+
+def images_in(path: Path, domains: bool = False) -> dict[str, list[Item]]:
+    """Return the images of a folder or ZIP by split: "train", "test", "val", or "" without one.
+
+    Raises:
+        InputError: if there is no such folder or ZIP, or no class in it.
     """
-
-    path: PurePosixPath
-    open: Opener
-    problem: str = ""
+    return labelled(str(path), files_in(path, IMAGES), IMAGES, domains)
 
 
-@dataclass(frozen=True)
-class Member:
-    """Opens one file of a ZIP, in any process."""
-
-    archive: str
-    name: str
-
-    def __call__(self) -> Image.Image:
-        found = os.stat(self.archive)
-        archive = _archive(self.archive, os.getpid(), found.st_mtime_ns, found.st_size)
-        size = archive.getinfo(self.name).file_size
-        refuse_large_file(size)
-        with archive.open(self.name) as file:
-            # `size` bounds what is decompressed, whatever the file declares
-            return open_image(io.BytesIO(file.read(size)))
-
-
-@functools.lru_cache(maxsize=8)
-def _archive(path: str, process: int, *version: int) -> zipfile.ZipFile:
-    """One for each process: processes that share one would move each other's position in it."""
-    return zipfile.ZipFile(path)
-
-
-def shown(name: str) -> str:
-    """Return a file's name on one line, without anything that a terminal would obey."""
-    return printable(name).replace("\n", "\\n")
-
-
-def counted(problems: Iterable[str]) -> str:
-    """Count the problems, the most frequent first: "not an image: 3, hidden: 1"."""
-    return ", ".join(f"{problem}: {count}" for problem, count in Counter(problems).most_common())
-
-
-def files_in(path: Path, follow: bool = True) -> list[File]:
-    """Return every file and every empty folder of a folder or ZIP, sorted.
+def image_files(path: Path, follow: bool = True) -> list[File]:
+    """Return the files of a folder or ZIP; those that are no images have a problem.
 
     follow: Whether links in a folder are followed.
 
     Raises:
-        InputError: if `path` is neither, or cannot be read.
+        InputError: if there is no such folder or ZIP.
     """
-    if path.is_dir():
-        found = {file.path: file for file in _folder(path, follow)}
-    elif path.is_file() and zipfile.is_zipfile(path):
-        with reading(shown(str(path)), "a ZIP file"):
-            found = {file.path: file for file in _zip(path)}
-    elif path.exists():
-        raise InputError(f"{path} is neither a folder nor a ZIP file: name one that holds images")
-    else:
-        raise InputError(f"{path}: no such folder, ZIP file or named dataset: check the path")
-    return [found[inside] for inside in sorted(found, key=str)]
-
-
-def _folder(path: Path, follow: bool) -> Iterator[File]:
-    failed: list[OSError] = []
-    for folder, folders, names in os.walk(path, followlinks=follow, onerror=failed.append):
-        inside = PurePosixPath(Path(folder).relative_to(path).as_posix())
-        kept = []
-        for name in folders:
-            refused = not follow and os.path.islink(os.path.join(folder, name))
-            problem = LINK if refused else _folder_problem(path, folder, name)
-            if problem:
-                yield _unused(inside / name, problem)
-            else:
-                kept.append(name)
-        if not folders and not names and folder != str(path):
-            yield _unused(inside, EMPTY)
-        folders[:] = kept
-        for name in names:
-            full = os.path.join(folder, name)
-            problem = LINK if not follow and os.path.islink(full) else _problem(name)
-            yield File(inside / name, partial(open_image, full), problem)
-    for error in failed:
-        inside = PurePosixPath(Path(error.filename).relative_to(path).as_posix())
-        yield _unused(inside, f"cannot be listed ({error.strerror})")
-
-
-def _folder_problem(root: Path, folder: str, name: str) -> str:
-    if _hidden(name):
-        return HIDDEN
-    if os.path.islink(full := os.path.join(folder, name)):
-        above = [Path(folder), *(p for p in Path(folder).parents if p == root or root in p.parents)]
-        if os.path.realpath(full) in {os.path.realpath(p) for p in above}:
-            return "a link to a folder that it lies in"
-    return ""
-
-
-def _zip(path: Path) -> Iterator[File]:
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    paths = [PurePosixPath(info.filename.replace("\\", "/").lstrip("/")) for info in members]
-    filled = {parent for inside in paths for parent in inside.parents}
-    for info, inside in zip(members, paths, strict=True):
-        hidden = [i for i, part in enumerate(inside.parts, 1) if _hidden(part)]
-        if hidden:
-            yield _unused(PurePosixPath(*inside.parts[: hidden[0]]), HIDDEN)
-        elif not info.filename.endswith(("/", "\\")):
-            yield File(
-                inside,
-                Member(str(path), info.filename),
-                _problem(inside.name) or _member_problem(info),
-            )
-        elif inside not in filled and inside.parts:
-            yield _unused(inside, EMPTY)
-
-
-def _unused(inside: PurePosixPath, problem: str) -> File:
-    return File(inside, Image.Image, problem)
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX"))
-
-
-def _problem(name: str) -> str:
-    """Return why a file of this name is not used; "" if its suffix is that of an image."""
-    suffix = PurePosixPath(name).suffix.lower()
-    if _hidden(name):
-        return HIDDEN
-    if suffix not in SUFFIXES:
-        return f"{NOT_READ} ({suffix})" if suffix in _OTHER_IMAGES else NO_IMAGE
-    return NOT_UNICODE if not_unicode(name) else suffix_problem(suffix)
-
-
-def not_unicode(name: str) -> bool:
-    """Return whether a file's name holds bytes that Python could not decode."""
-    return any("\ud800" <= character <= "\udfff" for character in name)
-
-
-def _member_problem(info: zipfile.ZipInfo) -> str:
-    if info.flag_bits & 1:
-        return "encrypted"
-    if info.compress_type not in _METHODS:
-        return f"compressed by method {info.compress_type}, not by deflate"
-    return f"larger than {MAX_FILE} bytes" if info.file_size > MAX_FILE else ""
+    return files_in(path, IMAGES, follow)

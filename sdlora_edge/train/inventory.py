@@ -13,8 +13,9 @@ from pathlib import Path
 from ..errors import InputError
 from ..storage import atomic
 from . import distributed
+from .files import counted, ordinary
 from .folder import SKIPPED
-from .images import EMPTY, HIDDEN, NO_IMAGE, ImageFile, counted
+from .items import Item
 from .settings import Settings
 from .source import Source
 from .splits import Part
@@ -91,7 +92,7 @@ def record(run: Path, source: Source) -> None:
         log.info("%s says why files are not used: %d of this dataset", run / SKIPPED, len(own))
 
 
-def unused(source: Source) -> list[ImageFile]:
+def unused(source: Source) -> list[Item]:
     """Return the files of a source that are not used."""
     sides = (source.train, source.test, source.val)
     return [
@@ -106,7 +107,7 @@ class _Examiner:
     def __init__(self) -> None:
         self._left = DECODED
 
-    def __call__(self, image: ImageFile) -> ImageFile:
+    def __call__(self, image: Item) -> Item:
         try:
             self._left -= image.examine(decode=self._left > 0)
         except InputError as error:
@@ -116,7 +117,7 @@ class _Examiner:
         return image
 
 
-def _line(image: ImageFile) -> str:
+def _line(image: Item) -> str:
     line = io.StringIO()
     csv.writer(line, lineterminator="\n").writerow(
         (image.name, image.label, image.problem, image.detail)
@@ -124,7 +125,7 @@ def _line(image: ImageFile) -> str:
     return line.getvalue()
 
 
-def _readable(images: Sequence[ImageFile]) -> int:
+def _readable(images: Sequence[Item]) -> int:
     return sum(not image.problem for image in images)
 
 
@@ -168,7 +169,7 @@ def _file_warnings(source: Source) -> Iterator[str]:
     """Yield warnings of images that are not used, and of those whose class is not certain."""
     by_problem: dict[str, list[str]] = {}
     for image in unused(source):
-        if image.problem not in (HIDDEN, NO_IMAGE, EMPTY):
+        if not ordinary(image.problem):
             by_problem.setdefault(image.problem, []).append(f"{image.name} {image.detail}".rstrip())
     for problem, names in by_problem.items():
         yield f"{len(names)} skipped, {problem}: {_some(names)}"

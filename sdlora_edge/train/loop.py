@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError, SdloraError
-from ..inputs.image import Preprocessing
+from ..inputs.modality import Preparation, kind_of
 from ..method import backbones, features
 from ..method.calibration import Calibration
 from ..method.feature_spec import FeatureSpec
@@ -32,6 +32,7 @@ from .base import train_base
 from .evaluator import slices
 from .fit import PARTIAL, Checkpoint, writer
 from .folder import Pending, locked, point_latest
+from .kinds import Upload, Wanted, modality
 from .lesson import Lesson, held_out
 from .plan import ClassChanges
 from .run import Base, Run
@@ -42,7 +43,6 @@ from .source import Source
 from .splits import Images, Part
 from .task import Direction, change_classes, learn_task
 from .tasks import Kept
-from .upload import Upload
 
 log = logging.getLogger("sdlora_edge")
 Report = Callable[[Run], None]
@@ -81,10 +81,8 @@ def train(
     settings = settings.changed(
         data=source.name,
         data_root=str(Path(settings.data.data_root).resolve()) if settings.data.data_root else "",
-        image_size=start.prepare.size,
-        mean=start.prepare.mean,
-        std=start.prepare.std,
         features=str(start.features(settings)),
+        **start.prepare.settings,
     )
     out = out or Path("runs") / distributed.agreed(datetime.now().strftime("%Y%m%d-%H%M%S"))
     if distributed.first():
@@ -219,27 +217,30 @@ class _Start:
     """
 
     backbone: torch.nn.Module
-    prepare: Preprocessing
+    prepare: Preparation
     random: torch.Tensor
 
     @classmethod
     def of(cls, settings: Settings) -> _Start:
         torch.manual_seed(settings.training.seed * 1009)
-        weights = Path(settings.backbone.weights) if settings.backbone.weights else None
-        pretrained = (
-            not settings.data.base_classes and settings.backbone.backbone != backbones.MICRO
+        asked = settings.backbone
+        wanted = Wanted(
+            asked.backbone,
+            asked.image_size,
+            asked.max_tokens,
+            Path(asked.weights) if asked.weights else None,
+            not settings.data.base_classes and asked.backbone != backbones.MICRO,
+            {name: own for name in ("mean", "std") if (own := getattr(asked, name))},
         )
-        size = settings.backbone.image_size or None
-        backbone, prepared = backbones.create(settings.backbone.backbone, size, weights, pretrained)
-        own = {
-            name: value for name in ("mean", "std") if (value := getattr(settings.backbone, name))
-        }
-        return cls(backbone, Preprocessing(**prepared | own), torch.get_rng_state())
+        backbone, prepare = modality(kind_of(asked.backbone)).create(wanted)
+        assert prepare is not None
+        return cls(backbone, prepare, torch.get_rng_state())
 
     def features(self, settings: Settings) -> FeatureSpec:
         """What the head sees. Raises UsageError if the backbone does not have it."""
         asked = settings.method
-        return features.resolve(self.backbone, asked.features, self.prepare.size, asked.head)
+        example = self.prepare.canary(0, 1)
+        return features.resolve(self.backbone, asked.features, example, asked.head)
 
 
 def _stream(path: Path, report: Report, source: Source, start: _Start | None = None) -> Run:
@@ -333,10 +334,8 @@ def _base_session(path: Path, start: _Start, part: Part) -> Base:
     backbone = start.backbone.to(_device(settings))
     linear = train_base(backbone, taught, prepare, settings, checkpoint)
     model = Merged(backbone, {}, spec=FeatureSpec.parse(settings.method.features))
-    seen, nothing = (
-        _seen(model, Upload(prepare, model.device), shown)
-        for shown in (images, blank_images(prepare.size))
-    )
+    upload = modality(prepare.kind).upload(prepare, model.device)
+    seen, nothing = (_seen(model, upload, shown) for shown in (images, blank_images(prepare)))
     empty, classes = FeatureStatistics.empty(seen.shape[1]), list(range(len(part.classes)))
     rest = np.setdiff1d(np.arange(len(images)), unseen)
     others = empty.with_images(seen[rest], images.targets[rest], len(classes))
@@ -356,7 +355,7 @@ def _base_session(path: Path, start: _Start, part: Part) -> Base:
 def _seen(model: Merged, upload: Upload, images: Images) -> np.ndarray:
     """What the head sees of images: float32 (N, features)."""
     batches = map(upload, images.batches(slices(len(images))))
-    return np.concatenate([model.features(batch) for batch in batches])
+    return np.concatenate([model.features(*batch) for batch in batches])
 
 
 def _learn(

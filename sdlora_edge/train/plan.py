@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ..errors import InputError, UsageError
 from ..formats.packet import name_problem
+from ..inputs.modality import kind_of, of_kind
 from . import folder, splits, unknown_images
 from .declaration import nearest
-from .images import counted
-from .settings import Settings
+from .files import counted
+from .settings import SETTINGS, Settings
 from .source import Source
 from .unknown_images import UnknownImages
 
@@ -88,6 +89,7 @@ def new_run(settings: Settings, out: Path | None) -> Source:
         )
     if settings.backbone.weights and not Path(settings.backbone.weights).is_file():
         raise InputError(f"weights {settings.backbone.weights!r}: there is no such file")
+    _require_pictures(settings)
     source = splits.load_for(settings)
     if len(source.classes) == 1:
         raise UsageError(
@@ -97,6 +99,19 @@ def new_run(settings: Settings, out: Path | None) -> Source:
         )
     splits.parts(source, settings)
     return source
+
+
+def _require_pictures(settings: Settings) -> None:
+    """Raise UsageError for settings that need pictures, if the backbone reads something else."""
+    kind, wanted = of_kind(kind_of(settings.backbone.backbone)), settings.data
+    if kind.spatial:
+        return
+    for name in ("base_classes", "augment"):
+        if (value := getattr(wanted, name)) != SETTINGS[name].default:
+            raise UsageError(
+                f"{name} {value} needs images, and {settings.backbone.backbone} reads "
+                f"{kind.noun}s: leave it out"
+            )
 
 
 def _unused(source: Source) -> str:
@@ -253,14 +268,15 @@ def unknown(
     settings = folder.require_begun(path)
     classes = folder.classes(path, folder.require_task(path, task))
     most = max_megapixels or settings.data.max_megapixels
-    return unknown_images.find(images, {c for c in classes if c is not None}, most * 10**6)
+    kind = kind_of(settings.backbone.backbone)
+    return unknown_images.find(images, {c for c in classes if c is not None}, most * 10**6, kind)
 
 
 def limited(source: Source, max_megapixels: int | None) -> Source:
     """The same images with another bound on their pixels; None leaves the run's own."""
     if max_megapixels is None:
         return source
-    return source.changed(lambda image: replace(image, max_pixels=max_megapixels * 10**6))
+    return source.changed(lambda item: item.limited(max_megapixels * 10**6))
 
 
 def report(path: Path, out: Path) -> None:

@@ -38,7 +38,7 @@ from ..formats import packet, signing
 from ..formats.canonical import dump_json, tensors_digest
 from ..formats.encoding import ENCODINGS, Factors, encode
 from ..inputs import canary
-from ..inputs.image import Preprocessing
+from ..inputs.modality import Preparation, kind_of, preparation
 from ..method import backbones
 from ..method.feature_spec import FeatureSpec
 from ..method.merged import adapted_weights
@@ -49,6 +49,7 @@ from ..storage import atomic
 from . import config, folder
 from .folder import BACKBONE, CONFIG, METRICS, REVISIONS
 from .history import History
+from .kinds import Wanted, modality
 from .settings import Settings
 from .tasks import (
     Kept,
@@ -64,6 +65,8 @@ from .tasks import (
 )
 
 __all__ = ["Base", "Run"]
+ARCHITECTURE = "architecture"
+"""what a backbone says of itself if its name does not say all"""
 HELD = 4
 """tasks whose factors as they were learned are held"""
 
@@ -92,7 +95,7 @@ class Run:
     path: Path
     config: Settings
     backbone: nn.Module
-    preprocessing: Preprocessing
+    preprocessing: Preparation
     projections: tuple[Projection, ...]
     backbone_digest: str
     base_weights: dict[str, np.ndarray]
@@ -125,7 +128,7 @@ class Run:
         path: Path,
         settings: Settings,
         backbone: nn.Module,
-        preprocessing: Preprocessing,
+        preprocessing: Preparation,
         base: Base,
     ) -> Run:
         """Give a run that was begun its backbone and the state before its first task."""
@@ -141,6 +144,10 @@ class Run:
             "preprocessing": dump_json(preprocessing.to_manifest()).decode(),
             "base_seconds": f"{base.seconds:.2f}",
         }
+        if known := getattr(backbone, ARCHITECTURE, ""):
+            facts[ARCHITECTURE] = known
+        for name, data in preprocessing.files.items():
+            atomic.write(path / name, data)
         # The backbone comes last: a run that has it is complete.
         save(path / BACKBONE, weights, facts)
         return cls._with(path, settings, backbone, digest, facts)
@@ -150,10 +157,11 @@ class Run:
         """Read a run. Raises InputError if a file is missing or does not fit the others."""
         path = Path(path)
         settings = folder.require_begun(path)
-        backbone, _ = backbones.create(
-            settings.backbone.backbone, settings.backbone.image_size or None, None, pretrained=False
-        )
+        asked = settings.backbone
         tensors, facts = load(path / BACKBONE)
+        known = facts.get(ARCHITECTURE, "")
+        wanted = Wanted(asked.backbone, asked.image_size, asked.max_tokens, architecture=known)
+        backbone, _ = modality(kind_of(asked.backbone)).create(wanted)
         try:
             backbone.load_state_dict({n: torch.from_numpy(array) for n, array in tensors.items()})
         except RuntimeError as error:
@@ -171,7 +179,7 @@ class Run:
     ) -> Run:
         """The run in a folder whose backbone is loaded. facts: the metadata of its file."""
         try:
-            preprocessing = Preprocessing.from_manifest(json.loads(facts["preprocessing"]))
+            preprocessing = preparation(json.loads(facts["preprocessing"]), path)
             seconds = float(facts["base_seconds"])
             projections = backbones.projections(backbone, settings.backbone.targets)
         except (KeyError, ValueError) as error:

@@ -16,7 +16,7 @@ from ..method.sdlora import Head
 from ..state import TaskState, advance
 from . import metrics, reliability, splits
 from .evaluator import Evaluator, known_scores
-from .images import ImageFile
+from .items import Item
 from .metrics import Hter
 from .run import Run
 from .source import Source
@@ -168,7 +168,7 @@ class Scorer:
         The images are None if they cannot be read.
         """
         known = [entry for entry in self.run.metrics if entry["task"] < state.task]
-        found: dict[int, dict[str, Sequence[ImageFile]] | None] = {}
+        found: dict[int, dict[str, Sequence[Item]] | None] = {}
         if any(entry["task"] not in self._tests for entry in known):
             opened = (source for source in self.sources.values() if source)
             found = test_images(self.run, state.task - 1, *opened)
@@ -187,7 +187,7 @@ class Scorer:
     def _read(
         self,
         task: int,
-        images: Mapping[str, Sequence[ImageFile]],
+        images: Mapping[str, Sequence[Item]],
         classes: Sequence[str],
         state: TaskState,
     ) -> None:
@@ -215,14 +215,14 @@ def _certainty(confidence: Confidence, tally: _Tally, correct: np.ndarray) -> di
 
 def test_images(
     run: Run, task: int, *sources: Source
-) -> dict[int, dict[str, Sequence[ImageFile]] | None]:
+) -> dict[int, dict[str, Sequence[Item]] | None]:
     """Find the test images of each task up to `task`, by class.
 
     None stands for a task whose images can no longer be read. sources: those that are open already;
     others are opened at the place that the run has noted.
     """
     opened: dict[str, Source | None] = {source.name: source for source in sources}
-    found: dict[int, dict[str, Sequence[ImageFile]] | None] = {}
+    found: dict[int, dict[str, Sequence[Item]] | None] = {}
     for entry in run.metrics[: task + 1]:
         if entry["task"] > task:
             break
@@ -257,12 +257,12 @@ def test_images(
     return found
 
 
-def test_images_by_class(run: Run, task: int) -> dict[str, list[ImageFile]]:
+def test_images_by_class(run: Run, task: int) -> dict[str, list[Item]]:
     """Find all test images up to `task` that can still be read, by today's class names.
 
     Images of one class from several tasks come together; those of retired classes are left out.
     """
-    found: dict[str, list[ImageFile]] = {}
+    found: dict[str, list[Item]] = {}
     names = run.states[task].classes
     for number, images in test_images(run, task).items():
         for label, own in (images or {}).items():

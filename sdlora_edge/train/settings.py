@@ -22,8 +22,6 @@ from .ranks import rank_steps
 DIGITS = "digits"
 MAX_MAGNITUDE = 1e4
 """`formats.limits.LIMITS.magnitude`, the largest magnitude of a packet"""
-
-
 WEIGHT = Range(0, 1e6)
 RATE = Range(0, 1e6, above=True)  # a product of three of them still fits float32
 COUNT = Range(1, 1_000_000)
@@ -115,7 +113,8 @@ class BackboneSettings(Group):
 
     backbone: str = declared(
         "vit_tiny_patch16_224",
-        "A timm model: ViT, DeiT, DINOv2, EVA, Swin, EfficientNet, MobileNet, ConvNeXt or ResNet.",
+        "A timm model: ViT, DeiT, DINOv2, EVA, Swin, EfficientNet, MobileNet, ConvNeXt or ResNet."
+        " For texts, with a slash: a folder or a Hugging Face model.",
         metavar="MODEL",
     )
     weights: str = declared(
@@ -131,6 +130,9 @@ class BackboneSettings(Group):
         "Side of the model's input in pixels. 0: the backbone's own.",
         Range(0, 4096),
         metavar="PIXELS",
+    )
+    max_tokens: int = declared(
+        0, "Tokens of a text; the rest is cut off. 0: 128.", Range(0, 1 << 15), metavar="N"
     )
     mean: tuple[float, ...] = declared(
         (),
@@ -299,9 +301,7 @@ class TrainingSettings(Group):
         0.0, "Weight decay of the new direction.", WEIGHT, metavar="NUMBER"
     )
     batch_size: int = declared(64, "Images per step, over all processes.", COUNT, metavar="N")
-    accumulate: int = declared(
-        1, "Gradient accumulation: split each batch into this many parts.", COUNT, metavar="N"
-    )
+    accumulate: int = declared(1, "Split each batch into this many parts.", COUNT, metavar="N")
     precision: str = declared(
         "fp32",
         "Precision of training and scoring; bf16 and fp16 by autocast.",

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..formats.confidence import Confidence
 from ..formats.head_update import Step
-from ..inputs.blank import blank
+from ..inputs.modality import Preparation
 from ..method.calibration import Judge
 from ..method.head import FeatureStatistics
 from ..method.sdlora import Head, zero_head
@@ -54,7 +54,7 @@ def judge_without(
     return Judge(others, others.discriminant(live) if others else plain, live, blank)
 
 
-def blank_images(size: int) -> Decoded:
+def blank_images(prepare: Preparation) -> Decoded:
     """Images that show nothing, by which the unknown score weighs features."""
-    pixels = np.concatenate(list(blank(size, each=4, seed=0).values()))
+    pixels = np.concatenate([*prepare.blank(each=4, seed=0).values()])
     return Decoded(pixels, np.zeros(len(pixels), np.int64))

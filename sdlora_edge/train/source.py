@@ -1,19 +1,17 @@
-"""A source of images: those of each class, for training and for testing."""
+"""A source of items: those of each class, for training and for testing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from ..errors import InputError
-from .folders import labelled
-from .images import ImageFile, files_in
+from .items import Item
 
-ByClass = Mapping[str, Sequence[ImageFile]]
+ByClass = Mapping[str, Sequence[Item]]
 
 
 @dataclass(frozen=True)
@@ -35,17 +33,17 @@ class Source:
     test: ByClass
     domains: tuple[str, ...] = ()
     val: ByClass = field(default_factory=dict)
-    skipped: tuple[ImageFile, ...] = ()
+    skipped: tuple[Item, ...] = ()
     is_split: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.train)
 
-    def changed(self, change: Callable[[ImageFile], ImageFile]) -> Source:
+    def changed(self, change: Callable[[Item], Item]) -> Source:
         """Return this source with `change` applied to every image of its classes."""
 
-        def every(side: ByClass) -> dict[str, list[ImageFile]]:
+        def every(side: ByClass) -> dict[str, list[Item]]:
             return {label: [change(p) for p in own] for label, own in side.items()}
 
         return replace(self, train=every(self.train), test=every(self.test), val=every(self.val))
@@ -58,15 +56,13 @@ class SeedSplit:
     test_fraction: float
     seed: int
 
-    def of(
-        self, images: Iterable[ImageFile]
-    ) -> tuple[dict[str, list[ImageFile]], dict[str, list[ImageFile]]]:
+    def of(self, images: Iterable[Item]) -> tuple[dict[str, list[Item]], dict[str, list[Item]]]:
         """Split each class of each domain into (training, test) images by class.
 
         Both sides get at least one image of a class that has two.
         """
-        train: dict[str, list[ImageFile]] = {}
-        test: dict[str, list[ImageFile]] = {}
+        train: dict[str, list[Item]] = {}
+        test: dict[str, list[Item]] = {}
         random = np.random.RandomState(self.seed)
         for label, of_class in _grouped(images, "label").items():
             train[label], test[label] = [], []
@@ -76,15 +72,6 @@ class SeedSplit:
                 test[label] += [items[i] for i in sorted(order[:count])]
                 train[label] += [items[i] for i in sorted(order[count:])]
         return train, test
-
-
-def images_in(path: Path, domains: bool = False) -> dict[str, list[ImageFile]]:
-    """Return the images of a folder or ZIP by split: "train", "test", "val", or "" without one.
-
-    Raises:
-        InputError: if there is no such folder or ZIP, or no class in it.
-    """
-    return labelled(str(path), files_in(path), domains)
 
 
 def source_of(
@@ -140,9 +127,9 @@ def _refuse_uneven(name: str, sides: Mapping[str, ByClass]) -> None:
 
 
 def _grouped(
-    images: Iterable[ImageFile], attribute: Literal["label", "domain"]
-) -> dict[str, list[ImageFile]]:
-    found: dict[str, list[ImageFile]] = {}
+    images: Iterable[Item], attribute: Literal["label", "domain"]
+) -> dict[str, list[Item]]:
+    found: dict[str, list[Item]] = {}
     for image in images:
         found.setdefault(getattr(image, attribute), []).append(image)
     return dict(sorted(found.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,11 +16,13 @@ from PIL import Image
 from ..errors import InputError, UsageError
 from ..formats.canonical import sha256
 from ..formats.packet import name_problem
-from ..inputs.image import Preprocessing
+from ..inputs.modality import IMAGE, Preparation, kind_of, of_kind
 from . import datasets
 from .images import ImageFile
+from .items import Item
+from .kinds import modality
 from .settings import DIGITS, Settings
-from .source import ByClass, SeedSplit, Source, images_in, source_of
+from .source import ByClass, SeedSplit, Source, source_of
 
 log = logging.getLogger("sdlora_edge")
 
@@ -73,15 +76,15 @@ class Decoded:
 class Streamed:
     """Images that are too many to keep: worker processes decode one whenever it is asked for."""
 
-    images: Sequence[ImageFile]
+    images: Sequence[Item]
     targets: np.ndarray
-    prepare: Preprocessing
+    prepare: Preparation
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self.images[index].pixels(self.prepare)
+        return self.images[index].array(self.prepare)
 
     def batches(self, batches: Sequence[np.ndarray], workers: int = 0) -> Iterator[np.ndarray]:
         """Yield uint8 (n, size, size, 3) for each array of n indices."""
@@ -105,7 +108,7 @@ T = TypeVar("T")
 
 
 def load(
-    data: str, test_fraction: float, seed: int, root: str = "", domains: bool = False
+    data: str, split: SeedSplit, root: str = "", domains: bool = False, kind: str = IMAGE
 ) -> Source:
     """Open a source.
 
@@ -115,20 +118,23 @@ def load(
     Args:
         data: "digits", a dataset's name (`datasets.NAMES`), or a folder or ZIP with a folder per
             class. A folder that is called like a dataset is written ./name.
-        test_fraction: Share of each class for testing, if the seed splits.
-        seed: Of the split.
+        split: How the seed splits.
         root: Folder that holds the named datasets.
         domains: True if the outermost folders are domains.
+        kind: Of its items.
 
     Raises:
         InputError: if there is no such thing, or no class in it.
     """
-    split = SeedSplit(test_fraction, seed)
+    if (data == DIGITS or data in datasets.NAMES) and not of_kind(kind).spatial:
+        raise UsageError(
+            f"{data} holds images, and the backbone reads {of_kind(kind).noun}s: give other data"
+        )
     if data == DIGITS:
         return source_of(DIGITS, {"": _digits()}, split)
     if data in datasets.NAMES:
         return datasets.load(data, Path(root), split)
-    return source_of(str(Path(data).resolve()), images_in(Path(data), domains), split)
+    return source_of(str(Path(data).resolve()), modality(kind).read(Path(data), domains), split)
 
 
 def load_for(settings: Settings, data: str | None = None) -> Source:
@@ -137,15 +143,15 @@ def load_for(settings: Settings, data: str | None = None) -> Source:
     own = data is None or wanted.data in (data, str(Path(data).resolve()))
     source = load(
         wanted.data if data is None else data,
-        wanted.test_fraction,
-        settings.training.seed,
+        SeedSplit(wanted.test_fraction, settings.training.seed),
         wanted.data_root,
         domains=own and wanted.protocol == "domain",
+        kind=kind_of(settings.backbone.backbone),
     )
     if source.val and not any(source.test.values()) and not wanted.validate:
         log.info("%s has val/ but no test/: the images of val/ are used for testing", source.name)
         source = replace(source, test={c: source.val.get(c, []) for c in source.classes}, val={})
-    return source.changed(lambda image: replace(image, max_pixels=wanted.max_megapixels * 10**6))
+    return source.changed(lambda item: item.limited(wanted.max_megapixels * 10**6))
 
 
 def task_classes(classes: Sequence[str], base: int, tasks: int, seed: int) -> list[list[str]]:
@@ -234,7 +240,7 @@ def _part(
     domains: tuple[str, ...],
     settings: Settings,
 ) -> Part:
-    def chosen(images: ByClass) -> dict[str, list[ImageFile]]:
+    def chosen(images: ByClass) -> dict[str, list[Item]]:
         return {
             c: [p for p in images.get(c, []) if not domains or p.domain in domains] for c in classes
         }
@@ -253,10 +259,10 @@ def _part(
 
 def _limited(
     images: ByClass, domains: tuple[str, ...], limit: int, seed: int
-) -> dict[str, list[ImageFile]]:
+) -> dict[str, list[Item]]:
     """Return at most `limit` images of each class, or of each class in each domain."""
     random = np.random.RandomState(seed)
-    kept: dict[str, list[ImageFile]] = {}
+    kept: dict[str, list[Item]] = {}
     for label, of_class in images.items():
         kept[label] = []
         for domain in domains or ("",):
@@ -274,9 +280,9 @@ def trained_on(part: Part) -> str:
 
 
 def read(
-    images: Mapping[str, Sequence[ImageFile]],
+    images: Mapping[str, Sequence[Item]],
     classes: Sequence[str],
-    prepare: Preprocessing,
+    prepare: Preparation,
     cache_gb: float,
     need: bool = True,
 ) -> Images:
@@ -287,9 +293,9 @@ def read(
             an image counts as readable if its header is; a damaged one raises later.
     """
     count = sum(len(images[c]) for c in classes)
-    if count * prepare.size**2 * 3 <= cache_gb * 2**30:
+    if count * math.prod(prepare.shape) * prepare.dtype.itemsize <= cache_gb * 2**30:
         return decode(images, classes, prepare, need)
-    found: list[ImageFile] = []
+    found: list[Item] = []
     targets: list[int] = []
     for index, label in enumerate(classes):
         own = [p for p in images[label] if _read(p, _examine) is not None]
@@ -299,14 +305,14 @@ def read(
     return Streamed(found, np.array(targets, np.int64), prepare)
 
 
-def _examine(image: ImageFile) -> int:
+def _examine(image: Item) -> int:
     return image.examine(decode=False)
 
 
 def decode(
-    images: Mapping[str, Sequence[ImageFile]],
+    images: Mapping[str, Sequence[Item]],
     classes: Sequence[str],
-    prepare: Preprocessing,
+    prepare: Preparation,
     need: bool,
 ) -> Decoded:
     """Decode the images of `classes` once.
@@ -319,16 +325,15 @@ def decode(
     pixels: list[np.ndarray] = []
     targets: list[int] = []
     for index, label in enumerate(classes):
-        read = (_read(p, lambda image: image.pixels(prepare)) for p in images[label])
+        read = (_read(p, lambda item: item.array(prepare)) for p in images[label])
         own = [p for p in read if p is not None]
         _refuse_none(label, need and not own)
         pixels += own
         targets += [index] * len(own)
-    empty = np.zeros((0, prepare.size, prepare.size, 3), np.uint8)
-    return Decoded(np.stack(pixels) if pixels else empty, np.array(targets, np.int64))
+    return Decoded(prepare.stacked(pixels), np.array(targets, np.int64))
 
 
-def _read(image: ImageFile, how: Callable[[ImageFile], T]) -> T | None:
+def _read(image: Item, how: Callable[[Item], T]) -> T | None:
     """Return None for an image that cannot be read; warn if nothing has named it before."""
     if image.problem:
         return None
@@ -346,7 +351,7 @@ def _refuse_none(label: str, none: bool) -> None:
         )
 
 
-def _digits() -> list[ImageFile]:
+def _digits() -> list[Item]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -41,7 +41,6 @@ from ..method.sdlora import (
 )
 from ..state import TaskUpdate, changed_rows, extended, factor_tensors
 from . import distributed
-from .augment import views
 from .crops import with_crops
 from .evaluator import Evaluator
 from .fit import Checkpoint, Training, diverged, fit, steps_of, writer
@@ -49,7 +48,7 @@ from .lesson import Lesson
 from .run import Run
 from .settings import Settings
 from .shipped import blank_images, judge_without, step_for, with_confidence
-from .splits import Decoded, Images
+from .splits import Decoded
 from .tasks import Kept, TaskResult
 
 log = logging.getLogger("sdlora_edge")
@@ -143,7 +142,7 @@ def _taught(lesson: Lesson, shipped: Direction, plain: Head) -> tuple[TaskUpdate
         aligned = others.with_images(cropped[:, unseen], targets[unseen], classes)
         head = _beside(lesson, aligned) if alone else aligned.discriminant(lesson.live)
     frozen = kept.frozen.with_images(first, targets, classes)
-    blank = after.features(blank_images(run.preprocessing.size))
+    blank = after.features(blank_images(run.preprocessing))
     judge = judge_without(others, plain, lesson.live, blank)
     calibration = judge.measured(kept.calibration, seen[unseen], targets[unseen])
     kept = Kept(frozen, plain, aligned, calibration, blank)
@@ -247,22 +246,22 @@ def _followed(
     """
     if not len(known.means):
         return known
-    chosen, shown = _views(lesson.images, lesson.run.config.training.seed)
+    chosen, shown = _views(lesson)
     more = Decoded(shown.pixels[len(chosen) :], shown.targets[len(chosen) :])
     moved = np.concatenate([seen[chosen], after.features(more)])
     return known.drifted(lesson.under_old_weights.features(shown), moved)
 
 
-def _views(images: Images, seed: int) -> tuple[np.ndarray, Decoded]:
+def _views(lesson: Lesson) -> tuple[np.ndarray, Decoded]:
     """Return which new images the drift is measured on, and these with random views after them.
 
     They are at most VIEWS_UP_TO in all.
     """
-    random = np.random.RandomState(seed)
-    chosen = np.sort(random.permutation(len(images))[:VIEWS_UP_TO])
-    (pixels,) = images.batches([chosen])
-    more = min(VIEWS, max(0, VIEWS_UP_TO // len(pixels) - 1))
-    shown = np.concatenate([pixels, *(views(pixels, random) for _ in range(more))])
+    random = np.random.RandomState(lesson.run.config.training.seed)
+    chosen = np.sort(random.permutation(len(lesson.images))[:VIEWS_UP_TO])
+    (items,) = lesson.images.batches([chosen])
+    more, views = min(VIEWS, max(0, VIEWS_UP_TO // len(items) - 1)), lesson.run.preprocessing.views
+    shown = np.concatenate([items, *(views(items, random) for _ in range(more))])
     return chosen, Decoded(shown, np.zeros(len(shown), np.int64))
 
 

@@ -37,7 +37,7 @@ class Kept:
     task trained it, whatever head is shipped; it sees the backbone's own features alone. aligned:
     feature statistics under the newest weights; None unless the head is aligned. calibration: what
     was measured on held-out images. blank: float32 (n, d), features of images that show nothing
-    (`inputs.blank`) under the newest weights.
+    (`Preparation.blank`) under the newest weights.
     """
 
     frozen: FeatureStatistics

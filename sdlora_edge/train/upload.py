@@ -1,6 +1,7 @@
-"""Decoded images on their way to the model: bytes travel to the device and are normalised there.
+"""Items on their way to the model.
 
-A quarter of the bytes of float32 travel, and the host's cores are free to decode images.
+Of images, bytes travel to the device and are normalised there: a quarter of the bytes of float32
+travel, and the host's cores are free to decode images.
 """
 
 from __future__ import annotations
@@ -10,9 +11,26 @@ import torch
 from torch import Tensor
 
 from ..inputs.image import Preprocessing
+from ..inputs.modality import Preparation
 
 
-class Upload:
+class ArrayUpload:
+    """`Preparation.arrays` on the host, and then to a device."""
+
+    def __init__(self, prepare: Preparation, device: torch.device) -> None:
+        self._prepare, self._device = prepare, device
+
+    def __call__(self, items: np.ndarray) -> tuple[Tensor, ...]:
+        """Items (N, *shape) of the host to the model's inputs on the device."""
+        found = self._prepare.arrays(items).values()
+        return tuple(to_device(torch.from_numpy(array), self._device) for array in found)
+
+    def arrays(self, items: Tensor) -> tuple[Tensor, ...]:
+        """The same of items on any device."""
+        return self(items.cpu().numpy())
+
+
+class PictureUpload:
     """`Preprocessing.normalise` on a device. On a CPU it gives the same bits.
 
     Args:
@@ -28,11 +46,11 @@ class Upload:
         )
         self.device, self._mean, self._std, self._white = device, mean, std, white
 
-    def __call__(self, pixels: np.ndarray) -> Tensor:
+    def __call__(self, items: np.ndarray) -> tuple[Tensor, ...]:
         """uint8 (N, S, S, 3) of the host to float32 (N, 3, S, S) of the device."""
-        return self.normalise(to_device(torch.from_numpy(pixels), self.device))
+        return self.arrays(to_device(torch.from_numpy(items), self.device))
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def arrays(self, items: Tensor) -> tuple[Tensor, ...]:
         """uint8 (N, S, S, 3) of the device to float32 (N, 3, S, S).
 
         Channels stay last in memory. Convolutions like that: with images in this order, the
@@ -40,9 +58,9 @@ class Upload:
         same time either way.
         """
         # Pixels and channels of a row are one dimension here: three numbers are too short a loop.
-        rows = pixels.flatten(2).to(torch.float32)
+        rows = items.flatten(2).to(torch.float32)
         rows.div_(self._white).sub_(self._mean).div_(self._std)
-        return rows.view(pixels.shape).permute(0, 3, 1, 2)
+        return (rows.view(items.shape).permute(0, 3, 1, 2),)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

@@ -34,7 +34,7 @@ from sdlora_edge.agent.updating import Source
 from sdlora_edge.device import Device
 from sdlora_edge.device.answers import Answered, Asked, Prediction
 from sdlora_edge.errors import HealthError, UsageError
-from sdlora_edge.inputs.image import ImageLike
+from sdlora_edge.inputs.image_files import ImageLike
 from sdlora_edge.train.run import Run
 
 

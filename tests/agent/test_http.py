@@ -26,6 +26,7 @@ from sdlora_edge.agent import open_inference, room
 from sdlora_edge.agent.room import Room
 from sdlora_edge.device import Device
 from sdlora_edge.errors import LimitError, UsageError
+from sdlora_edge.inputs.image import Preprocessing
 
 MODEL = "/v2/models/sdlora-edge"
 LIMITS = ("--max-body", 1, "--max-megapixels", 1, "--queue", 6)
@@ -283,14 +284,16 @@ def test_long_json_and_a_tensor_of_many_images_cost_no_memory(
 ) -> None:
     """Parsed, 16 MB of `[]` are 500 MB, and as many bytes of 1 x 1 images were 900 MB."""
     body = json.dumps({"inputs": [TENSOR]}).encode()
-    most = open_inference.Most(1, len(body))
+    most = open_inference.Most(1, len(body), Preprocessing.tensor)
     assert len(open_inference.read(body, None, most).images) == 1
     with pytest.raises(LimitError, match="send the tensor as binary"):
         open_inference.read(body + b" ", None, most)
     described = {**TENSOR, "shape": [2, 1, 1, 3], "parameters": {"binary_data_size": 6}}
     head = json.dumps({"inputs": [described]}).encode()
     with pytest.raises(UsageError, match="2 images at once: send at most 1"):
-        open_inference.read(head + bytes(6), str(len(head)), open_inference.Most(1, 999))
+        open_inference.read(
+            head + bytes(6), str(len(head)), open_inference.Most(1, 999, Preprocessing.tensor)
+        )
     monkeypatch.setattr(room, "MALLOPT", {})
     monkeypatch.setenv(room.ARENA, "0")
     little = Room(1, 1, 1)

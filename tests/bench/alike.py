@@ -22,7 +22,7 @@ from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.label.grouping import grouped
 from sdlora_edge.method import backbones
 from sdlora_edge.method.merged import Merged
-from sdlora_edge.train.source import images_in
+from sdlora_edge.train.images import images_in
 
 DATA = Path(os.environ.get("SDLORA_EDGE_DATA", "../shared/data"))
 SETS = "caltech101_128px_max50.zip", "omniglot_small1.zip", "pacs_128px.zip"

@@ -46,7 +46,7 @@ def images(run: Run, count: int) -> np.ndarray:
         pixels = [
             run.preprocessing.pixels(Image.open(BytesIO(archive.read(name)))) for name in chosen
         ]
-    return run.preprocessing.normalise(np.stack(pixels))
+    return run.preprocessing.arrays(np.stack(pixels))
 
 
 def follow(run: Run, folder: Path, inputs: np.ndarray, **options: Any) -> list[float]:

@@ -42,6 +42,7 @@ from sdlora_edge.formats import packet, signing
 from sdlora_edge.formats.bundle import INPUTS, Bundle
 from sdlora_edge.inputs import canary
 from sdlora_edge.inputs.image import Preprocessing
+from sdlora_edge.inputs.modality import count
 from sdlora_edge.selftest import workers
 from sdlora_edge.state import Factors, extended, merge
 
@@ -121,7 +122,7 @@ def parts(folder: Path, store: Path) -> dict[str, Any]:
         "verify_ms": timed(lambda: packet.read(data, bundle.trust)),
         "merge_ms": timed(lambda: merged(bundle, factors, verified.update.deltas)),
         "canary_ms": timed(lambda: device.logits(inputs)),
-        "canary_images": len(inputs),
+        "canary_images": count(inputs),
     }
     spent = [device.apply(path).apply_ms for path in packets[:FEW]]
     return found | {"apply_ms": statistics.median(spent), "apply_ms_longest": max(spent)}

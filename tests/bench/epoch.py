@@ -39,6 +39,7 @@ from sdlora_edge.state import TaskState
 from sdlora_edge.train import splits
 from sdlora_edge.train.fit import Checkpoint, Training, fit
 from sdlora_edge.train.settings import Settings
+from sdlora_edge.train.source import SeedSplit
 
 RANK, CLASSES, EPOCHS = 10, 10, 5
 """EPOCHS: of a task, over which ours spreads its decoding"""
@@ -127,7 +128,7 @@ def ours(folder: Path, case: Case) -> Callable[[], Epoch]:
     width = backbones.features(backbone)
     start = TaskState(0, "base", "", (), np.zeros(0), *zero_head(0, width), {}, Confidence.none(0))
     past = Past.of(backbones.projections(backbone), [start])
-    source = splits.load(str(folder), 0.5, 0)
+    source = splits.load(str(folder), SeedSplit(0.5, 0))
     chosen = {c: [*source.train[c], *source.test[c]] for c in source.classes}
     scratch = folder.parent / "ours"
     scratch.mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sdlora_edge.formats.confidence import Confidence
-from sdlora_edge.inputs.blank import blank
+from sdlora_edge.inputs.pictures import blank
 from sdlora_edge.method.head import FeatureStatistics
 from sdlora_edge.method.merged import logits_of
 from sdlora_edge.train import splits

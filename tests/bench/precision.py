@@ -100,7 +100,7 @@ def agreement(run: Run, models: dict[str, tuple[Engine, Any, int]]) -> dict[str,
     by_class = test_images_by_class(run, len(run.updates))
     classes = list(run.states[-1].classes)
     decoded = splits.decode(by_class, classes, run.preprocessing, need=False)
-    inputs = run.preprocessing.normalise(decoded.pixels)
+    inputs = run.preprocessing.arrays(decoded.pixels)
     reference = host_logits(run, len(run.updates), inputs)
     found = {}
     for precision, (engine, loaded, _) in models.items():

@@ -21,6 +21,7 @@ from sdlora_edge.cli.train import ROW_HEADS, accuracy_row, class_changes, header
 from sdlora_edge.errors import UsageError
 from sdlora_edge.train import splits
 from sdlora_edge.train.settings import SETTINGS, Settings
+from sdlora_edge.train.source import SeedSplit
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -121,7 +122,7 @@ def test_a_row_of_the_result_stands_under_its_heads() -> None:
 
 
 def test_the_header_says_what_is_trained() -> None:
-    source = splits.load("digits", 0.3, 1993)
+    source = splits.load("digits", SeedSplit(0.3, 1993))
     (found,) = header(Settings.of(device="cpu"), source)
     assert isinstance(found, Table)
     assert dict(found.rows) == {

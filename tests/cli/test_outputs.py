@@ -18,7 +18,7 @@ from sdlora_edge.cli.output import output
 Cli = Callable[..., Result]
 INPUTS = {
     *("adapter", "after", "bundle", "check", "config", "expected"),
-    *("folder", "images", "packet", "packets", "passphrase_file", "run"),
+    *("folder", "images", "packet", "page", "packets", "passphrase_file", "run"),
     *(
         "ca",
         "client_ca",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Fleet, retargeted
+from conftest import Fleet, pictures, retargeted
 
 from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, UsageError
@@ -27,7 +27,7 @@ class CountingEngine(Engine):
         return self.inner.load(weights)
 
     def outputs(self, loaded, inputs):
-        return Outputs(np.concatenate([self.inner.run(loaded, one[None]) for one in inputs]))
+        return Outputs(np.concatenate([self.inner.run(loaded, {"pictures": one[None]}) for one in inputs["pictures"]]))
 
     def publish(self, loaded, state):
         self.workspace.mkdir(exist_ok=True)
@@ -67,7 +67,7 @@ def test_an_engine_of_another_package_serves_and_hears_of_every_generation(
     ours = Device.open(store)
     for packet in fleet.packets:
         ours.apply(packet)
-    inputs = np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32)
+    inputs = pictures(np.random.default_rng(0).standard_normal((3, 3, 16, 16)).astype(np.float32))
     np.testing.assert_allclose(device.logits(inputs), ours.logits(inputs), atol=1e-5)
     assert device.status().target == "counting"
     with pytest.raises(UsageError, match="target counting has no provider openvino"):

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import safetensors.numpy
-from conftest import Fleet, Result
+from conftest import Fleet, Result, pictures
 
 from sdlora_edge.device import Device
 from sdlora_edge.device.answers import Asked, Prediction, best
@@ -64,7 +64,7 @@ def test_a_plain_session_gets_the_devices_outputs_after_each_packet(
         device, shown = Device.open(store), json.loads(result.out)
         found = run_plainly(fleet.bundle, out)
         assert found.shape == (3, len(shown["classes"]))
-        np.testing.assert_allclose(found, device.logits(images()), atol=1e-6)
+        np.testing.assert_allclose(found, device.logits(pictures(images())), atol=1e-6)
         assert (shown["task"], shown["bytes"]) == (task, out.stat().st_size)
         assert ort.AdapterFormat.read_adapter(str(out)).get_adapter_version() == task
         current = Current.read(out.parent)
@@ -100,7 +100,7 @@ def test_other_precisions_and_other_bundles(fleet: Fleet, tmp_path: Path) -> Non
     out = tmp_path / "a.onnx_adapter"
     shown = export_weights(device, "adapter", out)
     found, known = run_plainly(tmp_path / "half", out), len(shown.classes)
-    np.testing.assert_allclose(found[:, :known], device.logits(images()), atol=1e-5)
+    np.testing.assert_allclose(found[:, :known], device.logits(pictures(images())), atol=1e-5)
     assert (found[:, known:] < -1e4).all()  # rows without a class can never win
     read = ort.AdapterFormat.read_adapter(str(out))
     assert (read.get_adapter_version(), read.get_model_version()) == (3, 1)
@@ -125,7 +125,7 @@ def the_file_takes_the_place_of_the_bundles(device: Device, folder: Path) -> Non
     )
     (found,) = session.run(["logits"], {"pictures": images()})
     known = len(device.status().classes)
-    np.testing.assert_allclose(found[:, :known], device.logits(images()), atol=1e-5)
+    np.testing.assert_allclose(found[:, :known], device.logits(pictures(images())), atol=1e-5)
 
 
 def test_safetensors_hold_what_the_model_takes_as_inputs(
@@ -148,7 +148,7 @@ def test_safetensors_hold_what_the_model_takes_as_inputs(
         assert shown["sha256"] == sha256(out.read_bytes())
         session = ort.InferenceSession(str(fleet.bundle / "model.onnx"))
         (found,) = session.run(["logits"], {"pictures": images(), **held})
-        np.testing.assert_allclose(found, device.logits(images()), atol=1e-6)
+        np.testing.assert_allclose(found, device.logits(pictures(images())), atol=1e-6)
 
 
 @pytest.mark.parametrize(

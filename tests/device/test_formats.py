@@ -23,14 +23,8 @@ from PIL import Image, ImageFile
 
 from sdlora_edge.device import Device
 from sdlora_edge.errors import InputError, ResourceError
-from sdlora_edge.inputs.image import (
-    FORMATS,
-    Preprocessing,
-    open_image,
-    readable,
-    reading,
-    suffix_problem,
-)
+from sdlora_edge.inputs.image import Preprocessing
+from sdlora_edge.inputs.image_files import FORMATS, open_image, readable, reading, suffix_problem
 from sdlora_edge.inputs.sizes import MAX_FILE
 
 PREPARE = Preprocessing(24, 24, "bilinear", (0.5,) * 3, (0.5,) * 3)

@@ -19,6 +19,7 @@ from sdlora_edge.device.answers import Asked, best
 from sdlora_edge.device.engines import Outputs
 from sdlora_edge.errors import HealthError, NothingToDo, UsageError
 from sdlora_edge.formats.confidence import Confidence
+from sdlora_edge.inputs.modality import count
 from sdlora_edge.state import TaskState
 
 Cli = Callable[..., Result]
@@ -203,9 +204,9 @@ def test_a_damaged_engine_is_an_error_and_no_answer(
 ) -> None:
     outputs = type(device._engine).outputs
 
-    def damaged(self: Any, loaded: Any, inputs: np.ndarray) -> Outputs:
+    def damaged(self: Any, loaded: Any, inputs: dict[str, np.ndarray]) -> Outputs:
         found = outputs(self, loaded, inputs)
-        if len(inputs) == 3:  # not the canary, which has two images
+        if count(inputs) == 3:  # not the canary, which has two images
             found.logits[1] = np.nan
         return found
 

@@ -159,7 +159,7 @@ def test_selftest_asks_for_images_that_show_nothing(fleet: Fleet, run: Run, tmp_
     assert checks.unknown(kit) == checks.Strangeness(4, 2, 30)
     assert checks.unknown(replace(kit, chain=tuple(fleet.packets))).answers == 0
     lax = packets(run, fleet, tmp_path / "lax", [(1e6, 1.0), (-1e6, 1.0)])
-    with pytest.raises(HealthError, match=r"15 of 30 images .* black 1 is .* in task 2 \(score"):
+    with pytest.raises(HealthError, match=r"15 of 30 images .* 'black 1' is .* in task 2 \(score"):
         checks.unknown(replace(kit, chain=tuple(lax)))
 
 

@@ -16,8 +16,13 @@ from sdlora_edge.export.requests import TARGETS
     ("model", "size", "weights"),
     [
         ("micro_vit", None, None),
-        ("vit_tiny_patch16_224", 64, "vit_tiny_patch16_224.fp16.safetensors"),
-        ("efficientnet_lite0", 64, None),
+        pytest.param(
+            "vit_tiny_patch16_224",
+            64,
+            "vit_tiny_patch16_224.fp16.safetensors",
+            marks=pytest.mark.long,
+        ),
+        pytest.param("efficientnet_lite0", 64, None, marks=pytest.mark.long),
     ],
 )
 def test_a_chain_of_twenty_packets(

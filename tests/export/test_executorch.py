@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import shared
+from conftest import pictures, shared, square
 from sdlora_edge.export import executorch as exporting
 from sdlora_edge.export.executorch import write_program
 from sdlora_edge.export.form import ModelForm
@@ -42,7 +42,7 @@ CAPACITY = 12
 
 
 def form(size: int, precision: str = "fp32") -> ModelForm:
-    return ModelForm(size, precision, CONSTANTS, CAPACITY)
+    return ModelForm(square(size), precision, CONSTANTS, CAPACITY)
 
 
 def some_weights(backbone: nn.Module, classes: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -133,15 +133,15 @@ def test_a_vit_computes_what_torch_computes_update_after_update(micro: Any, tmp_
     engine, images = ExecutorchEngine(bundle, 0, tmp_path), some_images(16)
     loaded = engine.load(first)
     reference = by_torch(backbone, first, images)
-    np.testing.assert_allclose(engine.run(loaded, images), reference, atol=1e-4)
+    np.testing.assert_allclose(engine.run(loaded, pictures(images)), reference, atol=1e-4)
     for update in range(1, 6):
         weights = some_weights(backbone, 5 + update, update)
         newer = engine.load(weights)
-        found = engine.run(newer, images)
+        found = engine.run(newer, pictures(images))
         assert found.shape == (3, 5 + update)
         np.testing.assert_allclose(found, by_torch(backbone, weights, images), atol=1e-4)
         np.testing.assert_allclose(
-            engine.run(loaded, images), reference, atol=1e-4
+            engine.run(loaded, pictures(images)), reference, atol=1e-4
         )  # the first one still answers
         engine.publish(newer, state(update))
 
@@ -149,7 +149,7 @@ def test_a_vit_computes_what_torch_computes_update_after_update(micro: Any, tmp_
 def test_the_features_are_another_output_of_each_image(micro: Any, tmp_path: Path) -> None:
     backbone, bundle, weights = micro
     engine, images = ExecutorchEngine(bundle, 0, tmp_path), some_images(16)
-    logits, features = engine.outputs(engine.load(weights), images)
+    logits, features = engine.outputs(engine.load(weights), pictures(images))
     assert features is not None
     assert (logits.dtype, features.dtype) == (np.float32, np.float32)
     np.testing.assert_allclose(logits, by_torch(backbone, weights, images), atol=1e-4)
@@ -166,7 +166,9 @@ def test_convolutions_with_batch_norm_behind_them_stay_replaceable(tmp_path: Pat
     engine = ExecutorchEngine(bundle, 0, tmp_path / "work")
     for other in (weights, some_weights(backbone, 7, 1)):
         np.testing.assert_allclose(
-            engine.run(engine.load(other), images), by_torch(backbone, other, images), atol=1e-4
+            engine.run(engine.load(other), pictures(images)),
+            by_torch(backbone, other, images),
+            atol=1e-4,
         )
 
 
@@ -196,7 +198,9 @@ def test_batch_norm_after_a_linear_layer_stays_apart_too(tmp_path: Path) -> None
     )
     images = some_images(8)
     np.testing.assert_allclose(
-        engine.run(engine.load(weights), images), by_torch(backbone, weights, images), atol=1e-4
+        engine.run(engine.load(weights), pictures(images)),
+        by_torch(backbone, weights, images),
+        atol=1e-4,
     )
 
 
@@ -211,6 +215,7 @@ def test_program_and_places_do_not_depend_on_the_values_of_the_weights(
     assert len({place["offset"] for place in bundle.manifest.weights.values()}) == len(weights)
 
 
+@pytest.mark.long
 def test_the_real_vit_computes_what_torch_computes_at_every_precision(tmp_path: Path) -> None:
     weights_file = shared("vit_tiny_patch16_224.fp16.safetensors")
     backbone, _ = backbones.create("vit_tiny_patch16_224", 64, weights_file, False)
@@ -223,7 +228,7 @@ def test_the_real_vit_computes_what_torch_computes_at_every_precision(tmp_path: 
         folder.mkdir()
         places = write_program(backbone, weights, folder, form(64, precision))
         engine = ExecutorchEngine(pair(folder, places), 0, folder / "work")
-        found = engine.run(engine.load(weights), images)
+        found = engine.run(engine.load(weights), pictures(images))
         assert np.abs(found - reference).max() <= bound, precision
         sizes[precision] = sum(f.stat().st_size for f in folder.glob("model.*"))
     assert max(sizes["int8"], sizes["int8-dynamic"]) < sizes["fp32"] / 1.4
@@ -350,7 +355,7 @@ def test_publishing_moves_from_one_whole_pair_to_the_next(
     )
     loaded = again.load(second)
     np.testing.assert_array_equal(
-        again.run(loaded, some_images(16)), engine.run(new, some_images(16))
+        again.run(loaded, pictures(some_images(16))), engine.run(new, pictures(some_images(16)))
     )
     assert loaded.weights.path.read_bytes() in files.values()
 
@@ -400,8 +405,10 @@ def test_whoever_may_only_read_loads_from_elsewhere(
     assert {one.weights.path.parent for one in loaded} == {tmp_path / "temporary"}
     assert {p.name: p.read_bytes() for p in work.iterdir()} == before
     for one, bias in zip(loaded, (0, 1), strict=True):
-        found = engine.run(one, some_images(16))
-        np.testing.assert_allclose(found, engine.run(published, some_images(16)) + bias, atol=1e-4)
+        found = engine.run(one, pictures(some_images(16)))
+        np.testing.assert_allclose(
+            found, engine.run(published, pictures(some_images(16))) + bias, atol=1e-4
+        )
     loaded.clear()
     del one
     gc.collect()
@@ -415,7 +422,7 @@ def test_threads_share_one_engine(micro: Any, tmp_path: Path) -> None:
 
     def ask() -> None:
         for _ in range(20):
-            if not np.allclose(engine.run(loaded, images), reference, atol=1e-4):
+            if not np.allclose(engine.run(loaded, pictures(images)), reference, atol=1e-4):
                 wrong.append(1)
 
     threads = [threading.Thread(target=ask) for _ in range(3)]

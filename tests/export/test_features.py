@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 import safetensors.torch
 import torch
+from conftest import pictures, square
 from networks import every_kind
 from sdlora_edge.export.form import ModelForm
 from sdlora_edge.export.onnx import write_model
@@ -61,13 +62,13 @@ def test_onnx_computes_the_same_features_and_logits(
 ) -> None:
     backbone, spec, images = KINDS[kind](), FeatureSpec.parse(text), some_images()
     weights, seen, expected = some(backbone, spec, images)
-    form = ModelForm(32, precision, INPUTS, 0, spec)
+    form = ModelForm(square(32), precision, INPUTS, 0, spec)
     write_model(backbone, weights, tmp_path, form, {})
     options = ort.SessionOptions()
     options.log_severity_level = 3
     session = ort.InferenceSession(str(tmp_path / "model.onnx"), options)
     assert [output.name for output in session.get_outputs()] == ["logits", "features"]
-    logits, found = session.run(None, {"pictures": images})
+    logits, found = session.run(None, pictures(images))
     assert np.abs(logits - expected).max() <= bound
     assert np.abs(found - seen).max() <= bound * np.abs(seen).max()
 
@@ -81,13 +82,13 @@ def test_executorch_computes_the_same_features_and_logits(tmp_path: Path) -> Non
     backbone, spec, images = KINDS["vit"](), FeatureSpec.parse("cls+mean:2"), some_images()
     backbone.blocks = backbone.blocks[:2]  # type: ignore[index] # lowered in less time
     weights, seen, expected = some(backbone, spec, images)
-    form = ModelForm(32, "fp32", CONSTANTS, 12, spec)
+    form = ModelForm(square(32), "fp32", CONSTANTS, 12, spec)
     places = write_program(backbone, weights, tmp_path, form)
     files = {"model.pte": {"sha256": sha256((tmp_path / "model.pte").read_bytes())}}
     manifest = SimpleNamespace(weights=places, capacity=12, files=files, lineage="00" * 32)
     bundle: Any = SimpleNamespace(path=tmp_path, manifest=manifest)
     engine = ExecutorchEngine(bundle, 0, tmp_path / "work")
-    logits, found = engine.outputs(engine.load(weights), images)
+    logits, found = engine.outputs(engine.load(weights), pictures(images))
     assert found is not None
     np.testing.assert_allclose(logits, expected, atol=1e-4)
     np.testing.assert_allclose(found, seen, atol=1e-4 * np.abs(seen).max())

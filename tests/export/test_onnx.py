@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from conftest import Fleet, shared
+from conftest import Fleet, pictures, shared
 from sdlora_edge.export import onnx as exporting
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.parity import compare, host_logits
@@ -35,8 +35,8 @@ def test_it_runs_as_it_is_in_plain_onnx_runtime_with_any_batch(fleet: Fleet) -> 
     assert [i.name for i in session.get_inputs()] == ["pictures"]
     for batch in (1, 2, 5):
         images = np.random.default_rng(batch).standard_normal((batch, 3, 16, 16)).astype(np.float32)
-        (found,) = session.run(["logits"], {"pictures": images})
-        np.testing.assert_allclose(found, host_logits(run, 0, images), atol=1e-4)
+        (found,) = session.run(["logits"], pictures(images))
+        np.testing.assert_allclose(found, host_logits(run, 0, pictures(images)), atol=1e-4)
 
 
 def test_adapted_weights_and_head_are_overridable_and_bear_the_backbones_names(
@@ -103,6 +103,7 @@ def test_parity_sees_every_kind_of_difference() -> None:
             compare(other, logits).require(1e-4, 1.0, 50.0, "x")
 
 
+@pytest.mark.long
 def test_the_whole_loop_on_real_characters(tmp_path: Path) -> None:
     """ViT-Tiny's real weights and 12 Omniglot classes: three packets, host and device alike on every test image."""
     import zipfile

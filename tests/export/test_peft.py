@@ -15,7 +15,7 @@ import safetensors
 import safetensors.torch
 import timm
 import torch
-from conftest import Fleet, Result, make_images
+from conftest import Fleet, Result, make_images, pictures
 from forge import Draft
 from sdlora_edge.export.bundles import export_bundle
 from sdlora_edge.export.from_peft import from_peft, read_adapter
@@ -33,8 +33,8 @@ from sdlora_edge.method.merged import Merged, adapted_weights, logits_of
 from sdlora_edge.state import Factors, TaskState, merge
 from sdlora_edge.train import task as learning
 from sdlora_edge.train.evaluator import class_answers
+from sdlora_edge.train.images import images_in
 from sdlora_edge.train.run import Run
-from sdlora_edge.train.source import images_in
 
 with warnings.catch_warnings():  # torchao's and peft's own, at import
     warnings.simplefilter("ignore")
@@ -89,9 +89,11 @@ def test_peft_computes_what_the_device_computes_after_each_packet(
         assert result.code == 0, result
         assert json.loads(result.out)["rank"] == 8 * task  # query and value, rank 4 each
         model = PeftModel.from_pretrained(backbone(fleet.run, len(classes)), str(out))
-        np.testing.assert_allclose(logits(model), device.logits(inputs().numpy()), atol=1e-4)
         np.testing.assert_allclose(
-            logits(model.merge_and_unload()), device.logits(inputs().numpy()), atol=1e-4
+            logits(model), device.logits(pictures(inputs().numpy())), atol=1e-4
+        )
+        np.testing.assert_allclose(
+            logits(model.merge_and_unload()), device.logits(pictures(inputs().numpy())), atol=1e-4
         )
 
 
@@ -119,7 +121,7 @@ def test_adapters_of_single_tasks_add_up_in_peft_by_cat(fleet: Fleet, tmp_path: 
     model.set_adapter("all")
     seen = logits(model) @ states[3].head_weight.T + states[3].head_bias
     np.testing.assert_allclose(
-        seen, host_logits(Run.open(fleet.run), 3, inputs().numpy()), atol=1e-4
+        seen, host_logits(Run.open(fleet.run), 3, pictures(inputs().numpy())), atol=1e-4
     )
 
 
@@ -255,7 +257,9 @@ def test_a_shipped_direction_comes_back_as_a_task_and_reaches_a_device(
     for path in sorted((tmp_path / "p").iterdir()):
         device.apply(path)
     np.testing.assert_allclose(
-        device.logits(inputs().numpy()), host_logits(run, 4, inputs().numpy()), atol=1e-4
+        device.logits(pictures(inputs().numpy())),
+        host_logits(run, 4, pictures(inputs().numpy())),
+        atol=1e-4,
     )
 
 

@@ -117,7 +117,7 @@ class Fixture:
             .integers(0, 255, (4, prepare.size, prepare.size, 3))
             .astype(np.uint8)
         )
-        self.inputs = prepare.normalise(images)
+        self.inputs = prepare.arrays(images)
         self.logits = [self.digest(device)]
         for path in fleet.packets:
             device.apply(path)

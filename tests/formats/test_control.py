@@ -26,7 +26,7 @@ Cli = Callable[..., Result]
 
 def inputs(device: Device) -> np.ndarray:
     prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
-    return prepare.normalise(
+    return prepare.arrays(
         np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3)).astype(np.uint8)
     )
 

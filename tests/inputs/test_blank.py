@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sdlora_edge.inputs.blank import blank
+from sdlora_edge.inputs.pictures import blank
 
 
 def test_they_are_what_their_names_say_and_the_same_for_a_seed() -> None:

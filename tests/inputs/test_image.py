@@ -16,7 +16,8 @@ from vectors.images import png
 from vectors_image import pictures
 
 from sdlora_edge.errors import InputError
-from sdlora_edge.inputs.image import CROP_MODES, ImageLike, Preprocessing, upright
+from sdlora_edge.inputs.image import CROP_MODES, Preprocessing
+from sdlora_edge.inputs.image_files import ImageLike, upright
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

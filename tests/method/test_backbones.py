@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import make_images
+from conftest import make_images, pictures
 from sdlora_edge.export.parity import host_logits
 from timm.models import (
     build_model_with_cfg,
@@ -452,7 +452,7 @@ def test_from_training_to_a_device_that_takes_a_packet(
     name: str, lr: float, tmp_path: Path
 ) -> None:
     run = learned(name, lr, tmp_path)
-    seen = host_logits(run, 2, images("conv").numpy())
+    seen = host_logits(run, 2, pictures(images("conv").numpy()))
     assert 0.05 < np.abs(seen).max() < 20  # else 1e-4 says little, or is float32's own rounding
     assert any(np.abs(f.B).max() > 0 for f in run.factors(2)[1].values())
     shipped = ship(run, tmp_path, 1)

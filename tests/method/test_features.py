@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from conftest import square
 from networks import every_kind
 from torch import Tensor, nn
 
@@ -22,6 +23,7 @@ from sdlora_edge.train.settings import Settings
 KINDS = every_kind()
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 Means = Callable[[Tensor], Tensor]
+EXAMPLE = square(32).canary(0, 1)
 
 
 def first(tokens: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ def test_tokens_are_those_that_the_blocks_pass_on_and_no_block_runs_twice(
     torch.testing.assert_close(found[:, : expected[0].shape[1]], expected[0], rtol=0, atol=0)
     assert {name: len(outputs) for name, outputs in seen.items()} == calls
     assert found.shape[1] == features.width(backbone, spec)
-    assert features.resolve(backbone, text, 32, "aligned") == spec
+    assert features.resolve(backbone, text, EXAMPLE, "aligned") == spec
     assert str(spec) == text
 
 
@@ -100,8 +102,8 @@ def test_replaced_weights_bear_the_backbones_names() -> None:
     [("vit", "cls:3"), ("gap", "mean:3"), ("beit", "mean:3"), ("deit", "cls:3"), ("swin", "mean:2"), ("resnet", "mean:2")],
 )  # fmt: skip
 def test_the_default_follows_the_family(kind: str, expected: str) -> None:
-    assert str(features.resolve(KINDS[kind](), "auto", 32, "aligned")) == expected
-    assert features.resolve(KINDS[kind](), "auto", 32, "paper") == LAST
+    assert str(features.resolve(KINDS[kind](), "auto", EXAMPLE, "aligned")) == expected
+    assert features.resolve(KINDS[kind](), "auto", EXAMPLE, "paper") == LAST
 
 
 class Odd(nn.Module):
@@ -129,10 +131,10 @@ class Plain(nn.Module):
 
 def test_a_backbone_that_shows_no_blocks_is_served_by_its_own_features() -> None:
     for backbone, message in ((Odd(), "do not lead to its own features"), (Plain(), "no blocks")):
-        assert features.resolve(backbone, "auto", 32, "aligned") == LAST
+        assert features.resolve(backbone, "auto", EXAMPLE, "aligned") == LAST
         assert features.width(backbone, LAST) == backbones.features(backbone)
         with pytest.raises(UsageError, match=f"{message}: choose last"):
-            features.resolve(backbone, "mean:2", 32, "aligned")
+            features.resolve(backbone, "mean:2", EXAMPLE, "aligned")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +148,7 @@ def test_a_backbone_that_shows_no_blocks_is_served_by_its_own_features() -> None
 )
 def test_tokens_that_a_family_does_not_have_are_refused(kind: str, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        features.resolve(KINDS[kind](), text, 32, "aligned")
+        features.resolve(KINDS[kind](), text, EXAMPLE, "aligned")
 
 
 @pytest.mark.parametrize("text", ["", "cls", "cls:0", "mean+cls:2", "cls:4 ", "last:2", "cls:100"])
@@ -166,4 +168,4 @@ def test_attention_on_classes_behind_the_blocks_is_no_class_token_of_theirs() ->
     with torch.device("meta"):
         xcit = timm.create_model("xcit_nano_12_p16_224", num_classes=0)
     with pytest.raises(UsageError, match="the blocks of Xcit have no class token"):
-        features.resolve(xcit, "cls:2", 32, "aligned")
+        features.resolve(xcit, "cls:2", EXAMPLE, "aligned")

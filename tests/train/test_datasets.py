@@ -14,7 +14,7 @@ from sdlora_edge.errors import InputError, UsageError
 from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.train import datasets, splits
 from sdlora_edge.train.settings import Settings
-from sdlora_edge.train.source import Source
+from sdlora_edge.train.source import SeedSplit, Source
 
 PREPARE = Preprocessing(32, 32, "bilinear", (0.5,) * 3, (0.5,) * 3)
 FACES = ("msu-mfsd", "casia-mfsd", "replay-attack", "oulu-npu")
@@ -35,7 +35,7 @@ def names(images: list[splits.ImageFile]) -> list[str]:
 
 
 def load(name: str, root: Path, seed: int = 0) -> Source:
-    return splits.load(name, 0.2, seed, str(root))
+    return splits.load(name, SeedSplit(0.2, seed), str(root))
 
 
 def zipped(folder: Path, file: Path) -> None:
@@ -337,9 +337,11 @@ def test_a_folder_wins_where_it_is_written_as_a_path(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     make_images(tmp_path / "pacs", ["a", "b"], 2)
-    assert splits.load("./pacs", 0.5, 0).classes == ("a", "b")
+    assert splits.load("./pacs", SeedSplit(0.5, 0)).classes == ("a", "b")
     make_images(tmp_path / "imagenet-r", ["n1", "n2"], 2)
-    assert splits.load("imagenet-r", 0.5, 0).name == "imagenet-r"  # no root: the folder one is in
+    assert (
+        splits.load("imagenet-r", SeedSplit(0.5, 0)).name == "imagenet-r"
+    )  # no root: the folder one is in
 
 
 def test_a_class_name_that_no_packet_could_carry_is_an_error(tmp_path: Path) -> None:
@@ -355,24 +357,26 @@ def test_the_outermost_folder_is_the_domain_and_the_rest_the_class(tmp_path: Pat
     folder = make_images(
         tmp_path / "p", ["day/dog", "day/cat/tabby", "night/dog", "night/cat/tabby"], 5
     )
-    source = splits.load(str(folder), 0.2, 0, domains=True)
+    source = splits.load(str(folder), SeedSplit(0.2, 0), domains=True)
     assert source.domains == ("day", "night")
     assert counts(source) == {"cat.tabby": (8, 2), "dog": (8, 2)}
     assert sorted(p.domain for p in source.test["dog"]) == ["day", "night"]
-    assert splits.load(str(folder), 0.2, 0).classes == (
+    assert splits.load(str(folder), SeedSplit(0.2, 0)).classes == (
         "day.cat.tabby",
         "day.dog",
         "night.cat.tabby",
         "night.dog",
     )
     zipped(folder, tmp_path / "p.zip")
-    assert counts(splits.load(str(tmp_path / "p.zip"), 0.2, 0, domains=True)) == counts(source)
+    assert counts(splits.load(str(tmp_path / "p.zip"), SeedSplit(0.2, 0), domains=True)) == counts(
+        source
+    )
 
 
 def test_train_and_test_may_lie_around_the_domains(tmp_path: Path) -> None:
     for split, count in (("train", 3), ("test", 2)):
         make_images(tmp_path / "p" / split, ["day/dog", "day/cat", "night/dog"], count)
-    source = splits.load(str(tmp_path / "p"), 0.2, 0, domains=True)
+    source = splits.load(str(tmp_path / "p"), SeedSplit(0.2, 0), domains=True)
     assert source.domains == ("day", "night")
     assert counts(source) == {"cat": (3, 2), "dog": (6, 4)}
 
@@ -380,22 +384,24 @@ def test_train_and_test_may_lie_around_the_domains(tmp_path: Path) -> None:
 def test_class_folders_without_domains_are_an_error(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "p", ["dog", "day/cat"], 3)
     with pytest.raises(InputError, match="<domain>/<class>/"):
-        splits.load(str(folder), 0.2, 0, domains=True)
+        splits.load(str(folder), SeedSplit(0.2, 0), domains=True)
     for split in ("train", "test"):
         make_images(tmp_path / "q" / split, ["dog", "cat"], 3)
     with pytest.raises(InputError, match="<domain>/<class>/"):  # and train is no domain
-        splits.load(str(tmp_path / "q"), 0.2, 0, domains=True)
+        splits.load(str(tmp_path / "q"), SeedSplit(0.2, 0), domains=True)
 
 
 def test_a_domains_task_has_the_classes_that_the_domain_has(tmp_path: Path) -> None:
     make_images(tmp_path / "p" / "train", ["day/dog", "day/cat", "night/dog"], 3)
     make_images(tmp_path / "p" / "test", ["day/dog", "night/dog", "night/cat"], 2)
-    source = splits.load(str(tmp_path / "p"), 0.2, 0, domains=True)
+    source = splits.load(str(tmp_path / "p"), SeedSplit(0.2, 0), domains=True)
     assert by_domain(source) == {"day": {"cat": (3, 0), "dog": (3, 2)}, "night": {"dog": (3, 2)}}
     (both,) = splits.parts(source, Settings().changed(protocol="domain", tasks=1))
     assert (both.name, both.domains, len(both.train["dog"])) == ("day+night", ("day", "night"), 6)
     with pytest.raises(UsageError, match="digits has 0 domain"):
-        splits.parts(splits.load("digits", 0.3, 0), Settings().changed(protocol="domain", tasks=2))
+        splits.parts(
+            splits.load("digits", SeedSplit(0.3, 0)), Settings().changed(protocol="domain", tasks=2)
+        )
 
 
 # ---- the real files
@@ -403,7 +409,7 @@ def test_a_domains_task_has_the_classes_that_the_domain_has(tmp_path: Path) -> N
 
 def test_the_real_sets_open_by_name() -> None:
     root = shared("omniglot_small1.zip").parent
-    omniglot = splits.load("omniglot", 0.3, 1993, str(root))
+    omniglot = splits.load("omniglot", SeedSplit(0.3, 1993), str(root))
     assert len(omniglot.classes) == 136
     assert set(counts(omniglot).values()) == {(14, 6)}
     shared("caltech101_128px_max50.zip")

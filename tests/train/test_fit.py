@@ -17,15 +17,18 @@ from PIL import Image
 
 from sdlora_edge.errors import DivergedError, UsageError
 from sdlora_edge.inputs.image import Preprocessing
+from sdlora_edge.inputs.pictures import views
 from sdlora_edge.method.head import FeatureStatistics
 from sdlora_edge.method.sdlora import SDLoRA
 from sdlora_edge.state import TaskUpdate, changed_rows
 from sdlora_edge.train import fit as fits
 from sdlora_edge.train import loop, splits, task
-from sdlora_edge.train.augment import augment, draw, views
+from sdlora_edge.train.augment import augment, draw
 from sdlora_edge.train.evaluator import Evaluator
 from sdlora_edge.train.fit import Checkpoint, Training, fit
+from sdlora_edge.train.lesson import Lesson
 from sdlora_edge.train.settings import Settings
+from sdlora_edge.train.source import SeedSplit
 
 PREPARE = Preprocessing(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
@@ -85,7 +88,7 @@ def test_rates_reach_their_parts(tmp_path: Path) -> None:
 
 def test_images_that_do_not_fit_are_decoded_by_workers_and_train_alike(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "p", ["a", "b"], 6, size=8)
-    source = splits.load(str(folder), 0.2, 0)
+    source = splits.load(str(folder), SeedSplit(0.2, 0))
     cached, streamed = (splits.read(source.train, source.classes, PREPARE, gb) for gb in (4.0, 0.0))
     assert isinstance(streamed, splits.Streamed)
     assert (
@@ -93,6 +96,7 @@ def test_images_that_do_not_fit_are_decoded_by_workers_and_train_alike(tmp_path:
     )
 
 
+@pytest.mark.long
 def test_a_compiled_step_is_the_same_step(tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("torch.compile needs a C++ compiler on a CPU")
@@ -175,13 +179,14 @@ def test_domains_need_a_pretrained_backbone_and_their_folders(tmp_path: Path) ->
     folder = make_images(tmp_path / "p", ["cat", "dog"], 4)
     with pytest.raises(UsageError, match="domain"):
         splits.parts(
-            splits.load(str(folder), 0.2, 0), Settings().changed(protocol="domain", tasks=2)
+            splits.load(str(folder), SeedSplit(0.2, 0)),
+            Settings().changed(protocol="domain", tasks=2),
         )
 
 
 def test_limits_and_validation_take_training_images_only(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "p", ["a", "b"], 20)
-    source = splits.load(str(folder), 0.2, 0)
+    source = splits.load(str(folder), SeedSplit(0.2, 0))
     (plain,) = splits.parts(source, Settings().changed(tasks=1))
     (held,) = splits.parts(source, Settings().changed(tasks=1, validate=0.25, train_limit=5))
     tested = {p.name for p in plain.test["a"]}
@@ -192,7 +197,7 @@ def test_limits_and_validation_take_training_images_only(tmp_path: Path) -> None
 
 def test_a_limit_counts_each_domain_alone(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "p", ["day/a", "day/b", "night/a", "night/b"], 10)
-    source = splits.load(str(folder), 0.2, 0, domains=True)
+    source = splits.load(str(folder), SeedSplit(0.2, 0), domains=True)
     alone = splits.parts(source, Settings().changed(protocol="domain", tasks=2, train_limit=3))
     (both,) = splits.parts(source, Settings().changed(protocol="domain", tasks=1, train_limit=3))
     assert [p.domain for p in both.train["a"]] == ["day"] * 3 + ["night"] * 3
@@ -351,7 +356,7 @@ def test_the_new_images_are_not_scored_twice_and_drift_is_the_same(
     source = splits.load_for(run.config)
     part = splits.parts(source, run.config)[-1]
     images = splits.decode(part.train, part.classes, run.preprocessing, need=True)
-    shown, _ = task._views(images, run.config.training.seed)
+    shown, _ = task._views(Lesson(run, part, images))
     for weights, seen in ((1, before), (2, after)):
         wanted = features(Evaluator.at(run, weights), images)[shown]
         np.testing.assert_allclose(seen[:chosen], wanted, atol=1e-5)

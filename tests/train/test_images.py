@@ -19,17 +19,18 @@ from conftest import make_images
 from PIL import Image
 
 from sdlora_edge.errors import InputError
-from sdlora_edge.inputs.image import SUFFIXES, Preprocessing
+from sdlora_edge.inputs.image import Preprocessing
+from sdlora_edge.inputs.image_files import SUFFIXES
 from sdlora_edge.inputs.sizes import MAX_FILE
-from sdlora_edge.train import images, splits
+from sdlora_edge.train import files, splits
 from sdlora_edge.train.settings import Settings
-from sdlora_edge.train.source import Source
+from sdlora_edge.train.source import SeedSplit, Source
 
 PREPARE = Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
 def load(path: Path) -> Source:
-    return splits.load(str(path), 0.5, 0)
+    return splits.load(str(path), SeedSplit(0.5, 0))
 
 
 def skipped(source: Source) -> dict[str, str]:
@@ -70,7 +71,7 @@ def test_every_suffix_of_a_format_is_an_image_and_every_other_file_has_a_reason(
         found = skipped(source)
         heif = {name: found.pop(name) for name in ("x.HEIC", "x.HEIF") if name in found}
         assert set(heif.values()) <= {"needs pip install 'sdlora-edge[heif]'"}
-        assert found.pop("empty", images.EMPTY) == images.EMPTY  # `zipped` stores no folders
+        assert found.pop("empty", files.EMPTY) == files.EMPTY  # `zipped` stores no folders
         assert found == {
             "notes.txt": "not an image",
             "none": "not an image",
@@ -88,7 +89,7 @@ def test_an_empty_folder_of_a_zip_is_named_too(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive:
         archive.mkdir("c") if hasattr(archive, "mkdir") else archive.writestr("c/", b"")
         archive.writestr("a/", b"")
-    assert skipped(load(path)) == {"c": images.EMPTY}
+    assert skipped(load(path)) == {"c": files.EMPTY}
     assert load(path).skipped[0].label == "c"
 
 
@@ -326,7 +327,7 @@ def test_a_damaged_member_is_that_images_error(archive: Path) -> None:
     failed = []
     for image in images:
         try:
-            image.pixels(PREPARE)
+            image.array(PREPARE)
         except InputError as error:
             failed.append(str(error))
     assert len(failed) == 1
@@ -348,7 +349,7 @@ def test_names_are_escaped_wherever_they_are_shown(tmp_path: Path) -> None:
         p for side in (load(path).train, load(path).test) for p in side["a"] if "forged" in p.name
     )
     with pytest.raises(InputError) as caught:
-        image.pixels(PREPARE)
+        image.array(PREPARE)
     for text in (image.name, str(caught.value)):
         assert "\\u001b]0;title\\u0007\\nerror: forged.png" in text
         assert not any(unicodedata.category(character) == "Cc" for character in text)
@@ -379,21 +380,21 @@ def test_a_huge_member_is_skipped_unread_and_one_that_lies_is_read_no_further(
     )
     tracemalloc.start()
     with pytest.raises(InputError):
-        image.pixels(PREPARE)
+        image.array(PREPARE)
     assert tracemalloc.get_traced_memory()[1] < 4 << 20
     tracemalloc.stop()
 
 
 def test_an_archive_that_changes_is_opened_anew(archive: Path, tmp_path: Path) -> None:
     first = load(archive).train["a"][0]
-    before = first.pixels(PREPARE)
+    before = first.array(PREPARE)
     zipped(make_images(tmp_path / "q", ["a", "b"], 2, seed=1), archive)
     os.utime(archive, (1, 1))
-    assert not np.array_equal(before, first.pixels(PREPARE))
+    assert not np.array_equal(before, first.array(PREPARE))
     with zipfile.ZipFile(archive, "w") as empty:
         empty.writestr("x", b"x")
     with pytest.raises(InputError, match="a/"):
-        first.pixels(PREPARE)
+        first.array(PREPARE)
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])

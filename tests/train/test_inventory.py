@@ -13,6 +13,7 @@ from conftest import Result, make_images
 from PIL import Image
 
 from sdlora_edge.errors import InputError
+from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.method import backbones
 from sdlora_edge.train import inventory, splits
 from sdlora_edge.train.loop import add_task, train
@@ -116,7 +117,7 @@ def test_what_was_named_once_is_not_named_again(
     source = checked(config)
     caplog.clear()
     (part,) = splits.parts(source, config)
-    prepare = splits.Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    prepare = Preprocessing(16, 16, "bilinear", (0.5,) * 3, (0.5,) * 3)
     for cache in (1.0, 0.0):
         found = splits.read(part.train, part.classes, prepare, cache)
         assert len(found) == sum(not p.problem for own in part.train.values() for p in own)

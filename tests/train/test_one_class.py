@@ -86,6 +86,7 @@ def test_a_device_takes_it_and_gives_it_back(fleet_of_one: Fleet, tmp_path: Path
     assert fresh.status().state == run.states[6].digest
 
 
+@pytest.mark.long
 def test_every_command_takes_a_run_that_ends_with_one(
     fleet_of_one: Fleet, tmp_path: Path, cli: Cli
 ) -> None:

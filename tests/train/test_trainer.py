@@ -43,6 +43,7 @@ def test_a_seed_gives_the_same_run_twice(fleet: Fleet, tmp_path: Path) -> None:
     same(tmp_path / "again", fleet.run)
 
 
+@pytest.mark.long
 def test_the_default_learns_digits_and_the_aligned_head_keeps_them(tmp_path: Path) -> None:
     """The embedded default, as a newcomer runs it: well above what the plain head reaches (40 %)."""
     run = loop.train(resolve(None, {}), tmp_path / "runs" / "default")

@@ -40,10 +40,10 @@ def test_a_class_of_several_folders_is_known_by_its_joined_name(tmp_path: Path) 
 
 def test_known_images_alone_or_none_at_all_are_refused(tmp_path: Path) -> None:
     make_images(tmp_path / "known", ["apple"], 2)
-    with pytest.raises(InputError, match="all its images lie in folders of known classes: name"):
+    with pytest.raises(InputError, match="all its images are of known classes: give"):
         find(str(tmp_path / "known"), {"apple"}, MOST)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="it has no image: name a folder"):
+    with pytest.raises(InputError, match="it has no image: give images"):
         find(str(tmp_path / "empty"), {"apple"}, MOST)
     with pytest.raises(InputError, match="no such folder"):
         find(str(tmp_path / "nowhere"), {"apple"}, MOST)

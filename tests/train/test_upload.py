@@ -10,7 +10,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from sdlora_edge.inputs.image import Preprocessing
 from sdlora_edge.train.augment import augment, draw
-from sdlora_edge.train.upload import Upload
+from sdlora_edge.train.upload import PictureUpload
 
 PREPARE = Preprocessing(20, 20, "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -24,7 +24,7 @@ def pixels(count: int = 7) -> np.ndarray:
 def test_every_byte_becomes_the_number_that_a_device_in_the_field_computes(device: str) -> None:
     every = np.arange(1200).astype(np.uint8).reshape(1, 20, 20, 3)
     shown = np.concatenate([pixels(), every])
-    found = Upload(PREPARE, torch.device(device))(shown)
+    (found,) = PictureUpload(PREPARE, torch.device(device))(shown)
     assert (found.shape, found.dtype, found.device.type) == ((8, 3, 20, 20), torch.float32, device)
     assert found.is_contiguous(memory_format=torch.channels_last)
     wanted = PREPARE.normalise(shown)
@@ -46,7 +46,7 @@ def before(images: Tensor, chances: Tensor) -> Tensor:
 @pytest.mark.parametrize("device", DEVICES)
 def test_views_of_uploaded_images_are_those_of_images_normalised_on_the_host(device: str) -> None:
     chances = draw(7, "flip-crop", torch.Generator().manual_seed(3))
-    uploaded = Upload(PREPARE, torch.device(device))(pixels())
+    (uploaded,) = PictureUpload(PREPARE, torch.device(device))(pixels())
     found = augment(uploaded, chances.to(device), "flip-crop").cpu()
     wanted = before(torch.from_numpy(PREPARE.normalise(pixels())), chances)
     # An accelerator rounds a view's coordinates otherwise, by some 1e-6 of a pixel.

@@ -206,7 +206,8 @@ class Chain:
 
     def logits(self, seed: int, count: int = 2) -> np.ndarray:
         """Of a canary's inputs, float32 (count, live classes)."""
-        hidden = canary.inputs(seed, PREPROCESSING, count).astype(np.float64).reshape(count, -1)
+        (pictures,) = canary.inputs(seed, PREPROCESSING, count).values()
+        hidden = pictures.astype(np.float64).reshape(count, -1)
         for w in self.weights().values():
             hidden = np.maximum(hidden @ w.T, 0)
         logits = hidden @ self.state.head_weight.astype(np.float64).T + self.state.head_bias

@@ -218,7 +218,7 @@ def test_logits_are_those_of_the_python_device(
     assert isinstance(found, list), found
     device = twin(len(fleet.packets))
     prepare = Preprocessing.from_manifest(device.bundle.manifest.preprocessing)
-    right = device.logits(prepare.normalise(np.stack([prepare.pixels(p) for p in photos])))
+    right = device.logits(prepare.arrays(np.stack([prepare.pixels(p) for p in photos])))
     difference = float(np.abs(np.array(found) - right).max())
     print(f"largest difference of a logit: {difference:.1e}")
     assert difference <= 1e-4

@@ -37,6 +37,8 @@ export async function openBundle(read) {
     const { format, target } = manifest;
     need(format === FORMAT, `format ${format} is not ${FORMAT}: export the bundle again`);
     need(target === "onnx", `target ${target} does not run in JavaScript: export with --for web`);
+    const { kind = "image" } = manifest.preprocessing;
+    need(kind === "image", `inputs of kind ${kind} are not known in JavaScript: use a Python device`);
     /** @type {Record<string, Uint8Array>} */
     const files = Object.assign(Object.create(null), { "manifest.json": written });
     for (const [name, { sha256: digest, size }] of Object.entries(manifest.files)) {

@@ -68,6 +68,14 @@ test("a store that exists is not made again", async () => {
   await assert.rejects(flashed("once"), { exitCode: 2 });
 });
 
+test("a bundle of another kind of input is refused", async () => {
+  const text = new TextDecoder().decode(await readVectors("bundles/fp16/manifest.json"));
+  const other = text.replace('"preprocessing":{', '"preprocessing":{"kind":"text",');
+  const read = async (/** @type {string} */ name) =>
+    name === "manifest.json" ? new TextEncoder().encode(other) : readVectors(`bundles/fp16/${name}`);
+  await assert.rejects(openBundle(read), { exitCode: 3, message: /kind text/ });
+});
+
 test("a bundle that names a file outside its folder is refused", async () => {
   const text = new TextDecoder().decode(await readVectors("bundles/fp16/manifest.json"));
   for (const name of ["../trust.json", "..", "a/../../trust.json", "..\\\\trust.json"]) {

@@ -20,6 +20,7 @@ import numpy as np
 
 from ...errors import InputError, UsageError
 from ...formats.bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle
+from ...inputs.modality import Inputs
 from ...shortage import verdict
 from ...state import UNUSED, TaskState
 
@@ -98,13 +99,18 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def outputs(self, loaded: Any, inputs: np.ndarray) -> Outputs:
-        """Compute with preprocessed inputs, float32 (N, 3, size, size).
+    def outputs(self, loaded: Any, inputs: Inputs) -> Outputs:
+        """Compute with N preprocessed items.
 
         Several threads call it at once.
+
+        Args:
+            loaded: What `load` returned.
+            inputs: By the names of the model's inputs: of images `pictures`, float32
+                (N, 3, size, size); of texts `input_ids` and `attention_mask`, int64 (N, tokens).
         """
 
-    def run(self, loaded: Any, inputs: np.ndarray) -> np.ndarray:
+    def run(self, loaded: Any, inputs: Inputs) -> np.ndarray:
         """The logits of `outputs` alone."""
         return self.outputs(loaded, inputs).logits
 

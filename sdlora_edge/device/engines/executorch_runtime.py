@@ -35,6 +35,7 @@ import numpy as np
 from ...errors import InputError, StorageError
 from ...formats.bundle import DTYPES, HEAD_BIAS, Bundle
 from ...formats.current import Current
+from ...inputs.modality import Inputs, count, filled
 from ...shortage import verdict
 from ...state import TaskState
 from ...storage import atomic, disk
@@ -115,7 +116,7 @@ class ExecutorchEngine(Engine):
     def __init__(self, bundle: Bundle, threads: int, workspace: Path) -> None:
         self._bundle, self._workspace = bundle, workspace
         self._load, self._tensor = _runtime(threads)
-        self._lock = threading.Lock()  # a method computes in its own memory, one image at a time
+        self._lock = threading.Lock()  # a method computes in its own memory, one item at a time
 
     @classmethod
     def without_running(cls, bundle: Bundle, workspace: Path) -> ExecutorchEngine:
@@ -137,12 +138,16 @@ class ExecutorchEngine(Engine):
                 error, InputError(f"{program}: ExecuTorch cannot load it: {error}")
             ) from error
 
-    def outputs(self, loaded: _Loaded, inputs: np.ndarray) -> Outputs:
-        images = self._tensor(np.ascontiguousarray(inputs, np.float32))
-        logits, features = np.empty((len(inputs), loaded.classes), np.float32), []
-        for i in range(len(inputs)):
-            with self._lock:  # its outputs are copied before the next image overwrites them
-                first, *more = loaded.method.execute([images[i : i + 1]])
+    def outputs(self, loaded: _Loaded, inputs: Inputs) -> Outputs:
+        meta = loaded.method.metadata
+        tensors = [
+            self._tensor(np.ascontiguousarray(filled(array, meta.input_tensor_meta(i).sizes()[1:])))
+            for i, array in enumerate(inputs.values())
+        ]
+        logits, features = np.empty((count(inputs), loaded.classes), np.float32), []
+        for i in range(len(logits)):
+            with self._lock:  # its outputs are copied before the next item overwrites them
+                first, *more = loaded.method.execute([one[i : i + 1] for one in tensors])
                 logits[i] = first[0, : loaded.classes].numpy()
                 features += [np.array(one[0].numpy(), np.float32) for one in more[:1]]
         return Outputs(logits, np.stack(features) if features else None)

@@ -18,6 +18,7 @@ import numpy as np
 
 from ...errors import InputError, UsageError
 from ...formats.bundle import CONSTANTS, DTYPES, HEAD_BIAS, Bundle
+from ...inputs.modality import Inputs
 from ...platforms import cannot_import
 from ...shortage import verdict
 from . import Engine, Outputs, with_room
@@ -88,11 +89,11 @@ class OnnxEngine(Engine):
         features = FEATURES in [output.name for output in session.get_outputs()]
         return _Loaded(session, feed, len(weights[HEAD_BIAS]), features)
 
-    def outputs(self, loaded: _Loaded, inputs: np.ndarray) -> Outputs:
+    def outputs(self, loaded: _Loaded, inputs: Inputs) -> Outputs:
         feed = {
-            "pictures": ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(inputs)),
-            **loaded.feed,
-        }
+            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            for name, array in inputs.items()
+        } | loaded.feed
         names = [LOGITS, FEATURES] if loaded.features else [LOGITS]
         found = loaded.session.run_with_ort_values(names, feed)
         logits, *more = (np.asarray(one.numpy(), np.float32) for one in found)

@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 
 from ...errors import InputError
+from ...inputs.modality import kind_of, of_kind
 from ...results import Result
 from ...shortage import verdict
 from ...state import extended
@@ -132,6 +133,7 @@ class Summary(Result):
         skipped_files: The first `SHOWN_SKIPPED` of them.
         settings: The settings by group.
         versions: What the run was made with.
+        noun: What one of the test images is called.
     """
 
     path: Path
@@ -154,6 +156,7 @@ class Summary(Result):
     skipped_files: tuple[SkippedFile, ...]
     settings: Mapping[str, Mapping[str, object]]
     versions: Mapping[str, str]
+    noun: str = "image"
 
 
 def read(path: Path) -> Summary:
@@ -198,6 +201,7 @@ def _summary(
         skipped_files=tuple(skipped[:SHOWN_SKIPPED]),
         settings=settings,
         versions=config.recorded_in(path / folder.CONFIG),
+        noun=of_kind(kind_of(settings["backbone"]["backbone"])).noun,
     )
 
 

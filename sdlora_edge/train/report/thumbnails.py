@@ -14,22 +14,24 @@ from PIL import Image
 
 from ...progress import stage
 from ...results import Result
-from ..images import ImageFile
+from ..items import Item
 from .summary import Confusion
 
 if TYPE_CHECKING:
     from ..evaluator import Evaluator
 
-PAIRS, IMAGES, SIDE = 6, 4, 64
-"""pairs of classes that are shown, images of each pair, pixels of an image's side"""
+PAIRS, IMAGES, SIDE, CHARACTERS = 6, 4, 64, 200
+"""pairs of classes that are shown, images of each pair, pixels of an image's side, characters of a
+text"""
 
 
 @dataclass(frozen=True)
 class Shot(Result):
-    """An image as a data URI, and the name of its file."""
+    """An image as a data URI, or a text, and the name of its file."""
 
     name: str
     uri: str
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,13 +66,14 @@ def confused(path: Path, confusions: Sequence[Confusion]) -> tuple[Confused, ...
     for c in wanted:
         own = [(name, pixels) for name, pixels, guess in guesses[c.truth] if guess == c.predicted]
         if own:
-            shots = tuple(Shot(name, _data_uri(pixels)) for name, pixels in own[:IMAGES])
+            seen = run.preprocessing.seen
+            shots = tuple(_shot(name, seen(item)) for name, item in own[:IMAGES])
             pairs.append(Confused(c.truth, c.predicted, shots))
     return tuple(pairs)
 
 
 def _guesses(
-    evaluator: Evaluator, label: str, images: Sequence[ImageFile]
+    evaluator: Evaluator, label: str, images: Sequence[Item]
 ) -> list[tuple[str, np.ndarray, str]]:
     """(name, pixels, answer) of the readable images of a class, under the newest state."""
     from ...method.merged import logits_of
@@ -85,9 +88,15 @@ def _guesses(
     if not readable:
         return []
     pixels = np.stack([pixels for _, pixels in readable])
-    seen = evaluator.features_of(run.preprocessing.normalise(pixels))
+    seen = evaluator.features_of(run.preprocessing.arrays(pixels))
     guess = logits_of(state, seen).argmax(axis=1)
     return [(name, pixels, state.classes[g] or "") for (name, pixels), g in zip(readable, guess)]
+
+
+def _shot(name: str, seen: np.ndarray | str) -> Shot:
+    return (
+        Shot(name, "", seen[:CHARACTERS]) if isinstance(seen, str) else Shot(name, _data_uri(seen))
+    )
 
 
 def _data_uri(pixels: np.ndarray) -> str:
