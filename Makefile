@@ -128,7 +128,7 @@ bench-text: .venv/installed
 	$(BIN)/python tests/bench/text_streams.py $(MODEL)
 
 bench-web: .venv/installed
-	$(BIN)/python tests/fleet/install.py node npm
+	$(BIN)/python tests/fleet/install.py web
 	$(BIN)/python tests/bench/web.py
 	$(MAKE) figures
 
