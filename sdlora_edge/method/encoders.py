@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -229,11 +228,9 @@ def _quiet(transformers: Any) -> Iterator[None]:
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    disabled = logging.root.manager.disable
     try:
         yield
     finally:
-        logging.disable(disabled)
         transformers.logging.set_verbosity(level)
 
 

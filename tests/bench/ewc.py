@@ -54,7 +54,8 @@ class Penalised(fit._Fitting):
         (pixels,) = self.images.batches([chosen.numpy()])
         targets = torch.from_numpy(self.images.targets)[chosen]
         squares = {name: torch.zeros_like(w) for name, w in weights.items()}
-        for image, target in zip(self.upload(pixels).split(1), targets.split(1), strict=True):
+        (pictures,) = self.upload(pixels)
+        for image, target in zip(pictures.split(1), targets.split(1), strict=True):
             seen = functional_call(self.model.backbone, weights, (image,))
             loss = nn.functional.cross_entropy(self.model.head(seen), target)
             grads = torch.autograd.grad(loss, list(weights.values()))

@@ -29,6 +29,7 @@ from sdlora_edge.device.engines.providers import CPU
 from sdlora_edge.formats import packet, signing
 from sdlora_edge.formats.bundle import CONSTANTS, INPUTS
 from sdlora_edge.inputs import canary
+from sdlora_edge.inputs.image import PICTURES
 from sdlora_edge.train.run import Run
 
 MODEL, SIZE, TASKS, CLASSES = "vit_tiny_patch16_224", 224, 5, 100
@@ -37,8 +38,9 @@ TURN = 0.5
 """seconds of a turn"""
 
 
-def images(count: int) -> np.ndarray:
-    return np.random.default_rng(1).standard_normal((count, 3, SIZE, SIZE)).astype(np.float32)
+def images(count: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(1)
+    return {PICTURES: random.standard_normal((count, 3, SIZE, SIZE)).astype(np.float32)}
 
 
 def serve(store: Path, provider: str, packets: list[Path]) -> None:

@@ -49,6 +49,7 @@ from sdlora_edge.device.engines.onnx_runtime import ort  # telemetry is off then
 from sdlora_edge.formats import packet, signing
 from sdlora_edge.formats.bundle import CONSTANTS
 from sdlora_edge.inputs import canary
+from sdlora_edge.inputs.image import PICTURES
 from sdlora_edge.method import backbones
 from sdlora_edge.state import Factors, TaskState
 from sdlora_edge.train.run import Run
@@ -214,7 +215,7 @@ def load(name: str, folder: Path, threads: int, images: np.ndarray) -> Call:
         return eager
     if (folder / "stores" / name).exists():
         opened = Device.open(folder / "stores" / name, threads)
-        return lambda: opened.logits(images)
+        return lambda: opened.logits({PICTURES: images})
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, threads
     session = ort.InferenceSession(

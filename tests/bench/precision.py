@@ -30,6 +30,8 @@ from sdlora_edge.export.requests import TARGETS, ExportOptions
 from sdlora_edge.device.engines import Engine, open_engine
 from sdlora_edge.errors import UsageError
 from sdlora_edge.formats.bundle import HEAD_BIAS, HEAD_WEIGHT, open_bundle
+from sdlora_edge.inputs.image import PICTURES
+from sdlora_edge.inputs.modality import parts
 from sdlora_edge.train import splits
 from sdlora_edge.train.config import resolve
 from sdlora_edge.train.loop import train
@@ -76,7 +78,8 @@ def opened(run: Run, folder: Path, target: str) -> dict[str, tuple[Engine, Any, 
 
 def latencies(models: dict[str, tuple[Engine, Any, int]], size: int) -> dict[str, dict[str, float]]:
     """Of one image, one thread: milliseconds, and over fp32; and the model's bytes."""
-    image = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
+    numbers = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
+    image = {PICTURES: numbers}
     names, rows, end = list(models), [], time.perf_counter() + SECONDS
     while time.perf_counter() < end or len(rows) < 5:
         row, turn = {}, len(rows) % len(names)
@@ -104,9 +107,7 @@ def agreement(run: Run, models: dict[str, tuple[Engine, Any, int]]) -> dict[str,
     reference = host_logits(run, len(run.updates), inputs)
     found = {}
     for precision, (engine, loaded, _) in models.items():
-        logits = np.concatenate(
-            [engine.run(loaded, inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)]
-        )
+        logits = np.concatenate([engine.run(loaded, part) for part in parts(inputs, BATCH)])
         parity = compare(logits, reference)
         accuracy = float((logits.argmax(axis=1) == decoded.targets).mean())
         found[precision] = {**parity.to_dict(), "accuracy": accuracy}
