@@ -1,7 +1,7 @@
 """Every variant of the method on four real streams: rows trained alike, three seeds, scored on test images.
 
-Writes docs/figures/method.json. Each training leaves one JSON file in build/method/, so a run that was stopped goes on; two
-trainings run at once, one core each. Settings were chosen on a validation part of the training images (--validate).
+Writes docs/figures/method.json. Each training leaves its figures in docs/figures/method_runs.json, which is committed: a run that
+was stopped goes on, also on another machine. Two trainings run at once, one core each. Settings were chosen on a validation part of the training images (--validate).
 Arguments: names of sets and rows to train (default: all), --collect (train nothing). SDLORA_EDGE_DATA says where images and
 weights lie. `method_heads` scores a training with other heads than those that it has itself.
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,9 @@ from sdlora_edge.train.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("SDLORA_EDGE_DATA", "../shared/data"))
-RESULTS = ROOT / "build" / "method"
+FIGURES = ROOT / "docs" / "figures"
+RUNS = FIGURES / "method_runs.json"
+"""{"SET ROW SEED": {"heads": {row with its head: {column: figure}}, ...}}"""
 SEEDS = (1993, 1994, 1995)
 COMMON: dict[str, Any] = {
     "backbone": "vit_tiny_patch16_224",
@@ -79,7 +81,7 @@ ROWS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-EWC = Path(__file__).with_name("ewc.py")
+EWC, HEADS = (Path(__file__).with_name(name) for name in ("ewc.py", "method_heads.py"))
 
 
 def settings(name: str, row: str, seed: int) -> dict[str, Any]:
@@ -94,79 +96,45 @@ def settings(name: str, row: str, seed: int) -> dict[str, Any]:
     return chosen | {"data": str(SHARED / chosen["data"])}
 
 
-def train(name: str, row: str, seed: int) -> None:
-    """One training, in a process of its own with one thread; its metrics go to build/method/."""
-    target = RESULTS / f"{name}-{row}-{seed}.json"
-    if target.exists():
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.toml").write_text(to_toml(Settings.of(**settings(name, row, seed))))
-        program = [str(EWC)] if row == "ewc" else ["-m", "sdlora_edge"]
-        command = [sys.executable, *program, "train", "--json"]
-        command += ["--config", f"{folder}/config.toml", "--out", f"{folder}/run"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+def train(name: str, row: str, seed: int) -> dict[str, Any]:
+    """One training, in a process of its own with one thread, and the figures of it that are kept."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def call(*program: str) -> str:
+        done = subprocess.run([sys.executable, *program], capture_output=True, text=True, env=environment)  # fmt: skip
         if done.returncode:
             raise SystemExit(f"{name} {row} {seed}: {done.stderr.strip().splitlines()[-1]}")
-        tasks = sorted((Path(folder) / "run" / "tasks").glob("*/metrics.json"))
-        entries = [json.loads(path.read_text()) for path in tasks]
-        heads: dict[str, Any] = {}
+        return done.stdout
+
+    with tempfile.TemporaryDirectory() as folder:
+        config, run = Path(folder) / "config.toml", Path(folder) / "run"
+        config.write_text(to_toml(Settings.of(**settings(name, row, seed))))
+        program = [str(EWC)] if row == "ewc" else ["-m", "sdlora_edge"]
+        call(*program, "train", "--json", "--config", str(config), "--out", str(run))
+        entries = [json.loads(p.read_text()) for p in sorted(run.glob("tasks/*/metrics.json"))]
+        # `method_heads` has the frozen backbone's aligned heads.
+        matrices = list(MATRICES.items())[: 1 if row == "frozen" else None]
+        found: dict[str, Any] = {
+            "heads": {row + head: summary(entries, m, name == "pacs") for head, m in matrices}
+        }
         if row == "default":
-            others = SHARED / SETS[OTHERS[name]]["data"]
-            command = [
-                sys.executable,
-                str(Path(__file__).with_name("method_heads.py")),
-                f"{folder}/run",
-                str(others),
-            ]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                raise SystemExit(f"{name} {row} {seed}: {done.stderr.strip().splitlines()[-1]}")
-            heads = json.loads(done.stdout.splitlines()[-1])
-    keep = (
-        "correct",
-        "plain_correct",
-        "frozen_correct",
-        "totals",
-        "seconds",
-        "packet_bytes",
-        "rank",
-        "absorbed",
-        "residual",
-        "calibration",
-        "unknown",
-    )
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(".tmp")
-    partial.write_text(
-        json.dumps(
-            {
-                "tasks": [
-                    {k: e[k] for k in keep if k in e} | {"classes": len(e["classes"])}
-                    for e in entries
-                ],
-                "heads": heads,
-            }
-        )
-    )
-    shutil.move(partial, target)
-    print(
-        name,
-        row,
-        seed,
-        *(
-            round(100 * sum(entries[-1][m][-1]) / sum(entries[-1]["totals"]), 1)
-            for m in MATRICES.values()
-        ),
-        flush=True,
-    )
+            other = SHARED / SETS[OTHERS[name]]["data"]
+            heads = json.loads(call(str(HEADS), str(run), str(other)).splitlines()[-1])
+            found["unknown"] = heads.pop("unknown")
+            found["unknown"]["accepted"] = entries[-1]["unknown"]["accepted"]
+            found["calibration"] = {"ece": 100 * entries[-1]["calibration"]["ece"]}
+            found["heads"] |= heads
+        if row == "kd":
+            found["absorbed"] = sum(bool(entry.get("absorbed")) for entry in entries)
+            found["tasks"] = len(entries)
+        return found
 
 
 def summary(entries: list[dict[str, Any]], matrix: str, domains: bool) -> dict[str, float]:
     """The columns of one training, accuracies in percent. A plain head's packets lack the old classes' rows (but for domains)."""
     from sdlora_edge.train.metrics import summary as metrics
 
-    old = np.cumsum([0] + [e["classes"] for e in entries[:-1]]) * (
+    old = np.cumsum([0] + [len(e["classes"]) for e in entries[:-1]]) * (
         matrix == "plain_correct" and not domains
     )
     totals = entries[-1]["totals"]
@@ -180,55 +148,41 @@ def summary(entries: list[dict[str, Any]], matrix: str, domains: bool) -> dict[s
     }
 
 
-def spread(values: list[float]) -> list[float]:
-    """[mean, standard deviation]."""
-    return [float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0]
+def spread(values: list[dict[str, float]]) -> dict[str, list[float]]:
+    """{column: [mean, standard deviation]}."""
+    return {c: [float(np.mean(of := [v[c] for v in values])), float(np.std(of, ddof=1)) if len(of) > 1 else 0.0]
+            for c in values[0]}  # fmt: skip
 
 
-def of_row(name: str, row: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """{row, with both heads: {column: [mean, std]}} of the trainings of a row."""
-    rows: dict[str, Any] = {}
-    # `method_heads` has the frozen backbone's aligned heads.
-    for head, matrix in list(MATRICES.items())[: 1 if row == "frozen" else None]:
-        columns = [summary(run["tasks"], matrix, name == "pacs") for run in runs]
-        rows[row + head] = {"seeds": len(runs)} | {
-            c: spread([x[c] for x in columns]) for c in columns[0]
-        }
-        if row == "kd":
-            rows[row + head] |= {
-                "absorbed": [sum(bool(e.get("absorbed")) for e in r["tasks"]) for r in runs],
-                "tasks": sum(len(r["tasks"]) for r in runs),
-            }
-    return rows
-
-
-def of_heads(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The rows that `method_heads` adds, and the figures of calibration and unknown images."""
-    heads = [run["heads"] for run in runs]
-    found = {
-        key: {"seeds": len(runs)} | {c: spread([h[key][c] for h in heads]) for c in columns}
-        for key, columns in heads[0].items()
-        if key != "unknown"
+def of_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """{row, with its head: {column: [mean, std]}} of the trainings of a row; of the default also calibration and unknown images."""
+    rows = {
+        head: {"seeds": len(runs)} | spread([run["heads"][head] for run in runs])
+        for head in runs[0]["heads"]
     }
-    unknown = {key: spread([h["unknown"][key] for h in heads]) for key in heads[0]["unknown"]}
-    last = [run["tasks"][-1] for run in runs]
-    ece = spread([100 * entry["calibration"]["ece"] for entry in last])
-    accepted = spread([entry["unknown"]["accepted"] for entry in last])
-    return found | {"calibration": {"ece": ece}, "unknown": unknown | {"accepted": accepted}}
+    if "absorbed" in runs[0]:
+        absorbed = {"absorbed": [r["absorbed"] for r in runs], "tasks": sum(r["tasks"] for r in runs)}  # fmt: skip
+        rows = {head: columns | absorbed for head, columns in rows.items()}
+    return rows | {
+        part: spread([r[part] for r in runs]) for part in ("calibration", "unknown") if part in runs[0]
+    }  # fmt: skip
 
 
-def collect() -> dict[str, Any]:
-    """{set: {row: {column: [mean, std]}}, "gap_closed": {set: share}}; a row without "aligned" in its name has the plain head."""
+def collect(runs: dict[str, Any]) -> dict[str, Any]:
+    """{set: {row: {column: [mean, std]}}, "gap_closed": {set: share}}; a row without "aligned" in its name has the plain head.
+
+    A row whose trainings are fewer than those behind the figures of before keeps these figures."""
+    path = FIGURES / "method.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
     table: dict[str, Any] = {}
     gap: dict[str, float] = {}
     turned: dict[str, float] = {}
     for name in SETS:
-        rows: dict[str, Any] = {}
+        rows: dict[str, Any] = dict(before.get(name, {}))
         for row in ROWS:
-            files = [RESULTS / f"{name}-{row}-{seed}.json" for seed in SEEDS]
-            if runs := [json.loads(path.read_text()) for path in files if path.exists()]:
-                rows |= of_row(name, row, runs)
-                rows |= of_heads(runs) if row == "default" else {}
+            found = [runs[key] for seed in SEEDS if (key := f"{name} {row} {seed}") in runs]
+            if len(found) >= max(1, rows.get(row, {}).get("seeds", 0)):
+                rows |= of_row(found)
         table[name] = rows
         if "joint" in rows and "default" in rows:
             gap[name] = closed(rows, ("joint", "joint aligned"))
@@ -254,16 +208,28 @@ def main() -> None:
     asked = sys.argv[1:]
     names = [name for name in asked if name in SETS] or list(SETS)
     rows = [row for row in ROWS if row.replace(" ", "-") in asked] or list(ROWS)
-    work = (
-        []
-        if "--collect" in asked
-        else [(name, row, seed) for seed in SEEDS for row in rows for name in names]
-    )
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda job: train(*job), work))
+    runs = json.loads(RUNS.read_text()) if RUNS.exists() else {}
+    lock = Lock()
+
+    def one(name: str, row: str, seed: int) -> None:
+        key = f"{name} {row} {seed}"
+        if key in runs:
+            return
+        found = train(name, row, seed)
+        with lock:
+            runs[key] = found
+            partial = RUNS.with_suffix(".tmp")
+            partial.write_text(json.dumps(dict(sorted(runs.items())), indent=1) + "\n")
+            partial.replace(RUNS)
+        print(key, {head: round(x["last"], 1) for head, x in found["heads"].items()}, flush=True)
+
+    if "--collect" not in asked:
+        work = [(name, row, seed) for name in names for seed in SEEDS for row in rows]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda job: one(*job), work))
     import figures
 
-    print(figures.write("method", "make bench-method", collect()))
+    print(figures.write("method", "make bench-method", collect(runs)))
 
 
 if __name__ == "__main__":
