@@ -52,6 +52,7 @@ MISTAKES = {
     ),
     "a key may be the neutral element": (" and x != 0", ""),
     "a key may be of any order": (" and ends", ""),
+    "texts of a canary have one length": ("- 5 * i", "- 0 * i"),
     # form
     "base64 is not checked": ("need(base64.b64encode(data).decode() == text)", "pass"),
     "the header is not checked": (

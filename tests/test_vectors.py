@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import filecmp
+import json
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import vectors_file
 import vectors_image
 import vectors_reader
@@ -26,6 +28,7 @@ from sdlora_edge.errors import SdloraError
 from sdlora_edge.formats.canonical import tensors_digest
 from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.inputs.image import Preprocessing
+from sdlora_edge.inputs.text import Tokenization
 
 
 @dataclass
@@ -113,6 +116,24 @@ def test_an_image_becomes_the_same_tensor_here_and_by_the_page(entry: dict[str, 
     ours = prepare.normalise(prepare.pixels(FOLDER / "images" / entry["image"])[None])
     assert not wrong_image(entry, lambda data, preprocessing: ours)
     assert not wrong_image(entry, vectors_image.pictures)
+
+
+@pytest.mark.parametrize("batch", INDEX["texts"], ids=lambda batch: str(batch["texts"][0]))
+def test_texts_become_the_same_ids_here_and_by_the_page(batch: dict[str, Any]) -> None:
+    folder = FOLDER / "bundles" / batch["bundle"]
+    manifest = json.loads((folder / "manifest.json").read_text())["preprocessing"]
+    prepare = Tokenization.from_manifest(manifest, folder)
+    arrays = prepare.arrays(np.stack([prepare.item(text) for text in batch["texts"]]))
+    assert {name: array.tolist() for name, array in arrays.items()} == {
+        name: batch[name] for name in ("input_ids", "attention_mask")
+    }
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(manifest["length"])
+    ids = [tokenizer.encode(text[: 64 * manifest["length"]]).ids for text in batch["texts"]]
+    longest = max(map(len, ids))
+    filled = [own + [manifest["padding"]] * (longest - len(own)) for own in ids]
+    assert batch["input_ids"] == filled
+    assert batch["attention_mask"] == [[int(i < len(own)) for i in range(longest)] for own in ids]
 
 
 @pytest.mark.parametrize("module", [vectors_file, vectors_image, vectors_reader])

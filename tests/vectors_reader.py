@@ -428,8 +428,20 @@ def flashed_factors(stored: Arrays, manifest: Json) -> list[Factors]:
     return [{n: decoded(own, n, encoding) for n in names if f"{n}.A" in own} for own in tasks]
 
 
+def token_rows(vocabulary: int) -> np.ndarray:
+    """Section 10: what the tokens of the vectors' texts add up to, float32 (vocabulary, 48)."""
+    drawn = hashlib.shake_256(b"sdlora-edge vectors tokens").digest(48 * vocabulary)
+    return (np.frombuffer(drawn, np.uint8).reshape(-1, 48) % 63 - np.float32(31)) / np.float32(128)
+
+
 def canary_inputs(seed: int, count: int, preprocessing: Json) -> np.ndarray:
-    size, stream = preprocessing["size"], hashlib.shake_256(b"sdlora-edge canary %d" % seed)
+    stream = hashlib.shake_256(b"sdlora-edge canary %d" % seed)
+    if "kind" in preprocessing:
+        length, vocabulary = preprocessing["length"], preprocessing["vocabulary"]
+        tokens = [max(3, min(24, length) - 5 * i) for i in range(count)]
+        ids = np.frombuffer(stream.digest(4 * sum(tokens)), "<u4") % vocabulary
+        return np.add.reduceat(token_rows(vocabulary)[ids], np.cumsum([0, *tokens[:-1]]))
+    size = preprocessing["size"]
     squares = np.frombuffer(stream.digest(192 * count), np.uint8).reshape(count, 8, 8, 3)
     place = [8 * y // size for y in range(size)]
     pixels = squares[:, place][:, :, place].astype(np.float32) / np.float32(255)

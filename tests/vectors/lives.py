@@ -24,7 +24,7 @@ from book import (
 )
 from curve import PRIME, mirrored, of_mixed_order, public
 from forge import Draft, split
-from network import PROJECTIONS, Chain, Export, confident
+from network import PROJECTIONS, TOKENIZATION, Chain, Export, confident
 
 from sdlora_edge.formats import control
 from sdlora_edge.formats.canonical import dump_json, sha256
@@ -76,6 +76,10 @@ ROOM_ONE = ROOM_BASE.then("birds", ["dove"], [1.0], ALL)
 ROOM_TWO = ROOM_ONE.then("insects", ["midge"], [0.5, 1.0], {"mix": 1})
 ROOM_LARGE = ROOM_ONE.then("insects", ["midge", "wasp"], [0.5, 1.0], {"mix": 1})
 
+TEXTS_BASE = Chain.base("texts", "int8", TOKENIZATION)
+TEXTS_ONE = TEXTS_BASE.then("insects", ["wasp"], [1.0], ALL, changed=[0, 2])
+TEXTS_TWO = TEXTS_ONE.then("birds", ["dove"], [-0.5, 0.75], {"qkv.v": 2})
+
 
 def exports() -> dict[str, Export]:
     return {
@@ -84,6 +88,7 @@ def exports() -> dict[str, Export]:
         "own": Export(OWN_ONE, trust("a"), (0,)),
         "late": Export(LATE_TWO, trust("ab", 2), (0, 1), canary_tolerance=0.02),
         "room": Export(ROOM_BASE, trust("a"), dtype="float16", capacity=5),
+        "texts": Export(TEXTS_BASE, trust("a")),
     }
 
 
@@ -111,6 +116,14 @@ LARGE_TWO = LARGE.then("low", [], [0.0, 0.0], confidence=extreme(-(10**6), STEP,
 
 def deltas(value: list[Any]) -> Callable[[Draft], object]:
     return lambda d: d.manifest["tasks"][0].update(deltas=value)
+
+
+def texts(book: Book) -> None:
+    v = book.vector("texts", "texts", "A model that reads texts: packets are the same")
+    wrong = Canary(off=0.1)
+    v("texts-canary-off", 6, update(TEXTS_ONE, canary=wrong))
+    v("texts-1", TEXTS_ONE, update(TEXTS_ONE))
+    v("texts-2", TEXTS_TWO, update(TEXTS_TWO))
 
 
 def tasks(book: Book) -> None:

@@ -6,7 +6,7 @@ images/                 an image, and the tensors that a model gets of it
 vectors.json            the packets of each device in order, its exit codes, and its states
 
 network.py holds the model and the runs, book.py what packets are made with, lives.py and faults.py
-the vectors, images.py the images.
+the vectors, images.py the images, texts.py the texts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 from book import Book
 from faults import content, form, signatures
 from images import write as write_images
-from lives import bounds, bundles, changes, exports, keys, order, tasks
+from lives import bounds, bundles, changes, exports, keys, order, tasks, texts
+from texts import write as write_texts
 
 from sdlora_edge.formats.container import FORMAT
 from sdlora_edge.formats.packet import SUFFIX
@@ -29,7 +30,7 @@ from sdlora_edge.formats.packet import SUFFIX
 def main(folder: Path) -> None:
     """Into this folder; what was there of vectors goes."""
     book = Book(exports())
-    for write in (tasks, changes, bundles, order, keys, bounds, signatures, form, content):
+    for write in (tasks, texts, changes, bundles, order, keys, bounds, signatures, form, content):
         write(book)
     for name in ("bundles", "packets", "images"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -39,10 +40,10 @@ def main(folder: Path) -> None:
     for name, data in book.packets.items():
         (folder / "packets" / f"{name}{SUFFIX}").write_bytes(data)
     images = write_images(folder / "images")
-    (folder / "vectors.json").write_text(index(book, images))
+    (folder / "vectors.json").write_text(index(book, images, write_texts()))
 
 
-def index(book: Book, images: list[dict[str, Any]]) -> str:
+def index(book: Book, images: list[dict[str, Any]], texts: list[dict[str, Any]]) -> str:
     """JSON, a line for each step and each state: what changes can be seen in a diff."""
     vectors = []
     for v in book.vectors:
@@ -51,10 +52,11 @@ def index(book: Book, images: list[dict[str, Any]]) -> str:
         vectors.append(f'  {about}, "steps": [\n{steps}\n  ]}}')
     states = [f'  "{digest}": {json.dumps(state)}' for digest, state in book.states.items()]
     shown = [f"  {json.dumps(image)}" for image in images]
-    vectors, states, images = (",\n".join(lines) for lines in (vectors, states, shown))
+    read = [f"  {json.dumps(batch)}" for batch in texts]
+    vectors, states, images, texts = (",\n".join(lines) for lines in (vectors, states, shown, read))
     return (
         f'{{"format": "{FORMAT}",\n "vectors": [\n{vectors}\n ],\n "states": {{\n{states}\n }},\n'
-        f' "images": [\n{images}\n ]}}\n'
+        f' "images": [\n{images}\n ],\n "texts": [\n{texts}\n ]}}\n'
     )
 
 

@@ -39,10 +39,57 @@ from sdlora_edge.formats.encoding import Factors
 from sdlora_edge.formats.head_update import HeadUpdate
 from sdlora_edge.inputs import canary
 from sdlora_edge.inputs.image import Preprocessing
+from sdlora_edge.inputs.modality import Preparation
+from sdlora_edge.inputs.text import Tokenization
 from sdlora_edge.state import Projection, TaskState, TaskUpdate, advance, factor_tensors, lineage_id
 from sdlora_edge.storage import atomic
 
 PREPROCESSING = Preprocessing(4, 4, "bilinear", (0.5, 0.375, 0.25), (0.5, 0.25, 0.125))
+WORDS = ["[PAD]", "[CLS]", "[UNK]", "a", "an", "and", "ant", "bee", "cat", "sees", "the", ",", "."]
+TOKENIZATION = Tokenization(
+    16,
+    len(WORDS),
+    0,
+    dump_json(
+        {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": [
+                {
+                    "id": i,
+                    "content": WORDS[i],
+                    "single_word": False,
+                    "lstrip": False,
+                    "rstrip": False,
+                    "normalized": False,
+                    "special": True,
+                }
+                for i in range(3)
+            ],
+            "normalizer": {"type": "Lowercase"},
+            "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [
+                    {"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                ],
+                "pair": [
+                    {"Sequence": {"id": "A", "type_id": 0}},
+                    {"Sequence": {"id": "B", "type_id": 0}},
+                ],
+                "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [1], "tokens": ["[CLS]"]}},
+            },
+            "decoder": None,
+            "model": {
+                "type": "WordLevel",
+                "vocab": {word: i for i, word in enumerate(WORDS)},
+                "unk_token": "[UNK]",
+            },
+        }
+    ),
+)
 PROJECTIONS = (
     Projection("mix", "mix.weight", 0, 36, 48),
     Projection("qkv.q", "qkv.weight", 0, 8, 36),
@@ -105,6 +152,8 @@ UNUSUAL = {
 }
 """values that no encoder writes, or seldom: the first two of A"""
 W = {name: drawn(name, *shape) / 4 for name, shape in SHAPES.items()}
+TOKENS = drawn("tokens", len(WORDS), 48) / 4
+"""what a text's tokens add up to: the 48 numbers that an image has"""
 
 
 @dataclass(frozen=True)
@@ -114,16 +163,17 @@ class Chain:
     encoding: str
     states: tuple[TaskState, ...]
     updates: tuple[TaskUpdate, ...] = ()
+    reads: Preparation = PREPROCESSING
 
     @classmethod
-    def base(cls, name: str, encoding: str) -> Chain:
+    def base(cls, name: str, encoding: str, reads: Preparation = PREPROCESSING) -> Chain:
         """Another `name` is another lineage."""
         weight, bias = drawn("head", len(CLASSES), FEATURES) / 2, drawn("bias", len(CLASSES))
         head = weight, bias
         lineage = lineage_id(sha256(name.encode()), PROJECTIONS, encoding, CLASSES, head, "last")
         known = confident(name, len(CLASSES))
         state = TaskState(0, "base", lineage, CLASSES, np.zeros(0), *head, {}, known)
-        return cls(encoding, (state,))
+        return cls(encoding, (state,), reads=reads)
 
     @property
     def state(self) -> TaskState:
@@ -206,8 +256,12 @@ class Chain:
 
     def logits(self, seed: int, count: int = 2) -> np.ndarray:
         """Of a canary's inputs, float32 (count, live classes)."""
-        (pictures,) = canary.inputs(seed, PREPROCESSING, count).values()
-        hidden = pictures.astype(np.float64).reshape(count, -1)
+        inputs = [*canary.inputs(seed, self.reads, count).values()]
+        if self.reads is TOKENIZATION:
+            ids, mask = inputs
+            hidden = (TOKENS[ids] * mask[..., None]).astype(np.float64).sum(axis=1)
+        else:
+            hidden = inputs[0].astype(np.float64).reshape(count, -1)
         for w in self.weights().values():
             hidden = np.maximum(hidden @ w.T, 0)
         logits = hidden @ self.state.head_weight.astype(np.float64).T + self.state.head_bias
@@ -276,7 +330,10 @@ class Export:
             folder,
             self.dtype,
             bool(self.capacity),
+            self.chain.reads,
         )
+        for name, data in self.chain.reads.files.items():
+            atomic.write(folder / name, data)
         stored = {
             f"{u.task}.{n}": t
             for u in self.chain.updates
@@ -304,7 +361,7 @@ class Export:
             capacity=self.capacity,
             encoding=self.chain.encoding,
             magnitudes=tuple(state.magnitudes.tolist()),
-            preprocessing=PREPROCESSING.to_manifest(),
+            preprocessing=self.chain.reads.to_manifest(),
             projections=PROJECTIONS,
             weights=places,
             canary=Canary(SEED, len(logits), self.canary_tolerance or tolerance),
@@ -316,14 +373,21 @@ class Export:
 
 
 def write_model(
-    weights: Mapping[str, np.ndarray], folder: Path, dtype: str, constants: bool
+    weights: Mapping[str, np.ndarray],
+    folder: Path,
+    dtype: str,
+    constants: bool,
+    reads: Preparation,
 ) -> dict[str, dict[str, Any]]:
     """The network for ONNX Runtime. Returns the manifest's `weights`."""
     stored = {
         name: w.astype(np.float32 if name == HEAD_BIAS else dtype) for name, w in weights.items()
     }
-    inputs = [helper.make_tensor_value_info("pictures", TensorProto.FLOAT, ["batch", 3, 4, 4])]
-    nodes = [helper.make_node("Flatten", ["pictures"], ["hidden.0"], axis=1)]
+    if reads is TOKENIZATION:
+        inputs, nodes, own = _of_texts()
+    else:
+        inputs = [helper.make_tensor_value_info("pictures", TensorProto.FLOAT, ["batch", 3, 4, 4])]
+        nodes, own = [helper.make_node("Flatten", ["pictures"], ["hidden.0"], axis=1)], []
     for name, array in stored.items():
         nodes.append(helper.make_node("Cast", [name], [f"{name}.float"], to=TensorProto.FLOAT))
         shape = ["classes", *array.shape[1:]] if name in (HEAD_WEIGHT, HEAD_BIAS) else array.shape
@@ -355,9 +419,28 @@ def write_model(
     initial = [
         numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in stored.items()
     ]
+    initial += own
     graph = helper.make_graph(nodes, "vectors", inputs, outputs, initial)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
     places = _store_externally(model.graph, list(stored), folder / WEIGHTS)
     atomic.write(folder / MODEL, model.SerializeToString(deterministic=True))
     onnx.checker.check_model(str(folder / MODEL))
     return places
+
+
+def _of_texts() -> tuple[list[Any], list[Any], list[Any]]:
+    """(inputs, nodes up to `hidden.0`, constants): the sum of the tokens' rows in TOKENS."""
+    names = (*TOKENIZATION.axes,)
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
+        for name in names
+    ]
+    nodes = [
+        helper.make_node("Gather", ["tokens", names[0]], ["rows"]),
+        helper.make_node("Cast", [names[1]], ["kept"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["kept", "last"], ["mask"]),
+        helper.make_node("Mul", ["rows", "mask"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "middle"], ["hidden.0"], keepdims=0),
+    ]
+    constants = {"tokens": TOKENS, "last": np.array([2]), "middle": np.array([1])}
+    return inputs, nodes, [numpy_helper.from_array(a, name) for name, a in constants.items()]

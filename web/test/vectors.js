@@ -32,6 +32,8 @@ export async function readings(read, load) {
  * @returns {Promise<string>}
  */
 export async function wrong(vector, { index, library, read }) {
+  const manifest = JSON.parse(new TextDecoder().decode(await read(`bundles/${vector.bundle}/manifest.json`)));
+  if (manifest.preprocessing.kind) return refused(vector, library, read);
   const device = await flashed(`bundles/${vector.bundle}/`, library, read);
   for (const [number, step] of vector.steps.entries()) {
     const where = `${vector.name}, step ${number + 1} (${step.packet ?? "rollback"})`;
@@ -45,6 +47,20 @@ export async function wrong(vector, { index, library, read }) {
     if (problem) return `${where}: ${problem}`;
   }
   return "";
+}
+
+/**
+ * A model that reads something other than images must be refused when its bundle is opened.
+ *
+ * @param {any} vector
+ * @param {any} library
+ * @param {(path: string) => any} read
+ */
+async function refused(vector, library, read) {
+  const code = await exitCode(library, async () => {
+    await flashed(`bundles/${vector.bundle}/`, library, read);
+  });
+  return code === 3 ? "" : `${vector.name}: the bundle ends with exit code ${code}, not 3`;
 }
 
 /**
