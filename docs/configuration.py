@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sdlora_edge.inputs.text import Tokenization
 from sdlora_edge.train.declaration import Setting
 from sdlora_edge.train.settings import DIGITS_DEFAULTS, GROUPS, SETTINGS
 
@@ -31,14 +32,19 @@ epochs = 20
 ```
 
 Without `data`, a run learns the built-in digits, and these defaults differ: DIGITS.
+
+If the backbone reads texts, these differ: TEXTS.
 """
 TABLE = "| key | default | values | meaning |\n| --- | --- | --- | --- |"
 
 
 def rendered() -> str:
     """The page."""
-    digits = ", ".join(f"`{name} = {_toml(value)}`" for name, value in DIGITS_DEFAULTS.items())
-    parts = [HEAD.replace("DIGITS", digits)]
+    head = HEAD
+    for word, own in (("DIGITS", DIGITS_DEFAULTS), ("TEXTS", Tokenization.defaults)):
+        shown = ", ".join(f"`{name} = {_toml(value)}`" for name, value in own.items())
+        head = head.replace(word, shown)
+    parts = [head]
     for group, table in GROUPS.items():
         rows = [_row(setting) for setting in SETTINGS.values() if setting.group == group]
         parts.append("\n".join([f"## [{group}]", "", f"{table.__doc__}", "", TABLE, *rows, ""]))

@@ -251,7 +251,8 @@ def check_bundle(
     if len(pixels := _some_pixels(run, manifest.task, count)):
         inputs = joined([inputs, run.preprocessing.arrays(pixels)])
     else:
-        log.warning("no test image can be read: the exported model is compared on its canary only")
+        what = "no test %s can be read: the exported model is compared on its canary only"
+        log.warning(what, run.preprocessing.noun)
     with stage(f"comparing the {manifest.precision} model with torch"):
         logits, reference = engine_logits(opened, inputs), host_logits(run, manifest.task, inputs)
     if canary.largest_difference(opened.canary_logits, reference[:known]) > CANARY_ROUNDING:

@@ -265,7 +265,8 @@ def accuracies(run: Run, task: int, options: PacketOptions) -> Accuracies:
         if row < len(before.classes):
             right["before"] += _right(before, row, old.features(decoded))
     if not total:
-        raise InputError(f"{folder} has no readable test image of a class known after task {task}")
+        noun = run.preprocessing.noun
+        raise InputError(f"{folder} has no readable test {noun} of a class known after task {task}")
     return Accuracies(**{name: count / total for name, count in right.items()}, images=total)
 
 

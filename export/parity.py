@@ -58,7 +58,7 @@ class Parity(Result):
             raise HealthError(
                 f"{what} does not compute what torch computes: logits differ by "
                 f"{self.difference:.2g} (allowed {allowed:.2g}), "
-                f"{self.images - self.same_top} of {self.images} images get another class "
+                f"{self.images - self.same_top} of {self.images} inputs get another class "
                 f"(agreement {self.same_top / self.images:.1%}, required {agreement:.1%})"
             )
         return self

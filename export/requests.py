@@ -299,7 +299,7 @@ def expectation(run: Path, images: Path, out: Path) -> list[Path]:
     folder.require_begun(run)
     if not images.is_dir() or not (paths := sorted(p for p in images.iterdir() if p.is_file())):
         raise InputError(
-            f"{images} is not a folder with images in it: name one that has images directly inside"
+            f"{images} is not a folder with files in it: name one that has them directly inside"
         )
     return paths
 

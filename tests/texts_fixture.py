@@ -52,5 +52,5 @@ def write_folders(path: Path, labels: list[str], each: int, seed: int = 0) -> Pa
 
 SETTINGS: dict[str, Any] = {
     "backbone": "micro_bert", "max_tokens": 64, "tasks": 3, "epochs": 4, "rank": "4", "lr": 0.02,
-    "min_steps": 20, "first_task": 1.0, "device": "cpu", "batch_size": 16,
+    "min_steps": 20, "first_task": 1.0, "device": "cpu", "batch_size": 16, "optimizer": "sgd", "head_lr_factor": 0.1,
 }  # fmt: skip

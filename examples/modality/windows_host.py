@@ -12,6 +12,8 @@ from sdlora_edge.train.upload import ArrayUpload
 
 
 class Window(Item):
+    noun = "window"
+
     def array(self, prepare):
         return prepare.item(self.open())
 

@@ -44,7 +44,7 @@ class Wanted:
         if self.answers and not self.cameras:
             raise UsageError("--answers takes the answers to cameras: give --camera too")
         if self.blur and self.keep_unknown is None:
-            raise UsageError("--blur changes images that are kept: give --keep-unknown too")
+            raise UsageError("--blur changes what is kept: give --keep-unknown too")
 
     @property
     def places(self) -> tuple[str, ...]:

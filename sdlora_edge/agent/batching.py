@@ -146,14 +146,14 @@ class Batcher(Closing):
             Busy: Too many images wait.
         """
         if len(images) > self.limits.queue:
-            raise UsageError(f"{len(images)} images at once: send at most {self.limits.queue}")
+            raise UsageError(f"{len(images)} at once: send at most {self.limits.queue}")
         job = _Job(images, asked)
         job.future.set_running_or_notify_cancel()
         with self._changed:
             if self._closed:
                 raise Busy("the agent is stopping: try again later")
             if self._admitted + len(images) > self.limits.queue:
-                raise Busy(f"{self._admitted} images wait for an answer: try again later")
+                raise Busy(f"{self._admitted} wait for an answer: try again later")
             self._admitted += len(images)
             self._decoding += len(images)
         self._decoders.submit(self._decode, job)

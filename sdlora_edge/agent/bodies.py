@@ -131,7 +131,7 @@ async def parts(headers: Headers, data: bytes, most: int) -> list[tuple[str, byt
         form = await parser.parse()
     except MultiPartException as error:
         raise UsageError(
-            f"the multipart body cannot be read ({error.message}): send one file for each image"
+            f"the multipart body cannot be read ({error.message}): send one file for each input"
         ) from error
     try:
         found = [
@@ -142,5 +142,5 @@ async def parts(headers: Headers, data: bytes, most: int) -> list[tuple[str, byt
     finally:
         await form.close()
     if not found:
-        raise UsageError("the multipart body holds no file: send one file for each image")
+        raise UsageError("the multipart body holds no file: send one file for each input")
     return found

@@ -138,7 +138,7 @@ class Meters(Collector):
         """What is known only when it is asked for."""
         counts = self._counting.settle()
         classes = CounterMetricFamily(
-            "sdlora_edge_predictions", "Images of a known class.", labels=["class"]
+            "sdlora_edge_predictions", "Answers that name a class.", labels=["class"]
         )
         for name, count in counts.by_class.items():
             classes.add_metric([name], count)
@@ -146,13 +146,13 @@ class Meters(Collector):
             classes.add_metric([""], counts.other)
         yield classes
         yield CounterMetricFamily(
-            "sdlora_edge_unknown", "Images of no known class.", value=counts.unknown
+            "sdlora_edge_unknown", "Answers that say unknown.", value=counts.unknown
         )
         yield from self._serving()
         if self._batcher is not None:
             yield GaugeMetricFamily(
                 "sdlora_edge_queue_images",
-                "Images that wait for an answer.",
+                "Number of images or texts that wait for an answer.",
                 value=self._batcher.waiting,
             )
         if self._synced is not None:

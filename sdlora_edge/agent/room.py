@@ -104,8 +104,8 @@ class Room:
         self._before = peak()
         if self._given is not None and self._left() < DECODED * MB:
             raise ResourceError(
-                f"serving this model takes {self._before // MB} MB and at least {DECODED} more for "
-                f"an image, but --memory-limit is {self._given}: raise it, or export a smaller "
+                f"serving this model takes {self._before // MB} MB and at least {DECODED} more to "
+                f"answer, but --memory-limit is {self._given}: raise it, or export a smaller "
                 "model or precision"
             )
 
@@ -123,7 +123,7 @@ class Room:
         growth, self._before = now - self._before, now
         if now + 2 * growth > self.limit:
             log.warning(
-                "batches of %d images at most: more would need more than %d MB of memory",
+                "batches of %d at most: more would need more than %d MB of memory",
                 self.batch,
                 self.limit // MB,
             )

@@ -118,7 +118,7 @@ class Unknowns:
             self.kept += 1
         except Exception as error:
             known = str(error) if isinstance(error, SdloraError) else repr(error)
-            log.warning("an unknown image is not kept, nor others for %g s: %s", PAUSE, known)
+            log.warning("what is unknown is not kept for %g s: %s", PAUSE, known)
             self._paused = time.monotonic() + PAUSE
 
     def _look(self) -> None:
@@ -177,7 +177,7 @@ class Unknowns:
     def _make_room(self, size: int) -> None:
         """Remove the oldest images. Raises ResourceError if the disk is nearly full."""
         if size > self._most:
-            raise UsageError(f"one image takes {size} bytes: raise --keep-mb")
+            raise UsageError(f"one {self._kind().noun} takes {size} bytes: raise --keep-mb")
         while sum(one.size for one in self._files.values()) + size > self._most:
             oldest = min(self._files)
             for path in self._both(oldest):  # the image first: facts alone are removed by `_look`
@@ -210,7 +210,7 @@ def read_features(image: Path) -> np.ndarray:
         found = np.frombuffer(base64.b64decode(value["features"], validate=True), "<f2")
         return _unit(found)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} holds no features: remove it, and its image") from error
+        raise InputError(f"{path} holds no features: remove it, and what it belongs to") from error
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

@@ -111,7 +111,7 @@ def _summary(value: dict[str, Any]) -> list[Line]:
         + (f" (room for {value['capacity']})" if value["capacity"] else ""),
         "reads": value["reads"],
         "answers": f"temperature {answers['temperature']:.4g}, "
-        + ("no image is unknown" if least is None else f"unknown below a score of {least:.4g}"),
+        + ("nothing is unknown" if least is None else f"unknown below a score of {least:.4g}"),
         "projections": listed([p["name"] for p in value["projections"]]),
         "packets": f"factors in {value['encoding']}",
         "canary": f"{canary['images']} inputs, tolerance {value['tolerance']:.1e}",

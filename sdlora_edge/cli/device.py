@@ -169,20 +169,22 @@ def predict(
         ),
     ] = None,
     top: Annotated[
-        int, typer.Option(metavar="N", min=1, help="Number of classes to show for each image.")
+        int, typer.Option(metavar="N", min=1, help="Number of classes to show in each answer.")
     ] = 1,
     max_megapixels: arguments.MaxMegapixels = arguments.MEGAPIXELS,
     batch_size: Annotated[
         int,
         typer.Option(
-            metavar="N", min=1, help="Images to answer together. More of them need more memory."
+            metavar="N",
+            min=1,
+            help="Inputs to answer together. More of them need more memory.",
         ),
     ] = 8,
     threshold: Annotated[
         Optional[float],
         typer.Option(
             metavar="SCORE",
-            help="Call an image unknown if its score is lower. Default: the state's own threshold.",
+            help="Answer unknown if the score is lower. Default: the state's own threshold.",
         ),
     ] = None,
     count: Annotated[
@@ -341,6 +343,6 @@ def _show(status: Status, json: bool) -> None:
     revoked = [f"task {task} up to revision {revision}" for task, revision in status.revoked]
     shown = {**status.to_dict(), "revoked": revoked}
     if status.threshold is None:
-        shown["threshold"] = "none, so no image is unknown"
+        shown["threshold"] = "none, so nothing is unknown"
     more = (name for name in ("revoked", "damage") if shown[name])
     emit(status, json, lambda: facts(shown, *_STATUS, *more))

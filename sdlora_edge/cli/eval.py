@@ -55,20 +55,20 @@ def evaluate(
         from ..train.run import Run
 
         value = evaluator.evaluate(Run.open(path), data, task, source, others)
-    emit(value, json, lambda: _text(value))
+    emit(value, json, lambda: _text(value, source.noun))
 
 
-def _text(value: Evaluation) -> list[Line]:
+def _text(value: Evaluation, noun: str) -> list[Line]:
     """Paragraphs: accuracy and certainty, the classes, the worst confusions, HTER, warnings."""
     share = f"{value.correct} of {value.total}"
     parts: list[list[Line]] = [
         [
             f"accuracy {100 * value.accuracy:.2f} % ({share}) after task {value.task}; "
-            f"images: {value.images}",
+            f"{noun}s: {value.images}",
             _calibration(value.calibration),
-            *_unknown(value.unknown),
+            *_unknown(value.unknown, noun),
         ],
-        _classes(value),
+        _classes(value, noun),
     ]
     if value.confusions:
         confusions = [[t, p, str(n)] for t, p, n in value.confusions[:10]]
@@ -78,13 +78,13 @@ def _text(value: Evaluation) -> list[Line]:
         parts.append(
             [
                 f"HTER {100 * found.hter:.2f} % (lower is better): {rates}. "
-                f"The genuine class is {found.genuine}: an image is accepted if its logit minus "
+                f"The genuine class is {found.genuine}: an answer is genuine if its logit minus "
                 f"the other's is at least {found.threshold:g}, which equals argmax"
             ]
         )
     elif value.classes == 2:
-        parts.append(["no HTER: it needs images of both classes"])
-    return spaced([*parts, *_thresholds(value.unknown), *_few(value)])
+        parts.append([f"no HTER: it needs {noun}s of both classes"])
+    return spaced([*parts, *_thresholds(value.unknown), *_few(value, noun)])
 
 
 def _calibration(found: Calibration) -> str:
@@ -95,7 +95,7 @@ def _calibration(found: Calibration) -> str:
     )
 
 
-def _unknown(found: Acceptance) -> list[Line]:
+def _unknown(found: Acceptance, noun: str) -> list[Line]:
     """What is accepted as known, of these images and of unknown ones."""
     from ..train.reliability import Rejection
 
@@ -103,15 +103,15 @@ def _unknown(found: Acceptance) -> list[Line]:
         lines: list[Line] = ["unknown: never answered after this task, which has no threshold"]
     else:
         lines = [
-            f"unknown: {100 * found.accepted:.1f} % of these images are accepted as known, "
+            f"unknown: {100 * found.accepted:.1f} % of these {noun}s are accepted as known, "
             f"by a score of at least {found.threshold:.4g}"
         ]
     if not isinstance(found, Rejection):
         return lines
     left_out = f"; known classes left out: {', '.join(found.left_out)}" if found.left_out else ""
     lines.append(
-        f"unknown images: {100 * found.false_accept:.1f} % of {found.images} are accepted, AUROC "
-        f"{100 * found.auroc:.1f} %; images: {found.data}{left_out}"
+        f"unknown {noun}s: {100 * found.false_accept:.1f} % of {found.images} are accepted, AUROC "
+        f"{100 * found.auroc:.1f} %; {noun}s: {found.data}{left_out}"
     )
     return lines
 
@@ -129,26 +129,26 @@ def _thresholds(found: Acceptance) -> list[list[Line]]:
     return [table(["threshold", "accepts of known", "accepts of unknown"], rows)]
 
 
-def _classes(value: Evaluation) -> list[Line]:
+def _classes(value: Evaluation, noun: str) -> list[Line]:
     rows = []
     for name, share in value.recall.items():
         right, total = value.per_class[name]
         rows.append([name, f"{100 * share:.1f} %", str(right), str(total)])
-    return table(["class, worst first", "recall", "correct", "images"], rows)
+    return table(["class, worst first", "recall", "correct", f"{noun}s"], rows)
 
 
-def _few(value: Evaluation) -> list[list[Line]]:
+def _few(value: Evaluation, noun: str) -> list[list[Line]]:
     """Warnings of classes with too few images."""
     from ..train.metrics import FEW
 
     found: list[Line] = []
     if few := value.few.test:
         found.append(
-            f"warning: fewer than {FEW} test images, so recall is coarse: {_counts(few)}: add "
-            "test images"
+            f"warning: fewer than {FEW} test {noun}s, so recall is coarse: {_counts(few)}: add "
+            f"test {noun}s"
         )
     if few := value.few.training:
-        found.append(f"warning: fewer than {FEW} training images: {_counts(few)}: add images")
+        found.append(f"warning: fewer than {FEW} training {noun}s: {_counts(few)}: add {noun}s")
     return [found] if found else []
 
 

@@ -126,7 +126,7 @@ def _accuracy(b: BuiltPacket) -> list[str]:
     )
     return [
         f"task {b.task}: accuracy {before} before, {after} after "
-        f"({kept} if known classes kept their rows), {a.images} images"
+        f"({kept} if known classes kept their rows), {a.images} inputs"
     ]
 
 

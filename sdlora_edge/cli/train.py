@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..train.source import Source
 
 ROW_HEADS = (
-    f"{'task':>4} {'name':16} {'classes':>7} {'seconds':>8} {'test images':>11} {'all %':>5}"
+    f"{'task':>4} {'name':16} {'classes':>7} {'seconds':>8} {'tested':>11} {'all %':>5}"
     " | % of each task so far"
 )
 
@@ -147,7 +147,7 @@ def _more(
 
     data, strict = flags.get("data"), flags.get("strict")
     if strict is not None and data is None:
-        raise UsageError("--strict is about the images of a new task: give --data too")
+        raise UsageError("--strict is about the data of a new task: give --data too")
     if data is None and not changes:
         _refuse({"name": name}, "it names a task that is added: give --data too")
         asked = plan.resumed(run)
@@ -169,7 +169,7 @@ def header(settings: Settings, source: Source) -> list[Line]:
         "model": settings.backbone.backbone,
         "device": str(backbones.resolve_device(settings.training.device)),
         "classes": len(source.classes),
-        "images": f"{train} for training, {test} for testing, from {source.name}",
+        f"{source.noun}s": f"{train} for training, {test} for testing, from {source.name}",
         "tasks": settings.data.tasks,
     }
     return facts(shown, *shown)
@@ -211,5 +211,5 @@ def _summary(run: Run) -> list[Line]:
         scores.append(["calibration error (ECE)", f"{100 * found['ece']:.2f} %"])
     if found := entry.get("unknown"):
         scores.append(["accepted as known", f"{100 * found['accepted']:.2f} %"])
-    heads = [f"score on {sum(entry['totals'])} test images", "value"]
+    heads = [f"score on {sum(entry['totals'])} test {run.preprocessing.noun}s", "value"]
     return [*(table(heads, scores) if scores else []), f"run: {run.path}"]

@@ -22,8 +22,8 @@ from ..errors import InputError, UsageError
 from ..shortage import verdict
 
 GROUP = "sdlora_edge.modalities"
-IMAGE = "image"
-BUILT_IN = {IMAGE: "image:Preprocessing", "text": "text:Tokenization"}
+IMAGE, TEXT = "image", "text"
+BUILT_IN = {IMAGE: "image:Preprocessing", TEXT: "text:Tokenization"}
 """{kind: module here, and class}"""
 
 
@@ -63,6 +63,7 @@ class Preparation(ABC):
         suffix: Of the files that `kept` makes.
         tensor: Raw items in the Open Inference Protocol.
         spatial: Whether an item is a picture, uint8 (size, size, 3): training turns and crops it.
+        defaults: Settings of a run whose default differs for this kind.
         host: Module and name of its `train.kinds.Modality`: what the workstation needs.
     """
 
@@ -72,6 +73,7 @@ class Preparation(ABC):
     suffix: ClassVar[str] = ".bin"
     tensor: ClassVar[Tensor] = Tensor("items", "BYTES", (-1,))
     spatial: ClassVar[bool] = False
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     @property
     @abstractmethod
@@ -241,7 +243,7 @@ def kind_of(backbone: str) -> str:
     kind, colon, _ = backbone.partition(":")
     if colon and kind.isidentifier() and kind not in BUILT_IN:
         return kind
-    return "text" if "/" in backbone or backbone == MICRO_TEXT else IMAGE
+    return TEXT if "/" in backbone or backbone == MICRO_TEXT else IMAGE
 
 
 def preparation(value: Mapping[str, Any], folder: Path) -> Preparation:

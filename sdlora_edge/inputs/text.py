@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError, UsageError
 from ..formats.canonical import sha256
 from ..storage import atomic
-from .modality import KIND, Preparation, Tensor, drawn
+from .modality import KIND, TEXT, Preparation, Tensor, drawn
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_LIMIT = 64 << 20
@@ -51,7 +51,7 @@ class Tokenization(Preparation):
         tokenizer: The content of tokenizer.json.
     """
 
-    kind: ClassVar[str] = "text"
+    kind: ClassVar[str] = TEXT
     noun: ClassVar[str] = "text"
     host: ClassVar[str] = "sdlora_edge.train.text_modality:TextModality"
     suffix: ClassVar[str] = ".txt"
@@ -61,6 +61,16 @@ class Tokenization(Preparation):
         MASK: ("batch", "tokens"),
     }
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.int32)
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "optimizer": "adamw",
+        "lr": 3e-4,
+        # A sentence encoder's features are short vectors: at the rate of the direction a head
+        # learns too little to teach it anything (docs/method.md).
+        "head_lr_factor": 20.0,
+        "batch_size": 32,
+        "epochs": 2,
+        "first_task": 1.0,
+    }
 
     length: int
     vocabulary: int

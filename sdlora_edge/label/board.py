@@ -108,9 +108,9 @@ class Board:
         Raises UsageError if there is no such image or group.
         """
         if not images:
-            raise UsageError("no image is selected: select some first")
+            raise UsageError("nothing is selected: select some first")
         if odd := [i for i in images if not 0 <= i < len(self.paths)]:
-            raise UsageError(f"there is no image {odd[0]}: load the page again")
+            raise UsageError(f"there is no number {odd[0]}: load the page again")
         everywhere = [*self.groups, self.thrown]
         if to == NEW:
             target = Group(max((g.number for g in self.groups), default=0) + 1, [])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -19,11 +19,13 @@ from PIL import Image
 from ..errors import InputError
 from ..formats.packet import name_problem
 from ..inputs.image_files import open_image
+from ..inputs.modality import IMAGE, TEXT
 from ..storage import atomic
 from .files import shown
 from .images import ImageFile, image_files, images_in
 from .items import Item
 from .source import SeedSplit, Source, source_of
+from .texts import texts_in
 
 log = logging.getLogger("sdlora_edge")
 Split = dict[str, list[Item]]
@@ -52,6 +54,7 @@ class NamedSet:
         domains: In the order in which they are learned.
         parts: The datasets that it is made of, instead of places.
         binary: True if its classes are live and spoof, which HTER scores.
+        kind: Of its items.
     """
 
     site: str
@@ -60,6 +63,7 @@ class NamedSet:
     domains: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     binary: bool = False
+    kind: str = IMAGE
 
 
 def load(name: str, root: Path, split: SeedSplit) -> Source:
@@ -87,6 +91,12 @@ def load(name: str, root: Path, split: SeedSplit) -> Source:
             f"{name} has the domains {have} instead of {want}: lay it out as {named.layout}"
         )
     return source_of(name, by_split, split, named.domains)
+
+
+def _texts(inner: str, domain: str, path: Path) -> Split:
+    """A folder of tables inside `path`, as texts of one domain."""
+    found = texts_in(path / inner)
+    return {side: [replace(item, domain=domain) for item in own] for side, own in found.items()}
 
 
 def _read(name: str, root: Path) -> Split:
@@ -276,6 +286,23 @@ FACES = {
         "oulu-npu", "https://sites.google.com/site/oulunpudatabase", "oulu_npu"
     ),
 }
+CL_SITE = "https://github.com/cmnfriend/O-LoRA"
+STANDARD_CL = (
+    ("dbpedia", "amazon", "yahoo", "agnews"),
+    ("dbpedia", "amazon", "agnews", "yahoo"),
+    ("yahoo", "amazon", "agnews", "dbpedia"),
+)
+"""orders 1 to 3 of Wang et al., "Orthogonal Subspace Learning" (O-LoRA), EMNLP 2023"""
+CL_SETS = {
+    name: NamedSet(
+        CL_SITE,
+        f"CL_Benchmark/{group}/{name}/{{train,test}}.json or {name}/{{train,test}}.csv",
+        {"CL_Benchmark": partial(_texts, f"{group}/{name}", name), name: partial(_texts, "", name)},
+        kind=TEXT,
+    )
+    for group, names in (("SC", ("amazon", "yelp")), ("TC", ("agnews", "dbpedia", "yahoo")))
+    for name in names
+}
 SETS: dict[str, NamedSet] = {
     "imagenet-r": NamedSet(
         "https://github.com/hendrycks/imagenet-r",
@@ -343,6 +370,18 @@ SETS: dict[str, NamedSet] = {
         dict.fromkeys(("PACS", "PACS.zip", "pacs_128px.zip"), _by_domain),
         ("photo", "art_painting", "cartoon", "sketch"),
     ),
+    **CL_SETS,
+    **{
+        f"standard-cl-{number}": NamedSet(
+            CL_SITE,
+            "CL_Benchmark/{TC/{agnews,dbpedia,yahoo},SC/amazon}/{train,test}.json or"
+            " {agnews,dbpedia,yahoo,amazon}/{train,test}.csv",
+            domains=order,
+            parts=order,
+            kind=TEXT,
+        )
+        for number, order in enumerate(STANDARD_CL, 1)
+    },
     **FACES,
     "fas": NamedSet(
         "the sites of its four sets",

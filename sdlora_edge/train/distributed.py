@@ -48,8 +48,7 @@ def share(count: int) -> slice:
     """
     if count < size():
         raise UsageError(
-            f"a batch of {count} image(s) cannot be shared by {size()} processes: "
-            "give a larger --batch-size"
+            f"a batch of {count} cannot be shared by {size()} processes: give a larger --batch-size"
         )
     return slice(0, count) if size() == 1 else slice(dist.get_rank(), count, size())
 

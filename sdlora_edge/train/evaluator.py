@@ -245,8 +245,11 @@ def evaluate(
         kind = run.preprocessing.kind
         unknown = unknown_images.find(str(unknown), state.names, most, kind)
     found = class_answers(run, state, images)
+    noun = run.preprocessing.noun
     if not len(truth := found.truth):
-        raise InputError(f"{folder} has no readable test image: add images, or name another folder")
+        raise InputError(
+            f"{folder} has no readable test {noun}: add {noun}s, or name another folder"
+        )
     guess, logits = found.logits.argmax(axis=1), found.logits[:, state.live]
     by_class = metrics.per_class(truth, guess, state.classes)
     return Evaluation(
@@ -282,8 +285,9 @@ def _acceptance(
         return accepted
     unknown = unknown_scores(run, state, images.images)
     if not len(unknown):
+        noun = run.preprocessing.noun
         raise InputError(
-            f"--unknown {images.data} has no readable image: add images, or name another folder"
+            f"--unknown {images.data} has no readable {noun}: add {noun}s, or name another folder"
         )
     return Rejection(
         accepted.accepted,
@@ -312,7 +316,7 @@ def images_of(
     if source.is_split:
         chosen, which = dict(source.test), "test/"
     elif source.name in {entry["source"] for entry in run.metrics}:
-        chosen, which = dict(source.test), "the run's own test images"
+        chosen, which = dict(source.test), f"the run's own test {source.noun}s"
     else:
         chosen, which = {c: [*source.train[c], *source.test[c]] for c in source.classes}, "all"
     # The source that a run learned from keeps the names that its classes had then.

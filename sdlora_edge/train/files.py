@@ -29,16 +29,18 @@ class Format:
     """Which files are items, and how they are opened.
 
     Attributes:
-        noun: What one item is called in messages.
-        make: Its class.
+        make: The class of its items.
         open: Opens a file, by its name or its bytes.
         problem: Why a file with this suffix (in lower case) is not used; "" if it is.
     """
 
-    noun: str
-    make: Callable[..., Item]
+    make: type[Item]
     open: Callable[[str | io.BytesIO], Any]
     problem: Callable[[str], str]
+
+    @property
+    def noun(self) -> str:
+        return self.make.noun
 
     @property
     def no_item(self) -> str:

@@ -169,13 +169,12 @@ class _Fitting:
 
     def run(self) -> list[float]:
         images, title = len(self.images), self.training.title
+        noun = self.training.prepare.noun
         epochs, _ = steps_of(self.settings, images, self.training.task)
         done = len(self.losses)
         total = epochs * images
         # Without a terminal tqdm shows nothing, so each epoch logs one line.
-        with tqdm(
-            total=total, initial=done * images, desc=title, unit="image", disable=None
-        ) as bar:
+        with tqdm(total=total, initial=done * images, desc=title, unit=noun, disable=None) as bar:
             for epoch in range(done + 1, epochs + 1):
                 begin = time.perf_counter()
                 loss = self._epoch(bar)
@@ -184,8 +183,8 @@ class _Fitting:
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 if bar.disable and distributed.first():
                     speed = images / (time.perf_counter() - begin)
-                    line = "%s, epoch %d of %d: loss %.3f, %.0f images/s"
-                    log.info(line, title, epoch, epochs, loss, speed)
+                    line = "%s, epoch %d of %d: loss %.3f, %.0f %ss/s"
+                    log.info(line, title, epoch, epochs, loss, speed, noun)
                 self.training.note(f"loss/{title}", loss, epoch)
                 self._save(epoch)
         return self.losses

@@ -306,7 +306,7 @@ def require_known(labels: Sequence[str], path: Path, task: int, folder: str) -> 
         f"{folder}: after task {task} this run does not know the"
         f" {'class' if len(unknown) == 1 else 'classes'} {_some(unknown)}"
         f"{f' (retired: {_some(retired)})' if retired else ''}:"
-        " remove the images, or name another --task"
+        " remove them, or name another --task"
     )
 
 

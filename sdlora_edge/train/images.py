@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -46,6 +47,8 @@ _OTHER_IMAGES = {
 class ImageFile(Item):
     """One image of a source. max_pixels: one with more is refused before it is decoded."""
 
+    noun: ClassVar[str] = Preprocessing.noun
+
     max_pixels: int = field(default=MAX_PIXELS, kw_only=True)
 
     def array(self, prepare: Preparation) -> np.ndarray:
@@ -71,7 +74,7 @@ def _problem(suffix: str) -> str:
     return suffix_problem(suffix)
 
 
-IMAGES = Format("image", ImageFile, open_image, _problem)
+IMAGES = Format(ImageFile, open_image, _problem)
 
 
 def images_in(path: Path, domains: bool = False) -> dict[str, list[Item]]:

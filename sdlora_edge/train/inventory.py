@@ -66,7 +66,7 @@ def checked(
     for part in parts:
         if empty := [label for label in part.classes if not _readable(part.train[label])]:
             raise InputError(
-                f"{source.name}: class {empty[0]!r} has no readable training image:"
+                f"{source.name}: class {empty[0]!r} has no readable training {source.noun}:"
                 " repair its files or remove its folder"
             )
     if warnings and settings.data.strict:
@@ -155,11 +155,11 @@ def _odd_classes(
     """Return the classes to warn of, by what is wrong."""
     few = [label for label in source.classes if rows[label]["training"] < FEW]
     return {
-        "folders without an image that can be read": [
+        f"classes without a readable {source.noun}": [
             label for label in rows if label not in source.train
         ],
-        f"classes with fewer than {FEW} training images": few,
-        f"classes without a {scored} image": [
+        f"classes with fewer than {FEW} training {source.noun}s": few,
+        f"classes without a {scored} {source.noun}": [
             label for label in source.classes if not rows[label][scored]
         ],
     }
@@ -182,8 +182,8 @@ def _file_warnings(source: Source) -> Iterator[str]:
     ]
     if nested:
         yield (
-            f"{len(nested)} in a folder inside a class folder, used as images of that class:"
-            f" {_some(nested)}"
+            f"{len(nested)} in a folder inside a class folder, used as {source.noun}s of that"
+            f" class: {_some(nested)}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class Item(ABC):
     """One image, text, ... of a source.
 
     Attributes:
+        noun: What one is called in messages.
         name: For messages.
         label: Its class.
         open: Opens it.
@@ -27,6 +28,8 @@ class Item(ABC):
         detail: The problem in full.
         nested: True if it lies in a folder inside its class folder.
     """
+
+    noun: ClassVar[str] = "item"
 
     name: str
     label: str

@@ -164,7 +164,7 @@ def one_more(
             f" resume it first with sdlora-edge train --run {path}"
         )
     if images is None and not changes:
-        raise UsageError("a task needs images or changes of classes: give --data")
+        raise UsageError("a task needs data or changes of classes: give --data")
     changes.check([label for label in folder.classes(path, done) if label is not None])
     name = unicodedata.normalize("NFC", name or _name_of(images))
     if problem := name_problem(name):
@@ -189,8 +189,8 @@ def _new_images(path: Path, images: str, settings: Settings) -> Source:
         )
     if set(source.classes) <= _learned_from(source, path, settings):
         raise UsageError(
-            f"{images} holds images that the run has learned already, by their names:"
-            " give new images"
+            f"{images} holds {source.noun}s that the run has learned already, by their names:"
+            f" give new {source.noun}s"
         )
     return source
 

@@ -2,7 +2,7 @@
 
 A preset holds values of `Settings` by name. A setting that it does not name keeps its default.
 Flags win over a preset. Sources: Wu et al., "SD-LoRA", ICLR 2025 (arXiv 2501.13198), section 4.1;
-the configuration and logs of the authors' code for ImageNet-R.
+the configuration and logs of the authors' code for ImageNet-R; the scripts of O-LoRA.
 """
 
 from __future__ import annotations
@@ -60,6 +60,26 @@ Rank 16 after task 1, as in two of its logs, is not followed.
 """
 
 
+STANDARD_CL: Values = {
+    # Of the scripts of O-LoRA, which SD-LoRA follows on this benchmark. They train a decoder that
+    # writes the label; here the head sees the encoder.
+    "backbone": "google-t5/t5-large",
+    "protocol": "domain",
+    "tasks": 4,
+    "max_tokens": 512,
+    "rank": "8",
+    "optimizer": "adamw",
+    "lr": 0.001,
+    "head_lr_factor": 1.0,
+    "magnitude_lr_factor": 1.0,
+    "batch_size": 64,
+    "epochs": 1,
+    "min_steps": 0,
+    "first_task": 1.0,
+}
+"""The Standard CL Benchmark, of which a preset has one of three orders."""
+
+
 def _family(
     prefix: str, tasks: tuple[int, ...], values: Values, **variants: Values
 ) -> dict[str, Values]:
@@ -86,6 +106,10 @@ PRESETS: dict[str, Values] = (
     | _family("authors-imagenet-r", (5, 10, 20), AUTHORS | {"data": "imagenet-r"})
     # domain-incremental, a task for each of four datasets; rate, batch and epochs as "all others"
     | {"face-antispoofing": PAPER | {"data": "fas", "protocol": "domain", "tasks": 4, "epochs": 20}}
+    | {
+        f"standard-cl-{order}": STANDARD_CL | {"data": f"standard-cl-{order}"}
+        for order in (1, 2, 3)
+    }
 )
 
 

@@ -233,7 +233,7 @@ def test_images(
             try:
                 opened[name] = splits.load_for(run.config, name)
             except InputError as error:
-                log.warning("the images of task %d cannot be read: %s", entry["task"], error)
+                log.warning("the data of task %d cannot be read: %s", entry["task"], error)
                 opened[name] = None
         source = opened[name]
         part = source and splits.part(

@@ -1,10 +1,8 @@
 """The settings of a run. Each is declared once, here.
 
-A declaration holds the name, type, default, bound or choices, metavar, group and help text. From it
-come the TOML file (`train.config`), the options of `sdlora-edge train` (`cli.options`) and
-docs/configuration.md. So a setting is added in one place.
-
-No import of numpy, Pillow or torch: `sdlora-edge train --help` reads this module.
+From a declaration come the TOML file (`train.config`), the options of `sdlora-edge train`
+(`cli.options`) and docs/configuration.md. No import of numpy, Pillow or torch: `train --help` reads
+this module.
 """
 
 from __future__ import annotations
@@ -20,8 +18,7 @@ from .declaration import Range, Setting, declared, nearest
 from .ranks import rank_steps
 
 DIGITS = "digits"
-MAX_MAGNITUDE = 1e4
-"""`formats.limits.LIMITS.magnitude`, the largest magnitude of a packet"""
+MAX_MAGNITUDE = 1e4  # `formats.limits.LIMITS.magnitude`, the largest magnitude of a packet
 WEIGHT = Range(0, 1e6)
 RATE = Range(0, 1e6, above=True)  # a product of three of them still fits float32
 COUNT = Range(1, 1_000_000)
@@ -371,15 +368,18 @@ class Settings(Result):
     def of(cls, **values: Any) -> Settings:
         """Return settings from values by name, as the command line does. Tables do not matter.
 
-        The others keep their defaults. Without `data`, the defaults are those of a fast run on the
-        built-in digits.
+        The others keep their defaults. The built-in digits, which are learned without `data`, have
+        defaults of their own. So has a backbone that reads texts.
 
         Raises:
-            UsageError: if there is no such setting, or a value has the wrong type or is out of
-                range.
+            UsageError: There is no such setting, or a value has a wrong type or is out of range.
         """
         if values.get("data", DIGITS) == DIGITS:
             values = DIGITS_DEFAULTS | values
+        elif isinstance(backbone := values.get("backbone"), str):
+            from ..inputs.modality import kind_of, of_kind  # numpy: not for train --help
+
+            values = {**of_kind(kind_of(backbone)).defaults, **values}
         return cls().changed(**values)
 
     def changed(self, **values: Any) -> Settings:

@@ -40,6 +40,11 @@ class Source:
     def classes(self) -> tuple[str, ...]:
         return tuple(self.train)
 
+    @property
+    def noun(self) -> str:
+        """What one of its items is called in messages."""
+        return _noun(p for side in (self.train, self.test) for own in side.values() for p in own)
+
     def changed(self, change: Callable[[Item], Item]) -> Source:
         """Return this source with `change` applied to every image of its classes."""
 
@@ -113,17 +118,22 @@ def source_of(
 
 def _refuse_uneven(name: str, sides: Mapping[str, ByClass]) -> None:
     """Raise InputError unless every class has training images."""
+    noun = _noun(p for own in sides.values() for items in own.values() for p in items)
     if "" in sides or "train" not in sides:
         raise InputError(
-            f"{name} has test images and no train/ beside them: put train/ and test/ side by side,"
+            f"{name} has test {noun}s and no train/ beside them: put train/ and test/ side by side,"
             " with a folder per class in each"
         )
     for side in ("test", "val"):
         if extra := set(sides.get(side, ())) - set(sides["train"]):
             raise InputError(
                 f"{name}: {side}/ has classes that train/ lacks: {', '.join(sorted(extra)[:5])};"
-                f" add training images of them, or remove them from {side}/"
+                f" add training {noun}s of them, or remove them from {side}/"
             )
+
+
+def _noun(items: Iterable[Item]) -> str:
+    return next((item.noun for item in items), Item.noun)
 
 
 def _grouped(

@@ -126,9 +126,12 @@ def load(
     Raises:
         InputError: if there is no such thing, or no class in it.
     """
-    if (data == DIGITS or data in datasets.NAMES) and not of_kind(kind).spatial:
+    named = data == DIGITS or data in datasets.NAMES
+    held = datasets.SETS[data].kind if data in datasets.SETS else IMAGE
+    if named and held != kind:
         raise UsageError(
-            f"{data} holds images, and the backbone reads {of_kind(kind).noun}s: give other data"
+            f"{data} holds {of_kind(held).noun}s, and the backbone reads {of_kind(kind).noun}s: "
+            "give other data"
         )
     if data == DIGITS:
         return source_of(DIGITS, {"": _digits()}, split)
@@ -149,7 +152,7 @@ def load_for(settings: Settings, data: str | None = None) -> Source:
         kind=kind_of(settings.backbone.backbone),
     )
     if source.val and not any(source.test.values()) and not wanted.validate:
-        log.info("%s has val/ but no test/: the images of val/ are used for testing", source.name)
+        log.info("%s has val/ but no test/: val/ is used for testing", source.name)
         source = replace(source, test={c: source.val.get(c, []) for c in source.classes}, val={})
     return source.changed(lambda item: item.limited(wanted.max_megapixels * 10**6))
 
@@ -209,7 +212,8 @@ def _domain_parts(source: Source, settings: Settings) -> list[Part]:
     if len(source.domains) < tasks:
         raise UsageError(
             f"{source.name} has {len(source.domains)} domain(s), too few for {tasks} tasks:"
-            " put the images into <domain>/<class>/ for --protocol domain, or give fewer --tasks"
+            f" put the {source.noun}s into <domain>/<class>/ for --protocol domain, or give fewer"
+            " --tasks"
         )
     groups = [
         tuple(source.domains[i] for i in cut)
@@ -299,7 +303,7 @@ def read(
     targets: list[int] = []
     for index, label in enumerate(classes):
         own = [p for p in images[label] if _read(p, _examine) is not None]
-        _refuse_none(label, need and not own)
+        _refuse_none(prepare.noun, label, need and not own)
         found += own
         targets += [index] * len(own)
     return Streamed(found, np.array(targets, np.int64), prepare)
@@ -327,7 +331,7 @@ def decode(
     for index, label in enumerate(classes):
         read = (_read(p, lambda item: item.array(prepare)) for p in images[label])
         own = [p for p in read if p is not None]
-        _refuse_none(label, need and not own)
+        _refuse_none(prepare.noun, label, need and not own)
         pixels += own
         targets += [index] * len(own)
     return Decoded(prepare.stacked(pixels), np.array(targets, np.int64))
@@ -344,10 +348,11 @@ def _read(image: Item, how: Callable[[Item], T]) -> T | None:
         return None
 
 
-def _refuse_none(label: str, none: bool) -> None:
+def _refuse_none(noun: str, label: str, none: bool) -> None:
     if none:
         raise InputError(
-            f"class {label!r} has no readable training image: repair its files or remove its folder"
+            f"class {label!r} has no readable training {noun}: repair its files or remove its"
+            " folder"
         )
 
 

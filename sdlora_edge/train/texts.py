@@ -1,4 +1,4 @@
-"""Texts as items of a dataset: tables (CSV, TSV, JSON Lines, Parquet) and folders of .txt files."""
+"""Texts as items of a dataset: tables (CSV, TSV, JSON, Parquet) and folders of .txt files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,6 +36,8 @@ Row = Mapping[str, Any]
 class TextItem(Item):
     """One text of a source."""
 
+    noun: ClassVar[str] = Tokenization.noun
+
     def array(self, prepare: Preparation) -> np.ndarray:
         with reading(self.name, "a text"):
             return prepare.item(self.open())
@@ -58,7 +60,7 @@ def _problem(suffix: str) -> str:
     return "" if suffix == ".txt" else TEXTS.no_item
 
 
-TEXTS = Format("text", TextItem, _open, _problem)
+TEXTS = Format(TextItem, _open, _problem)
 
 
 def texts_in(path: Path, domains: bool = False) -> dict[str, list[Item]]:
@@ -170,6 +172,14 @@ def _jsonl(path: Path) -> Iterator[Row]:
                 yield row
 
 
+def _json(path: Path) -> Iterator[Row]:
+    with reading(str(path), "JSON"):
+        rows = json.loads(path.read_bytes())
+        if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+            raise ValueError("it is no list of objects")
+        yield from rows
+
+
 def _parquet(path: Path) -> Iterator[Row]:
     try:
         from pyarrow import parquet
@@ -185,6 +195,7 @@ def _parquet(path: Path) -> Iterator[Row]:
 READERS = {
     ".csv": _csv,
     ".tsv": _csv,
+    ".json": _json,
     ".jsonl": _jsonl,
     ".ndjson": _jsonl,
     ".parquet": _parquet,

@@ -54,9 +54,9 @@ class Penalised(fit._Fitting):
         (pixels,) = self.images.batches([chosen.numpy()])
         targets = torch.from_numpy(self.images.targets)[chosen]
         squares = {name: torch.zeros_like(w) for name, w in weights.items()}
-        (pictures,) = self.upload(pixels)
-        for image, target in zip(pictures.split(1), targets.split(1), strict=True):
-            seen = functional_call(self.model.backbone, weights, (image,))
+        alone = zip(*(array.split(1) for array in self.upload(pixels)), strict=True)
+        for item, target in zip(alone, targets.split(1), strict=True):
+            seen = functional_call(self.model.backbone, weights, item)
             loss = nn.functional.cross_entropy(self.model.head(seen), target)
             grads = torch.autograd.grad(loss, list(weights.values()))
             for square, grad in zip(squares.values(), grads, strict=True):

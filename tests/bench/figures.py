@@ -214,27 +214,83 @@ def answers(figure: dict[str, Any]) -> list[str]:
     return [table(head, rows)] if rows else []
 
 
-def inference(figure: dict[str, Any]) -> str:
-    head = (
-        "model | threads | images | constants | 1 task | 20 tasks | 100 tasks | 100, as constants"
-    )
-    head += " | branches, 20 | branches, 100 | torch"
-    keys = [
-        "tasks_1",
-        "tasks_20",
-        "tasks_100",
-        "constants_bundle_100",
-        "branches_20",
-        "branches_100",
-        "torch",
+TEXT_SETS = {"agnews": "AG News", "dbpedia": "DBpedia", "amazon": "Amazon", "yelp": "Yelp"}
+TEXT_ROWS = {
+    "frozen aligned": "frozen encoder, aligned head",
+    "frozen ranpac": "frozen encoder, RanPAC, last features",
+    "first task aligned": "adapted in the first task only, aligned head",
+    "first task ranpac": "adapted in the first task only, RanPAC, last features",
+    "lora plain": "one LoRA that every task trains further, plain head",
+    "lora aligned": "one LoRA that every task trains further, aligned head",
+    "ewc plain": "one LoRA with EWC (EWC-LoRA), plain head",
+    "ewc aligned": "one LoRA with EWC (EWC-LoRA), aligned head",
+    "sdlora plain": "SD-LoRA, plain head (the paper's method)",
+    "sdlora aligned": "**SD-LoRA, aligned head**",
+    "joint plain": "joint training, plain head",
+    "joint aligned": "joint training, aligned head",
+}
+
+
+def text(figure: dict[str, Any]) -> str:
+    """A table for each order, and the four figures that the product promises."""
+    parts = []
+    for number, order in figure["orders"].items():
+        sets = [TEXT_SETS[name] for name in order]
+        head = f"{', then '.join(sets)} | all classes | own classes | " + " | ".join(sets)
+        rows = []
+        for key, label in TEXT_ROWS.items():
+            if (row := figure[f"order {number}"].get(key)) is None:
+                continue
+            if row["seeds"] < len(figure["seeds"]):
+                label += f" ({row['seeds']} seed{'s' * (row['seeds'] > 1)})"
+            both = [
+                f"{m:.1f} ± {d:.1f} %" for m, d in (row[c] for c in ("last", "own") if c in row)
+            ]
+            rows.append([label, *both, *(f"{row[n][0]:.1f} %" for n in order if n in row)])
+            rows[-1] += [""] * (3 + len(sets) - len(rows[-1]))
+        closed = 100 * figure["gap_closed_by_order"][f"order {number}"]
+        parts.append(
+            table(head, rows) + f"\n\nIn this order SD-LoRA closes {closed:.0f} % of the gap."
+        )
+    summary = [
+        ["gap closed, mean of the orders", f"{100 * figure['gap_closed']:.0f} %"],
+        ["aligned head minus plain head", f"{figure['aligned_minus_plain']:.1f} points"],
+        ["a packet over model.safetensors", f"1/{1 / figure['packet_over_model']:.0f}"],
     ]
-    rows = []
-    for key, name in {"vit_tiny": "ViT-Tiny", "vit_base": "ViT-B/16"}.items():
-        for threads, by_batch in figure.get(key, {}).items():
-            for batch, cell in by_batch.items():
-                ratios = [f"{cell[f'{k}_over_constants']:.2f}" for k in keys]
-                rows.append([name, threads, batch, f"{cell['constants_ms']:.1f} ms", *ratios])
-    return table(head, rows)
+    if latency := figure.get("latency_100_over_constants"):
+        summary.append(["a prediction after 100 tasks, over constants", f"{latency:.3f}"])
+    return "\n\n".join([*parts, table("over all orders | figure", summary)])
+
+
+def inference(figure: dict[str, Any]) -> str:
+    columns = {
+        "tasks_1": "1 task",
+        "tasks_20": "20 tasks",
+        "tasks_100": "100 tasks",
+        "constants_bundle_100": "100, as constants",
+        "branches_20": "branches, 20",
+        "branches_100": "branches, 100",
+        "torch": "torch",
+    }
+    names = {"vit_tiny": "ViT-Tiny", "vit_base": "ViT-B/16", "minilm": "MiniLM-L6"}
+    cells = {
+        (name, threads, batch): cell
+        for key, name in names.items()
+        for threads, by_batch in figure.get(key, {}).items()
+        for batch, cell in by_batch.items()
+    }
+    shown = {
+        k: c for k, c in columns.items() if all(f"{k}_over_constants" in x for x in cells.values())
+    }
+    rows = [
+        [
+            *key,
+            f"{cell['constants_ms']:.1f} ms",
+            *(f"{cell[f'{k}_over_constants']:.2f}" for k in shown),
+        ]
+        for key, cell in cells.items()
+    ]
+    return table(" | ".join(["model | threads | images | constants", *shown.values()]), rows)
 
 
 def unknown_cost(figure: dict[str, Any]) -> str:
@@ -547,6 +603,8 @@ TABLES: Tables = {
     "fleet": fleet,
     "precision": precision,
     "inference": inference,
+    "inference_text": inference,
+    "text": text,
     "packet": packet,
     "faults": faults,
     "device": device,

@@ -1,6 +1,7 @@
 """Does inference get slower? A bundle after 1, 20 and 100 tasks, beside the same model with every weight a constant.
 
-Contestants, all of the same network (random weights: time does not depend on them), 224 px, 100 classes, ONNX Runtime on CPU:
+Contestants, all of the same network (random weights: time does not depend on them), 100 classes, ONNX Runtime on CPU; images have
+224 px, texts 64 tokens:
 
 * `tasks_T`: a device that was flashed once and has applied T packets (rank 10, query and value of every block), asked through
   `Device.logits`;
@@ -8,7 +9,7 @@ Contestants, all of the same network (random weights: time does not depend on th
   last packet;
 * `constants`: the merged weights of 100 tasks exported by torch as ordinary constants, in a plain session;
 * `branches_T`: the low-rank branches of T tasks kept apart, as in a LoRA that was not merged: x A^T B^T with the factors of all
-  tasks side by side (rank 10 T) for query and for value, every weight a constant;
+  tasks side by side (rank 10 T) for query and for value, every weight a constant (for images);
 * `torch`: torch in eager mode, merged weights.
 
 Before anything is timed they must agree with each other. Within a round every contestant has its turn, in an order that rotates;
@@ -38,10 +39,10 @@ import figures
 import numpy as np
 import random_runs
 import torch
-from sdlora_edge.export.bundles import export_bundle
+from sdlora_edge.export.bundles import export, export_bundle
 from sdlora_edge.export.onnx import OPSET
 from sdlora_edge.export.parity import host_logits
-from sdlora_edge.export.requests import ExportOptions
+from sdlora_edge.export.requests import BundleRequest, ExportOptions
 from torch import Tensor, nn
 
 from sdlora_edge.device import Device
@@ -50,11 +51,18 @@ from sdlora_edge.formats import packet, signing
 from sdlora_edge.formats.bundle import CONSTANTS
 from sdlora_edge.inputs import canary
 from sdlora_edge.inputs.image import PICTURES
+from sdlora_edge.inputs.modality import Preparation
+from sdlora_edge.inputs.text import Tokenization
 from sdlora_edge.method import backbones
 from sdlora_edge.state import Factors, TaskState
 from sdlora_edge.train.run import Run
 
-MODELS = {"vit_tiny": "vit_tiny_patch16_224", "vit_base": "vit_base_patch16_224"}
+MODELS = {
+    "vit_tiny": "vit_tiny_patch16_224",
+    "vit_base": "vit_base_patch16_224",
+    "minilm": random_runs.MINILM,
+}
+TEXTS = "minilm"
 THREADS, BATCHES, TASKS, BRANCHES = (1, 2), (1, 8), (1, 20, 100), (20, 100)
 CLASSES = 100
 BUILD = figures.ROOT / "build" / "inference"
@@ -99,8 +107,8 @@ class Whole(nn.Module):
         )
         return self
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.head(self.backbone(*inputs))
 
 
 def merged(run: Run, task: int) -> Whole:
@@ -152,22 +160,19 @@ def make_models(model: str, folder: Path) -> None:
         if update.task in TASKS:
             shutil.copytree(folder / "store", folder / "stores" / f"tasks_{update.task}")
             print(f"{model}: {update.task} packets applied", file=sys.stderr, flush=True)
-    export_bundle(
-        run,
-        folder / "other",
-        max(TASKS) - 1,
-        [str(public)],
-        ExportOptions(weights_as=CONSTANTS, max_classes=CLASSES),
-    )
+    options = ExportOptions(weights_as=CONSTANTS, max_classes=CLASSES)
+    last = BundleRequest(folder / "other", max(TASKS) - 1, [str(public)], options)
+    # not export_bundle: the tasks of this run are in memory only
+    export(run, last, BundleRequest(folder / "other", 0, [str(public)]).require(run.path))
     Device.init(folder / "other", folder / "stores" / "constants_bundle_100").apply(folder / "next")
     whole = merged(run, max(TASKS))
-    write_onnx(whole, run.preprocessing.size, folder / "constants.onnx")
+    write_onnx(whole, run.preprocessing, folder / "constants.onnx")
     torch.save(whole.state_dict(), folder / "whole.pt")
-    for task in BRANCHES:
+    for task in () if model == TEXTS else BRANCHES:
         run.backbone.load_state_dict(
             {n: torch.from_numpy(w) for n, w in run.base_weights.items()}, strict=False
         )
-        write_onnx(apart(run, task), run.preprocessing.size, folder / f"branches_{task}.onnx")
+        write_onnx(apart(run, task), run.preprocessing, folder / f"branches_{task}.onnx")
         for block in run.backbone.blocks:  # type: ignore[union-attr]
             block.attn.qkv = block.attn.qkv.qkv
     for name in ("run", "bundle", "other", "store", "keys"):
@@ -176,59 +181,73 @@ def make_models(model: str, folder: Path) -> None:
     (folder / "done").touch()
 
 
-def write_onnx(whole: nn.Module, size: int, path: Path) -> None:
-    """As anyone exports a model: every weight a constant, any number of images."""
+def inputs_of(prepare: Preparation, batch: int) -> dict[str, np.ndarray]:
+    """What the model reads of a batch of random images, or of texts that are as long as they may be."""
+    random = np.random.default_rng(1)
+    if isinstance(prepare, Tokenization):
+        return prepare.arrays(random.integers(0, prepare.vocabulary, (batch, prepare.length)))
+    return {PICTURES: random.standard_normal((batch, 3, 224, 224)).astype(np.float32)}
+
+
+def write_onnx(whole: nn.Module, prepare: Preparation, path: Path) -> None:
+    """As anyone exports a model: every weight a constant, any number of images, or of texts of any length."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        dynamic = ({0: torch.export.Dim.DYNAMIC},)
-        example = (torch.zeros(2, 3, size, size),)
+        example = tuple(torch.from_numpy(array) for array in inputs_of(prepare, 2).values())
+        dynamic = tuple(
+            dict.fromkeys(range(len(axes)), torch.export.Dim.DYNAMIC)
+            for axes in prepare.axes.values()
+        )
         program = torch.onnx.export(
-            whole, example, dynamo=True, opset_version=OPSET, verbose=False, dynamic_shapes=dynamic
+            whole,
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            dynamic_shapes=(dynamic,),
         )
     assert program is not None
     program.save(path)
 
 
-NAMES = (
-    "constants",
-    *(f"tasks_{t}" for t in TASKS),
-    "constants_bundle_100",
-    *(f"branches_{t}" for t in BRANCHES),
-    "torch",
-)
+def names_of(model: str) -> tuple[str, ...]:
+    """The contestants."""
+    branches = () if model == TEXTS else tuple(f"branches_{t}" for t in BRANCHES)
+    tasks = tuple(f"tasks_{t}" for t in TASKS)
+    return ("constants", *tasks, "constants_bundle_100", *branches, "torch")
 
 
-def load(name: str, folder: Path, threads: int, images: np.ndarray) -> Call:
-    """A contestant: what computes the logits of the images."""
+def load(name: str, folder: Path, threads: int, batch: int) -> Call:
+    """A contestant: what computes the logits of a batch."""
+    backbone, prepare = random_runs.create(MODELS[folder.name])
+    inputs = inputs_of(prepare, batch)
     if name == "torch":
         torch.set_num_threads(threads)
-        whole, tensor = (
-            Whole(backbones.create(MODELS[folder.name], None, None, pretrained=False)[0]),
-            torch.from_numpy(images),
-        )
+        whole, tensors = Whole(backbone), [torch.from_numpy(array) for array in inputs.values()]
         whole.load_state_dict(torch.load(folder / "whole.pt"))
 
         def eager() -> np.ndarray:
             with torch.inference_mode():
-                return whole(tensor).numpy()
+                return whole(*tensors).numpy()
 
         return eager
     if (folder / "stores" / name).exists():
         opened = Device.open(folder / "stores" / name, threads)
-        return lambda: opened.logits({PICTURES: images})
+        return lambda: opened.logits(inputs)
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, threads
     session = ort.InferenceSession(
         str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"]
     )
-    images_name = session.get_inputs()[0].name
-    return lambda: session.run(None, {images_name: images})[0]
+    fed = {
+        one.name: array for one, array in zip(session.get_inputs(), inputs.values(), strict=True)
+    }
+    return lambda: session.run(None, fed)[0]
 
 
 def serve(name: str, model: str, threads: int, batch: int) -> None:
     """A contestant's own process: for each line with a number, so many calls, and the milliseconds of one; a path: logits go there."""
-    images = np.random.default_rng(1).standard_normal((batch, 3, 224, 224)).astype(np.float32)
-    call = load(name, BUILD / model, threads, images)
+    call = load(name, BUILD / model, threads, batch)
     for line in sys.stdin:
         if not line.strip().isdigit():
             np.save(line.strip(), call())
@@ -269,9 +288,8 @@ class Contestant:
 
 def agree(logits: dict[str, np.ndarray]) -> float:
     """The largest difference, as a share of the largest logit. Stops unless all compute what they stand for."""
-    pairs = [
-        ("tasks_100", n) for n in ("constants", "constants_bundle_100", "branches_100", "torch")
-    ] + [("tasks_20", "branches_20")]
+    pairs = [("tasks_100", n) for n in ("constants", "constants_bundle_100", "torch")]
+    pairs += [(f"tasks_{t}", f"branches_{t}") for t in BRANCHES if f"branches_{t}" in logits]
     worst = max(
         float(np.abs(logits[a] - logits[b]).max() / np.abs(logits[b]).max()) for a, b in pairs
     )
@@ -287,7 +305,8 @@ def agree(logits: dict[str, np.ndarray]) -> float:
 
 def cell(model: str, threads: int, batch: int, seconds: float) -> dict[str, float]:
     """Everything about one model, number of threads and number of images."""
-    contestants = {name: Contestant(name, model, threads, batch) for name in NAMES}
+    names = names_of(model)
+    contestants = {name: Contestant(name, model, threads, batch) for name in names}
     with tempfile.TemporaryDirectory() as folder:
         difference = agree({name: one.logits(folder) for name, one in contestants.items()})
     repeats = {
@@ -295,28 +314,32 @@ def cell(model: str, threads: int, batch: int, seconds: float) -> dict[str, floa
     }
     rows, end = [], time.perf_counter() + seconds
     while len(rows) < LEAST_ROUNDS or time.perf_counter() < end:
-        turn = len(rows) % len(NAMES)
+        turn = len(rows) % len(names)
         rows.append(
             {
                 name: contestants[name].milliseconds(repeats[name])
-                for name in NAMES[turn:] + NAMES[:turn]
+                for name in names[turn:] + names[:turn]
             }
         )
     for one in contestants.values():
         one.close()
     found = {
         f"{n}_over_constants": round(median(r[n] / r["constants"] for r in rows), 4)
-        for n in NAMES
+        for n in names
         if n != "constants"
     }
-    found |= {f"{name}_ms": round(median(r[name] for r in rows), 3) for name in NAMES}
+    found |= {f"{name}_ms": round(median(r[name] for r in rows), 3) for name in names}
     return found | {"largest_difference": float(f"{difference:.1e}"), "rounds": len(rows)}
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="of measuring, for each cell")
-    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated")
+    parser.add_argument(
+        "--models",
+        default="vit_tiny,vit_base",
+        help="comma-separated; minilm goes to inference_text",
+    )
     parser.add_argument(
         "--serve", nargs=4, metavar=("NAME", "MODEL", "THREADS", "BATCH"), help=argparse.SUPPRESS
     )
@@ -331,6 +354,7 @@ def main() -> None:
         return
     values: dict[str, Any] = {
         "image_size": 224,
+        "tokens": random_runs.TOKENS,
         "rank": random_runs.RANK,
         "classes": CLASSES,
         "seconds": options.seconds,
@@ -353,7 +377,10 @@ def main() -> None:
     )
     print(
         figures.write(
-            "inference", command, values, packages=("torch", "timm", "onnx", "onnxruntime", "numpy")
+            "inference_text" if options.models == TEXTS else "inference",
+            command,
+            values,
+            packages=("torch", "timm", "onnx", "onnxruntime", "numpy"),
         )
     )
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
+import figures
 import numpy as np
+import runs
 
 from sdlora_edge.train.config import to_toml
 from sdlora_edge.train.settings import Settings
@@ -98,14 +98,7 @@ def settings(name: str, row: str, seed: int) -> dict[str, Any]:
 
 def train(name: str, row: str, seed: int) -> dict[str, Any]:
     """One training, in a process of its own with one thread, and the figures of it that are kept."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def call(*program: str) -> str:
-        done = subprocess.run([sys.executable, *program], capture_output=True, text=True, env=environment)  # fmt: skip
-        if done.returncode:
-            raise SystemExit(f"{name} {row} {seed}: {done.stderr.strip().splitlines()[-1]}")
-        return done.stdout
-
+    call = partial(runs.call, f"{name} {row} {seed}")
     with tempfile.TemporaryDirectory() as folder:
         config, run = Path(folder) / "config.toml", Path(folder) / "run"
         config.write_text(to_toml(Settings.of(**settings(name, row, seed))))
@@ -154,21 +147,21 @@ def spread(values: list[dict[str, float]]) -> dict[str, list[float]]:
             for c in values[0]}  # fmt: skip
 
 
-def of_row(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def of_row(found: list[dict[str, Any]]) -> dict[str, Any]:
     """{row, with its head: {column: [mean, std]}} of the trainings of a row; of the default also calibration and unknown images."""
     rows = {
-        head: {"seeds": len(runs)} | spread([run["heads"][head] for run in runs])
-        for head in runs[0]["heads"]
+        head: {"seeds": len(found)} | spread([run["heads"][head] for run in found])
+        for head in found[0]["heads"]
     }
-    if "absorbed" in runs[0]:
-        absorbed = {"absorbed": [r["absorbed"] for r in runs], "tasks": sum(r["tasks"] for r in runs)}  # fmt: skip
+    if "absorbed" in found[0]:
+        absorbed = {"absorbed": [r["absorbed"] for r in found], "tasks": sum(r["tasks"] for r in found)}  # fmt: skip
         rows = {head: columns | absorbed for head, columns in rows.items()}
     return rows | {
-        part: spread([r[part] for r in runs]) for part in ("calibration", "unknown") if part in runs[0]
+        part: spread([r[part] for r in found]) for part in ("calibration", "unknown") if part in found[0]
     }  # fmt: skip
 
 
-def collect(runs: dict[str, Any]) -> dict[str, Any]:
+def collect(every: dict[str, Any]) -> dict[str, Any]:
     """{set: {row: {column: [mean, std]}}, "gap_closed": {set: share}}; a row without "aligned" in its name has the plain head.
 
     A row whose trainings are fewer than those behind the figures of before keeps these figures."""
@@ -180,7 +173,7 @@ def collect(runs: dict[str, Any]) -> dict[str, Any]:
     for name in SETS:
         rows: dict[str, Any] = dict(before.get(name, {}))
         for row in ROWS:
-            found = [runs[key] for seed in SEEDS if (key := f"{name} {row} {seed}") in runs]
+            found = [every[key] for seed in SEEDS if (key := f"{name} {row} {seed}") in every]
             if len(found) >= max(1, rows.get(row, {}).get("seeds", 0)):
                 rows |= of_row(found)
         table[name] = rows
@@ -208,28 +201,10 @@ def main() -> None:
     asked = sys.argv[1:]
     names = [name for name in asked if name in SETS] or list(SETS)
     rows = [row for row in ROWS if row.replace(" ", "-") in asked] or list(ROWS)
-    runs = json.loads(RUNS.read_text()) if RUNS.exists() else {}
-    lock = Lock()
-
-    def one(name: str, row: str, seed: int) -> None:
-        key = f"{name} {row} {seed}"
-        if key in runs:
-            return
-        found = train(name, row, seed)
-        with lock:
-            runs[key] = found
-            partial = RUNS.with_suffix(".tmp")
-            partial.write_text(json.dumps(dict(sorted(runs.items())), indent=1) + "\n")
-            partial.replace(RUNS)
-        print(key, {head: round(x["last"], 1) for head, x in found["heads"].items()}, flush=True)
-
     if "--collect" not in asked:
-        work = [(name, row, seed) for name in names for seed in SEEDS for row in rows]
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda job: one(*job), work))
-    import figures
-
-    print(figures.write("method", "make bench-method", collect(runs)))
+        keys = {f"{name} {row} {seed}": (name, row, seed) for name in names for seed in SEEDS for row in rows}  # fmt: skip
+        runs.train(RUNS, keys, lambda key: train(*keys[key]))
+    print(figures.write("method", "make bench-method", collect(runs.kept(RUNS))))
 
 
 if __name__ == "__main__":

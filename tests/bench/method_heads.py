@@ -44,7 +44,7 @@ def main(path: Path, other: str) -> None:
         seen = [(a, x.targets, evaluator.features(y), y.targets) for a, x, y in zip(_views(evaluator, train), train, test, strict=True)]  # fmt: skip
         found[f"{name} aligned"] = _stream(seen, lambda *data: _discriminant(*data, width=last))
         found[f"{name} wide"] = _stream(seen, _discriminant)
-        found[f"{name} ranpac"] = {"last": _ranpac(seen, last)}
+        found[f"{name} ranpac"] = {"last": ranpac(seen, last)}
     accuracy = []
     for task in range(1, len(run.states)):
         evaluator, statistics = Evaluator.at(run, task), read_kept(path, task).aligned
@@ -55,9 +55,7 @@ def main(path: Path, other: str) -> None:
     found["default last features"] = _summary(accuracy)
     statistics = run.kept.aligned
     assert statistics is not None
-    true = FeatureStatistics.empty(statistics.means.shape[1])
-    for views, images in zip(_views(evaluator, train), train, strict=True):
-        true = true.with_images(views, images.targets, len(statistics.means))
+    true = statistics_of(_views(evaluator, train), [images.targets for images in train])
     oracle = FeatureStatistics(true.means, statistics.scatter, statistics.counts).discriminant()
     found["default true means"] = {"last": _right(features, [t.targets for t in test], oracle)}
     found["unknown"] = _unknown(run, test, other)
@@ -85,6 +83,14 @@ def _discriminant(statistics: FeatureStatistics, width: int | None = None) -> An
     return (_last(statistics, width) if width else statistics).discriminant()
 
 
+def statistics_of(views: list[np.ndarray], targets: list[np.ndarray]) -> FeatureStatistics:
+    """Of tasks whose features never move. views: (views, n, d) of each task."""
+    found = FeatureStatistics.empty(views[0].shape[-1])
+    for features, own in zip(views, targets, strict=True):
+        found = found.with_images(features, own, max(len(found.means), int(own.max()) + 1))
+    return found
+
+
 def _stream(seen: list[Any], fit: Any) -> dict[str, float]:
     """Features never move here: the statistics are exact."""
     statistics, accuracy = FeatureStatistics.empty(seen[0][0].shape[-1]), []
@@ -107,7 +113,7 @@ def _summary(accuracy: list[float]) -> dict[str, float]:
     return {"last": accuracy[-1], "average_anytime": float(np.mean(accuracy))}
 
 
-def _ranpac(seen: list[Any], width: int) -> float:
+def ranpac(seen: list[Any], width: int) -> float:
     """RanPAC's head on the features of all tasks: its Gram matrix does not depend on their order. Last accuracy."""
     X, y, Z, z = map(np.concatenate, zip(*((a[0], *rest) for a, *rest in seen), strict=True))
     X, Z = X[:, :width], Z[:, :width]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from sdlora_edge.formats.confidence import Confidence
 from sdlora_edge.formats.encoding import Factors, encode
 from sdlora_edge.formats.limits import LIMITS
 from sdlora_edge.inputs.image import Preprocessing
-from sdlora_edge.method import backbones
+from sdlora_edge.inputs.modality import MICRO_TEXT, Preparation
+from sdlora_edge.method import backbones, encoders
 from sdlora_edge.method.feature_spec import FeatureSpec
 from sdlora_edge.method.features import width as feature_width
 from sdlora_edge.method.head import FeatureStatistics
@@ -22,6 +26,10 @@ from sdlora_edge.train.shipped import before_all
 from sdlora_edge.train.tasks import Kept
 
 RANK = 10
+MINILM = "random/MiniLM-L6"
+ARCHITECTURE = {"model_type": "bert", "vocab_size": 30522, "hidden_size": 384, "num_hidden_layers": 6,
+                "num_attention_heads": 12, "intermediate_size": 1536, "max_position_embeddings": 512}  # fmt: skip
+TOKENS = 64
 
 
 def make_run(
@@ -52,7 +60,7 @@ def make_run(
             "image_size": size or 0,
         },
     )
-    backbone, prepared = backbones.create(name, size, weights, pretrained=False)
+    backbone, prepare = create(name, size, weights)
     width = feature_width(backbone, FeatureSpec.parse(features))
     head = _head(random, base_classes, width)
     score = _confidence(random, base_classes, width) if confident else None
@@ -61,10 +69,23 @@ def make_run(
     rows = changed_rows(before_all(width), *head, confidence=score)
     update = TaskUpdate(0, "base", classes, np.zeros(0), rows, {})
     base = Base(update, Kept(FeatureStatistics.empty(width), head))
-    run = Run.create(path, settings, backbone, Preprocessing(**prepared), base)
+    run = Run.create(path, settings, backbone, prepare, base)
     for _ in range(tasks):
         run.history.follow(_random_update(run, random, new_classes))
     return run
+
+
+def create(
+    name: str, size: int | None = None, weights: Path | None = None
+) -> tuple[nn.Module, Preparation]:
+    """A timm model with random weights, unless `weights` has them, or MINILM, for texts of TOKENS tokens."""
+    if name != MINILM:
+        backbone, prepared = backbones.create(name, size, weights, pretrained=False)
+        return backbone, Preprocessing(**prepared)
+    _, bytewise = encoders.create(MICRO_TEXT, TOKENS, None)
+    assert bytewise is not None
+    encoder, _ = encoders.create(name, TOKENS, None, json.dumps(ARCHITECTURE))
+    return encoder, replace(bytewise, vocabulary=int(ARCHITECTURE["vocab_size"]))
 
 
 def _head(random: np.random.Generator, classes: int, width: int) -> tuple[np.ndarray, np.ndarray]:

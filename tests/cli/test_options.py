@@ -115,7 +115,7 @@ def test_a_row_of_the_result_stands_under_its_heads() -> None:
     for word, end in (
         ("classes", "3"),
         ("seconds", "7.2"),
-        ("test images", "25"),
+        ("tested", "25"),
         ("all %", "76.0"),
     ):
         assert row[: ROW_HEADS.index(word) + len(word)].endswith(f" {end}")

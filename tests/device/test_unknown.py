@@ -86,7 +86,7 @@ def test_each_packet_brings_its_own_and_a_rollback_takes_it_back(
         assert expected(run, device, task, values[task - 1]) == told[task - 1]
     device.rollback()
     assert (known(device), device.status().threshold) == ([True] * 6, None)
-    assert "none, so no image is unknown" in cli("device", "status", "--store", store).out
+    assert "none, so nothing is unknown" in cli("device", "status", "--store", store).out
 
 
 def test_a_threshold_of_the_caller_holds_for_that_call_alone(

@@ -256,7 +256,7 @@ def test_a_person_names_groups_and_gets_the_folder_of_a_task(
         name_of = dict(re.findall(r'<img src="image/(\d+)" alt="([^"]+)"', html))
         assert sorted(map(int, name_of)) == numbers
         assert "none selected" not in html
-        assert "no image is selected" in page.post(("do", "move"), ("to", 0))
+        assert "nothing is selected" in page.post(("do", "move"), ("to", 0))
         for odd in ({}, {"to": "x"}, {"image": "9" * 5000}):
             assert "form is incomplete" in page.post(("do", "move"), *odd.items())
         html = page.post(("do", "move"), ("to", 0), *(("image", i) for i in range(4)))

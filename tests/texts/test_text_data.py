@@ -9,7 +9,9 @@ import pytest
 from texts_fixture import rows, write_folders, write_table
 
 from sdlora_edge.errors import InputError, UsageError
-from sdlora_edge.train import plan, splits
+from sdlora_edge.train import datasets, plan, splits
+from sdlora_edge.train.config import resolve
+from sdlora_edge.train.presets import preset
 from sdlora_edge.train.settings import Settings
 from sdlora_edge.train.texts import texts_in
 from sdlora_edge.train.unknown_images import find
@@ -41,8 +43,17 @@ def test_json_lines_and_other_names_of_columns(tmp_path: Path) -> None:
     assert counts(path) == {"": {"7": 1, "halt": 1}}
 
 
-def test_parquet_if_pyarrow_is_there(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+def test_json_is_a_list_of_objects(tmp_path: Path) -> None:
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps([{"label": "sport", "sentence": "a goal"}]))
+    assert counts(path) == {"": {"sport": 1}}
+    path.write_text('{"label": "sport", "sentence": "a goal"}')
+    with pytest.raises(InputError, match="cannot be read as JSON: it is no list of objects"):
+        texts_in(path)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    import pyarrow
     from pyarrow import parquet
 
     table = pyarrow.table({"text": ["a", "b"], "label": ["x", "y"]})
@@ -122,3 +133,28 @@ def test_texts_and_images_are_not_mixed_up(tmp_path: Path) -> None:
             plan.new_run(Settings.of(**settings, **wrong), None)
     with pytest.raises(InputError, match="neither a folder nor a ZIP file"):
         splits.load_for(Settings.of(data=str(table), tasks=1))
+
+
+@pytest.mark.parametrize("layout", ["CL_Benchmark/{}/{}", "{1}"])
+def test_the_standard_cl_benchmark_is_learned_a_dataset_after_the_other(
+    tmp_path: Path, layout: str
+) -> None:
+    own = {"dbpedia": ["Album", "Film"], "amazon": ["good", "bad"], "yahoo": ["Sports", "Health"],
+           "agnews": ["World", "Sports"]}  # fmt: skip
+    for name, labels in own.items():
+        folder = tmp_path / layout.format("SC" if name == "amazon" else "TC", name)
+        folder.mkdir(parents=True)
+        for split in ("train", "test"):
+            lines = [{"label": c, "sentence": f"{c} {split} {i}"} for c in labels for i in range(3)]
+            (folder / f"{split}.json").write_text(json.dumps(lines))
+        (folder / "labels.json").write_text("[]")
+    for number, order in enumerate(datasets.STANDARD_CL, 1):
+        settings = resolve(None, preset(f"standard-cl-{number}"))
+        settings = settings.changed(data_root=str(tmp_path))
+        parts = splits.parts(splits.load_for(settings), settings)
+        assert [part.name for part in parts] == list(order)
+        assert [set(part.classes) for part in parts] == [set(own[name]) for name in order]
+        assert all(len(items) == 3 for part in parts for items in part.test.values())
+    images = Settings.of(data="standard-cl-1", data_root=str(tmp_path))
+    with pytest.raises(UsageError, match="standard-cl-1 holds texts, and the backbone reads image"):
+        splits.load_for(images)

@@ -176,7 +176,7 @@ def test_val_without_test_tests_and_says_so(
         make_images(tmp_path / "p" / split, ["a", "b"], count)
     settings = Settings().changed(data=str(tmp_path / "p"), tasks=1)
     assert counts(splits.load_for(settings)) == {"a": (4, 3, 0), "b": (4, 3, 0)}
-    assert "has val/ but no test/: the images of val/ are used for testing" in caplog.text
+    assert "has val/ but no test/: val/ is used for testing" in caplog.text
     validated = settings.changed(validate=0.5)
     (part,) = splits.parts(splits.load_for(validated), validated)
     assert {c: (len(part.train[c]), len(part.test[c])) for c in part.classes} == {

@@ -77,7 +77,7 @@ def test_the_table_counts_every_file_and_the_warnings_name_what_is_odd(
     assert sum(map(int, rows["all 5"][:3])) == 8 + 11 + 3 + 1
     found = warnings(caplog)
     assert found[:3] == [
-        "folders without an image that can be read: empty",
+        "classes without a readable image: empty",
         "classes with fewer than 5 training images: "
         + ("few, one" if int(rows["a"][0]) > 4 else "a, few, one"),
         "classes without a test image: one",

@@ -22,7 +22,8 @@ def differing(a: Settings, b: Settings) -> set[str]:
 def test_every_preset_is_a_run_on_a_named_set(name: str) -> None:
     settings = resolve(None, preset(name))
     assert settings.data.data in datasets.NAMES
-    assert settings.backbone.backbone == "vit_base_patch16_224.augreg_in21k_ft_in1k"
+    models = {"image": "vit_base_patch16_224.augreg_in21k_ft_in1k", "text": "google-t5/t5-large"}
+    assert settings.backbone.backbone == models[datasets.SETS[settings.data.data].kind]
     if settings.data.protocol == "class":
         assert CLASSES[settings.data.data] % settings.data.tasks == 0
         assert str(settings.data.tasks) in name.split("-")
@@ -40,6 +41,7 @@ def test_the_papers_experiments_are_all_there_each_with_its_variants() -> None:
     )
     expected = {name + variant for name in plain for variant in ("", "-rr", "-kd")}
     expected |= {f"authors-imagenet-r-{n}" for n in (5, 10, 20)} | {"face-antispoofing"}
+    expected |= {f"standard-cl-{n}" for n in (1, 2, 3)}
     assert set(PRESETS) == expected
     epochs = {name: resolve(None, preset(name)).training.epochs for name in plain}
     assert epochs == dict(zip(plain, (30, 30, 30, 20, 10, 20, 20)))
@@ -122,6 +124,15 @@ def test_faces_are_learned_domain_by_domain() -> None:
         "fas",
         len(datasets.SETS["fas"].domains),
     )
+
+
+def test_texts_are_learned_in_the_three_orders_of_o_lora() -> None:
+    orders = [datasets.SETS[preset(f"standard-cl-{n}")["data"]].domains for n in (1, 2, 3)]
+    assert orders == [
+        ("dbpedia", "amazon", "yahoo", "agnews"),
+        ("dbpedia", "amazon", "agnews", "yahoo"),
+        ("yahoo", "amazon", "agnews", "dbpedia"),
+    ]
 
 
 def test_flags_win_over_a_preset_and_leave_it_alone() -> None:
