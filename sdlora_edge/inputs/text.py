@@ -63,7 +63,7 @@ class Tokenization(Preparation):
     dtype: ClassVar[np.dtype[Any]] = np.dtype(np.int32)
     defaults: ClassVar[Mapping[str, Any]] = {
         "optimizer": "adamw",
-        "lr": 3e-4,
+        "lr": 5e-4,
         # A sentence encoder's features are short vectors: at the rate of the direction a head
         # learns too little to teach it anything (docs/method.md).
         "head_lr_factor": 20.0,

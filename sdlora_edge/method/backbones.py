@@ -206,8 +206,9 @@ def projections(model: nn.Module, targets: str = "") -> tuple[Projection, ...]:
         model: The backbone.
         targets: Patterns of module names with commas between (`fnmatch`, so * crosses dots too).
             The suffix :q, :k or :v takes that third of a fused qkv's rows:
-            `blocks.*.attn.qkv:q,blocks.*.mlp.fc1`. Empty: query and value of every attention, or
-            else the pointwise convolutions (ConvNeXt: the MLPs) of the blocks.
+            `blocks.*.attn.qkv:q,blocks.*.mlp.fc1`. Empty: query and value of every attention (of a
+            text encoder: in the upper half of its layers), or else the pointwise convolutions
+            (ConvNeXt: the MLPs) of the blocks.
 
     Raises:
         UsageError: A pattern matches nothing, a matrix is taken both whole and in parts, or the
@@ -216,13 +217,14 @@ def projections(model: nn.Module, targets: str = "") -> tuple[Projection, ...]:
     matrices = _matrices(model)
     fused = _fused(model, matrices)
     patterns = [text.strip() for text in targets.split(",") if text.strip()]
-    patterns = patterns or _default(matrices, fused)
+    offered = matrices if patterns else _adaptable(model, matrices)
+    patterns = patterns or _default(offered, fused)
     there_is = _candidates(matrices, fused)
     if not patterns:
         raise UsageError(f"{type(model).__name__} has no default targets: {there_is}")
     chosen: set[tuple[str, str]] = set()
     for pattern in patterns:
-        found = _matching(pattern, matrices, fused)
+        found = _matching(pattern, offered, fused)
         if not found and targets.strip(" ,"):
             raise UsageError(
                 f"targets {pattern!r} match nothing in {type(model).__name__}: {there_is}"
@@ -236,6 +238,14 @@ def projections(model: nn.Module, targets: str = "") -> tuple[Projection, ...]:
         for part in ("", *PARTS)
         if (name, part) in chosen
     )
+
+
+def _adaptable(
+    model: nn.Module, matrices: Mapping[str, tuple[int, int]]
+) -> Mapping[str, tuple[int, int]]:
+    """Without the modules that the backbone keeps if nobody names targets."""
+    kept = getattr(model, "is_kept", None)
+    return {name: shape for name, shape in matrices.items() if not (kept and kept(name))}
 
 
 def _default(matrices: Mapping[str, tuple[int, int]], fused: frozenset[str]) -> list[str]:

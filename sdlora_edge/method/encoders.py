@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,14 @@ class TextEncoder(nn.Module):
     def architecture(self) -> str:
         """JSON from which `create` builds it again."""
         return str(self.model.config.to_json_string(use_diff=False))
+
+    def is_kept(self, name: str) -> bool:
+        """Whether a module is in the lower half of the layers, which is not adapted by default.
+
+        So the lowest block that the head sees never drifts (docs/method.md).
+        """
+        found = re.search(r"\.(\d+)\.", name)
+        return found is not None and int(found[1]) < len(self.blocks) // 2
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """int64 (N, tokens) each, to the mean of the tokens: (N, width)."""

@@ -36,7 +36,7 @@ ORDERS = {
     "3": ("dbpedia", "amazon", "yelp", "agnews"),
 }
 SEEDS = (1993, 1994, 1995)
-TRAIN, TEST = 1000, 500
+TRAIN, TEST = 2000, 500
 """texts of each set"""
 COMMON: dict[str, Any] = {"tasks": 1, "max_tokens": 64, "precision": "bf16"}
 """the rest are the defaults for texts"""
