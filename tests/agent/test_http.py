@@ -290,7 +290,7 @@ def test_long_json_and_a_tensor_of_many_images_cost_no_memory(
         open_inference.read(body + b" ", None, most)
     described = {**TENSOR, "shape": [2, 1, 1, 3], "parameters": {"binary_data_size": 6}}
     head = json.dumps({"inputs": [described]}).encode()
-    with pytest.raises(UsageError, match="2 at once: send at most 1"):
+    with pytest.raises(UsageError, match="2 images at once: send at most 1"):
         open_inference.read(
             head + bytes(6), str(len(head)), open_inference.Most(1, 999, Preprocessing.tensor)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,10 +12,17 @@ import pytest
 from conftest import Fleet, Result, images, inputs
 
 from sdlora_edge.device import Device
+from sdlora_edge.device.engines import providers
 from sdlora_edge.device.engines.providers import PROVIDER, PROVIDERS, named
 from sdlora_edge.errors import HealthError, InputError, UsageError
 
 Cli = Callable[..., Result]
+
+
+def require_openvino() -> None:
+    pytest.importorskip("onnxruntime_ep_openvino", reason="no OpenVINO provider is installed")
+    if "GenuineIntel" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("OpenVINO knows Intel's processors alone")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +42,7 @@ def constants(fleet: Fleet, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_openvino_computes_what_the_cpu_computes_after_each_update(
     fleet: Fleet, constants: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("onnxruntime_ep_openvino", reason="no OpenVINO provider is installed")
+    require_openvino()
     store, openvino = tmp_path / "store", ("--provider", "openvino")
     made = cli("device", "init", "--bundle", constants, "--store", store, *openvino)
     assert made.code == 0, made
@@ -52,13 +60,31 @@ def test_openvino_computes_what_the_cpu_computes_after_each_update(
 
 
 def test_openvino_refuses_weights_as_inputs_by_name(fleet: Fleet, cli: Cli, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime_ep_openvino", reason="no OpenVINO provider is installed")
+    require_openvino()
     made = ("--bundle", fleet.bundle, "--store", tmp_path / "store")
     refused = cli("device", "init", *made, "--provider", "openvino")
     assert refused.code == 3
     assert "cannot load it with provider openvino" in refused.err
     assert "export the bundle with --weights-as constants" in refused.err
     assert not (tmp_path / "store").exists()
+
+
+def test_a_plugin_without_a_processor_is_refused_each_time_and_registered_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    registered: list[str] = []
+    library = SimpleNamespace(get_library_path=lambda: "library.so")
+    monkeypatch.setitem(sys.modules, "onnxruntime_qnn", library)
+    monkeypatch.setattr(providers, "_registered", set())
+    ort = SimpleNamespace(
+        get_ep_devices=lambda: [],
+        register_execution_provider_library=lambda name, path: registered.append(name),
+    )
+    options = SimpleNamespace(add_session_config_entry=lambda *entry: None)
+    for _ in range(2):
+        with pytest.raises(InputError, match="qnn finds no processor that it knows: use --prov"):
+            PROVIDERS["qnn"].add(ort, options, 1)
+    assert registered == ["onnxruntime_qnn"]
 
 
 def test_another_arithmetic_is_refused_by_the_canary(

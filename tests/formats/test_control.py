@@ -169,7 +169,7 @@ def test_build_says_what_a_packet_costs_and_brings(cli: Cli, fleet: Fleet, tmp_p
     assert built["old_rows_bytes"] == sum(part.nbytes for part in parts)
     shown = cli(*command, "--out", tmp_path / "b", "--task", 3).out
     assert "weight error" in shown
-    assert "20 images" in shown
+    assert "20 inputs" in shown
 
 
 # keys

@@ -24,6 +24,8 @@ CPU = "cpu"
 RECORD = "session.record_ep_graph_assignment_info"
 """Configuration entry: the session remembers which provider took which part of the model."""
 _registering = threading.Lock()
+_registered = set[str]()
+"""plugins, in this process"""
 
 
 def _none(threads: int) -> dict[str, str]:
@@ -104,15 +106,24 @@ class Provider:
         """The processors that a plugin can compute on; the first is the CPU."""
         with _registering:
             if not (found := self._found(ort)):
-                try:
-                    library = import_module(self.plugin).get_library_path()
-                    ort.register_execution_provider_library(self.plugin, library)
-                except (ImportError, AttributeError) as error:
-                    raise self._missing(str(error)) from error
+                self._register(ort)
                 found = self._found(ort)
-        if not found:
-            raise self._missing("it finds no processor that it knows")
+        if not found:  # OpenVINO, for one, knows Intel's processors alone
+            raise InputError(
+                f"provider {self.name} finds no processor that it knows: use --provider {CPU}"
+            )
         return sorted(found, key=lambda one: one.ep_metadata.get("ov_device") != "CPU")
+
+    def _register(self, ort: Any) -> None:
+        """Once in a process: ONNX Runtime refuses to do it again."""
+        if self.plugin in _registered:
+            return
+        try:
+            library = import_module(self.plugin).get_library_path()
+            ort.register_execution_provider_library(self.plugin, library)
+        except (ImportError, AttributeError) as error:
+            raise self._missing(str(error)) from error
+        _registered.add(self.plugin)
 
     def _found(self, ort: Any) -> list[Any]:
         devices = ort.get_ep_devices() if hasattr(ort, "get_ep_devices") else []
