@@ -80,7 +80,9 @@ def test_a_plugin_without_a_processor_is_refused_each_time_and_registered_once(
         get_ep_devices=lambda: [],
         register_execution_provider_library=lambda name, path: registered.append(name),
     )
-    options = SimpleNamespace(add_session_config_entry=lambda *entry: None)
+    options = SimpleNamespace(
+        add_session_config_entry=lambda *entry: None, add_provider_for_devices=lambda *own: None
+    )
     for _ in range(2):
         with pytest.raises(InputError, match="qnn finds no processor that it knows: use --prov"):
             PROVIDERS["qnn"].add(ort, options, 1)
