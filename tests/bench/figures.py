@@ -235,6 +235,8 @@ def text(figure: dict[str, Any]) -> str:
     """A table for each order, and the four figures that the product promises."""
     parts = []
     for number, order in figure["orders"].items():
+        if f"order {number}" not in figure:
+            continue
         sets = [TEXT_SETS[name] for name in order]
         head = f"{', then '.join(sets)} | all classes | own classes | " + " | ".join(sets)
         rows = []
@@ -290,7 +292,7 @@ def inference(figure: dict[str, Any]) -> str:
         ]
         for key, cell in cells.items()
     ]
-    return table(" | ".join(["model | threads | images | constants", *shown.values()]), rows)
+    return table(" | ".join(["model | threads | inputs | constants", *shown.values()]), rows)
 
 
 def unknown_cost(figure: dict[str, Any]) -> str:

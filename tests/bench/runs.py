@@ -28,9 +28,9 @@ def train(path: Path, keys: Iterable[str], one: Callable[[str], dict[str, Any]])
     def job(key: str) -> None:
         found = one(key)
         with lock:
-            runs[key] = found
+            everything = kept(path) | {key: found}  # another process may have added some
             partial = path.with_suffix(".tmp")
-            partial.write_text(json.dumps(dict(sorted(runs.items())), indent=1) + "\n")
+            partial.write_text(json.dumps(dict(sorted(everything.items())), indent=1) + "\n")
             partial.replace(path)
         last = {head: round(columns["last"], 1) for head, columns in found["heads"].items()}
         print(key, last, flush=True)

@@ -156,7 +156,8 @@ def collect(model: Path) -> dict[str, Any]:
             keys = [key_of(order, row, seed) for seed in SEEDS]
             if found := [every[key]["heads"] for key in keys if key in every]:
                 rows |= {head: {"seeds": len(found)} | spread([f[head] for f in found]) for head in found[0]}  # fmt: skip
-        table[f"order {order}"] = rows
+        if {"sdlora aligned", "joint aligned"} <= rows.keys():
+            table[f"order {order}"] = rows
 
     def last(rows: dict[str, Any], head: str) -> float:
         return float(rows[head]["last"][0])
