@@ -142,8 +142,8 @@ def summary(entries: list[dict[str, Any]], matrix: str, domains: bool) -> dict[s
 
 
 def spread(values: list[dict[str, float]]) -> dict[str, list[float]]:
-    """{column: [mean, standard deviation]}."""
-    return {c: [float(np.mean(of := [v[c] for v in values])), float(np.std(of, ddof=1)) if len(of) > 1 else 0.0]
+    """{column: [mean, standard deviation]}. A training that was paused has no seconds."""
+    return {c: [float(np.mean(of := [v[c] for v in values if c in v])), float(np.std(of, ddof=1)) if len(of) > 1 else 0.0]
             for c in values[0]}  # fmt: skip
 
 
