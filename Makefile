@@ -124,7 +124,6 @@ bench-fleet: .venv/installed
 	$(MAKE) figures
 
 # the encoder: MODEL=FOLDER with config.json, model.safetensors and tokenizer.json of all-MiniLM-L6-v2
-# MODEL: the folder of all-MiniLM-L6-v2
 bench-text: .venv/installed
 	$(BIN)/python tests/bench/inference.py --models minilm
 	$(BIN)/python tests/bench/text_streams.py $(MODEL)

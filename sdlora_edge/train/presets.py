@@ -61,9 +61,10 @@ Rank 16 after task 1, as in two of its logs, is not followed.
 
 
 STANDARD_CL: Values = {
-    # Of the scripts of O-LoRA, which SD-LoRA follows on this benchmark. They train a decoder that
-    # writes the label; here the head sees the encoder.
+    # Of the scripts of O-LoRA. They train a decoder that writes the label; here the head sees the
+    # encoder.
     "backbone": "google-t5/t5-large",
+    "targets": "*.SelfAttention.q,*.SelfAttention.v",  # of all layers
     "protocol": "domain",
     "tasks": 4,
     "max_tokens": 512,
@@ -77,7 +78,7 @@ STANDARD_CL: Values = {
     "min_steps": 0,
     "first_task": 1.0,
 }
-"""The Standard CL Benchmark, of which a preset has one of three orders."""
+"""What the presets of the Standard CL Benchmark share: they differ in the order of its sets."""
 
 
 def _family(
