@@ -20,8 +20,9 @@ from ..train import plan
 from ..train.loop import Report, learn
 from ..train.run import Run
 from ..train.task import Direction
-from .peft import MODEL, PREFIX, classifier_of
+from .peft import MODEL, PREFIX
 from .peft_config import AdapterConfig
+from .peft_modules import CLASSIFIERS, classifier_of, module_of
 
 log = logging.getLogger("sdlora_edge")
 PICKLE = "adapter_model.bin"
@@ -74,28 +75,35 @@ def read_adapter(path: Path, run: Run) -> dict[str, Factors]:
     """
     config = AdapterConfig.read(path)
     tensors = _tensors(path)
-    if heads := _heads(path, config, run):
-        log.info("the adapter's own head is left aside: the run fits its head to the images")
-    tensors = {key: tensor for key, tensor in tensors.items() if key not in heads}
+    heads = tuple(f"{PREFIX}{module}." for module in _heads(path, config, run))
+    if aside := {key for key in tensors if key.startswith(heads) and "lora_" not in key}:
+        log.info("the adapter's own head is left aside: the run fits its head to the data")
+    tensors = {key: tensor for key, tensor in tensors.items() if key not in aside}
     factors: dict[str, Factors] = {}
     for module, pair in _pairs(path, tensors).items():
         own = _adapted(path, module, run)
+        if any(p.name in factors for p in own):
+            raise InputError(f"{path} adapts {module} twice, by two names: save the adapter again")
         scaled = pair["B"] * config.scaling(module, pair["A"], pair["B"])
         factors |= _sliced(path, own, pair["A"], scaled, run)
     return factors
 
 
 def _heads(path: Path, config: AdapterConfig, run: Run) -> set[str]:
-    """Names that a head's tensors may have. Raises InputError if other modules are replaced too."""
-    classifier = (
-        None if config.modules_to_save == () else classifier_of(run.config.backbone.backbone)
-    )
-    if unknown := set(config.modules_to_save) - {classifier}:
+    """Modules that are a head. Raises InputError if other modules are replaced too."""
+    if not config.modules_to_save:
+        return set()
+    heads = {classifier_of(run.config.backbone.backbone)} if _of_timm(run) else CLASSIFIERS
+    if unknown := set(config.modules_to_save) - heads:
         raise InputError(
             f"{path} also replaces whole modules (modules_to_save: {', '.join(sorted(unknown))}): "
             "train it without them"
         )
-    return {f"{PREFIX}{classifier}.{part}" for part in ("weight", "bias")} if classifier else set()
+    return set(config.modules_to_save)
+
+
+def _of_timm(run: Run) -> bool:
+    return run.preprocessing.spatial
 
 
 def _pairs(path: Path, tensors: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
@@ -138,11 +146,13 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
 
 def _adapted(path: Path, module: str, run: Run) -> list[Projection]:
     """The run's projections of one module. Raises InputError if there are none."""
-    own = [p for p in run.projections if p.tensor == f"{module}.weight"]
+    # A model for one purpose holds its encoder as `bert`, `roberta`, ..
+    names = {module} if _of_timm(run) else {module, module.partition(".")[2]}
+    own = [p for p in run.projections if module_of(p.tensor) in names]
     if not own:
         raise InputError(
             f"{path} adapts {module}, which {run.path} does not: it adapts "
-            f"{', '.join(sorted({p.tensor.removesuffix('.weight') for p in run.projections})[:4])}"
+            f"{', '.join(sorted({module_of(p.tensor) for p in run.projections})[:4])}"
             ", ...; "
             "train the adapter on those modules, or begin a run with other --targets"
         )
@@ -156,7 +166,7 @@ def _sliced(
 
     Each projection gets its rows of B, and the ranks that count there.
     """
-    module = own[0].tensor.removesuffix(".weight")
+    module = module_of(own[0].tensor)
     shape = run.base_weights[own[0].tensor].shape
     if (len(B), A.shape[1]) != shape:
         raise InputError(

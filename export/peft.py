@@ -14,8 +14,9 @@
     sdlora_edge.json            what peft has no place for: model, what the head sees, task, state
                                 digest, all magnitudes, the classes of the head
 
-The adapter applies to W_0, the backbone as it was before the first task: timm's own weights, or
+The adapter applies to W_0, the backbone as it was before the first task: its published weights, or
 those of the base session (backbone.safetensors of the run). The bundle's task does not matter.
+Modules have the names of timm's model, or of the encoder that transformers' AutoModel makes.
 Magnitudes of old directions change with every task, so there are two adapters to choose from:
 
     the whole update   W_t - W_0 = sum_k alpha_k(t) B_k A_k: all directions side by side along the
@@ -30,7 +31,8 @@ Magnitudes of old directions change with every task, so there are two adapters t
 timm's classifier sees what the backbone returns. A head of other features (`method.features`, such
 as cls:4) does not fit into it, so it stands in a file of its own. Load the adapter, merge it, and
 compute `Extractor(model, FeatureSpec.parse("cls:4"))(images) @ weight.T + bias`; without this
-package, compute the tokens by timm's `forward_intermediates`.
+package, compute the tokens by timm's `forward_intermediates`. An encoder of texts has no
+classifier: its head always stands in that file.
 
 Rows of a fused qkv: if query and value are adapted and the key is not, A holds both A_q and A_v,
 and B is zero outside its two blocks:
@@ -43,20 +45,18 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
-import timm
-import torch
 from torch import nn
 
 from ..acceptance import Standing, accept_update
 from ..device.chain import follow_trust, open_packet
-from ..errors import InputError, NothingToDo, TrustError, UsageError
+from ..errors import InputError, NothingToDo, TrustError
 from ..formats.bundle import HEAD_BIAS, HEAD_WEIGHT, Bundle, open_bundle
 from ..formats.control import Revocation, Rotation
 from ..formats.encoding import Factors
@@ -70,6 +70,7 @@ from ..results import Result
 from ..state import Projection, TaskState
 from ..storage import atomic
 from .peft_config import CONFIG
+from .peft_modules import classifier_of, module_of, warn_of_bypassed
 
 log = logging.getLogger("sdlora_edge")
 MODEL, FACTS = "adapter_model.safetensors", "sdlora_edge.json"
@@ -82,16 +83,18 @@ class AdaptedModel:
     """What an adapter applies to.
 
     Attributes:
-        name: timm's.
-        size: side of its images in pixels.
+        name: timm's, or the encoder's.
+        size: side of its images in pixels. None: it is not timm's.
         projections: the adapted slices.
         features: what the head sees, as text.
+        shapes: of the adapted weights, by name, if it is not timm's.
     """
 
     name: str
-    size: int
+    size: int | None
     projections: Sequence[Projection]
     features: str = str(LAST)
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class WrittenAdapter(Result):
     Attributes:
         adapter: the folder.
         lineage: of the run. None if nobody said.
-        model: timm's name of the backbone.
+        model: the backbone's name.
         task, state: number of the last task, and digest of its state.
         alone: it holds that task's direction only.
         magnitudes: of all directions.
@@ -152,13 +155,10 @@ def to_peft(
     bundle = open_bundle(bundle_path)
     state, factors = _follow(bundle, packets, after)
     manifest = bundle.manifest
-    if not of_kind(kind_in(manifest.preprocessing)).spatial:
-        raise UsageError(
-            f"{manifest.model} is no model of timm, for which adapters are written: "
-            "use packets, or device export-weights"
-        )
-    what = manifest.preprocessing["size"], manifest.projections, manifest.features
-    model = AdaptedModel(manifest.model, *what)
+    of_timm = of_kind(kind_in(manifest.preprocessing)).spatial
+    size = manifest.preprocessing["size"] if of_timm else None
+    shapes = {name: weight.shape for name, weight in bundle.weights.items()}
+    model = AdaptedModel(manifest.model, size, manifest.projections, manifest.features, shapes)
     return replace(write_adapter(model, state, factors, out, alone), lineage=manifest.lineage)
 
 
@@ -182,26 +182,25 @@ def write_adapter(
         NothingToDo: there is no direction.
         UsageError: `out` exists.
     """
-    with stage(f"building {model.name}"):
-        backbone, _ = backbones.create(model.name, model.size, None, pretrained=False)
     magnitudes = state.magnitudes.copy()
     if alone:
         magnitudes[:-1] = 0
-    tensors = _stacked(model.projections, factors, magnitudes, backbone)
+    backbone = _of_timm(model)
+    shapes = model.shapes
+    if backbone is not None:
+        shapes = {name: weight.shape for name, weight in backbone.named_parameters()}
+    tensors = _stacked(model.projections, factors, magnitudes, shapes)
     if not tensors:
         what = "no direction of its own" if alone and state.task else "no directions yet"
         raise NothingToDo(
             f"task {state.task} has {what}: there is nothing that an adapter could hold"
         )
-    for module in _bypassed(backbone, list(tensors), model.size):
-        log.warning(
-            "timm reads %s.weight without calling the layer: in peft, call merge_and_unload(), or "
-            "the adapter has no effect there",
-            module,
-        )
     ranks = {module: len(A) for module, (A, _) in tensors.items()}
-    wide = not alone and state.head_weight.shape[1] != backbones.features(backbone)
-    classifier = None if alone or wide else classifier_of(model.name)
+    wide, classifier = not alone, None
+    if backbone is not None:
+        warn_of_bypassed(backbone, list(tensors), model.size)
+        wide = not alone and state.head_weight.shape[1] != backbones.features(backbone)
+        classifier = None if alone or wide else classifier_of(model.name)
     with atomic.new_folder(out) as folder:
         config = json.dumps(_config(ranks, classifier), indent=1)
         atomic.write(folder / CONFIG, config.encode() + b"\n")
@@ -227,6 +226,13 @@ def write_adapter(
     )
 
 
+def _of_timm(model: AdaptedModel) -> nn.Module | None:
+    if model.size is None:
+        return None
+    with stage(f"building {model.name}"):
+        return backbones.create(model.name, model.size, None, pretrained=False)[0]
+
+
 def _facts(model: AdaptedModel, state: TaskState, alone: bool) -> dict[str, Any]:
     """What peft has no place for."""
     return {
@@ -241,9 +247,11 @@ def _facts(model: AdaptedModel, state: TaskState, alone: bool) -> dict[str, Any]
 
 
 def _write_head(folder: Path, state: TaskState, features: str) -> None:
-    """Write the head of more features than timm's classifier sees."""
+    """Write the head that no classifier of the backbone can be."""
     log.warning(
-        "the head sees %s, which timm's classifier does not: it is written to %s", features, HEAD
+        "the head sees %s, which the backbone's classifier does not: it is written to %s",
+        features,
+        HEAD,
     )
     weight, bias = map(np.ascontiguousarray, (state.head_weight, state.head_bias))
     head = {HEAD_WEIGHT: weight, HEAD_BIAS: bias}
@@ -306,7 +314,7 @@ def _stacked(
     projections: Sequence[Projection],
     factors: Sequence[Mapping[str, Factors]],
     magnitudes: np.ndarray,
-    backbone: nn.Module,
+    shapes: Mapping[str, Sequence[int]],
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(A, B) by module, float32, in peft's shapes.
 
@@ -317,16 +325,14 @@ def _stacked(
         own = magnitudes if magnitudes.ndim == 1 else magnitudes[:, i]
         for f, magnitude in zip(factors, own, strict=True):
             if p.name in f and magnitude != 0:
-                B = np.zeros(
-                    (len(backbone.get_parameter(p.tensor)), f[p.name].B.shape[1]), np.float32
-                )
+                B = np.zeros((shapes[p.tensor][0], f[p.name].B.shape[1]), np.float32)
                 B[p.start : p.stop] = f[p.name].B.astype(np.float32) * np.float32(magnitude)
                 parts.setdefault(p.tensor, []).append((f[p.name].A.astype(np.float32), B))
     found = {}
     for tensor, pairs in parts.items():
         A, B = np.concatenate([A for A, _ in pairs]), np.concatenate([B for _, B in pairs], axis=1)
-        pointwise = (1,) * (backbone.get_parameter(tensor).ndim - 2)
-        found[tensor.removesuffix(".weight")] = (
+        pointwise = (1,) * (len(shapes[tensor]) - 2)
+        found[module_of(tensor)] = (
             A.reshape(*A.shape, *pointwise),
             B.reshape(*B.shape, *pointwise),
         )
@@ -354,37 +360,3 @@ def _config(ranks: Mapping[str, int], classifier: str | None) -> dict[str, Any]:
         "target_modules": sorted(ranks),
         "modules_to_save": [classifier] if classifier else None,
     }
-
-
-def classifier_of(model: str) -> str | None:
-    """The module that timm puts the head into; None if there is no single one."""
-    found = (
-        "head"
-        if model == backbones.MICRO
-        else timm.models.get_pretrained_cfg_value(model, "classifier")
-    )
-    if not isinstance(found, str):
-        log.warning(
-            "timm's %s has no single classifier (%s): the adapter is written without the head",
-            model,
-            found,
-        )
-        return None
-    return found
-
-
-@torch.no_grad()
-def _bypassed(backbone: nn.Module, modules: Sequence[str], size: int) -> list[str]:
-    """The modules whose weight the backbone reads without calling them.
-
-    It would not call an adapter beside them either.
-    """
-    called: set[str] = set()
-    hooks = [
-        backbone.get_submodule(m).register_forward_hook(lambda *_, name=m: called.add(name))
-        for m in modules
-    ]
-    backbone(torch.zeros(1, 3, size, size))
-    for hook in hooks:
-        hook.remove()
-    return [m for m in modules if m not in called]

@@ -49,7 +49,7 @@ def to_peft(
     )
     where = (
         "applies to: the backbone before task 1 "
-        "(backbone.safetensors of the run, or timm's weights)"
+        "(backbone.safetensors of the run, or its published weights)"
     )
     emit(value, json, lambda: [*facts(value, *shown), where])
 

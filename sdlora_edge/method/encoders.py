@@ -27,6 +27,8 @@ TOKENS = 128
 """of a text, if nobody says and the encoder takes as many"""
 LEAST = 8
 """tokens, of which some encoders add two or more themselves"""
+INNER = "model."
+"""of the names of a `TextEncoder`'s parameters; what follows are those of `transformers`"""
 _ENCODERS = ("t5", "mt5", "umt5", "longt5")
 """model types of which only the encoder is used"""
 

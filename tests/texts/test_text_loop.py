@@ -14,14 +14,12 @@ import tritonclient.http as triton
 from agents import agent, multipart
 from conftest import Fleet, Result
 from sdlora_edge.export.bundles import export_bundle
-from sdlora_edge.export.packets import build_packets
 from texts_fixture import SETTINGS, rows, write_folders, write_table
 
 from sdlora_edge.agent.unknowns import Unknowns
 from sdlora_edge.device import Device
 from sdlora_edge.device.answers import Asked
 from sdlora_edge.errors import InputError, UsageError
-from sdlora_edge.formats import signing
 from sdlora_edge.formats.bundle import open_bundle
 from sdlora_edge.inputs import canary
 from sdlora_edge.inputs.text import TOKENIZER
@@ -37,20 +35,6 @@ from sdlora_edge.train.settings import Settings
 Cli = Callable[..., Result]
 LABELS = ["sport", "money", "music", "space", "rain", "wood"]
 SAMPLES = [row["text"] for row in rows(LABELS, 1, seed=9)]
-
-
-@pytest.fixture(scope="session")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
-    """A run of three tasks on texts, with a bundle of the first one and packets of the others."""
-    root = tmp_path_factory.mktemp("texts")
-    write_table(root / "data" / "train.csv", LABELS, 30)
-    write_table(root / "data" / "test.csv", LABELS, 15, seed=1)
-    run = train(Settings.of(data=str(root / "data"), **SETTINGS), root / "run")
-    key, public = signing.new_key("factory", root / "keys")
-    export_bundle(run, root / "bundle", 1, [str(public)])
-    built = build_packets(run, root / "bundle", key, out=root / "packets")
-    trust = signing.Trust((signing.load_public(public),), 1)
-    return Fleet(run.path, root / "bundle", [packet.file for packet in built], key, trust)
 
 
 @pytest.fixture
@@ -216,10 +200,6 @@ def test_selftest_runs_on_texts(texts: Fleet, tmp_path: Path, cli: Cli) -> None:
 def test_what_texts_cannot_do_is_refused(texts: Fleet, cli: Cli, tmp_path: Path) -> None:
     web = cli("export", "--run", texts.run, "--for", "web", "--out", tmp_path / "web")
     assert (web.code, "models that read images" in web.err) == (2, True)
-    adapter = cli(
-        "packet", "to-peft", *texts.packets, "--bundle", texts.bundle, "--out", tmp_path / "adapter"
-    )
-    assert (adapter.code, "no model of timm" in adapter.err) == (2, True)
 
 
 def test_a_bundle_whose_tokenizer_was_changed_is_refused(texts: Fleet, tmp_path: Path) -> None:
