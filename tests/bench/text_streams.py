@@ -46,6 +46,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "ewc": {"method": "lora"},
     "joint": {"rank": "40"},
 }
+STILL = {"joint": {"frozen": 0}, "sdlora": {"first task": 1}}
+"""features that do not move any more: by the row whose training has them, the task after which"""
 HEADS = {"correct": "aligned", "plain_correct": "plain"}
 
 
@@ -128,9 +130,7 @@ def scored(run: Any, folder: Path, row: str, validate: bool) -> dict[str, Any]:
     moved = Evaluator(run, learned.weights)
     features = [moved.features(texts) for texts in test]
     found = {f"{row} {label}": accuracy(features, learned.heads()[head]) for head, label in HEADS.items()}  # fmt: skip
-    if row != "sdlora" or validate:
-        return found
-    for name, task in (("frozen", 0), ("first task", 1)):
+    for name, task in STILL.get(row, {}).items() if not validate else ():
         evaluator = Evaluator.at(run, task)
         of_train, of_test = (
             [evaluator.features(texts) for texts in part] for part in (train, test)
@@ -188,7 +188,7 @@ def collect(model: Path) -> dict[str, Any]:
 
 
 def key_of(order: str, row: str, seed: int) -> str:
-    """Joint training has no order."""
+    """Joint training has no order, nor has the frozen encoder."""
     return f"joint {seed}" if row == "joint" else f"order {order} {row} {seed}"
 
 
