@@ -302,12 +302,17 @@ def _require_same(run: Run, opened: Bundle) -> None:
         )
 
 
+def _model_of(backbone: str) -> str:
+    """What devices learn of a backbone's name: of a folder on this machine its last part alone."""
+    return Path(backbone).name if backbone.startswith(("/", ".", "~")) else backbone
+
+
 def _facts(run: Run, state: TaskState) -> dict[str, Any]:
     """The fields of the manifest that the run alone decides."""
     return {
         "states": state.states,
         "task_name": state.name,
-        "model": run.config.backbone.backbone,
+        "model": _model_of(run.config.backbone.backbone),
         "features": run.config.method.features,
         "encoding": run.config.method.encoding,
         "revisions": tuple(run.revision(task) for task in range(1, state.task + 1)),

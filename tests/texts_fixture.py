@@ -7,6 +7,10 @@ import random
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from sdlora_edge.method import encoders
+
 WORDS = {
     "sport": ["goal", "team", "match", "coach", "score", "league", "player"],
     "money": ["bank", "stock", "market", "price", "euro", "profit", "tax"],
@@ -41,6 +45,16 @@ def write_table(path: Path, labels: list[str], each: int, seed: int = 0) -> Path
         table.writeheader()
         table.writerows(rows(labels, each, seed))
     return path
+
+
+def save_encoder(folder: Path, tokens: int = 32) -> Path:
+    """A folder as `save_pretrained` makes it, with random weights."""
+    torch.manual_seed(3)
+    model, prepare = encoders.create("micro_bert", tokens, None)
+    model.model.save_pretrained(folder)
+    assert prepare is not None
+    (folder / "tokenizer.json").write_bytes(prepare.tokenizer)
+    return folder
 
 
 def write_folders(path: Path, labels: list[str], each: int, seed: int = 0) -> Path:

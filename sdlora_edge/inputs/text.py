@@ -70,7 +70,7 @@ class Tokenization(Preparation):
         "batch_size": 32,
         "epochs": 2,
         "first_task": 1.0,
-        # Classes that differ by little, such as grades, need their rows as they are (docs/method.md).
+        # Classes that differ by little, such as grades, need exact rows (docs/method.md).
         "head_rank": 32,
     }
 

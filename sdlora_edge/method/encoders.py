@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,7 @@ def create(
             f"backbone {name} reads texts, which needs the package transformers: "
             "pip install 'sdlora-edge[host,text-host]'"
         ) from error
-    with _told(name):
+    with _told(name), _quiet(transformers):
         if architecture:
             return _built(transformers, json.loads(architecture)), None
         if name == MICRO_TEXT:
@@ -163,16 +164,13 @@ def _class(transformers: Any, config: Any) -> Any:
 
 def _loaded(transformers: Any, name: str, config: Any, weights: Path | None) -> TextEncoder:
     kind = _class(transformers, config)
-    with _quiet(transformers):
-        if weights:
-            model = kind._from_config(config, **_OPTIONS)
-            missing = _fill(model, weights)
-        else:
-            options = {**_OPTIONS, **_SAFE, "use_safetensors": True, "dtype": torch.float32}
-            model, info = kind.from_pretrained(
-                name, config=config, output_loading_info=True, **options
-            )
-            missing = [*info["missing_keys"], *info["mismatched_keys"]]
+    if weights:
+        model = kind._from_config(config, **_OPTIONS)
+        missing = _fill(model, weights)
+    else:
+        options = {**_OPTIONS, **_SAFE, "use_safetensors": True, "dtype": torch.float32}
+        model, info = kind.from_pretrained(name, config=config, output_loading_info=True, **options)
+        missing = [*info["missing_keys"], *info["mismatched_keys"]]
     if lacking := sorted(str(key) for key in missing if "pooler" not in str(key)):
         raise InputError(
             f"the weights of {name} lack {len(lacking)} of its parameters, such as {lacking[0]}: "
@@ -235,14 +233,17 @@ def _bytewise() -> bytes:
 
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Silence its report of weights that are not used, and its progress bars."""
-    level = transformers.logging.get_verbosity()
+    """Silence its report of weights that are not used, its progress bars, and what torch says of
+    the packages that it imports."""
+    level, pytree = transformers.logging.get_verbosity(), logging.getLogger("torch.utils._pytree")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    pytree.setLevel(logging.ERROR)
     try:
         yield
     finally:
         transformers.logging.set_verbosity(level)
+        pytree.setLevel(logging.NOTSET)
 
 
 @contextlib.contextmanager

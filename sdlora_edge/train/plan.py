@@ -174,9 +174,9 @@ def one_more(
 
 
 def _name_of(images: str | None) -> str:
-    """What a task is called by default: its folder, or its ZIP file without the suffix."""
+    """What a task is called by default: its folder, or its file without the suffix."""
     path = Path(images or "")
-    return (path.stem if path.suffix.lower() == ".zip" else path.name) or "task"
+    return (path.stem if path.is_file() else path.name) or "task"
 
 
 def _new_images(path: Path, images: str, settings: Settings) -> Source:

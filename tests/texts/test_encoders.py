@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from texts_fixture import save_encoder
 
 from sdlora_edge.errors import InputError, UsageError
 from sdlora_edge.inputs.text import END
@@ -104,18 +107,8 @@ def test_an_encoder_is_built_again_from_what_it_says_of_itself() -> None:
     torch.testing.assert_close(first(*arrays), again(*arrays))
 
 
-def saved(folder: Path) -> Path:
-    """A folder as `save_pretrained` makes it."""
-    torch.manual_seed(3)
-    model, prepare = encoders.create("micro_bert", 32, None)
-    model.model.save_pretrained(folder)
-    assert prepare is not None
-    (folder / "tokenizer.json").write_bytes(prepare.tokenizer)
-    return folder
-
-
 def test_a_folder_brings_weights_and_tokenizer(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "mine")
+    folder = save_encoder(tmp_path / "mine")
     torch.manual_seed(4)
     model, prepare = encoders.create(str(folder), 0, None)
     assert prepare is not None
@@ -133,7 +126,7 @@ def test_what_is_no_encoder_is_an_input_error_with_a_remedy(tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"empty cannot be read .*name a folder with config\.json"):
         encoders.create(f"{tmp_path}/empty", 0, None)
-    folder = saved(tmp_path / "mine")
+    folder = save_encoder(tmp_path / "mine")
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(InputError, match="mine cannot be read"):
         encoders.create(str(folder), 0, None)
@@ -143,7 +136,7 @@ def test_what_is_no_encoder_is_an_input_error_with_a_remedy(tmp_path: Path) -> N
 
 def test_pickles_are_not_read(tmp_path: Path) -> None:
     """A .bin file is a pickle, which can run any code."""
-    folder = saved(tmp_path / "mine")
+    folder = save_encoder(tmp_path / "mine")
     state = encoders.create(str(folder), 0, None)[0].model.state_dict()
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
@@ -161,7 +154,7 @@ def test_half_a_batch_of_padding_changes_no_answer() -> None:
 
 
 def test_weights_of_another_encoder_and_a_foreign_tokenizer_are_refused(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "mine")
+    folder = save_encoder(tmp_path / "mine")
     own = safetensors.torch.load_file(folder / "model.safetensors")
     again, _ = encoders.create(str(folder), 0, folder / "model.safetensors")
     other = tmp_path / "other.safetensors"
@@ -182,7 +175,7 @@ def test_weights_of_another_encoder_and_a_foreign_tokenizer_are_refused(tmp_path
 
 
 def test_no_code_of_a_folder_runs(tmp_path: Path) -> None:
-    folder = saved(tmp_path / "mine")
+    folder = save_encoder(tmp_path / "mine")
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "evil"}))
@@ -190,3 +183,9 @@ def test_no_code_of_a_folder_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         encoders.create(str(folder), 0, None)
     assert not (tmp_path / "ran").exists()
+
+
+def test_nothing_is_said_of_packages_that_transformers_imports() -> None:
+    program = "from sdlora_edge.method.encoders import create; create('micro_bert', 16, None)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

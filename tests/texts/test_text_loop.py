@@ -14,12 +14,14 @@ import tritonclient.http as triton
 from agents import agent, multipart
 from conftest import Fleet, Result
 from sdlora_edge.export.bundles import export_bundle
-from texts_fixture import SETTINGS, rows, write_folders, write_table
+from sdlora_edge.export.packets import build_packets
+from texts_fixture import SETTINGS, rows, save_encoder, write_folders, write_table
 
 from sdlora_edge.agent.unknowns import Unknowns
 from sdlora_edge.device import Device
 from sdlora_edge.device.answers import Asked
 from sdlora_edge.errors import InputError, UsageError
+from sdlora_edge.formats import signing
 from sdlora_edge.formats.bundle import open_bundle
 from sdlora_edge.inputs import canary
 from sdlora_edge.inputs.text import TOKENIZER
@@ -184,6 +186,25 @@ def test_unknown_texts_are_kept_and_labelled(texts: Fleet, tmp_path: Path) -> No
     assert seen.features.shape[0] == 6
     with pytest.raises(InputError, match="has no text"):
         images_in(texts.bundle, "text")
+
+
+def test_a_week_from_files_of_ones_own_leaves_no_path_on_devices(tmp_path: Path, cli: Cli) -> None:
+    """The encoder is a folder, each task a table; the table names the task."""
+    folder = save_encoder(tmp_path / "my-encoder", 64)
+    run, bundle = tmp_path / "run", tmp_path / "bundle"
+    data = write_table(tmp_path / "tickets.csv", LABELS[:3], 30)
+    train(Settings.of(data=str(data), **SETTINGS | {"backbone": str(folder), "tasks": 1}), run)
+    key, public = signing.new_key("factory", tmp_path / "keys")
+    export_bundle(Run.open(run), bundle, 1, [str(public)])
+    assert open_bundle(bundle).manifest.model == "my-encoder"
+    new = write_table(tmp_path / "new_tickets.csv", LABELS[3:5], 20)
+    assert cli("train", "--run", run, "--data", new).code == 0
+    built = build_packets(Run.open(run), bundle, key, out=tmp_path / "packets")
+    device = Device.init(bundle, tmp_path / "store")
+    device.apply(built[0].file)
+    assert device.status().task_name == "new_tickets"
+    store = (tmp_path / "store").rglob("*")
+    assert not [p for p in store if p.is_file() and str(folder).encode() in p.read_bytes()]
 
 
 def test_selftest_runs_on_texts(texts: Fleet, tmp_path: Path, cli: Cli) -> None:

@@ -103,7 +103,8 @@ def test_an_adapter_of_a_classifier_becomes_a_task(
     after, before = run.weights(4)[f"model.{QUERY}.weight"], run.weights(3)[f"model.{QUERY}.weight"]
     theirs = moved.base_model.get_submodule(QUERY).weight - encoder(run).get_submodule(QUERY).weight
     moved_by = theirs.detach().numpy()
-    assert (scale := np.abs(moved_by).max()) > 1e-3
+    scale = np.abs(moved_by).max()
+    assert scale > 1e-3
     np.testing.assert_allclose(after - before, moved_by, atol=2e-3 * scale)
 
 
@@ -135,7 +136,10 @@ def test_an_adapter_that_holds_a_module_twice_is_refused(texts: Fleet, tmp_path:
     run = Run.open(texts.run)
     path = trained(run, tmp_path / "a") / "adapter_model.safetensors"
     tensors = safetensors.torch.load_file(path)
-    twice = {name.replace("model.encoder", "model.bert.encoder"): t.clone() for name, t in tensors.items()}
+    twice = {
+        name.replace("model.encoder", "model.bert.encoder"): t.clone()
+        for name, t in tensors.items()
+    }
     safetensors.torch.save_file(tensors | twice, path)
     with pytest.raises(InputError, match="twice"):
         read_adapter(path.parent, run)

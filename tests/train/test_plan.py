@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
 from sdlora_edge.train.plan import _name_of
 
 
-@pytest.mark.parametrize(
-    ("images", "name"),
-    [("in/week.2", "week.2"), ("in/week.2.ZIP", "week.2"), ("cups", "cups"), (None, "task")],
-)
-def test_a_task_is_called_as_its_images(images: str | None, name: str) -> None:
-    assert _name_of(images) == name
+def test_a_task_is_called_as_its_folder_or_file(tmp_path: Path) -> None:
+    (tmp_path / "week.2").mkdir()
+    for name in ("week.3.ZIP", "new_tickets.csv"):
+        (tmp_path / name).touch()
+    found = [_name_of(str(path)) for path in sorted(tmp_path.iterdir())]
+    assert found == ["new_tickets", "week.2", "week.3"]
+    assert _name_of("digits") == "digits"
+    assert _name_of(None) == "task"
