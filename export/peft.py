@@ -186,9 +186,8 @@ def write_adapter(
     if alone:
         magnitudes[:-1] = 0
     backbone = _of_timm(model)
-    shapes = model.shapes
-    if backbone is not None:
-        shapes = {name: weight.shape for name, weight in backbone.named_parameters()}
+    own = backbone.named_parameters() if backbone is not None else ()
+    shapes = {name: weight.shape for name, weight in own} or model.shapes
     tensors = _stacked(model.projections, factors, magnitudes, shapes)
     if not tensors:
         what = "no direction of its own" if alone and state.task else "no directions yet"
