@@ -235,15 +235,16 @@ def _bytewise() -> bytes:
 def _quiet(transformers: Any) -> Iterator[None]:
     """Silence its report of weights that are not used, its progress bars, and what torch says of
     the packages that it imports."""
-    level, pytree = transformers.logging.get_verbosity(), logging.getLogger("torch.utils._pytree")
+    pytree = logging.getLogger("torch.utils._pytree")
+    levels = transformers.logging.get_verbosity(), pytree.level
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     pytree.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(level)
-        pytree.setLevel(logging.NOTSET)
+        transformers.logging.set_verbosity(levels[0])
+        pytree.setLevel(levels[1])
 
 
 @contextlib.contextmanager

@@ -176,7 +176,8 @@ def one_more(
 def _name_of(images: str | None) -> str:
     """What a task is called by default: its folder, or its file without the suffix."""
     path = Path(images or "")
-    return (path.stem if path.is_file() else path.name) or "task"
+    is_file = path.suffix.lower() == ".zip" or path.is_file()  # a ZIP may lie in --data-root
+    return (path.stem if is_file else path.name) or "task"
 
 
 def _new_images(path: Path, images: str, settings: Settings) -> Source:
