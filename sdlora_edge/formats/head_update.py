@@ -4,9 +4,10 @@
     known row    row(t) = row(t-1) + scale (left right)    left int8 (r,), right int8 (r, features)
 
 All known rows follow one drift of the features, so their changes are nearly a matrix of low rank:
-a packet hardly grows with the number of classes that are known. The host continues with the row
-that a device gets. So what truncation and rounding lose comes back with the next change, and
-nothing adds up.
+a packet hardly grows with the number of classes that are known. The row of a known class with new
+images moves by itself as well, so each of these classes may add one to the rank. The host continues
+with the row that a device gets. So what truncation and rounding lose comes back with the next
+change, and nothing adds up.
 
 `left right` is a product of integers below 2^24, which float32 holds exactly. Then come exactly two
 float32 roundings, so every machine gets the same bits.
@@ -34,16 +35,20 @@ class Step:
     """How the change of known rows becomes a step of low rank.
 
     Attributes:
-        rank: The largest rank.
+        rank: The largest rank, unless more is needed.
         metric: float (features, features), the covariance of the features about `middle`: the step
             is the one whose logits are nearest. None means that of independent features.
         middle: float (features,), the mean feature, where logits come out as if nothing were
             rounded. None means 0.
+        more: By how much the rank may grow, and `allowed`: it grows until the mean square of what a
+            logit loses is at most this number.
     """
 
     rank: int = RANK
     metric: np.ndarray | None = None
     middle: np.ndarray | None = None
+    more: int = 0
+    allowed: float = 0.0
 
     def seen(self, rows: np.ndarray) -> np.ndarray:
         """rows (n, features) times the covariance: float64 (n, features)."""
@@ -56,6 +61,17 @@ class Step:
             return np.zeros(len(rows))
         found: np.ndarray = rows @ np.asarray(self.middle, np.float64)
         return found
+
+    def kept(self, values: np.ndarray, rows: int) -> int:
+        """How many components a step has.
+
+        values: float64 (n,), by how much each adds to the squares of the logits, the largest first.
+        rows: How many rows change.
+        """
+        real = int((values > NEGLIGIBLE**2 * values.max(initial=0.0)).sum())
+        lost = values[::-1].cumsum()[::-1] / max(1, rows)  # without this component and all after it
+        wanted = max(self.rank, min(int((lost > self.allowed).sum()), self.rank + self.more))
+        return min(real, wanted, LIMITS.step_rank)
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,8 +245,7 @@ def _factorised(change: np.ndarray, step: Step) -> tuple[np.ndarray, np.ndarray,
     little is not rounded to the step of one that changes much.
     """
     values, U = np.linalg.eigh(step.seen(change) @ change.T)
-    kept = int((values > NEGLIGIBLE**2 * values.max(initial=0.0)).sum())
-    kept = min(kept, step.rank, LIMITS.step_rank)
+    kept = step.kept(values[::-1], len(change))
     right, _ = _rounded(U[:, ::-1][:, :kept].T @ change)
     wide = right.astype(np.float64)
     within = np.linalg.pinv(step.seen(wide) @ wide.T, hermitian=True)

@@ -346,8 +346,9 @@ def _base_session(path: Path, start: _Start, part: Part) -> Base:
     calibration = judge.measured(Calibration.empty(), seen[unseen], images.targets[unseen])
     kept = Kept(frozen, plain, aligned, calibration, nothing)
     before = before_all(seen.shape[1])
-    step = step_for(kept, classes, settings.method.head_rank)
-    rows = changed_rows(before, *(aligned.discriminant() if aligned else plain), step=step)
+    head = aligned.discriminant() if aligned else plain
+    step = step_for(kept, head, classes, settings.method.head_rank)
+    rows = changed_rows(before, *head, step=step)
     update = TaskUpdate(0, "base", part.classes, np.zeros(0), rows, {})
     return Base(with_confidence(before, update, kept), kept, time.perf_counter() - begin)
 

@@ -205,7 +205,7 @@ class MethodSettings(Group):
     )
     head_rank: int = declared(
         8,
-        "Largest rank of the step by which a packet changes the head rows of known classes.",
+        "Largest rank of the change of known head rows. A known class with new images may add one.",
         Range(1, 1024),
         metavar="RANK",
     )

@@ -23,12 +23,23 @@ def before_all(features: int) -> TaskState:
     return TaskState(0, "", "", (), np.zeros(0), *zero_head(0, features), {}, Confidence.none(0))
 
 
-def step_for(kept: Kept, live: Sequence[int], rank: int) -> Step:
-    """How the head's rows are rounded: so that the logits of these statistics are nearest."""
+LOST = 0.02
+"""what the change of a known row may lose if its rank may grow: a share of how much a logit varies
+within a class, in squares"""
+
+
+def step_for(kept: Kept, head: Head, live: Sequence[int], rank: int, fresh: int = 0) -> Step:
+    """How the head's rows are rounded: so that the logits of these statistics are nearest.
+
+    head: the target. rank: enough for the drift. fresh: known classes with new images. Each of them
+    moves its row by itself.
+    """
     if kept.aligned is None or not len(live):
-        return Step(rank)
+        return Step(rank, more=fresh)
+    rows = head[0][list(live)].astype(np.float64)
+    variance = float(((rows @ kept.aligned.covariance()) * rows).sum() / len(rows))
     middle = kept.aligned.means[list(live)].mean(axis=0)
-    return Step(rank, kept.aligned.around(live), middle)
+    return Step(rank, kept.aligned.around(live), middle, fresh, LOST * variance)
 
 
 def with_confidence(before: TaskState, update: TaskUpdate, kept: Kept) -> TaskUpdate:

@@ -77,7 +77,8 @@ def change_classes(lesson: Lesson) -> TaskResult:
 def _update(lesson: Lesson, direction: Direction, head: Head, kept: Kept) -> TaskUpdate:
     """The task as it is shipped, but for its confidence. head: the whole head to come near to."""
     factors, deltas = direction
-    step = step_for(kept, lesson.live, lesson.run.config.method.head_rank)
+    fresh = int((lesson.rows < len(lesson.known)).sum())
+    step = step_for(kept, head, lesson.live, lesson.run.config.method.head_rank, fresh)
     try:
         rows = changed_rows(lesson.before, *head, lesson.retired, step)
     except ValueError as error:

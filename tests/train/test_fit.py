@@ -175,6 +175,25 @@ def test_a_new_domain_trains_the_same_head_rows(
         loop.add_task(run.path, str(more))
 
 
+@pytest.mark.parametrize("head", ["paper", "aligned"])
+def test_new_images_of_many_known_classes_reach_the_row_of_each(
+    tmp_path: Path, tiny_weights: str, head: str
+) -> None:
+    """More than the rank of a step: the shipped head answers as the host wanted it to."""
+    names = [f"{domain}/{i:02d}" for domain in ("day", "night") for i in range(24)]
+    folder = make_images(tmp_path / "p", names, 4, size=32)
+    asked = {**DOMAIN, "data": str(folder), "weights": tiny_weights, "head": head}
+    run = loop.train(Settings().changed(**asked), tmp_path / "run")
+    before, after = run.states[1:]
+    aligned = run.kept.aligned
+    wanted = (aligned.discriminant() if aligned else run.kept.plain)[0].astype(np.float64)
+    lost, within = wanted - after.head_weight, wanted - before.head_weight
+    if aligned:  # of a logit, and by how much it varies within a class
+        lost = lost @ np.linalg.cholesky(aligned.around(range(24)))
+        within = wanted @ np.linalg.cholesky(aligned.covariance())
+    assert np.square(lost).sum() < 0.025 * np.square(within).sum()
+
+
 def test_domains_need_a_pretrained_backbone_and_their_folders(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "p", ["cat", "dog"], 4)
     with pytest.raises(UsageError, match="domain"):
