@@ -35,13 +35,13 @@ class Step:
     """How the change of known rows becomes a step of low rank.
 
     Attributes:
-        rank: The largest rank, unless more is needed.
+        rank: The largest rank, if `more` is 0.
         metric: float (features, features), the covariance of the features about `middle`: the step
             is the one whose logits are nearest. None means that of independent features.
         middle: float (features,), the mean feature, where logits come out as if nothing were
             rounded. None means 0.
-        more: By how much the rank may grow, and `allowed`: it grows until the mean square of what a
-            logit loses is at most this number.
+        more: By how much the rank may grow above `rank`.
+        allowed: The rank grows until the mean square of what a logit loses is at most this.
     """
 
     rank: int = RANK
