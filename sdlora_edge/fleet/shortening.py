@@ -56,8 +56,11 @@ def class_name(name: str) -> str:
 
 
 def cut(text: str, most: int) -> str:
-    """A text of at most `most` bytes of JSON; three dots show that there was more."""
-    return text if _size(text) <= most else beginning(text, most - 3) + "..."
+    """A text of at most `most` bytes of JSON, and of no more characters than before (or three).
+
+    Three dots show that there was more.
+    """
+    return text if _size(text) <= most else beginning(text[:-3], most - 3) + "..."
 
 
 def beginning(text: str, most: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from reported import COUNTS, DEVICE, HERE, KEYS, REPORT, SIGNER, STATUS, SYNC, WHO
 from securesystemslib.signer import CryptoSigner
@@ -27,7 +27,7 @@ from sdlora_edge.fleet.report import (
     surroundings,
     unseal,
 )
-from sdlora_edge.fleet.shortening import class_name
+from sdlora_edge.fleet.shortening import LEVELS, class_name, cut
 from sdlora_edge.fleet.sync_state import Failure, Progress, SyncState, canary_1e9
 from sdlora_edge.formats.canonical import LARGEST, dump_json
 from sdlora_edge.formats.ed25519 import ORDER
@@ -147,6 +147,15 @@ def test_the_largest_report_of_all_fits() -> None:
     sealed = seal(build(status, who, sync, Counted(LARGEST, counts), here), SIGNER)
     assert len(sealed) <= SIZE_LIMIT
     assert len(unseal(sealed, KEYS).predictions.by_class) >= 1
+
+
+@given(st.text(max_size=80), st.sampled_from(LEVELS))
+@example("a" * 38 + "\U0001f600" * 2, 60)  # 62 bytes: the dots took more characters than they gave
+def test_a_text_that_is_cut_has_no_more_characters(text: str, most: int) -> None:
+    short = cut(text, most)
+    assert len(dump_json(short)) - 2 <= most
+    assert len(short) <= max(len(text), len("..."))  # so it keeps the bound of its field
+    assert short == text or (short.endswith("...") and text.startswith(short[:-3]))
 
 
 def test_a_class_has_one_name_in_every_report() -> None:
